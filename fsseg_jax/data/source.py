@@ -1,0 +1,115 @@
+"""A source: random access to labelled photographs, and the table of which shows which class."""
+
+import abc
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from tqdm import tqdm
+
+from fsseg_jax.episode import Items
+
+
+class Photograph(NamedTuple):
+    """One labelled photograph at its own size."""
+
+    image: UInt8[np.ndarray, "height width 3"]  # RGB
+    label: UInt8[np.ndarray, "height width"]  # class id, 0 background, 255 ignored
+    instance: UInt8[np.ndarray, "height width"] | None = None  # object number where known
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """How many pixels of each class each photograph shows: one row a pair that occurs."""
+
+    photograph: Int[np.ndarray, " rows"]  # row of the source
+    class_id: Int[np.ndarray, " rows"]
+    pixels: Int[np.ndarray, " rows"]  # at the photograph's own size
+
+    @classmethod
+    def from_labels(
+        cls, labels: Iterable[UInt8[np.ndarray, "height width"]], class_count: int
+    ) -> "ClassTable":
+        """Counts the pixels of classes 1..class_count in labels that come in the source's order."""
+        counts = np.array([np.bincount(label.ravel(), minlength=256) for label in labels])
+        photograph, index = np.nonzero(counts[:, 1 : class_count + 1])
+        return cls(photograph, index + 1, counts[photograph, index + 1])
+
+    def items(
+        self, class_ids: Sequence[int], min_pixels: int = 1, without: Sequence[int] = ()
+    ) -> Items:
+        """What can be drawn: photographs with at least `min_pixels` of one of `class_ids`.
+
+        Args:
+            class_ids: the classes to draw, in any order.
+            min_pixels: the least area, in pixels at the photograph's own size.
+            without: photographs that show any of these classes are left out.
+        """
+        banned = self.photograph[np.isin(self.class_id, without)]
+        keep = (self.pixels >= min_pixels) & ~np.isin(self.photograph, banned)
+        class_ids = np.sort(np.asarray(class_ids, np.int32))
+        rows = [np.sort(self.photograph[keep & (self.class_id == c)]) for c in class_ids]
+        count = np.array([len(row) for row in rows], np.int32)
+        return Items(
+            class_id=class_ids,
+            start=(np.cumsum(count) - count).astype(np.int32),
+            count=count,
+            photograph=np.concatenate(rows).astype(np.int32),
+        )
+
+
+class Source(abc.ABC):
+    """Labelled photographs by number. Class ids are label values: `classes[0]` is id 1.
+
+    Attributes:
+        name: as in `config.data.name`.
+        classes: their names.
+        folds: the class ids that each fold holds out for testing.
+        ids: the photographs' names, unique; episode lists use them.
+        table: which photograph shows which class.
+        files: (photograph, label) paths for pipelines that decode files themselves, or None.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    folds: tuple[tuple[int, ...], ...]
+    ids: tuple[str, ...]
+    table: ClassTable
+    files: tuple[tuple[str, str], ...] | None = None
+
+    @abc.abstractmethod
+    def read(self, index: int) -> Photograph:
+        """The photograph number `index`. Raises UserError, naming the file, if it is broken."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Class id to name."""
+        return dict(enumerate(self.classes, start=1))
+
+
+def parallel_map(
+    function: Callable[[Any], Any], arguments: Sequence[Any], description: str, unit: str = "photo"
+) -> list[Any]:
+    """`function` of each argument, in order, on all cores, with a progress bar.
+
+    Threads suffice: decoding, resizing and file access release Python's lock.
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(workers) as pool:
+        return list(
+            tqdm(
+                pool.map(function, arguments),
+                description,
+                total=len(arguments),
+                unit=unit,
+                delay=1,  # nothing to show for work of less than a second
+                mininterval=0.5,
+            )
+        )

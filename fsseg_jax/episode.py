@@ -1,0 +1,329 @@
+"""Episodes: the one data type of the library, how they are drawn, and how they are listed.
+
+An episode is one few-shot task: N classes (ways) with K labelled photographs (shots) each, and
+a query photograph in which the classes are to be found. Which photographs make the i-th episode
+is a pure function of (seed, i), so that any process can make any episode, a run resumes from
+nothing but its step number, and an evaluation can be repeated anywhere.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer, Num, UInt8
+
+from fsseg_jax.errors import UserError
+
+IGNORE = 255  # the label of pixels that count for nothing
+# ImageNet's statistics, in which torchvision's and timm's weights expect their input.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@flax.struct.dataclass
+class Episode:
+    """One few-shot task, without a batch axis (a batch has one more axis in front of each).
+
+    Labels are in episode numbering: 0 background, n + 1 where way n's class is, 255 ignored. A
+    support photograph of way n may show way m too: its pixels are then m + 1, so that the
+    background excludes every class of the episode (PANet eq. 2).
+
+    Photographs travel as uint8 RGB and become normalised floats inside the compiled function
+    (`normalise`), which moves a quarter of the bytes to the device.
+    """
+
+    support_image: Num[Array, "*batch way shot height width 3"]
+    support_label: UInt8[Array, "*batch way shot height width"]
+    query_image: Num[Array, "*batch height width 3"]
+    query_label: UInt8[Array, "*batch height width"]
+    class_id: Int[Array, "*batch way"]
+    query_index: Int[Array, "*batch"]  # row of the query in the table of (class, photograph) items
+
+    def normalised(self) -> "Episode":
+        """The same episode with normalised float photographs."""
+        return self.replace(
+            support_image=normalise(self.support_image), query_image=normalise(self.query_image)
+        )
+
+
+def normalise(image: UInt8[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+    """RGB in 0..255 to ImageNet's zero mean and unit variance."""
+    return (image.astype("float32") / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+
+
+def episode_label(
+    label: UInt8[np.ndarray, "*shape"], class_ids: Sequence[int]
+) -> UInt8[np.ndarray, "*shape"]:
+    """Data set numbering (class ids, 255) to episode numbering (0, 1..N, 255)."""
+    lookup = np.zeros(256, np.uint8)
+    lookup[IGNORE] = IGNORE
+    lookup[np.asarray(class_ids)] = np.arange(1, len(class_ids) + 1)
+    return lookup[label]
+
+
+# ----------------------------------------------------------------------------- sampling
+
+
+@flax.struct.dataclass
+class Items:
+    """Which photographs show which class: one row an item, that is a (class, photograph) pair.
+
+    The rows of a class are consecutive and ascend by photograph: class `class_id[j]` has rows
+    `start[j]` to `start[j] + count[j]`. A pytree of arrays, so that the sampler can run inside a
+    compiled function as well as in NumPy.
+    """
+
+    class_id: Integer[Array, " classes"]
+    start: Integer[Array, " classes"]
+    count: Integer[Array, " classes"]
+    photograph: Integer[Array, " items"]
+
+
+@flax.struct.dataclass
+class EpisodeIds:
+    """Episodes by name only, B of them; photographs are rows of the source."""
+
+    classes: Integer[Array, "batch way"]
+    supports: Integer[Array, "batch way shot"]
+    query: Integer[Array, " batch"]
+    query_index: Integer[Array, " batch"]
+
+    def take(self, rows: Any) -> "EpisodeIds":
+        """The episodes at `rows`: a slice or an array of positions."""
+        return jax.tree.map(lambda field: field[rows], self)
+
+    def __len__(self) -> int:
+        return self.query.shape[0]
+
+
+def check_items(items: Items, names: Mapping[int, str], ways: int, shots: int) -> None:
+    """Raises UserError where `items` cannot give an episode of `ways` ways and `shots` shots."""
+    if ways < 1 or shots < 1:
+        raise UserError(f"ways = {ways} and shots = {shots}: both must be at least 1.")
+    if len(items.class_id) < ways:
+        raise UserError(
+            f"ways = {ways}, but there are only {len(items.class_id)} classes to draw from: "
+            "lower ways or choose another fold."
+        )
+    for class_id, count in zip(items.class_id, items.count, strict=True):
+        if count < shots + 1:
+            raise UserError(
+                f"class {names[int(class_id)]!r} has {count} photographs, but shots = {shots} "
+                f"needs {shots + 1} (the shots and a query): lower shots or data.min_pixels, or "
+                "add photographs."
+            )
+
+
+def _mix(x: Integer[Array, "*shape"]) -> Integer[Array, "*shape"]:
+    """An invertible 32-bit mixer ("lowbias32" of Wellons' hash prospector)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def random_bits(
+    seed: int, index: Integer[Array, "*shape"], draw: int, xp: ModuleType = np
+) -> Integer[Array, "*shape"]:
+    """Random uint32 for draw number `draw` of item `index`: a hash, the same in NumPy and JAX."""
+    golden = 0x9E3779B9  # 2^32 / golden ratio: spreads small integers over all bits
+    constants = np.array([seed, draw], np.int64) * golden % 2**32
+    seed_bits, draw_bits = constants.astype(np.uint32)
+    mixed_seed = _mix(np.array([seed_bits]) ^ np.uint32(golden))[0]
+    return _mix(_mix(xp.asarray(index).astype(np.uint32) ^ mixed_seed) + draw_bits)
+
+
+def _draw_outside(
+    bits: Integer[Array, " batch"],
+    size: Integer[Array, " batch"],
+    taken: Sequence[Integer[Array, " batch"]],
+    xp: ModuleType,
+) -> Integer[Array, " batch"]:
+    """A uniform position in 0..size-1 that is none of `taken` (positions >= size are no-ones).
+
+    Draws among the free positions, then steps over the taken ones in ascending order.
+    """
+    if not taken:
+        return (bits % size.astype(np.uint32)).astype(np.int32)
+    taken = xp.sort(xp.stack(taken), axis=0)
+    free = size - (taken < size).sum(axis=0)
+    position = (bits % free.astype(np.uint32)).astype(np.int32)
+    for occupied in taken:
+        position = position + (position >= occupied)
+    return position
+
+
+def _position(
+    items: Items,
+    row: Integer[Array, " batch"],
+    photograph: Integer[Array, " batch"],
+    xp: ModuleType,
+) -> Integer[Array, " batch"]:
+    """Where `photograph` stands among the photographs of class number `row`, or far outside."""
+    low, high = items.start[row], items.start[row] + items.count[row]
+    last = items.photograph.shape[0] - 1
+    for _ in range(items.photograph.shape[0].bit_length()):  # binary search, in lock step
+        middle = (low + high) // 2
+        right = (low < high) & (items.photograph[xp.minimum(middle, last)] < photograph)
+        low, high = xp.where(right, middle + 1, low), xp.where(right, high, middle)
+    inside = low < items.start[row] + items.count[row]
+    found = inside & (items.photograph[xp.minimum(low, last)] == photograph)
+    return xp.where(found, low - items.start[row], np.iinfo(np.int32).max).astype(np.int32)
+
+
+def sample(
+    items: Items,
+    seed: int,
+    index: Integer[Array, " batch"],
+    ways: int,
+    shots: int,
+    xp: ModuleType = np,
+) -> EpisodeIds:
+    """The episodes number `index` of `seed`.
+
+    The classes are uniform among those of `items` and distinct; the query shows one of them,
+    drawn uniformly (which of the others it shows is left to chance); the supports of a way are
+    distinct photographs of its class, none of them the query.
+
+    Args:
+        items: what can be drawn; see `check_items`.
+        seed: any integer.
+        index: numbers of the episodes, from 0.
+        ways, shots: N and K.
+        xp: `numpy`, or `jax.numpy` inside a compiled function; both give the same episodes.
+    """
+    index = xp.asarray(index)
+    draws = iter(range(1 + ways * (1 + shots) + 1))
+
+    def bits() -> Integer[Array, " batch"]:
+        return random_bits(seed, index, next(draws), xp)
+
+    def photograph(row: Integer[Array, " batch"], position: Integer[Array, " batch"]) -> Any:
+        return items.photograph[items.start[row] + position]
+
+    rows = []
+    class_count = xp.full(index.shape, items.class_id.shape[0], np.int32)
+    for _ in range(ways):
+        rows.append(_draw_outside(bits(), class_count, rows, xp))
+    rows = xp.stack(rows, axis=1)
+
+    query_way = (bits() % np.uint32(ways)).astype(np.int32)
+    query_row = xp.take_along_axis(rows, query_way[:, None], axis=1)[:, 0]
+    query_position = _draw_outside(bits(), items.count[query_row], [], xp)
+    query = photograph(query_row, query_position)
+
+    supports = []
+    for way in range(ways):
+        row = rows[:, way]
+        taken = [_position(items, row, query, xp)]
+        for _ in range(shots):
+            taken.append(_draw_outside(bits(), items.count[row], taken, xp))
+        supports.append(xp.stack([photograph(row, position) for position in taken[1:]], axis=1))
+    return EpisodeIds(
+        classes=items.class_id[rows],
+        supports=xp.stack(supports, axis=1),
+        query=query,
+        query_index=items.start[query_row] + query_position,
+    )
+
+
+# ----------------------------------------------------------------------------- lists
+
+COLUMNS = ("classes", "supports", "query")
+
+
+def episodes_to_csv(
+    episodes: EpisodeIds, photograph_ids: Sequence[str], **columns: Sequence[Any]
+) -> str:
+    """Episodes as CSV: `12,2008_000008;2009_001234,2010_000321`, and any further columns.
+
+    Class ids are joined by `;`, the photographs of a way by `;` and the ways by `|`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *columns])
+    for row in range(len(episodes)):
+        ways = (";".join(photograph_ids[i] for i in shots) for shots in episodes.supports[row])
+        writer.writerow(
+            [
+                ";".join(map(str, episodes.classes[row])),
+                "|".join(ways),
+                photograph_ids[episodes.query[row]],
+                *(column[row] for column in columns.values()),
+            ]
+        )
+    return text.getvalue()
+
+
+def episodes_hash(episodes: EpisodeIds, photograph_ids: Sequence[str]) -> str:
+    """Eight hexadecimal digits that name a list of episodes."""
+    return hashlib.sha256(episodes_to_csv(episodes, photograph_ids).encode()).hexdigest()[:8]
+
+
+def read_episodes(
+    path: str | os.PathLike, photograph_ids: Sequence[str], class_ids: Sequence[int]
+) -> EpisodeIds:
+    """Reads a list of episodes; columns beyond `classes,supports,query` are ignored.
+
+    Args:
+        path: a CSV file as `episodes_to_csv` writes it.
+        photograph_ids: the names of the source's photographs; results are rows of it.
+        class_ids: the classes that the source has.
+
+    Raises:
+        UserError: the file is absent, a column or name is unknown, or the rows differ in ways or
+            shots, or an episode's query is one of its supports.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such episode list.")
+    rows = {name: row for row, name in enumerate(photograph_ids)}
+    classes, supports, queries = [], [], []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
+            raise UserError(f"{path}: the column {missing[0]!r} is missing from its first line.")
+        for line in reader:
+            where = f"{path}, line {reader.line_num}"
+            try:
+                classes.append([int(name) for name in line["classes"].split(";")])
+                supports.append(
+                    [[rows[name] for name in way.split(";")] for way in line["supports"].split("|")]
+                )
+                queries.append(rows[line["query"]])
+            except KeyError as error:
+                raise UserError(
+                    f"{where}: photograph {error.args[0]!r} is not in this data set's split."
+                ) from None
+            except (ValueError, AttributeError):
+                raise UserError(
+                    f"{where}: expected class ids joined by ';' and photographs joined by ';' "
+                    "and '|' (as in 12,2008_000008;2009_001234,2010_000321)."
+                ) from None
+            if unknown := set(classes[-1]) - set(class_ids):
+                raise UserError(f"{where}: class {min(unknown)} is not in this data set.")
+            if any(queries[-1] in way for way in supports[-1]):
+                raise UserError(f"{where}: the query is also a support of its episode.")
+            shape = [len(classes[-1]), [len(way) for way in supports[-1]]]
+            if shape != [len(classes[0]), [len(supports[0][0])] * len(classes[0])]:
+                raise UserError(f"{where}: all episodes must have the same ways and shots.")
+    if not queries:
+        raise UserError(f"{path}: the list has no episodes.")
+    return EpisodeIds(
+        np.array(classes, np.int32),
+        np.array(supports, np.int32),
+        np.array(queries, np.int32),
+        np.zeros(len(queries), np.int32),
+    )
+
+
+def concatenate(parts: Sequence[EpisodeIds]) -> EpisodeIds:
+    """Lists of episodes one after the other."""
+    return jax.tree.map(lambda *fields: np.concatenate(fields), *parts)
