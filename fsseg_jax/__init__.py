@@ -1,0 +1,5 @@
+"""Few-shot segmentation in JAX."""
+
+from fsseg_jax.episode import Episode
+
+__all__ = ["Episode"]

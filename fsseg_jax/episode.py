@@ -17,6 +17,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Num, UInt8
 
@@ -60,13 +61,13 @@ def normalise(image: UInt8[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
 
 
 def episode_label(
-    label: UInt8[np.ndarray, "*shape"], class_ids: Sequence[int]
-) -> UInt8[np.ndarray, "*shape"]:
+    label: UInt8[Array, "*shape"], class_ids: Int[Array, " way"]
+) -> UInt8[Array, "*shape"]:
     """Data set numbering (class ids, 255) to episode numbering (0, 1..N, 255)."""
-    lookup = np.zeros(256, np.uint8)
-    lookup[IGNORE] = IGNORE
-    lookup[np.asarray(class_ids)] = np.arange(1, len(class_ids) + 1)
-    return lookup[label]
+    result = jnp.where(label == IGNORE, IGNORE, 0)
+    for way in range(class_ids.shape[0]):
+        result = jnp.where(label == class_ids[way], way + 1, result)
+    return result.astype(jnp.uint8)
 
 
 # ----------------------------------------------------------------------------- sampling

@@ -3,12 +3,13 @@
 import abc
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image
 from tqdm import tqdm
 
 from fsseg_jax.episode import Items
@@ -31,13 +32,11 @@ class ClassTable:
     pixels: Int[np.ndarray, " rows"]  # at the photograph's own size
 
     @classmethod
-    def from_labels(
-        cls, labels: Iterable[UInt8[np.ndarray, "height width"]], class_count: int
-    ) -> "ClassTable":
-        """Counts the pixels of classes 1..class_count in labels that come in the source's order."""
-        counts = np.array([np.bincount(label.ravel(), minlength=256) for label in labels])
-        photograph, index = np.nonzero(counts[:, 1 : class_count + 1])
-        return cls(photograph, index + 1, counts[photograph, index + 1])
+    def from_counts(cls, counts: Sequence[Int[np.ndarray, " classes"]]) -> "ClassTable":
+        """From the pixels of classes 1, 2, ... in each photograph, in the source's order."""
+        counts = np.asarray(counts)
+        photograph, column = np.nonzero(counts)
+        return cls(photograph, column + 1, counts[photograph, column])
 
     def items(
         self, class_ids: Sequence[int], min_pixels: int = 1, without: Sequence[int] = ()
@@ -92,6 +91,17 @@ class Source(abc.ABC):
     def class_names(self) -> dict[int, str]:
         """Class id to name."""
         return dict(enumerate(self.classes, start=1))
+
+
+def read_square(
+    source: Source, index: int, size: int
+) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
+    """The photograph number `index`, resized to a square: bilinear with antialiasing, as PIL does
+    it, and its label to the nearest pixel."""
+    image, label, _ = source.read(index)
+    image = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    label = Image.fromarray(label).resize((size, size), Image.Resampling.NEAREST)
+    return np.asarray(image), np.asarray(label)
 
 
 def parallel_map(

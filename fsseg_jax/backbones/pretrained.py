@@ -1,0 +1,105 @@
+"""Pretrained weights: torchvision's and timm's names and layouts to Flax variables."""
+
+import pathlib
+import re
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from jaxtyping import Array
+
+from fsseg_jax.errors import UserError
+
+# Flax's names of a layer's arrays, by collection, and PyTorch's.
+_TORCH_NAMES = {
+    ("params", "kernel"): "weight",
+    ("params", "bias"): "bias",
+}
+
+
+def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's variables with values from pretrained weights.
+
+    Flax's `features_0/kernel` (height, width, in, out) is PyTorch's `features.0.weight`
+    (out, in, height, width). Arrays of the file that the backbone lacks (a classifier's, say)
+    are left out; float16 becomes float32.
+
+    Args:
+        init: a `.safetensors`, `.npz` or `.pth` file, or a repository of the Hugging Face hub
+            (`timm/vgg16.tv_in1k`) that holds a `model.safetensors`.
+        variables: the backbone's, for names and shapes.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit: then with all that is missing or has
+            another shape.
+    """
+    weights = read_weights(init)
+    loaded, missing, misshapen = {}, [], []
+    for path, value in flatten_dict(variables).items():
+        collection, *layer, leaf = path
+        name = ".".join([re.sub(r"_(?=\d)", ".", part) for part in layer])
+        name = f"{name}.{_TORCH_NAMES.get((collection, leaf), leaf)}"
+        if name not in weights:
+            missing.append(name)
+            continue
+        array = np.asarray(weights[name], np.float32)
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        if array.shape != value.shape:
+            misshapen.append(f"{name} {array.shape} instead of {value.shape}")
+        loaded[path] = array
+    if missing or misshapen:
+        reasons = [f"it lacks {', '.join(missing)}"] if missing else []
+        reasons += [f"of another shape are {', '.join(misshapen)}"] if misshapen else []
+        raise UserError(
+            f"init = {init} does not fit the backbone: {'; '.join(reasons)}: choose weights of "
+            "this architecture or another backbone."
+        )
+    return unflatten_dict(loaded)
+
+
+def read_weights(init: str) -> dict[str, Array]:
+    """The named arrays of a weights file or a repository of the hub; see `load_pretrained`."""
+    path = pathlib.Path(init).expanduser()
+    if not path.is_file():
+        if path.suffix in (".safetensors", ".npz", ".pth", ".pt") or init.count("/") != 1:
+            raise UserError(f"init = {init}: there is no such file.")
+        path = _download(init)
+    try:
+        match path.suffix:
+            case ".safetensors":
+                return safetensors.numpy.load_file(path)
+            case ".npz":
+                with np.load(path) as file:
+                    return dict(file)
+            case ".pth" | ".pt":
+                return _read_pytorch(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"init = {init} cannot be read ({error}): replace the file.") from None
+    raise UserError(f"init = {init}: weights are .safetensors, .npz or .pth files.")
+
+
+def _download(repository: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"init = {repository} is no file and cannot be downloaded from the Hugging Face hub "
+            f"({reason}): check the name and the network, or give a local weights file."
+        ) from None
+
+
+def _read_pytorch(path: pathlib.Path) -> dict[str, Array]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"init = {path}: reading PyTorch's format needs PyTorch (pip install torch); "
+            ".safetensors and .npz files need nothing."
+        ) from None
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = weights.get("state_dict", weights)
+    return {name: value.float().numpy() for name, value in weights.items()}

@@ -1,0 +1,43 @@
+"""A small encoder that learns from scratch in minutes, for trying things out and for tests."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+
+class Small(nn.Module):
+    """A strided stem and dilated residual blocks at stride 4.
+
+    Group normalisation keeps photographs independent of each other, so that there is nothing to
+    average over a batch. There is no ReLU at the end: cosine similarity needs both signs.
+    """
+
+    width: int = 64
+    dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "*batch height width 3"], train: bool = False
+    ) -> Float[Array, "*batch h w channel"]:
+        """Features of normalised RGB photographs."""
+
+        def convolution(x: Array, width: int, size: int, stride: int, dilation: int) -> Array:
+            padding = dilation * (size - 1) // 2
+            x = nn.Conv(
+                width,
+                (size, size),
+                stride,
+                padding,
+                kernel_dilation=dilation,
+                use_bias=False,
+                dtype=self.dtype,
+            )(x)
+            return nn.GroupNorm(num_groups=8, dtype=self.dtype)(x)
+
+        x = image.astype(self.dtype)
+        x = nn.relu(convolution(x, self.width // 2, 5, 2, 1))
+        x = nn.relu(convolution(x, self.width, 3, 2, 1))
+        for dilation in (1, 2, 4):
+            y = nn.relu(convolution(x, self.width, 3, 1, dilation))
+            x = nn.relu(x + convolution(y, self.width, 3, 1, dilation))
+        return nn.Conv(self.width, (1, 1), dtype=self.dtype)(x)

@@ -1,0 +1,51 @@
+"""VGG-16 with stride 8, as PANet's published code has it."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+# (channels of each convolution, dilation, stride of the pooling after them) of each stage.
+STAGES = (
+    ((64, 64), 1, 2),
+    ((128, 128), 1, 2),
+    ((256, 256, 256), 1, 2),
+    ((512, 512, 512), 1, 1),
+    ((512, 512, 512), 2, None),
+)
+
+
+class VGG16(nn.Module):
+    """13 convolutions, 512 channels out; 417 px give 53 x 53.
+
+    Max-pools are 3 x 3 with padding 1, the fourth has stride 1, the fifth stage is dilated by 2
+    and there is no ReLU after the last convolution. Layers are named as torchvision numbers them
+    (`features_0` to `features_28`).
+    """
+
+    dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "*batch height width 3"], train: bool = False
+    ) -> Float[Array, "*batch h w 512"]:
+        """Features of normalised RGB photographs."""
+        x = image.astype(self.dtype)
+        index = 0  # torchvision counts convolutions, ReLUs and pools
+        for channels, dilation, stride in STAGES:
+            for width in channels:
+                x = nn.Conv(
+                    width,
+                    (3, 3),
+                    padding=dilation,
+                    kernel_dilation=dilation,
+                    dtype=self.dtype,
+                    kernel_init=nn.initializers.he_normal(),
+                    name=f"features_{index}",
+                )(x)
+                index += 2
+                is_last = stride is None and index == 30
+                x = x if is_last else nn.relu(x)
+            if stride is not None:
+                x = nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+                index += 1
+        return x

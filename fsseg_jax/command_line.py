@@ -1,0 +1,48 @@
+"""What all programs share: `--config`, `--workdir`, overrides, and errors in one sentence."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from fsseg_jax.errors import UserError
+
+
+def parse(
+    description: str, argv: Sequence[str] | None = None, workdir: bool = True
+) -> tuple[str | None, str | None, list[str]]:
+    """Reads a command line.
+
+    Args:
+        description: of the program, for --help.
+        argv: the arguments; the process's own by default.
+        workdir: whether the program has a working folder, which is then required.
+
+    Returns:
+        the config file, the working folder, and the overrides (`--config.field=value`).
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Any field of the config may be overridden: --config.train.steps=500. "
+        "fsseg_jax/config.py lists them all with their defaults and reasons.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
+    if workdir:
+        parser.add_argument("--workdir", metavar="DIR", required=True, help="the folder of the run")
+    arguments, overrides = parser.parse_known_args(argv)
+    return arguments.config, getattr(arguments, "workdir", None), overrides
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a program and exits: with its status, or with 2 and one sentence for wrong input."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fsseg_jax").setLevel(logging.INFO)
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,180 @@
+"""The configuration: every field, its default and the reason for it, and how it is read."""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import default_options
+
+
+def default_config(method: str = "panet") -> ConfigDict:
+    """All fields with their defaults, for the files in `configs/` to change."""
+    config = ConfigDict()
+    config.method = method
+    config.model = ConfigDict(default_options(method))  # documented at the method's class
+    config.backbone = "vgg16"  # small or vgg16
+    config.init = ""  # pretrained weights: a .safetensors, .npz or .pth file or a hub repository
+    config.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.ways = 1
+    config.shots = 1
+    config.image_size = 417  # photographs are resized to a square of this side
+    config.seed = 0  # of the parameters, the training episodes and their augmentation
+    config.platform = ""  # cpu, gpu or tpu; empty takes the best one that JAX finds
+    config.devices = 0  # how many devices to use; 0 takes all
+
+    config.data = ConfigDict()
+    config.data.name = "voc"  # shapes or voc
+    config.data.root = ""  # the folder of the data set; shapes needs none
+    config.data.fold = 0  # which classes are held out from training for the test
+    config.data.pipeline = "tfdata"  # how training batches are made
+    config.data.train_split = "train"
+    config.data.split = "val"  # tests and selection read this one
+    # An image is an item of a class that covers this many pixels of it, at its own size (2 x 32 x
+    # 32 is PFENet's rule). Set the first lower where training photographs are stored smaller.
+    config.data.train_min_pixels = 2048
+    config.data.min_pixels = 2048
+    # Training photographs that show held-out classes: "keep" them, with those classes as
+    # background (PANet's published code and most others), or "drop" them.
+    config.data.held_out_photographs = "keep"
+    config.data.augment = ConfigDict()
+    config.data.augment.flip = True  # horizontally, half the time (PANet sec. 4.1)
+    config.data.augment.scale = (1.0, 1.0)  # resize to a random multiple of image_size, and crop
+    config.data.augment.rotation = 0.0  # up to so many degrees either way
+    config.data.shapes = ConfigDict()  # of data.name = "shapes"
+    config.data.shapes.train = 2000  # photographs
+    config.data.shapes.val = 600
+    config.data.shapes.pixels = 96  # side of a photograph
+
+    # Optimisation as PANet sec. 4.1 has it.
+    config.train = ConfigDict()
+    config.train.steps = 30_000
+    config.train.batch_size = 1  # episodes a step, over all devices
+    config.train.learning_rate = 1e-3
+    config.train.schedule = "step"  # "step", "poly" or "constant"
+    config.train.decay_every = 10_000  # steps; "step" only
+    config.train.decay_factor = 0.1  # "step" only
+    config.train.poly_power = 0.9  # "poly" only
+    config.train.warmup = 0  # steps of linear warm-up from 0
+    config.train.momentum = 0.9
+    config.train.weight_decay = 5e-4
+    config.train.log_every = 50  # steps between summaries, which is also when losses are checked
+    config.train.save_every = 1000  # steps between checkpoints
+    config.train.eval_every = 1000  # steps between evaluations that select the best checkpoint
+    config.train.eval_episodes = 500  # of each of them
+    # Classes that select the best checkpoint: "base" (validation photographs of training
+    # classes), or "novel", as published codes do, which leaks the test into the training.
+    config.train.select_on = "base"
+    # Evaluate on the held-out classes before the first step and after the last one too.
+    config.train.test_before_and_after = False
+
+    config.eval = ConfigDict()
+    config.eval.checkpoint = "best"  # "best" or "last"
+    config.eval.runs = 5  # of different seeds (PANet sec. 4.1)
+    config.eval.episodes = 1000  # a run
+    config.eval.seed = 0  # of the first run; the others count on
+    config.eval.episodes_file = ""  # score this list instead, in one run
+    config.eval.batch_size = 8  # episodes; changes memory and speed, not the score
+    config.eval.feature_dtype = "float16"  # in which encoded photographs are kept
+    config.eval.gallery = 4  # best, median and worst episodes in the report
+    return config.lock()  # a config file that sets an unknown field fails
+
+
+def load_config(path: str) -> ConfigDict:
+    """What `get_config()` of the Python file `path` returns.
+
+    Raises:
+        UserError: there is no such file or function.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config = {path}: there is no such file.")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None:
+        raise UserError(f"--config = {path}: a config is a Python file with get_config().")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "get_config", None), types.FunctionType):
+        raise UserError(f"--config = {path}: the file has no function get_config().")
+    try:
+        return module.get_config()
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"--config = {path}: {error.args[0].splitlines()[0]}") from None
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """A copy of `config` with `--config.field=value` arguments applied.
+
+    Raises:
+        UserError: a field does not exist or a value is not of its type.
+    """
+    config = ConfigDict(config.to_dict())
+    fields = [f"--config.{name}" for name in _field_names(config)]
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if name.startswith("--config.") and name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see fsseg_jax/config.py for all."
+            raise UserError(f"{name}: there is no such config key; {hint}")
+    values = flags.FlagValues()
+    command = ["fsseg_jax", *arguments]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
+    try:
+        rest = values(command)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if rest[1:]:
+        raise UserError(f"{rest[1]}: expected --config.field=value.")
+    return holder.value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, by dotted name, with both values."""
+    old, new = _flatten(old), _flatten(new)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+
+
+def from_saved(saved: dict[str, Any]) -> ConfigDict:
+    """The configuration that a checkpoint holds; fields that it lacks have their defaults."""
+    config = default_config(saved["method"])
+    with config.unlocked():
+        _update(config, saved)
+    return config
+
+
+def _update(config: ConfigDict, saved: dict[str, Any]) -> None:
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            _update(config[name], value)
+        else:
+            # JSON knows lists only.
+            config[name] = tuple(value) if isinstance(value, list) else value
+
+
+def expand(path: str) -> pathlib.Path:
+    """A path from the user, with `~` resolved."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
+def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _field_names(config: ConfigDict) -> list[str]:
+    return list(_flatten(config))

@@ -1,0 +1,271 @@
+"""Batches of episodes by tf.data: decoding and augmentation in TensorFlow ops, in parallel.
+
+The only pipeline module that imports TensorFlow, which it keeps off every accelerator.
+
+One affine map a photograph, from the network's square to the file's own pixels, is the single
+description of an augmentation (flip, resize and crop, rotation): the photograph is shrunk with
+antialiasing and sampled through it bilinearly, its label to the nearest pixel.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from fsseg_jax.data.source import Source
+from fsseg_jax.episode import (
+    IGNORE,
+    IMAGENET_MEAN,
+    Episode,
+    EpisodeIds,
+    Items,
+    check_items,
+    random_bits,
+    sample,
+)
+from fsseg_jax.errors import UserError
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
+
+_BYTES = [bytes([value]) for value in range(256)]
+# A cyclic redundancy check is linear: setting the colour type of any PNG header from palette (3)
+# to grey (0) changes its checksum by this constant.
+_GREY_CHECKSUM = zlib.crc32(bytes(17)) ^ zlib.crc32(bytes(13) + b"\x03" + bytes(3))
+
+
+def decode_label(png: tf.Tensor) -> tf.Tensor:
+    """Decodes a PNG of class ids to (height, width, 1) uint8.
+
+    TensorFlow's decoder returns a palette's colours. Its indices are what the file stores, so a
+    palette file is first declared grey: the colour type and the checksum of its header change,
+    and the decoder skips the palette.
+    """
+    depth = tf.io.decode_raw(tf.strings.substr(png, 24, 1), tf.uint8)[0]
+    is_palette = tf.equal(tf.strings.substr(png, 25, 1), b"\x03")
+    checksum = tf.bitwise.bitwise_xor(
+        tf.io.decode_raw(tf.strings.substr(png, 29, 4), tf.uint8),
+        tf.constant(list(_GREY_CHECKSUM.to_bytes(4, "big")), tf.uint8),
+    )
+    grey = tf.strings.join(
+        [
+            tf.strings.substr(png, 0, 25),
+            b"\x00",
+            tf.strings.substr(png, 26, 3),
+            tf.strings.reduce_join(tf.gather(_BYTES, tf.cast(checksum, tf.int32))),
+            tf.strings.substr(png, 33, tf.strings.length(png) - 33),
+        ]
+    )
+    label = tf.io.decode_png(tf.where(is_palette, grey, png), channels=1)
+    # Grey values of 1, 2 and 4 bits come stretched to 0..255; indices must not.
+    step = 255 // (tf.bitwise.left_shift(1, tf.cast(depth, tf.int32)) - 1)
+    return tf.where(is_palette, label // tf.cast(step, tf.uint8), label)
+
+
+def augment(
+    image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, size: int, options: ConfigDict
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Flip, random resize and crop, rotation; the same geometry for photograph and label.
+
+    The photograph is resized to a square of s x `size` pixels, s uniform in `options.scale`,
+    rotated about the centre of a random window of `size` pixels by an angle uniform in
+    +-`options.rotation` degrees, cut to the window, and flipped half the time if `options.flip`.
+    What lies outside the photograph is ImageNet's mean colour with label 255.
+
+    Args:
+        image: (height, width, 3) uint8.
+        label: (height, width, 1) uint8.
+        seed: two integers that determine the draws.
+        size: side of the result.
+        options: `config.data.augment`.
+
+    Returns:
+        (size, size, 3) and (size, size) uint8.
+    """
+    draws = tf.random.stateless_uniform([5], seed)
+    low, high = options.scale
+    side = tf.round(size * (low + (high - low) * draws[0]))
+    offset = tf.round((side - size) * draws[1:3])  # of the window; negative where it is larger
+    angle = (2 * draws[3] - 1) * options.rotation * np.pi / 180
+    mirror = tf.where(draws[4] < 0.5, -1.0, 1.0) if options.flip else 1.0
+
+    # Columns of the map from window to square, in coordinates from the upper left corner.
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    rotation = [[cos * mirror, -sin], [sin * mirror, cos]]
+    half = size / 2
+    shift = half + offset - tf.linalg.matvec(rotation, [half, half])
+
+    image_size = tf.cast(tf.shape(image)[:2], tf.float32)
+    square = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=tf.cast([side, side], tf.int32),
+        scale=side / image_size,
+        translation=[0.0, 0.0],
+        kernel_type="triangle",
+        antialias=True,
+    )
+    # The fill is 0: sample the difference to the mean colour.
+    mean = tf.constant(IMAGENET_MEAN * 255)
+    image = _transform(square - mean, rotation, shift, size, "BILINEAR") + mean
+    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+    to_file = (image_size / side)[::-1]
+    rows = [[rotation[i][j] * to_file[i] for j in range(2)] for i in range(2)]
+    # One more than the label, so that the fill, 0, becomes 255 when it is taken away again.
+    label = _transform(label[None] + 1, rows, shift * to_file, size, "NEAREST") - 1
+    return image[0], label[0, ..., 0]
+
+
+def _transform(
+    images: tf.Tensor, matrix: list, shift: tf.Tensor, size: int, interpolation: str
+) -> tf.Tensor:
+    """Samples `images` at matrix @ (x, y) + shift; coordinates start at the corner, not at a
+    pixel's centre, which is where TensorFlow's op counts from."""
+    (xx, xy), (yx, yy) = matrix
+    half = 0.5
+    x_shift = shift[0] + (xx + xy) * half - half
+    y_shift = shift[1] + (yx + yy) * half - half
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([[xx, xy, x_shift, yx, yy, y_shift, 0.0, 0.0]]),
+        output_shape=[size, size],
+        fill_value=0.0,
+        interpolation=interpolation,
+        fill_mode="CONSTANT",
+    )
+
+
+def batches(
+    source: Source,
+    items: Items,
+    *,
+    ways: int,
+    shots: int,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    augmentation: ConfigDict,
+    start: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Episode]:
+    """Batches of episodes number start * batch_size and on, without end, as NumPy arrays.
+
+    A pure function of the arguments: batch number `step` is the same whether the stream started
+    there or earlier. Each of `processes` processes makes its own slice of every batch.
+
+    Args:
+        source: the photographs.
+        items: what to draw.
+        ways, shots: N and K.
+        batch_size: episodes a step, over all processes.
+        image_size: side of the square that photographs are resized to.
+        seed: of the episodes and of the augmentation.
+        augmentation: `config.data.augment`.
+        start: the first step.
+        process, processes: this process's number and how many there are.
+
+    Raises:
+        UserError: a class has too few photographs, or a file is broken (at its batch).
+    """
+    check_items(items, source.class_names, ways, shots)
+    local_size = batch_size // processes
+    slots = ways * shots + 1  # photographs an episode: way by way, and the query last
+
+    def episodes(step: np.ndarray) -> EpisodeIds:
+        first = int(step) * batch_size + process * local_size
+        return sample(items, seed, first + np.arange(local_size), ways, shots)
+
+    def draw(step: np.ndarray) -> tuple[np.ndarray, ...]:
+        ids = episodes(step)
+        photographs = np.concatenate(
+            [ids.supports.reshape(local_size, -1), ids.query[:, None]], axis=1
+        )
+        first = int(step) * batch_size + process * local_size
+        number = (first + np.arange(local_size))[:, None] * slots + np.arange(slots)
+        seeds = np.stack([random_bits(seed, number, draw) for draw in (1000, 1001)], axis=-1)
+        return (
+            photographs.astype(np.int32).ravel(),
+            seeds.view(np.int32).reshape(-1, 2),
+            ids.classes.astype(np.int32),
+            ids.query_index.astype(np.int32),
+        )
+
+    def names(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        photographs, seeds, classes, query_index = tf.numpy_function(
+            draw, [step], (tf.int32,) * 4, stateful=False
+        )
+        photographs.set_shape([local_size * slots])
+        seeds.set_shape([local_size * slots, 2])
+        classes.set_shape([local_size, ways])
+        query_index.set_shape([local_size])
+        return photographs, seeds, classes, query_index
+
+    if source.files:
+        image_files, label_files = (tf.constant(paths) for paths in zip(*source.files, strict=True))
+
+        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image = tf.io.decode_jpeg(tf.io.read_file(image_files[photograph]), channels=3)
+            return image, decode_label(tf.io.read_file(label_files[photograph]))
+    else:
+
+        def read(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            image, label, _ = source.read(int(photograph))
+            return image, label[..., None]
+
+        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image, label = tf.numpy_function(
+                read, [photograph], (tf.uint8, tf.uint8), stateful=False
+            )
+            image.set_shape([None, None, 3])
+            label.set_shape([None, None, 1])
+            return image, label
+
+    def photograph(number: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return augment(*load(number), seed, image_size, augmentation)
+
+    def assemble(
+        ids: tuple[tf.Tensor, ...], photographs: tuple[tf.Tensor, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        _, _, classes, query_index = ids
+        images, labels = photographs
+        images = tf.reshape(images, [local_size, slots, image_size, image_size, 3])
+        labels = tf.reshape(labels, [local_size, slots, image_size, image_size])
+        renumbered = tf.where(labels == IGNORE, labels, tf.zeros_like(labels))
+        for way in range(ways):
+            is_class = labels == tf.cast(classes[:, way, None, None, None], tf.uint8)
+            renumbered = tf.where(is_class, tf.cast(way + 1, tf.uint8), renumbered)
+        shape = [local_size, ways, shots, image_size, image_size]
+        return {
+            "support_image": tf.reshape(images[:, :-1], [*shape, 3]),
+            "support_label": tf.reshape(renumbered[:, :-1], shape),
+            "query_image": images[:, -1],
+            "query_label": renumbered[:, -1],
+            "class_id": classes,
+            "query_index": query_index,
+        }
+
+    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
+    ids = steps.map(names)
+    photographs = (
+        ids.map(lambda numbers, seeds, *_: (numbers, seeds))
+        .unbatch()
+        .map(photograph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(local_size * slots, drop_remainder=True)
+    )
+    dataset = tf.data.Dataset.zip(ids, photographs).map(assemble).prefetch(2)
+
+    iterator = iter(dataset.as_numpy_iterator())
+    step = start
+    while True:
+        try:
+            batch = next(iterator)
+        except tf.errors.InvalidArgumentError as error:
+            # The decoder does not say which file: read this batch's again, one by one.
+            ids = episodes(np.int64(step))
+            for number in {*ids.supports.ravel().tolist(), *ids.query.tolist()}:
+                source.read(number)
+            raise UserError(f"a file of step {step} cannot be decoded: {error.message}") from None
+        yield Episode(**batch)
+        step += 1

@@ -1,0 +1,20 @@
+"""What every method returns."""
+
+from typing import Any
+
+import flax
+from jaxtyping import Array, Float
+
+
+@flax.struct.dataclass
+class Output:
+    """The segmentation of one query.
+
+    Attributes:
+        logits: one channel a class of the episode, background first, at the features' resolution
+            or any other; what needs another one resizes them in the method's corner convention.
+        aux: what only the method's loss needs.
+    """
+
+    logits: Float[Array, "h w class"]
+    aux: dict[str, Any]

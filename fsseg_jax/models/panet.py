@@ -1,0 +1,127 @@
+"""PANet: nearest-prototype segmentation with prototype alignment (Wang et al., ICCV 2019).
+
+Prototypes are masked averages of support features (eq. 1-2), the query is segmented by its
+cosine similarity to them (eq. 3-4), trained by cross-entropy (eq. 5), and the prediction in turn
+serves as support for segmenting the support photographs (eq. 6-7): the forward pass in reverse.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.models.layers import cosine_similarity, cross_entropy, masked_average_pool
+from fsseg_jax.models.output import Output
+
+
+class PANet(nn.Module):
+    """PANet on any fully convolutional backbone; it has no parameters of its own.
+
+    Fields that are not modules are `config.model`.
+    """
+
+    backbone: nn.Module
+    similarity_scale: float = 20.0  # multiplies the cosine (eq. 3's alpha)
+    alignment_weight: float = 1.0  # of the alignment loss (eq. 8's lambda); 0 leaves it out
+    area_epsilon: float = 1e-5  # added to a mask's area, as in the published code
+    ignored_is_background: bool = True  # support pixels of label 255, as in the published code
+    align_corners: bool = False  # half-pixel corners, as in the published code
+
+    def encode(
+        self, image: Float[Array, "*batch height width 3"], train: bool = False
+    ) -> Float[Array, "*batch h w channel"]:
+        """Features of normalised photographs: all that depends on a photograph alone."""
+        return self.backbone(image, train=train).astype(jnp.float32)
+
+    def segment(
+        self,
+        support_features: Float[Array, "way shot h w channel"],
+        support_label: UInt8[Array, "way shot height width"],
+        query_features: Float[Array, "h w channel"],
+        query_image: Float[Array, "height width 3"],
+        previous: Any = None,
+        train: bool = False,
+    ) -> Output:
+        """Logits of the query; in training also those of the supports, segmented in reverse."""
+        prototypes = self._prototypes(support_features, support_label)
+        logits = self._similarity(query_features, prototypes)
+        if not train or self.alignment_weight == 0:
+            return Output(logits, {})
+
+        # The reverse pass: the query under its own prediction is the support now.
+        prediction = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], axis=0)
+        query_prototypes = self._pool(query_features, prediction)
+
+        def reverse(
+            features: Float[Array, "h w channel"], way: Int[Array, ""]
+        ) -> Float[Array, "h w 2"]:
+            return self._similarity(features, query_prototypes[jnp.stack([0, way])])
+
+        over_shots = jax.vmap(reverse, in_axes=(0, None))
+        ways = jnp.arange(1, support_label.shape[0] + 1)
+        support_logits = jax.vmap(over_shots)(support_features, ways)
+        is_predicted = prediction[1:].any(axis=(1, 2))
+        return Output(logits, {"support_logits": support_logits, "is_predicted": is_predicted})
+
+    def __call__(self, episode: Episode, train: bool = False) -> Output:
+        """Segments one episode of normalised photographs."""
+        ways, shots, height, width, _ = episode.support_image.shape
+        supports = episode.support_image.reshape(ways * shots, height, width, 3)
+        features = self.encode(jnp.concatenate([supports, episode.query_image[None]]), train=train)
+        support_features = features[:-1].reshape(ways, shots, *features.shape[1:])
+        return self.segment(
+            support_features,
+            episode.support_label,
+            features[-1],
+            episode.query_image,
+            train=train,
+        )
+
+    def loss(
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Segmentation loss (eq. 5) plus the weighted alignment loss (eq. 7), and both parts."""
+        segmentation = cross_entropy(output.logits, episode.query_label, self.align_corners)
+        parts = {"segmentation": segmentation}
+        if "support_logits" in output.aux:
+            parts["alignment"] = self._alignment(output.aux, episode.support_label)
+        return segmentation + self.alignment_weight * parts.get("alignment", 0.0), parts
+
+    def _alignment(
+        self, aux: dict[str, Array], support_label: UInt8[Array, "way shot height width"]
+    ) -> Float[Array, ""]:
+        """Each support of way n against {background, n}; other ways' pixels are ignored."""
+        way = jnp.arange(1, support_label.shape[0] + 1)[:, None, None, None]
+        label = jnp.where(support_label == way, 1, IGNORE)
+        label = jnp.where(self._is_background(support_label), 0, label)
+        losses = cross_entropy(aux["support_logits"], label, self.align_corners)
+        # A way that the prediction does not contain has no prototype and contributes nothing.
+        return jnp.mean(losses * aux["is_predicted"][:, None])
+
+    def _is_background(self, label: UInt8[Array, "*shape"]) -> Array:
+        background = label == 0
+        return background | (label == IGNORE) if self.ignored_is_background else background
+
+    def _prototypes(
+        self,
+        features: Float[Array, "way shot h w channel"],
+        label: UInt8[Array, "way shot height width"],
+    ) -> Float[Array, "class channel"]:
+        """Background, then one prototype a way: means over photographs of pooled features."""
+        way = jnp.arange(1, label.shape[0] + 1)[:, None, None, None]
+        foreground = self._pool(features, label == way).mean(axis=1)
+        background = self._pool(features, self._is_background(label)).mean(axis=(0, 1))
+        return jnp.concatenate([background[None], foreground])
+
+    def _pool(self, features: Array, mask: Array) -> Array:
+        return masked_average_pool(
+            features, mask.astype(jnp.float32), self.area_epsilon, self.align_corners
+        )
+
+    def _similarity(
+        self, features: Float[Array, "h w channel"], prototypes: Float[Array, "class channel"]
+    ) -> Float[Array, "h w class"]:
+        return self.similarity_scale * cosine_similarity(features, prototypes)

@@ -1,0 +1,65 @@
+"""Bilinear resizing as what it is: a linear map, separable in rows and columns.
+
+`resize(x, (h, w)) = R_h x R_w^T` with one small matrix an axis, in either corner convention of
+PyTorch's `F.interpolate` (without antialiasing). Its transpose pulls a mask back to feature
+resolution, which is how features are pooled at mask resolution without being up-sampled.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def interpolation_matrix(
+    n_in: int, n_out: int, align_corners: bool
+) -> Float[np.ndarray, "n_out n_in"]:
+    """The matrix of bilinear interpolation along one axis; its rows sum to 1.
+
+    Args:
+        n_in, n_out: lengths before and after, at least 1.
+        align_corners: True if the centres of the first and last pixels map to each other,
+            False ("half-pixel") if the outer edges do.
+    """
+    out = np.arange(n_out, dtype=np.float64)
+    if align_corners:
+        position = out * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
+    else:
+        position = np.maximum((out + 0.5) * n_in / n_out - 0.5, 0.0)
+    left = np.minimum(position.astype(int), n_in - 1)
+    right = np.minimum(left + 1, n_in - 1)
+    weight = position - left
+    matrix = np.zeros((n_out, n_in))
+    np.add.at(matrix, (out.astype(int), left), 1 - weight)
+    np.add.at(matrix, (out.astype(int), right), weight)
+    return matrix.astype(np.float32)
+
+
+def _separable(
+    x: Float[Array, "*batch h w"], rows: np.ndarray, columns: np.ndarray
+) -> Float[Array, "*batch height width"]:
+    # Full precision: accelerators round factors to 10 bits or fewer by default, which would show
+    # in masks and logits, and these products are small.
+    return jnp.einsum("Hh,...hw,Ww->...HW", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def resize(
+    x: Float[Array, "*batch h w channel"], shape: tuple[int, int], align_corners: bool
+) -> Float[Array, "*batch height width channel"]:
+    """Resizes the last two spatial axes to `shape`, as `F.interpolate(mode="bilinear")` does."""
+    rows = interpolation_matrix(x.shape[-3], shape[0], align_corners)
+    columns = interpolation_matrix(x.shape[-2], shape[1], align_corners)
+    planes = _separable(jnp.moveaxis(x, -1, -3), rows, columns)
+    return jnp.moveaxis(planes, -3, -1)
+
+
+def pull_back(
+    mask: Float[Array, "*batch height width"], shape: tuple[int, int], align_corners: bool
+) -> Float[Array, "*batch h w"]:
+    """The transpose of `resize` from `shape` to the mask's size: weights at feature resolution.
+
+    For every feature map F of size `shape`: sum(resize(F) * mask) == sum(F * pull_back(mask)).
+    """
+    rows = interpolation_matrix(shape[0], mask.shape[-2], align_corners)
+    columns = interpolation_matrix(shape[1], mask.shape[-1], align_corners)
+    return _separable(mask, rows.T, columns.T)

@@ -1,0 +1,25 @@
+"""Trains a model: python -m fsseg_jax.train --config=configs/panet_vgg16.py --workdir=runs/panet
+
+The same command continues a run that was stopped. Exit status: 0 when training is complete, 143
+after SIGTERM (with a checkpoint), 2 for wrong input.
+"""
+
+from fsseg_jax import command_line
+from fsseg_jax.config import expand, load_config, override
+from fsseg_jax.devices import choose_platform
+from fsseg_jax.errors import UserError
+from fsseg_jax.training.loop import train
+
+
+def main() -> int:
+    """The program; returns its exit status."""
+    path, workdir, overrides = command_line.parse(__doc__)
+    if path is None:
+        raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
+    config = override(load_config(path), overrides)
+    choose_platform(config.platform)
+    return 0 if train(config, expand(workdir)) else 143
+
+
+if __name__ == "__main__":
+    command_line.run(main)

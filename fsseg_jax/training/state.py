@@ -1,0 +1,115 @@
+"""What a training step changes, and the step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from fsseg_jax.devices import replicated, split
+from fsseg_jax.episode import Episode
+from fsseg_jax.errors import UserError
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run needs to continue, beside its configuration."""
+
+    step: Int[Array, ""]
+    variables: Any
+    optimizer: optax.OptState
+
+
+def learning_rate(train: ConfigDict) -> optax.Schedule:
+    """The schedule that `config.train` describes: a function of the step.
+
+    Raises:
+        UserError: its name is unknown.
+    """
+    match train.schedule:
+        case "step":
+            schedule = optax.exponential_decay(
+                train.learning_rate, train.decay_every, train.decay_factor, staircase=True
+            )
+        case "poly":
+            schedule = optax.polynomial_schedule(
+                train.learning_rate, 0.0, train.poly_power, train.steps
+            )
+        case "constant":
+            schedule = optax.constant_schedule(train.learning_rate)
+        case name:
+            raise UserError(f"train.schedule = {name!r}: choose step, poly or constant.")
+    if not train.warmup:
+        return schedule
+    warmup = optax.linear_schedule(0.0, 1.0, train.warmup)
+    return lambda step: warmup(step) * schedule(step)
+
+
+def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
+    """SGD with momentum and, as PyTorch has it, weight decay added to the gradient."""
+    return optax.chain(
+        optax.add_decayed_weights(train.weight_decay),
+        optax.sgd(learning_rate(train), momentum=train.momentum),
+    )
+
+
+def make_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    items: int,
+    batch_size: int,
+) -> Callable[[TrainState, Episode], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """The compiled training step: episodes split over the mesh, the state on every device.
+
+    Args:
+        model: a method.
+        optimizer: see `make_optimizer`.
+        mesh: see `devices.make_mesh`.
+        seed: of the method's own randomness, if it has any.
+        items: how many (class, photograph) items there are: one epoch.
+        batch_size: episodes a step.
+
+    Returns:
+        a function of the state, which it consumes, and a batch; it gives the next state and the
+        loss with its named parts, means over the batch.
+    """
+
+    def step(state: TrainState, batch: Episode) -> tuple[TrainState, dict[str, Array]]:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), batch_size)
+        epoch = state.step * batch_size / items
+
+        def loss(params: Any) -> tuple[Array, dict[str, Array]]:
+            def one(episode: Episode, key: Array) -> tuple[Array, dict[str, Array]]:
+                episode = episode.normalised()
+                output = model.apply({**state.variables, "params": params}, episode, train=True)
+                return model.loss(output, episode, key, epoch)
+
+            losses, parts = jax.vmap(one)(batch, keys)
+            return losses.mean(), jax.tree.map(jnp.mean, parts)
+
+        params = state.variables["params"]
+        (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
+        params = optax.apply_updates(params, updates)
+        state = TrainState(
+            step=state.step + 1,
+            variables={**state.variables, "params": params},
+            optimizer=optimizer_state,
+        )
+        return state, {"loss": value, **parts}
+
+    return jax.jit(
+        step,
+        in_shardings=(replicated(mesh), split(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
