@@ -40,24 +40,30 @@ def decode_label(png: tf.Tensor) -> tf.Tensor:
 
     TensorFlow's decoder returns a palette's colours. Its indices are what the file stores, so a
     palette file is first declared grey: the colour type and the checksum of its header change,
-    and the decoder skips the palette.
+    and what stands between header and pixels (the palette) is left out.
     """
     depth = tf.io.decode_raw(tf.strings.substr(png, 24, 1), tf.uint8)[0]
     is_palette = tf.equal(tf.strings.substr(png, 25, 1), b"\x03")
-    checksum = tf.bitwise.bitwise_xor(
-        tf.io.decode_raw(tf.strings.substr(png, 29, 4), tf.uint8),
-        tf.constant(list(_GREY_CHECKSUM.to_bytes(4, "big")), tf.uint8),
-    )
-    grey = tf.strings.join(
-        [
-            tf.strings.substr(png, 0, 25),
-            b"\x00",
-            tf.strings.substr(png, 26, 3),
-            tf.strings.reduce_join(tf.gather(_BYTES, tf.cast(checksum, tf.int32))),
-            tf.strings.substr(png, 33, tf.strings.length(png) - 33),
-        ]
-    )
-    label = tf.io.decode_png(tf.where(is_palette, grey, png), channels=1)
+
+    def as_grey() -> tf.Tensor:
+        checksum = tf.bitwise.bitwise_xor(
+            tf.io.decode_raw(tf.strings.substr(png, 29, 4), tf.uint8),
+            tf.constant(list(_GREY_CHECKSUM.to_bytes(4, "big")), tf.uint8),
+        )
+        parts = tf.strings.split(png, b"IDAT", maxsplit=1)
+        return tf.strings.join(
+            [
+                tf.strings.substr(png, 0, 25),
+                b"\x00",
+                tf.strings.substr(png, 26, 3),
+                tf.strings.reduce_join(tf.gather(_BYTES, tf.cast(checksum, tf.int32))),
+                tf.strings.substr(parts[0], -4, 4),  # the length of the pixels' chunk
+                b"IDAT",
+                parts[1],
+            ]
+        )
+
+    label = tf.io.decode_png(tf.cond(is_palette, as_grey, lambda: png), channels=1)
     # Grey values of 1, 2 and 4 bits come stretched to 0..255; indices must not.
     step = 255 // (tf.bitwise.left_shift(1, tf.cast(depth, tf.int32)) - 1)
     return tf.where(is_palette, label // tf.cast(step, tf.uint8), label)

@@ -152,6 +152,7 @@ class Evaluator:
         """Episode number `row` with its prediction, for the report."""
         rows, ids = self._rows.take(row), self.episodes.take(row)
         return Example(
+            title=f"Episode {row + 1}",
             iou=iou,
             classes=tuple(source.class_names[int(c)] for c in ids.classes),
             support_ids=tuple(tuple(source.ids[i] for i in shots) for shots in ids.supports),

@@ -53,7 +53,7 @@ def overlay(
     A way is tinted in its colour of `WAY_COLOURS` and outlined on its inner side, ignored pixels
     are hatched in grey, and background pixels stay as they are.
     """
-    line = max(1, round(max(label.shape) / 150))  # still visible in the gallery's small pictures
+    line = max(1, round(max(label.shape) / 110))  # still visible in the gallery's small pictures
     stripes = np.where(np.add(*np.indices(label.shape)) // (2 * line) % 2, 240, 110)
     colour = np.array(WAY_COLOURS)[(label.astype(int) - 1) % len(WAY_COLOURS)]
     colour = np.where((label == IGNORE)[..., None], stripes[..., None], colour)
@@ -61,7 +61,7 @@ def overlay(
     plane, size = Image.fromarray(label), 2 * line + 1
     lowest = np.asarray(plane.filter(ImageFilter.MinFilter(size)))
     highest = np.asarray(plane.filter(ImageFilter.MaxFilter(size)))
-    opacity = np.select([label == 0, label == IGNORE, lowest != highest], [0, 0.7, 1], 0.45)
+    opacity = np.select([label == 0, label == IGNORE, lowest != highest], [0, 0.7, 1], 0.4)
     opacity = opacity[..., None]
     return np.rint(image * (1 - opacity) + colour * opacity).astype(np.uint8)
 
@@ -74,45 +74,46 @@ def write_report(
     Args:
         path: the HTML file; its folder must exist.
         results: the evaluation's `results.json`. Scores are in percent; None is the score of a
-            class that no episode showed; `episodes` counts the episodes of one run.
+            class that no episode showed; `episodes` counts those of all runs.
         gallery: examples by heading, in the order in which they are shown.
     """
     minutes, seconds = divmod(round(results["seconds"]), 60)
     facts = {
         "Protocol": results["protocol"]["hash"],
         "Episode list": results["episodes_hash"],
-        "Episodes": f"{len(results['runs'])} runs of {results['episodes']}",
+        "Episodes": f"{results['episodes']} in all",
         "Weights": results["checkpoint"],
         "Time": f"{minutes} min {seconds} s",
     }
     if results["ways"] > 1:  # with one way it is the mean-IoU
         facts["mean-IoU*"] = _number(results["mean_iou_star"])
-    table = [
+    scores = [(_number(results[key]), _number(results[f"{key}_std"])) for key in SCORES]
+    runs = [
         (run["seed"], *(_number(run[key]) for key in SCORES), run["episodes_hash"])
         for run in results["runs"]
     ]
-    spread = {key: f"{_number(results[key])} ± {_number(results[f'{key}_std'])}" for key in SCORES}
-    bars = sorted(results["per_class"].items(), key=lambda item: -1 if item[1] is None else item[1])
+    runs.append(("mean", *(f"{mean} ± {std}" for mean, std in scores), ""))
+    classes = sorted(results["per_class"].items(), key=lambda item: item[1] or 0, reverse=True)
     page = string.Template(_PAGE).substitute(
         style=_STYLE,
         model=_text(f"{results['method']} · {results['backbone']}"),
         setting=_text(f"{results['ways']}-way {results['shots']}-shot · fold {results['fold']}"),
         scores="".join(
-            f"<div><b>{_number(results[key])}</b> ± {_number(results[f'{key}_std'])}"
-            f"<small>{name}, %</small></div>"
-            for key, name in SCORES.items()
+            f"<div><b>{mean}</b> ± {std}<small>{name}, %</small></div>"
+            for name, (mean, std) in zip(SCORES.values(), scores, strict=True)
         ),
         facts="".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in facts.items()),
-        runs="".join(_row(*cells) for cells in table) + _row("mean", *spread.values(), ""),
+        runs="".join(_row(*cells) for cells in runs),
         mean=_number(results["mean_iou"]),
         bars="".join(
             f"<li><span>{_text(name)}</span><div><i style='width:{iou or 0:.1f}%'></i></div>"
             f"<b>{_number(iou)}</b></li>"
-            for name, iou in reversed(bars)
+            for name, iou in classes
         ),
         gallery="".join(
             f"<h2>{_text(heading)}</h2>{''.join(map(_example, examples))}"
             for heading, examples in gallery.items()
+            if examples
         ),
         protocol="".join(_row(*item) for item in results["protocol"].items()),
     )
@@ -137,7 +138,7 @@ def _row(*cells: Any) -> str:
 def _figure(image: UInt8[np.ndarray, "height width 3"], caption: str, photograph: str = "") -> str:
     picture, file = Image.fromarray(image), io.BytesIO()
     picture.thumbnail((LONG_SIDE, LONG_SIDE))
-    picture.save(file, "jpeg", quality=80)
+    picture.save(file, "jpeg", quality=80, optimize=True)
     return (
         f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}' "
         f"alt='{_text(caption)} {_text(photograph)}' width={picture.width} height={picture.height}>"
@@ -147,13 +148,13 @@ def _figure(image: UInt8[np.ndarray, "height width 3"], caption: str, photograph
 
 def _example(example: Example) -> str:
     ways = []
-    for way, name in enumerate(example.classes):
-        shots = zip(example.support_image[way], example.support_label[way], strict=True)
-        ids = zip(shots, example.support_ids[way], strict=True)
-        figures = (_figure(overlay(*shot), "support", photograph) for shot, photograph in ids)
-        chip = "<i style='background:rgb({},{},{})'></i>".format(
-            *WAY_COLOURS[way % len(WAY_COLOURS)]
-        )
+    supports = zip(example.support_image, example.support_label, example.support_ids, strict=True)
+    for way, (name, shots) in enumerate(zip(example.classes, supports, strict=True)):
+        figures = [
+            _figure(overlay(image, label), "support", photograph)
+            for image, label, photograph in zip(*shots, strict=True)
+        ]
+        chip = f"<i style='background:rgb{WAY_COLOURS[way % len(WAY_COLOURS)]}'></i>"
         ways.append(f"<div><p>{chip}{_text(name)}</p><div class=row>{''.join(figures)}</div></div>")
     size = "large" if sum(map(len, example.support_ids)) <= 2 else "small"
     query = example.query_image
@@ -161,7 +162,7 @@ def _example(example: Example) -> str:
         f"<article><h3>{_text(example.title)} <b>IoU {_number(example.iou)}</b></h3>"
         f"<div class=episode><div class='ways {size}'>{''.join(ways)}</div><div><p>query</p>"
         f"<div class='row large'>{_figure(query, 'photograph', example.query_id)}"
-        f"{_figure(overlay(query, example.query_label), 'truth')}"
+        f"{_figure(overlay(query, example.query_label), 'truth (hatched: ignored)')}"
         f"{_figure(overlay(query, example.prediction), 'prediction')}</div></div></div></article>"
     )
 
@@ -176,38 +177,42 @@ body { background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sa
   max-width: 1120px; margin: auto; padding: 32px 20px }
 h1 { font-size: 22px } h1 span, small, dt, th, p, figcaption { color: var(--dim); font-weight: 400 }
 h2 { font-size: 17px; margin: 32px 0 10px } h3 { font-size: 15px } h3 b { margin-left: 10px }
-code, dd.hash { font: 12px ui-monospace, monospace } small { display: block; font-size: 13px }
+code { font: 12px ui-monospace, monospace } small { display: block; font-size: 13px }
 header, article, .card { background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; padding: 18px 20px; margin-bottom: 14px; overflow-x: auto }
 .scores, dl, .episode, .ways, .row { display: flex; flex-wrap: wrap; gap: 10px 36px }
-.scores { margin: 14px 0 18px; font-size: 18px } .scores b { font-size: 52px; line-height: 1.1 }
+.scores { margin-top: 14px; font-size: 18px } .scores b { font-size: 52px; line-height: 1.1 }
+dl { flex: 1 1 22rem; font-size: 15px; gap: 8px 28px }
 dt { font-size: 12px } dd { font-weight: 600 } table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums } .runs tr:last-child td { border: 0; font-weight: 600 }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
   gap: 0 14px } .columns section { display: flex; flex-direction: column }
-li { display: grid; grid-template-columns: 8.5em 1fr 3em; gap: 10px; align-items: center }
+li { display: grid; grid-template-columns: 8.5em 1fr 3em; gap: 10px; align-items: center;
+  margin-bottom: 6px }
 li div { position: relative; height: 12px; background: var(--line); border-radius: 3px }
 li i { display: block; height: 100%; background: var(--bar); border-radius: 3px }
 li div::after { content: ""; position: absolute; inset: -3px auto -3px var(--mean); width: 2px;
   background: var(--mark) } li b { text-align: right; font-variant-numeric: tabular-nums }
 .episode { gap: 10px 28px; margin-top: 6px } .ways { gap: 10px 20px } .row { gap: 8px }
 p { font-size: 13px; margin-bottom: 4px } p i { display: inline-block; width: 11px; height: 11px;
-  border-radius: 3px; margin-right: 6px } figure { width: 86px } .large figure { width: 170px }
-img { display: block; width: 100%; height: auto; border-radius: 6px }
-figcaption { font-size: 12px; line-height: 1.35; overflow-wrap: anywhere } summary { cursor: pointer }
+  border-radius: 3px; margin-right: 6px } figure { width: 86px } .large figure
+  { width: min(170px, 36vw) } img { display: block; width: 100%; height: auto; border-radius: 6px }
+figcaption { font-size: 12px; margin-top: 3px; line-height: 1.35; overflow-wrap: anywhere }
+summary { cursor: pointer }
 """
 _PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <link rel=icon href="data:,"><title>$model, $setting</title><style>$style</style>
-<header><h1>$model <span>$setting</span></h1><div class=scores>$scores</div><dl>$facts</dl></header>
+<header><h1>$model <span>$setting</span></h1>
+<div class=scores>$scores<dl>$facts</dl></div></header>
 <div class=columns><section><h2>Runs</h2><div class=card><table class=runs>
 <tr><th>seed<th>mean-IoU<th>binary-IoU<th>episode list</tr>$runs</table></div></section>
 <section><h2>IoU per class</h2><div class=card><ul style="--mean:$mean%">$bars</ul>
 <small>Line: mean-IoU, $mean</small></div></section></div>
 $gallery
-<h2>Protocol</h2><details class=card><summary>All settings</summary><table>$protocol</table></details>
-</html>
+<h2>Protocol</h2><details class=card><summary>All settings</summary><table>$protocol</table>
+</details></html>
 """

@@ -108,9 +108,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     )
 
     if config.train.test_before_and_after and start == 0:
-        untrained = "pretrained weights, untrained" if config.init else "random weights, untrained"
         folder = workdir / "evaluation_before"
-        before = evaluate(config, model, state.variables, held_back, mesh, folder, untrained)
+        before = evaluate(config, model, state.variables, held_back, mesh, folder, "untrained")
         logger.info("held-out classes before training: %s", summary(before))
 
     step_function = make_step(

@@ -1,0 +1,177 @@
+"""The page is complete, stands alone, and shows labels truthfully."""
+
+import base64
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsseg_jax.evaluation.report import WAY_COLOURS, Example, overlay, write_report
+
+HEIGHT, WIDTH = 90, 300
+PER_CLASS = {"cat": 61.24, "dog": None, "<b>&'\"horse": 48.76}
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page, its entities resolved."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source, self.tags, self.attributes, self.texts = source, set(), [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+    def pictures(self):
+        files = [value.split(",")[1] for name, value in self.attributes if name == "src"]
+        return [Image.open(io.BytesIO(base64.b64decode(file))) for file in files]
+
+
+def example(ways=2, shots=1):
+    rng = np.random.default_rng(0)
+    size = (HEIGHT, WIDTH)
+    return Example(
+        title="best <1>",
+        iou=87.65,
+        classes=tuple(list(PER_CLASS)[-ways:]),
+        support_ids=tuple(tuple(f"s&{way}_{shot}" for shot in range(shots)) for way in range(ways)),
+        query_id="<query>",
+        support_image=rng.integers(0, 256, (ways, shots, *size, 3), np.uint8),
+        support_label=rng.choice(np.array([0, 1, 255], np.uint8), (ways, shots, *size)),
+        query_image=np.full((*size, 3), 200, np.uint8),
+        query_label=np.zeros(size, np.uint8),
+        prediction=np.ones(size, np.uint8),
+    )
+
+
+def results(**changes):
+    runs = [
+        {"seed": 7, "mean_iou": 54.5, "binary_iou": 71.5, "episodes_hash": "aaaa0007"},
+        {"seed": 8, "mean_iou": 55.5, "binary_iou": 72.5, "episodes_hash": "aaaa0008"},
+    ]
+    return {
+        "method": "panet",
+        "backbone": "vgg16",
+        "mean_iou": 55.0,
+        "mean_iou_std": 0.5,
+        "mean_iou_star": 53.2,
+        "binary_iou": 72.0,
+        "binary_iou_std": 0.4,
+        "per_class": PER_CLASS,
+        "runs": [{**run, "per_class": PER_CLASS} for run in runs],
+        "episodes": 1000,
+        "ways": 2,
+        "shots": 1,
+        "fold": 3,
+        "seconds": 125.2,
+        "checkpoint": "freshly initialised <now>",
+        "protocol": {"hash": "beef0123", "data.root": "/data/<voc>"},
+        "episodes_hash": "cafe4567",
+        **changes,
+    }
+
+
+@pytest.fixture
+def page(tmp_path):
+    write_report(tmp_path / "report.html", results(), {"Best": [example()], "Worst": []})
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]  # no partial file left
+    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+def test_scores_hashes_runs_and_settings_are_shown(page):
+    for text in (
+        "55.0",
+        "72.0",
+        "53.2",
+        "beef0123",
+        "cafe4567",
+        "aaaa0007",
+        "54.5",
+        "72.5",
+        "/data/<voc>",
+    ):
+        assert text in page.texts
+    assert "Worst" not in page.texts  # a heading without examples
+    for text in ("1000 in all", "freshly initialised <now>", "2-way 1-shot · fold 3"):
+        assert text in page.texts
+
+
+def test_classes_are_sorted_by_iou_and_none_is_a_dash(page):
+    start = page.texts.index("IoU per class")
+    bars = [text for text in page.texts[start:] if text][1:7]
+    assert bars == ["cat", "61.2", "<b>&'\"horse", "48.8", "dog", "—"]
+
+
+def test_text_is_escaped(page):
+    for text in ("<b>&", "best <1>", "<query>", "<now>", "<voc>"):
+        assert text not in page.source
+    for text in ("best <1>", "<query>", "s&0_0"):
+        assert text in page.texts
+
+
+def test_page_refers_to_nothing_outside_itself(page):
+    assert not page.tags & {"script", "iframe", "object"}
+    links = [value for name, value in page.attributes if name in ("src", "href", "srcset")]
+    assert links
+    assert all(link.startswith("data:") for link in links)
+    assert not [text for text in ("url(", "@import", "://") if text in page.source]
+
+
+def test_gallery_embeds_small_pictures(page):
+    pictures = page.pictures()
+    assert len(pictures) == 2 + 3  # two supports; query, truth and prediction
+    assert {picture.size for picture in pictures} == {(200, 60)}
+    _, _, query, truth, prediction = (np.asarray(picture).mean((0, 1)) for picture in pictures)
+    np.testing.assert_allclose(query, 200, atol=2)
+    np.testing.assert_allclose(truth, 200, atol=2)  # nothing to find
+    np.testing.assert_allclose(prediction, 200 * 0.6 + np.array(WAY_COLOURS[0]) * 0.4, atol=2)
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(1, 5), (3, 1)])
+def test_every_support_is_named(tmp_path, ways, shots):
+    shown = example(ways, shots)
+    write_report(tmp_path / "r.html", results(), {"Median": [shown, shown]})
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    for names in shown.support_ids:
+        for name in names:
+            assert page.texts.count(name) == 2
+
+
+def test_second_report_replaces_the_first(tmp_path):
+    for mean_iou in (11.1, 22.2):
+        write_report(tmp_path / "r.html", results(mean_iou=mean_iou), {})
+    source = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "22.2" in source
+    assert "11.1" not in source
+
+
+def test_overlay_tints_ways_and_leaves_the_background():
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (120, 160, 3), np.uint8)
+    before = image.copy()
+    label = np.zeros((120, 160), np.uint8)
+    label[20:60, 20:60], label[20:60, 60:100], label[80:110, 20:60] = 1, 2, 255
+    shown = overlay(image, label)
+    assert shown.dtype == np.uint8
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(shown[label == 0], image[label == 0])
+    for way, colour in enumerate(WAY_COLOURS[:2]):
+        inside = np.s_[30:50, 30 + 40 * way : 50 + 40 * way]
+        tinted = image[inside] * 0.6 + np.array(colour) * 0.4
+        np.testing.assert_allclose(shown[inside], tinted, atol=1)
+        np.testing.assert_array_equal(shown[20, 20 + 40 * way : 60 + 40 * way], [colour] * 40)
+    hatch = overlay(np.full_like(image, 128), label)[label == 255]
+    assert (hatch == hatch[:, :1]).all()  # grey
+    assert len(np.unique(hatch)) == 2  # in two shades
+
+
+def test_overlay_has_a_colour_for_any_number_of_ways():
+    label = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert overlay(np.zeros((16, 16, 3), np.uint8), label).any(-1).sum() == 255
