@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from tqdm import tqdm
+
 from fsseg_jax.errors import UserError
 
 
@@ -35,10 +37,20 @@ def parse(
     return arguments.config, getattr(arguments, "workdir", None), overrides
 
 
+class _ProgressHandler(logging.Handler):
+    """Prints messages above a progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one message."""
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs a program and exits: with its status, or with 2 and one sentence for wrong input."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("fsseg_jax").setLevel(logging.INFO)
+    logger = logging.getLogger("fsseg_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(_ProgressHandler())
     try:
         sys.exit(main())
     except UserError as error:

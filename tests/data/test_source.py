@@ -1,0 +1,99 @@
+"""The class table gives exactly the items that the rules allow."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsseg_jax.data.source import ClassTable, parallel_map, read_square
+
+# Pixels of classes 1..4 in six photographs.
+COUNTS = np.array(
+    [
+        [0, 500, 20, 0],
+        [9, 0, 0, 0],
+        [0, 100, 0, 99],
+        [0, 99, 0, 100],
+        [300, 101, 0, 0],
+        [0, 0, 0, 0],
+    ]
+)
+
+
+def rows_of(items):
+    """The photographs of each class."""
+    stops = items.start + items.count
+    return {
+        int(class_id): items.photograph[start:stop].tolist()
+        for class_id, start, stop in zip(items.class_id, items.start, stops, strict=True)
+    }
+
+
+def expected_rows(class_ids, min_pixels, without=()):
+    return {
+        class_id: [
+            photograph
+            for photograph, pixels in enumerate(COUNTS)
+            if pixels[class_id - 1] >= min_pixels and not any(pixels[c - 1] for c in without)
+        ]
+        for class_id in class_ids
+    }
+
+
+def test_table_holds_what_occurs():
+    table = ClassTable.from_counts(COUNTS)
+    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    assert {tuple(map(int, row)) for row in rows} == {
+        (photograph, class_id, int(COUNTS[photograph, class_id - 1]))
+        for photograph in range(6)
+        for class_id in range(1, 5)
+        if COUNTS[photograph, class_id - 1]
+    }
+
+
+def test_an_item_has_at_least_one_pixel():
+    items = ClassTable.from_counts(COUNTS).items((1, 2, 3, 4))
+    assert rows_of(items) == expected_rows((1, 2, 3, 4), 1)
+
+
+@pytest.mark.parametrize("min_pixels", [1, 9, 10, 100, 101, 1000])
+def test_min_pixels_is_the_least_area(min_pixels):
+    items = ClassTable.from_counts(COUNTS).items((1, 2, 4), min_pixels)
+    assert rows_of(items) == expected_rows((1, 2, 4), min_pixels)
+
+
+@pytest.mark.parametrize("without", [(3,), (1, 4), (1, 2, 3, 4)])
+def test_photographs_that_show_other_classes_are_left_out(without):
+    items = ClassTable.from_counts(COUNTS).items((2,), 1, without)
+    assert rows_of(items) == expected_rows((2,), 1, without)
+
+
+def test_any_pixel_of_another_class_leaves_a_photograph_out():
+    """`min_pixels` is no threshold for being left out: photograph 0 has 20 pixels of class 3."""
+    items = ClassTable.from_counts(COUNTS).items((2,), 100, (3,))
+    assert rows_of(items) == {2: [2, 4]}
+
+
+def test_items_are_sorted_whatever_the_order_of_table_and_classes():
+    table = ClassTable.from_counts(COUNTS)
+    order = np.random.default_rng(0).permutation(len(table.photograph))
+    shuffled = ClassTable(table.photograph[order], table.class_id[order], table.pixels[order])
+    for class_ids in ((4, 1, 2), (2, 4, 1)):
+        items = shuffled.items(class_ids)
+        assert items.class_id.tolist() == [1, 2, 4]
+        assert rows_of(items) == expected_rows((1, 2, 4), 1)
+
+
+def test_read_square_resizes_as_pillow_does(make_source):
+    source = make_source(photographs=2)
+    image, label, _ = source.read(1)
+    square, square_label = read_square(source, 1, 24)
+    expected = Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(square, np.asarray(expected))
+    centres = [((np.arange(24) + 0.5) * side / 24).astype(int) for side in label.shape]
+    np.testing.assert_array_equal(square_label, label[np.ix_(*centres)])
+
+
+def test_parallel_map_keeps_the_order():
+    assert parallel_map(lambda number: number**2, range(50), "squares") == [
+        number**2 for number in range(50)
+    ]

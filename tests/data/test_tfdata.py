@@ -1,0 +1,427 @@
+"""The tf.data pipeline gives the sampler's episodes, decoded and augmented as documented."""
+
+import io
+import itertools
+import pathlib
+import zlib
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fsseg_jax.data import tfdata
+from fsseg_jax.data.source import ClassTable, Photograph, Source, read_square
+from fsseg_jax.data.voc import VOC
+from fsseg_jax.episode import IMAGENET_MEAN, episode_label, sample
+from fsseg_jax.errors import UserError
+
+# ----------------------------------------------------------------------------- labels
+
+
+def decode(png):
+    return tfdata.decode_label(tf.constant(png)).numpy()
+
+
+def saved(picture, **options):
+    file = io.BytesIO()
+    picture.save(file, "png", **options)
+    return file.getvalue()
+
+
+def opened(png):
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture), picture.mode
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize("shape", [(7, 9), (33, 64)])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_labels_are_indices(bits, shape, transparent):
+    rng = np.random.default_rng(bits)
+    label = rng.integers(0, 2**bits, shape, np.uint8)
+    for _ in range(3):
+        picture = Image.fromarray(label)
+        picture.putpalette(rng.integers(0, 256, 3 * 2**bits).tolist())
+        options = {"transparency": bytes(range(2**bits))} if transparent else {}
+        png = saved(picture, bits=bits, **options)
+        assert png[24:26] == bytes([bits, 3])  # it is a palette file of so many bits
+        assert (b"tRNS" in png) == transparent
+        result = decode(png)
+        assert result.dtype == np.uint8
+        np.testing.assert_array_equal(result[..., 0], label)
+        np.testing.assert_array_equal(result[..., 0], opened(png)[0])
+
+
+def test_grey_labels_are_grey_values():
+    label = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    png = saved(Image.fromarray(label))
+    assert opened(png)[1] == "L"
+    np.testing.assert_array_equal(decode(png)[..., 0], label)
+
+
+def interlaced_png(label):
+    """A palette PNG in Adam7's order, which Pillow reads but does not write."""
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + checksum
+
+    height, width = (side.to_bytes(4, "big") for side in label.shape)
+    rows = []
+    for y, x, dy, dx in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2)):
+        rows += [b"\0" + row.tobytes() for row in label[y::dy, x::dx]]
+    for y, x, dy, dx in ((0, 1, 2, 2), (1, 0, 2, 1)):
+        rows += [b"\0" + row.tobytes() for row in label[y::dy, x::dx]]
+    palette = np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes()
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", width + height + bytes([8, 3, 0, 0, 1]))
+        + chunk(b"PLTE", palette)
+        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_interlaced_palette_labels_are_indices():
+    label = np.random.default_rng(0).integers(0, 256, (19, 27), np.uint8)
+    png = interlaced_png(label)
+    np.testing.assert_array_equal(opened(png)[0], label)
+    np.testing.assert_array_equal(decode(png)[..., 0], label)
+
+
+def test_labels_of_a_data_set_are_decoded_as_pillow_does(voc_source):
+    modes = set()
+    for _, path in voc_source.files:
+        png = pathlib.Path(path).read_bytes()
+        label, mode = opened(png)
+        np.testing.assert_array_equal(decode(png)[..., 0], label)
+        modes.add(mode)
+    assert modes == {"P", "L"}
+
+
+# ----------------------------------------------------------------------------- augmentation
+
+MEAN_COLOUR = np.round(IMAGENET_MEAN * 255)
+
+
+def options(flip=False, scale=(1.0, 1.0), rotation=0.0):
+    return ConfigDict({"flip": flip, "scale": scale, "rotation": rotation})
+
+
+def augmented(image, label, seeds, size, settings):
+    """The results for each of several seeds."""
+    run = tf.function(lambda seed: tfdata.augment(image, label[..., None], seed, size, settings))
+    for seed in seeds:
+        result, result_label = run(tf.constant([seed, 5]))
+        yield result.numpy(), result_label.numpy()
+
+
+def assert_same_picture(result, expected):
+    """Up to rounding: Pillow rounds between its two passes too."""
+    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("size", [24, 40, 97])
+def test_without_options_photographs_are_resized_as_pillow_does(make_source, size):
+    source = make_source(photographs=4)
+    for number in range(4):
+        image, label, _ = source.read(number)
+        ((square, square_label),) = augmented(image, label, [0], size, options())
+        assert square.dtype == square_label.dtype == np.uint8
+        expected, expected_label = read_square(source, number, size)
+        assert_same_picture(square, expected)
+        ties = []  # rows and columns whose centre is between two pixels of the file
+        for side in label.shape:
+            position = (np.arange(size) + 0.5) * side / size
+            ties.append(np.abs(position - np.round(position)) < 1e-6)
+        differs = square_label != expected_label
+        assert not differs[~ties[0]][:, ~ties[1]].any()
+
+
+def test_every_label_value_survives():
+    label = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = np.zeros((16, 16, 3), np.uint8)
+    ((_, result),) = augmented(image, label, [0], 16, options())
+    np.testing.assert_array_equal(result, label)
+
+
+def test_a_flip_is_the_mirror_half_the_time(make_source):
+    image, label, _ = make_source(photographs=1).read(0)
+    ((plain, plain_label),) = augmented(image, label, [0], 31, options())
+    flips = 0
+    for result, result_label in augmented(image, label, range(200), 31, options(flip=True)):
+        flipped = (result[:, ::-1] == plain).all()
+        assert flipped or (result == plain).all()
+        mirrored = result_label[:, ::-1] if flipped else result_label
+        np.testing.assert_array_equal(mirrored, plain_label)
+        flips += flipped
+    assert 70 < flips < 130  # four standard deviations
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.0])
+def test_enlarged_photographs_are_cropped_at_random(make_source, scale):
+    image = make_source(photographs=1).read(0).image
+    size, side = 20, int(20 * scale)
+    label = np.zeros(image.shape[:2], np.uint8)
+    square = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(square), (size, size), (0, 1))
+    windows = np.moveaxis(windows, 2, -1).astype(int)  # by row and column of the corner
+    found = []
+    for result, result_label in augmented(
+        image, label, range(60), size, options(scale=[scale] * 2)
+    ):
+        errors = np.abs(windows - result).max((2, 3, 4))
+        corner = np.unravel_index(errors.argmin(), errors.shape)
+        assert errors[corner] <= 2
+        assert not result_label.any()
+        found.append(corner)
+    for axis in (0, 1):
+        corners = [corner[axis] for corner in found]
+        assert min(corners) < 0.15 * (side - size)
+        assert max(corners) > 0.85 * (side - size)
+    assert np.abs(np.corrcoef(np.transpose(found))[0, 1]) < 0.5
+
+
+def test_outside_is_ignored_and_of_mean_colour(make_source):
+    image, label, _ = make_source(photographs=1).read(0)
+    label[label == 255] = 0
+    places = set()
+    for result, result_label in augmented(image, label, range(20), 32, options(scale=(0.5, 0.5))):
+        outside = result_label == 255
+        assert outside.sum() == 32 * 32 - 16 * 16
+        rows, columns = np.nonzero(~outside)
+        assert (np.ptp(rows), np.ptp(columns)) == (15, 15)  # a square
+        assert (result[outside] == MEAN_COLOUR).all()
+        inside = result[~outside].reshape(16, 16, 3)
+        expected = Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)
+        assert_same_picture(inside, np.asarray(expected))
+        places.add((rows.min(), columns.min()))
+    assert len(places) > 10
+
+
+ALL = options(flip=True, scale=(0.6, 1.8), rotation=40.0)
+
+
+def test_photograph_and_label_share_the_geometry():
+    """Colours tell the labels: they still do inside of objects."""
+    colours = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
+    label = np.zeros((90, 70), np.uint8)
+    label[10:50, 5:30], label[20:80, 40:60], label[60:85, 5:35] = 1, 2, 3
+    seen = np.zeros(256, int)
+    for result, result_label in augmented(colours[label], label, range(30), 64, ALL):
+        neighbours = np.lib.stride_tricks.sliding_window_view(result_label, (5, 5))
+        uniform = (neighbours == neighbours[..., :1, :1]).all((-2, -1))
+        values = result_label[2:-2, 2:-2][uniform]
+        expected = np.where((values == 255)[:, None], MEAN_COLOUR, colours[values % 255])
+        assert np.abs(result[2:-2, 2:-2][uniform].astype(int) - expected).max() <= 3
+        seen += np.bincount(values, minlength=256)
+    assert (seen[[0, 1, 2, 3, 255]] > 1000).all()
+
+
+def test_label_is_sampled_where_the_documented_steps_lead():
+    """Resize, rotate about the window's centre, cut, flip: each on its own, in NumPy."""
+    label = np.random.default_rng(0).integers(0, 21, (9, 13)).astype(np.uint8)
+    label = label.repeat(6, axis=0).repeat(5, axis=1)
+    height, width = label.shape
+    image = np.zeros((height, width, 3), np.uint8)
+    size = 40
+    for seed, (_, result) in enumerate(augmented(image, label, range(20), size, ALL)):
+        draws = tf.random.stateless_uniform([5], tf.constant([seed, 5])).numpy().astype(float)
+        side = round(size * (0.6 + 1.2 * draws[0]))
+        left, top = np.round((side - size) * draws[1:3])
+        turn = np.radians(40 * (2 * draws[3] - 1))
+        expected = np.full((size, size), 255, np.uint8)
+        for row, column in np.ndindex(size, size):
+            x, y = column + 0.5 - size / 2, row + 0.5 - size / 2  # from the window's centre
+            if draws[4] < 0.5:
+                x = -x
+            x, y = x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)
+            x, y = x + size / 2 + left, y + size / 2 + top  # in the square
+            x, y = int(np.floor(x * width / side)), int(np.floor(y * height / side))
+            if 0 <= x < width and 0 <= y < height:
+                expected[row, column] = label[y, x]
+        assert (result != expected).mean() < 0.005
+
+
+# ----------------------------------------------------------------------------- batches
+
+
+class Numbered(Source):
+    """Photographs that can be told apart: number n is of colour (n, left half 200, n)."""
+
+    name = "numbered"
+    classes = ("cat", "dog", "horse")
+    folds = ((1,), (2, 3))
+    ids = tuple("abcdefghi")
+
+    def __init__(self, broken=None):
+        self.broken = broken
+        counts = np.ones((9, 3), int)
+        counts[::2, 0] = counts[:4, 1] = 0
+        self.table = ClassTable.from_counts(counts)
+
+    def read(self, index):
+        if index == self.broken:
+            raise UserError(f"photograph {self.ids[index]} is broken.")
+        image = np.full((8, 8, 3), index, np.uint8)
+        image[:, :4, 1] = 200
+        label = np.zeros((8, 8), np.uint8)
+        for row, class_id in enumerate(self.table.class_id[self.table.photograph == index]):
+            label[2 * row : 2 * row + 2] = class_id
+        return Photograph(image, label)
+
+
+@pytest.fixture(scope="module")
+def voc_source(make_voc):
+    return VOC(make_voc(train=12, val=1, classes=range(1, 7), shown=3), "train")
+
+
+@pytest.fixture(scope="module")
+def memory_source(make_source):
+    return make_source()
+
+
+def stream(source, settings=ALL, **arguments):
+    """Batches with defaults for what a test does not care about."""
+    defaults = {"ways": 2, "shots": 2, "batch_size": 4, "image_size": 32, "seed": 3}
+    items = source.table.items(range(1, len(Numbered.classes) + 1))
+    return tfdata.batches(source, items, augmentation=settings, **(defaults | arguments))
+
+
+def take(count, batches):
+    """The first batches, in copies: a pipeline may use their memory again."""
+    return [jax.tree.map(np.array, batch) for batch in itertools.islice(batches, count)]
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
+def test_batches_do_not_depend_on_where_the_stream_starts(request, kind):
+    source = request.getfixturevalue(kind)
+    first = take(5, stream(source))
+    assert_equal(take(2, stream(source, start=3)), first[3:])
+    assert (first[0].query_image != first[1].query_image).any()
+
+
+@pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
+def test_slices_of_all_processes_make_the_batch(request, kind):
+    source = request.getfixturevalue(kind)
+    whole = take(2, stream(source, start=1))
+    slices = [take(2, stream(source, start=1, process=p, processes=2)) for p in range(2)]
+    for batch, *parts in zip(whole, *slices, strict=True):
+        assert parts[0].query_image.shape[0] == 2
+        assert_equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), batch)
+
+
+def test_seeds_give_different_batches(memory_source):
+    batches = [take(1, stream(memory_source, seed=seed))[0] for seed in (0, 1)]
+    assert (batches[0].query_index != batches[1].query_index).any()
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(1, 2), (3, 1)])
+@pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
+def test_batches_hold_the_photographs_that_the_sampler_names(request, kind, ways, shots):
+    source = request.getfixturevalue(kind)
+    batches = take(2, stream(source, options(), ways=ways, shots=shots))
+    items = source.table.items((1, 2, 3))
+    squares = [read_square(source, number, 32) for number in range(len(source))]
+    images, labels = (np.stack(arrays) for arrays in zip(*squares, strict=True))
+    for step, batch in enumerate(batches):
+        ids = sample(items, 3, 4 * step + np.arange(4), ways, shots)
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), batch)
+        assert shapes.support_image == ((4, ways, shots, 32, 32, 3), "uint8")
+        assert shapes.support_label == ((4, ways, shots, 32, 32), "uint8")
+        assert shapes.query_image == ((4, 32, 32, 3), "uint8")
+        assert shapes.query_label == ((4, 32, 32), "uint8")
+        assert batch.class_id.dtype == batch.query_index.dtype == np.int32
+        np.testing.assert_array_equal(batch.class_id, ids.classes)
+        np.testing.assert_array_equal(batch.query_index, ids.query_index)
+        assert_same_picture(batch.support_image, images[ids.supports])
+        assert_same_picture(batch.query_image, images[ids.query])
+        for row in range(4):
+            pairs = [(batch.query_label[row], labels[ids.query[row]])]
+            for way, shot in np.ndindex(ways, shots):
+                number = ids.supports[row, way, shot]
+                pairs.append((batch.support_label[row, way, shot], labels[number]))
+                assert way + 1 in batch.support_label[row, way, shot]
+            for result, label in pairs:
+                expected = episode_label(label, ids.classes[row])
+                assert (result != expected).mean() < 0.005
+
+
+def test_no_support_is_the_query():
+    """Photographs are told apart by their colour, whatever the ids say."""
+    source = Numbered()
+    colours = set()
+    for batch in take(20, stream(source, options(flip=True), image_size=8)):
+        supports = batch.support_image[..., 0, 0, 2]
+        query = batch.query_image[..., 0, 0, 2]
+        assert (supports != query[:, None, None]).all()
+        assert (supports[..., 0] != supports[..., 1]).all()  # nor are shots of a way the same
+        colours |= {*supports.ravel().tolist(), *query.tolist()}
+    assert colours == set(range(9))
+
+
+def test_photographs_are_augmented_each_on_its_own():
+    batches = take(50, stream(Numbered(), options(flip=True), image_size=8))
+    flips = []
+    for batch in batches:
+        supports = batch.support_image[..., 0, 0, 1].reshape(4, -1)
+        flips.append(np.concatenate([supports, batch.query_image[:, 0, 0, 1, None]], axis=1) != 200)
+    flips = np.concatenate(flips).astype(float)  # 200 episodes of 5 photographs
+    assert np.abs(flips.mean(axis=0) - 0.5).max() < 0.16  # four standard deviations and a half
+    correlation = np.corrcoef(flips.T) - np.eye(5)
+    assert np.abs(correlation).max() < 0.32
+
+
+def test_too_few_photographs_are_named():
+    with pytest.raises(UserError, match=r"'cat' has 4 photographs, but shots = 4 needs 5"):
+        next(stream(Numbered(), shots=4))
+
+
+# ----------------------------------------------------------------------------- faults
+
+
+def steps_until_fault(batches, limit=50):
+    """How many batches come before the one UserError, and what it says."""
+    for count in range(limit):
+        try:
+            next(batches)
+        except UserError as error:
+            return count, str(error)
+    pytest.fail("no fault was found")
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_truncated_file_is_named_at_its_batch(make_voc, part):
+    source = VOC(make_voc(train=12, val=1, classes=range(1, 7), shown=3), "train")
+    arguments = {"ways": 1, "shots": 1, "batch_size": 1}
+    items = source.table.items((1, 2, 3))
+    ids = sample(items, 3, range(50), 1, 1)
+    # The photograph that comes up last.
+    uses = {
+        int(n): step
+        for step in reversed(range(50))
+        for n in (ids.query[step], *ids.supports[step, 0])
+    }
+    number, step = max(uses.items(), key=lambda use: use[1])
+    path = pathlib.Path(source.files[number][part])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    count, message = steps_until_fault(stream(source, **arguments))
+    assert count == step > 0
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_a_fault_of_a_source_without_files_is_told():
+    count, message = steps_until_fault(stream(Numbered(broken=4), batch_size=1))
+    assert message == "photograph e is broken."
+    items = Numbered().table.items((1, 2, 3))
+    ids = sample(items, 3, range(count + 1), 2, 2)
+    shown = [{*ids.supports[row].ravel().tolist(), int(ids.query[row])} for row in range(count + 1)]
+    assert [4 in photographs for photographs in shown] == [False] * count + [True]

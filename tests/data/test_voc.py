@@ -1,0 +1,316 @@
+"""A VOCdevkit folder is read truthfully, counted once, and its faults are named."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsseg_jax.data import voc
+from fsseg_jax.data.voc import VOC
+from fsseg_jax.errors import UserError
+
+
+@pytest.fixture
+def root(make_voc):
+    return make_voc(train=4, val=3)
+
+
+def label_file(root, number=0):
+    return root / "SegmentationClassAug" / f"2007_{number:06d}.png"
+
+
+def photograph_file(root, number=0):
+    return root / "JPEGImages" / f"2007_{number:06d}.jpg"
+
+
+def rows_of(table):
+    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    return {tuple(map(int, row)) for row in rows}
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """What the library tells, even if a program has set logging up for itself."""
+    monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
+    with caplog.at_level(logging.INFO, "fsseg_jax"):
+        yield caplog
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The label files that are read from now on."""
+    names = []
+    read_label = voc.read_label
+
+    def spy(path):
+        names.append(os.path.basename(path))
+        return read_label(path)
+
+    monkeypatch.setattr(voc, "read_label", spy)
+    return names
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 4), ("val", 3)])
+def test_table_counts_the_pixels_of_the_labels(root, split, size):
+    source = VOC(root, split)
+    names = (root / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+    assert source.ids == tuple(names)
+    assert len(source) == size
+    expected, modes = set(), set()
+    for row, name in enumerate(names):
+        with Image.open(root / "SegmentationClassAug" / f"{name}.png") as picture:
+            label = np.asarray(picture)
+            modes.add(picture.mode)
+        for class_id in range(1, 21):
+            if pixels := int((label == class_id).sum()):
+                expected.add((row, class_id, pixels))
+    assert rows_of(source.table) == expected
+    assert modes == {"P", "L"}  # the labels come in both kinds
+
+
+def test_read_gives_photograph_and_class_ids(root):
+    source = VOC(root, "train")
+    for number in range(len(source)):
+        image, label, instance = source.read(number)
+        with Image.open(photograph_file(root, number)) as picture:
+            np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
+        with Image.open(label_file(root, number)) as picture:
+            np.testing.assert_array_equal(label, np.asarray(picture))
+        assert image.dtype == label.dtype == np.uint8
+        assert image.shape == (*label.shape, 3)
+        assert 255 in label
+        assert instance is None
+
+
+def test_grey_photographs_are_read_as_rgb(root):
+    with Image.open(photograph_file(root)) as picture:
+        grey = picture.convert("L")
+    grey.save(photograph_file(root))
+    image = VOC(root, "train").read(0).image
+    assert image.shape == (grey.height, grey.width, 3)
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+def test_instances_are_read_where_they_exist(make_voc):
+    root = make_voc(train=2, val=1, objects=True)
+    (root / "SegmentationObject" / "2007_000001.png").unlink()
+    source = VOC(root, "train")
+    label, instance = source.read(0)[1:]
+    assert set(np.unique(instance)) == {0, 1, 2, 3, 4, 5, 255}
+    for number in range(1, 6):
+        assert len(np.unique(label[instance == number])) == 1  # an object has one class
+    assert source.read(1).instance is None
+
+
+def test_folds_hold_out_five_classes_each():
+    assert [len(fold) for fold in VOC.folds] == [5, 5, 5, 5]
+    assert sorted(sum(VOC.folds, ())) == list(range(1, 21))
+    assert VOC.folds[3] == (16, 17, 18, 19, 20)  # PASCAL-5i: fold i tests 5i+1..5i+5
+    assert (VOC.classes[0], VOC.classes[14], VOC.classes[19]) == (
+        "aeroplane",
+        "person",
+        "tvmonitor",
+    )
+
+
+# ----------------------------------------------------------------------------- the cache
+
+
+def test_labels_are_counted_once(root, reads):
+    first = VOC(root, "train").table
+    assert sorted(reads) == [f"2007_{number:06d}.png" for number in range(4)]
+    reads.clear()
+    assert rows_of(VOC(root, "train").table) == rows_of(first)
+    assert not reads
+
+
+def test_table_is_counted_anew_when_a_label_changes(root, reads):
+    before = VOC(root, "train").table
+    with Image.open(label_file(root)) as picture:
+        label = np.array(picture)
+    label[:3, :3] = 9
+    Image.fromarray(label).save(label_file(root))
+    reads.clear()
+    after = VOC(root, "train").table
+    assert reads
+    assert rows_of(before) != rows_of(after)
+    assert (
+        int(after.pixels[(after.photograph == 0) & (after.class_id == 9)][0]) == (label == 9).sum()
+    )
+
+
+def test_a_change_of_equal_size_is_noticed_by_its_time(root, reads):
+    VOC(root, "train")
+    reads.clear()
+    status = label_file(root).stat()
+    os.utime(label_file(root), ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    VOC(root, "train")
+    assert reads
+
+
+def test_changed_photographs_are_checked_anew(root):
+    VOC(root, "train")
+    Image.new("RGB", (10, 10)).save(photograph_file(root))
+    with pytest.raises(UserError, match=r"10 x 10"):
+        VOC(root, "train")
+
+
+def test_splits_have_their_own_tables(root):
+    assert rows_of(VOC(root, "train").table) != rows_of(VOC(root, "val").table)
+
+
+def test_a_changed_list_has_its_own_table(root):
+    before = VOC(root, "train").table
+    list_file = root / "ImageSets" / "Segmentation" / "train.txt"
+    names = list_file.read_text().split()
+    list_file.write_text("\n".join(reversed(names)))
+    after = VOC(root, "train").table
+    assert rows_of(after) == {(3 - row, c, pixels) for row, c, pixels in rows_of(before)}
+
+
+def test_other_files_do_not_matter(root, reads):
+    VOC(root, "train")
+    reads.clear()
+    (root / "JPEGImages" / "holiday.jpg").write_bytes(b"not one of the split")
+    VOC(root, "train")
+    assert not reads
+
+
+# ----------------------------------------------------------------------------- folders
+
+
+def test_all_annotations_are_preferred(root, log):
+    own = root / "SegmentationClass"
+    own.mkdir()
+    for name in VOC(root, "train").ids:
+        Image.new("L", (5, 5)).save(own / f"{name}.png")
+    source = VOC(root, "train")
+    assert all("SegmentationClassAug" in label for _, label in source.files)
+    assert len(source.table.pixels)
+    assert not any("SegmentationClassAug" in message for message in log.messages)
+
+
+def test_falling_back_to_voc_alone_is_told(make_voc, log):
+    root = make_voc(train=2, val=1, aug=False)
+    source = VOC(root, "train")
+    assert [label for _, label in source.files] == [
+        str(root / "SegmentationClass" / f"2007_00000{number}.png") for number in range(2)
+    ]
+    assert any("no SegmentationClassAug" in message for message in log.messages)
+    assert rows_of(source.table)
+
+
+def test_root_may_be_any_folder_of_the_archive(root):
+    table = rows_of(VOC(root, "train").table)
+    for folder in (root.parent, root.parent.parent, str(root), f"{root}/"):
+        source = VOC(folder, "train")
+        assert rows_of(source.table) == table
+        source.read(0)
+
+
+def test_home_is_expanded(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(VOC("~/VOC2012", "train")) == 4
+
+
+# ----------------------------------------------------------------------------- faults
+
+
+def message_of(function, *arguments):
+    """The one sentence of the UserError that a call must raise."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_empty_root_names_the_key():
+    assert "data.root is empty" in message_of(VOC, "", "train")
+
+
+def test_missing_root_is_named(tmp_path):
+    message = message_of(VOC, tmp_path / "nowhere", "train")
+    assert "data.root" in message
+    assert str(tmp_path / "nowhere") in message
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("JPEGImages",),
+        ("ImageSets/Segmentation",),
+        ("SegmentationClassAug",),
+        ("ImageSets/Segmentation", "SegmentationClassAug"),
+    ],
+)
+def test_missing_parts_are_named(root, parts):
+    for part in parts:
+        (root / part).rename(root / part.replace("Seg", "Lost").replace("JPEG", "Lost"))
+    message = message_of(VOC, root, "train")
+    assert str(root) in message
+    for name in ("JPEGImages", "ImageSets/Segmentation", "SegmentationClassAug"):
+        assert (name in message) == (name in parts)
+
+
+def test_unknown_split_names_those_there(root):
+    message = message_of(VOC, root, "test")
+    assert "test.txt" in message
+    assert "train, val" in message
+
+
+def test_empty_split_is_named(root):
+    (root / "ImageSets" / "Segmentation" / "empty.txt").write_text("\n")
+    assert "empty.txt names no photographs" in message_of(VOC, root, "empty")
+
+
+@pytest.mark.parametrize("value", [21, 254])
+def test_label_above_the_classes_is_named(root, value):
+    with Image.open(label_file(root, 1)) as picture:
+        label = np.array(picture)
+    label[0, 0] = value
+    Image.fromarray(label).save(label_file(root, 1))
+    message = message_of(VOC, root, "train")
+    assert str(label_file(root, 1)) in message
+    assert f"label {value}" in message
+
+
+def test_sizes_that_differ_are_named(root):
+    with Image.open(label_file(root, 2)) as picture:
+        width, height = picture.size
+        picture.resize((width + 3, height)).save(label_file(root, 2))
+    message = message_of(VOC, root, "train")
+    assert str(label_file(root, 2)) in message
+    assert f"{width + 3} x {height}" in message
+    assert str(photograph_file(root, 2)) in message
+    assert f"{width} x {height}" in message
+
+
+@pytest.mark.parametrize("file", [label_file, photograph_file])
+def test_missing_files_are_named(root, file):
+    file(root, 3).unlink()
+    assert str(file(root, 3)) in message_of(VOC, root, "train")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_labels_that_are_no_class_ids_are_named(root, mode):
+    with Image.open(photograph_file(root)) as picture:
+        Image.new(mode, picture.size).save(label_file(root))
+    message = message_of(VOC, root, "train")
+    assert str(label_file(root)) in message
+    assert mode in message
+
+
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("file", [label_file, photograph_file])
+def test_truncated_files_are_named(root, file, part):
+    source = VOC(root, "train")
+    content = file(root).read_bytes()
+    file(root).write_bytes(content[: int(part * len(content))])
+    assert str(file(root)) in message_of(source.read, 0)
+    source.read(1)
+    if file is label_file:
+        assert str(file(root)) in message_of(VOC, root, "train")

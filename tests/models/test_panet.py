@@ -1,0 +1,374 @@
+"""PANet is what its equations say, and has the symmetries that they have."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsseg_jax.backbones.small import Small
+from fsseg_jax.backbones.vgg import VGG16
+from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.models.panet import PANet
+
+SMALL = PANet(backbone=Small(width=16))
+
+
+@pytest.fixture
+def pytorch():
+    """The formulations in PyTorch, where there is PyTorch."""
+    pytest.importorskip("torch")
+    import pytorch_panet
+    import pytorch_vgg
+    import torch
+
+    class Modules:
+        panet, vgg, as_tensor = pytorch_panet.PANet, pytorch_vgg, torch.as_tensor
+
+    return Modules
+
+
+def assert_close(result, expected, relative):
+    """Equal up to `relative` of the largest absolute value."""
+    result, expected = np.asarray(result), np.asarray(expected)
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
+
+
+def are_close(result, expected, relative):
+    return all(
+        np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
+        for ours, theirs in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
+    )
+
+
+# ----------------------------------------------------------------------------- episodes
+
+
+def draw_episode(ways, shots, seed=0, size=33):
+    """Textured photographs of textured objects, which prototypes can tell apart.
+
+    A support photograph shows an object of its way, one of the next way, and a strip of pixels
+    that are labelled 255; the query shows all ways and such a strip.
+    """
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size] / size
+    # A colour and a wave of its own for the background and each way.
+    colours = 1.5 * rng.standard_normal((ways + 1, 3))
+    frequencies = rng.uniform(5, 40, (ways + 1, 2))
+
+    def paint(objects):
+        label = np.zeros((size, size), np.uint8)
+        for way in objects:  # later ones cover earlier ones
+            (top, left), (height, width) = rng.uniform(0.05, 0.45, 2), rng.uniform(0.25, 0.5, 2)
+            inside = (top < rows) & (rows < top + height)
+            label[inside & (left < columns) & (columns < left + width)] = way
+        phase = rows * frequencies[label, 0] + columns * frequencies[label, 1] + rng.uniform(0, 6)
+        image = colours[label] + np.sin(phase)[..., None]
+        image += 0.3 * rng.standard_normal((size, size, 3))
+        label[-size // 8 :] = IGNORE
+        return image.astype(np.float32), label
+
+    supports = [[paint([way % ways + 1, way]) for _ in range(shots)] for way in range(1, ways + 1)]
+    query_image, query_label = paint(range(1, ways + 1))
+    return Episode(
+        support_image=np.array([[image for image, _ in way] for way in supports]),
+        support_label=np.array([[label for _, label in way] for way in supports]),
+        query_image=query_image,
+        query_label=query_label,
+        class_id=np.arange(1, ways + 1),
+        query_index=np.array(0),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, episode):
+    """Logits, the parts of the loss, their sum and its gradients."""
+
+    def loss(params):
+        output = model.apply({"params": {"backbone": params}}, episode, train=True)
+        total, parts = model.loss(output, episode, jax.random.key(0), jnp.zeros(()))
+        return total, {**parts, "logits": output.logits}
+
+    (total, results), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return {**results, "total": total, "gradients": gradients}
+
+
+@functools.cache
+def small_params():
+    return jax.jit(SMALL.backbone.init)(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))["params"]
+
+
+# ----------------------------------------------------------------------------- the equations
+
+
+def run_pytorch_on_vgg(pytorch, params, episode):
+    """The formulation in PyTorch, in double precision, and the gradients of both losses' sum."""
+    weights = pytorch.vgg.to_pytorch(params)
+    for leaf in weights.values():
+        leaf.requires_grad_()
+
+    def encode(image):
+        image = pytorch.as_tensor(image).double()
+        return pytorch.vgg.features(weights, image.permute(2, 0, 1)[None])[0]
+
+    result = pytorch.panet(
+        [[encode(image) for image in way] for way in episode.support_image],
+        encode(episode.query_image),
+        episode.support_label,
+        episode.query_label,
+    )
+    (result.segmentation + result.alignment).backward()
+    gradients = {name: leaf.grad for name, leaf in weights.items()}
+    return result, pytorch.vgg.from_pytorch(gradients)
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 2)])
+def test_logits_losses_and_gradients_match_pytorch(pytorch, ways, shots):
+    """On VGG-16, end to end, all to 1e-4.
+
+    Where two inputs of a max-pool (or an input of a ReLU and 0) are equal up to rounding, a
+    rounding error decides where the gradient goes. That happens in one episode of three, so the
+    gradients must agree in one of a few; a wrong gradient would agree in none.
+    """
+    model = PANet(backbone=VGG16())
+    params = pytorch.vgg.random_params()
+    for seed in range(2, 8):
+        episode = draw_episode(ways, shots, seed=seed, size=49)
+        expected, gradients = run_pytorch_on_vgg(pytorch, params, episode)
+        assert all(expected.predicted), "choose a seed in which every way is predicted"
+        result = run(model, params, episode)
+
+        logits = expected.logits.detach().permute(1, 2, 0)
+        assert_close(result["logits"], logits, 1e-4)
+        segmentation, alignment = expected.segmentation.item(), expected.alignment.item()
+        assert float(result["segmentation"]) == pytest.approx(segmentation, rel=1e-4)
+        assert float(result["alignment"]) == pytest.approx(alignment, rel=1e-4)
+        assert float(result["total"]) == pytest.approx(segmentation + alignment, rel=1e-4)
+        if are_close(result["gradients"], gradients, 1e-4):
+            return
+    pytest.fail("the gradients differ in every episode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_on_features(model, features, support_label, query_label):
+    """What `run` gives, from (support, query) features on and with respect to them."""
+    ways, _, height, width = support_label.shape
+    episode = Episode(
+        support_image=None,
+        support_label=support_label,
+        query_image=None,
+        query_label=query_label,
+        class_id=jnp.arange(ways),
+        query_index=jnp.zeros((), jnp.int32),
+    )
+
+    def loss(features):
+        output = model.apply(
+            {},
+            features[0],
+            support_label,
+            features[1],
+            jnp.zeros((height, width, 3)),
+            train=True,
+            method="segment",
+        )
+        total, parts = model.loss(output, episode, jax.random.key(0), jnp.zeros(()))
+        return total, {**parts, "logits": output.logits}
+
+    (total, results), gradients = jax.value_and_grad(loss, has_aux=True)(features)
+    return {**results, "total": total, "gradients": gradients}
+
+
+def run_pytorch_on_features(pytorch, features, support_label, query_label, weight, **options):
+    """Ditto in PyTorch; the total is segmentation + weight * alignment."""
+    leaves = [
+        pytorch.as_tensor(array).double().movedim(-1, -3).detach().requires_grad_()
+        for array in features
+    ]
+    result = pytorch.panet(*leaves, support_label, query_label, **options)
+    total = result.segmentation + weight * result.alignment
+    total.backward()
+    return {
+        "segmentation": result.segmentation.item(),
+        "alignment": result.alignment.item(),
+        "total": total.item(),
+        "logits": result.logits.detach().movedim(0, -1),
+        "predicted": result.predicted,
+        "gradients": [leaf.grad.movedim(-3, -1) for leaf in leaves],
+    }
+
+
+def draw_features(ways, shots, seed=0):
+    """Features of 5 x 7 positions and labels of 23 x 37 pixels, among them every way and 255."""
+    rng = np.random.default_rng(seed)
+    supports = rng.standard_normal((ways, shots, 5, 7, 6)).astype(np.float32)
+    query = rng.standard_normal((5, 7, 6)).astype(np.float32)
+    choices = np.array([*range(ways + 1), IGNORE], np.uint8)
+    support_label = rng.choice(choices, (ways, shots, 4, 6)).repeat(6, -2).repeat(7, -1)
+    query_label = rng.choice(choices, (4, 6)).repeat(6, -2).repeat(7, -1)
+    return (supports, query), support_label[..., :23, :37], query_label[:23, :37]
+
+
+def assert_same_from_features(result, expected):
+    assert_close(result["logits"], expected["logits"], 1e-5)
+    for name in ("segmentation", "alignment", "total"):
+        assert float(result[name]) == pytest.approx(expected[name], rel=1e-5, abs=1e-7)
+    for ours, theirs in zip(result["gradients"], expected["gradients"], strict=True):
+        assert_close(ours, theirs, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"ignored_is_background": False}, {"ignored_is_background": False}),
+        ({"align_corners": True}, {"align_corners": True}),
+        ({"similarity_scale": 7.0}, {"scale": 7.0}),
+        ({"alignment_weight": 0.3}, {"weight": 0.3}),
+    ],
+)
+def test_every_option_matches_pytorch(pytorch, ours, theirs):
+    drawn = draw_features(ways=3, shots=2)
+    expected = run_pytorch_on_features(pytorch, *drawn, **{"weight": 1.0, **theirs})
+    assert all(expected["predicted"])
+    model = PANet(backbone=None, **ours)
+    assert_same_from_features(run_on_features(model, *drawn), expected)
+
+
+# ----------------------------------------------------------------------------- absent ways
+
+
+def test_way_that_is_not_predicted_adds_nothing_to_the_alignment(pytorch):
+    (supports, query), support_label, query_label = draw_features(ways=3, shots=2)
+    query += 2  # no feature of the query is near ...
+    supports[1] -= 4  # ... the prototype of way 2
+    supports[0] += 1
+    supports[2] += 2
+    drawn = (supports, query), support_label, query_label
+    expected = run_pytorch_on_features(pytorch, *drawn, weight=1.0)
+    assert expected["predicted"] == [True, False, True]
+    assert expected["alignment"] > 0
+    assert_same_from_features(run_on_features(PANet(backbone=None), *drawn), expected)
+
+
+def test_prediction_of_nothing_has_no_alignment_loss():
+    """All is background: the loss and its gradients are those of the segmentation alone."""
+    (supports, query), support_label, query_label = draw_features(ways=2, shots=2)
+    supports, query = abs(supports), abs(query)  # all features have much in common ...
+    support_label[(support_label == 1) | (support_label == 2)] = 0  # ... and there is no object
+    drawn = (supports, query), support_label, query_label
+    result = run_on_features(PANet(backbone=None), *drawn)
+    assert (np.argmax(result["logits"], axis=-1) == 0).all()
+    assert float(result["alignment"]) == 0
+    assert all(np.isfinite(gradient).all() for gradient in result["gradients"])
+    without = run_on_features(PANet(backbone=None, alignment_weight=0.0), *drawn)
+    for gradient, expected in zip(result["gradients"], without["gradients"], strict=True):
+        assert_close(gradient, expected, 1e-6)
+    assert abs(result["gradients"][1]).max() > 0
+
+
+def test_parameters_have_finite_gradients_when_a_way_is_not_predicted():
+    episode = draw_episode(3, 2)
+    label = np.where(episode.support_label == 3, 0, episode.support_label)
+    # Way 3 has no pixels, so its prototype is zero; way 2's object is to be found.
+    image = np.where((label == 2)[..., None], 4.0, episode.support_image).astype(np.float32)
+    query = np.where((episode.query_label != 0)[..., None], 4.0, episode.query_image)
+    episode = episode.replace(
+        support_image=image, support_label=label, query_image=query.astype(np.float32)
+    )
+    result = run(SMALL, small_params(), episode)
+    print(np.argmax(result["logits"], -1))
+    assert not (np.argmax(result["logits"], axis=-1) == 3).any()
+    assert np.isfinite(float(result["total"]))
+    for gradient in jax.tree.leaves(result["gradients"]):
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient).max() > 0
+
+
+# ----------------------------------------------------------------------------- symmetries
+
+
+def test_order_of_shots_does_not_matter():
+    episode = draw_episode(3, 2)
+    swapped = episode.replace(
+        support_image=np.concatenate([episode.support_image[:1], episode.support_image[1:, ::-1]]),
+        support_label=np.concatenate([episode.support_label[:1], episode.support_label[1:, ::-1]]),
+    )
+    result, expected = (run(SMALL, small_params(), one) for one in (swapped, episode))
+    assert_close(result["logits"], expected["logits"], 1e-5)
+    for name in ("segmentation", "alignment"):
+        assert float(result[name]) == pytest.approx(float(expected[name]), rel=1e-4)
+
+
+def test_order_of_ways_permutes_the_logits_and_nothing_else():
+    episode = draw_episode(3, 2)
+    order = np.array([2, 0, 1])  # new way n + 1 is the old way order[n] + 1
+    renumber = np.arange(256, dtype=np.uint8)
+    renumber[order + 1] = [1, 2, 3]
+    permuted = episode.replace(
+        support_image=episode.support_image[order],
+        support_label=renumber[episode.support_label[order]],
+        query_label=renumber[episode.query_label],
+        class_id=episode.class_id[order],
+    )
+    result, expected = (run(SMALL, small_params(), one) for one in (permuted, episode))
+    assert_close(result["logits"], expected["logits"][..., [0, *(order + 1)]], 1e-5)
+    for name in ("segmentation", "alignment"):
+        assert float(result[name]) == pytest.approx(float(expected[name]), rel=1e-4)
+
+
+# ----------------------------------------------------------------------------- options
+
+
+def test_ignored_support_pixels_change_the_background_alone():
+    without = PANet(backbone=None, ignored_is_background=False)
+    drawn, support_label, query_label = draw_features(ways=3, shots=2)
+    with_255 = run_on_features(PANet(backbone=None), drawn, support_label, query_label)
+    without_255 = run_on_features(without, drawn, support_label, query_label)
+    np.testing.assert_array_equal(with_255["logits"][..., 1:], without_255["logits"][..., 1:])
+    assert np.abs(with_255["logits"][..., 0] - without_255["logits"][..., 0]).max() > 0.1
+
+    # Where they are background they are as good as label 0 ...
+    labelled = np.where(support_label == IGNORE, 0, support_label)
+    zero = run_on_features(without, drawn, labelled, query_label)
+    for name in ("logits", "segmentation", "alignment"):
+        np.testing.assert_allclose(zero[name], with_255[name], rtol=1e-5)
+    # ... and where there are none, there is nothing to choose.
+    either = run_on_features(PANet(backbone=None), drawn, labelled, query_label)
+    for name in ("logits", "segmentation", "alignment"):
+        np.testing.assert_array_equal(zero[name], either[name])
+
+
+def test_without_alignment_the_loss_is_the_segmentation_alone(pytorch):
+    drawn = draw_features(ways=3, shots=2)
+    result = run_on_features(PANet(backbone=None, alignment_weight=0.0), *drawn)
+    expected = run_pytorch_on_features(pytorch, *drawn, weight=0.0)
+    assert "alignment" not in result
+    assert float(result["total"]) == float(result["segmentation"])
+    for gradient, theirs in zip(result["gradients"], expected["gradients"], strict=True):
+        assert_close(gradient, theirs, 1e-4)
+
+
+def test_training_and_inference_give_the_same_logits():
+    episode = draw_episode(3, 2)
+    output = jax.jit(SMALL.apply)({"params": {"backbone": small_params()}}, episode)
+    assert output.logits.shape == (9, 9, 4)  # a quarter of 33 px, background and 3 ways
+    expected = run(SMALL, small_params(), episode)["logits"]
+    assert_close(output.logits, expected, 1e-5)
+
+
+def test_bfloat16_gives_almost_the_same_logits():
+    """Features are computed in bfloat16 (8 bits of mantissa), prototypes and logits in float32."""
+    episode = draw_episode(3, 2)
+    half = PANet(backbone=Small(width=16, dtype=jnp.bfloat16))
+    result = run(half, small_params(), episode)
+    expected = run(SMALL, small_params(), episode)
+    for leaf in jax.tree.leaves(result):
+        assert leaf.dtype == jnp.float32
+        assert np.isfinite(leaf).all()
+    difference = np.abs(result["logits"] - expected["logits"])
+    print(difference.max(), difference.mean(), result["total"], expected["total"])
+    assert 0 < difference.max() < 1  # of 20, that is 5 %
+    assert float(result["total"]) == pytest.approx(float(expected["total"]), rel=0.05)

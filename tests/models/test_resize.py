@@ -1,0 +1,86 @@
+"""Resizing is PyTorch's bilinear interpolation, written as a matrix with a transpose."""
+
+import numpy as np
+import pytest
+
+from fsseg_jax.models.resize import interpolation_matrix, pull_back, resize
+
+CORNERS = pytest.mark.parametrize("align_corners", [False, True])
+SIZES = pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((5, 7), (33, 40)),  # up
+        ((33, 40), (5, 7)),  # down, without antialiasing
+        ((53, 53), (417, 417)),  # PANet's
+        ((6, 9), (6, 9)),
+        ((9, 4), (4, 9)),  # one axis down, the other up
+        ((1, 1), (8, 5)),
+        ((8, 5), (1, 1)),
+        ((1, 6), (1, 3)),
+    ],
+)
+
+
+def random(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@CORNERS
+@SIZES
+def test_resize_matches_pytorch(before, after, align_corners):
+    torch = pytest.importorskip("torch")
+    x = random(2, *before, 3)
+    planes = torch.tensor(x).permute(0, 3, 1, 2).double()  # in float32 PyTorch is off by 1e-5
+    expected = torch.nn.functional.interpolate(
+        planes, after, mode="bilinear", align_corners=align_corners
+    )
+    result = resize(x, after, align_corners)
+    assert result.shape == (2, *after, 3)
+    np.testing.assert_allclose(result, expected.permute(0, 2, 3, 1), atol=1e-5, rtol=0)
+
+
+@CORNERS
+@SIZES
+def test_pull_back_is_the_adjoint_of_resize(before, after, align_corners):
+    """<resize(F), M> = <F, pull_back(M)> for every F and M: with unit F, entry by entry."""
+    rng = np.random.default_rng(1)
+    mask = rng.random((2, *after), np.float32)
+    pulled = np.asarray(pull_back(mask, before, align_corners))
+    assert pulled.shape == (2, *before)
+
+    features = rng.standard_normal((2, *before, 1)).astype(np.float32)
+    there = np.sum(np.asarray(resize(features, after, align_corners))[..., 0] * mask)
+    back = np.sum(features[..., 0] * pulled)
+    scale = np.sum(np.abs(features[..., 0]) * pulled)
+    assert abs(there - back) <= 1e-5 * scale
+
+    for position in [(0, 0), (before[0] // 2, before[1] // 2), (before[0] - 1, before[1] - 1)]:
+        unit = np.zeros((*before, 1), np.float32)
+        unit[position] = 1
+        spread = np.asarray(resize(unit, after, align_corners))[..., 0]
+        np.testing.assert_allclose(
+            pulled[:, *position], (spread * mask).sum((-2, -1)), rtol=1e-4, atol=1e-5
+        )
+
+
+@CORNERS
+@pytest.mark.parametrize(("n_in", "n_out"), [(1, 1), (1, 7), (7, 1), (5, 5), (53, 417), (417, 53)])
+def test_rows_are_weights_of_a_mean(n_in, n_out, align_corners):
+    matrix = interpolation_matrix(n_in, n_out, align_corners)
+    assert matrix.shape == (n_out, n_in)
+    assert (matrix >= 0).all()
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)
+
+
+@CORNERS
+@pytest.mark.parametrize("size", [1, 2, 53])
+def test_same_size_changes_nothing(size, align_corners):
+    np.testing.assert_array_equal(interpolation_matrix(size, size, align_corners), np.eye(size))
+
+
+def test_corners_are_where_they_are_said_to_be():
+    """Two pixels to four: aligned corners step by thirds, half-pixel ones by halves."""
+    aligned = interpolation_matrix(2, 4, align_corners=True)
+    np.testing.assert_allclose(aligned[:, 1], [0, 1 / 3, 2 / 3, 1], atol=1e-6)
+    half_pixel = interpolation_matrix(2, 4, align_corners=False)
+    np.testing.assert_allclose(half_pixel[:, 1], [0, 1 / 4, 3 / 4, 1], atol=1e-6)

@@ -1,0 +1,313 @@
+"""Episodes are what the sampler promises, the same everywhere, and survive being listed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsseg_jax.data.source import ClassTable
+from fsseg_jax.episode import (
+    EpisodeIds,
+    check_items,
+    concatenate,
+    episode_label,
+    episodes_hash,
+    episodes_to_csv,
+    random_bits,
+    read_episodes,
+    sample,
+)
+from fsseg_jax.errors import UserError
+
+SETTINGS = [(1, 1), (1, 5), (2, 1), (2, 5)]
+NAMES = {class_id: f"class {class_id}" for class_id in range(1, 30)}
+
+
+def table_of(rng, counts, photographs):
+    """A table in which class n + 1 is shown by counts[n] of the photographs, drawn at random."""
+    shown = np.zeros((photographs, len(counts)), int)
+    for column, count in enumerate(counts):
+        shown[rng.choice(photographs, count, replace=False), column] = rng.integers(1, 99, count)
+    return ClassTable.from_counts(shown)
+
+
+@functools.cache
+def make_items():
+    """Classes of unequal size, the smallest just enough for 5 shots; most photographs show
+    several."""
+    return table_of(np.random.default_rng(0), [6, 9, 17, 30, 6], 40).items((5, 2, 3, 1))
+
+
+def photographs_of(items, class_id):
+    (row,) = np.flatnonzero(items.class_id == class_id)
+    return set(items.photograph[items.start[row] :][: items.count[row]].tolist())
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+# ----------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
+def test_an_episode_depends_on_seed_and_number_alone(ways, shots):
+    items = make_items()
+    all_of_them = sample(items, 7, range(200), ways, shots)
+    some = np.random.default_rng(1).permutation(200)[:50]
+    assert_equal(sample(items, 7, some, ways, shots), all_of_them.take(some))
+    assert_equal(sample(items, 7, [131], ways, shots), all_of_them.take(slice(131, 132)))
+    assert_equal(sample(items, 7, range(200), ways, shots), all_of_them)
+
+
+@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
+def test_numpy_and_compiled_jax_draw_the_same_episodes(ways, shots):
+    items = make_items()
+    draw = jax.jit(lambda items, index: sample(items, 3, index, ways, shots, xp=jnp))
+    index = np.arange(1000, 1500, dtype=np.int32)
+    assert_equal(draw(items, index), sample(items, 3, index, ways, shots))
+
+
+@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
+def test_photographs_show_their_class_and_are_distinct(ways, shots):
+    items = make_items()
+    episodes = sample(items, 0, range(500), ways, shots)
+    assert episodes.classes.shape == (500, ways)
+    assert episodes.supports.shape == (500, ways, shots)
+    assert episodes.query.shape == episodes.query_index.shape == (500,)
+    of_class = {int(c): photographs_of(items, c) for c in items.class_id}
+    for row in range(500):
+        classes, query = episodes.classes[row].tolist(), int(episodes.query[row])
+        assert len(set(classes)) == ways
+        assert any(query in of_class[c] for c in classes)
+        for class_id, shown in zip(classes, episodes.supports[row].tolist(), strict=True):
+            assert set(shown) <= of_class[class_id] - {query}
+            assert len(set(shown)) == shots
+
+
+@pytest.mark.parametrize("ways", [1, 3])
+def test_query_index_is_the_query_in_a_class_of_the_episode(ways):
+    items = make_items()
+    episodes = sample(items, 5, range(300), ways, 1)
+    np.testing.assert_array_equal(items.photograph[episodes.query_index], episodes.query)
+    drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
+    assert (episodes.classes == drawn_as[:, None]).any(axis=1).all()
+    counts = (episodes.classes == drawn_as[:, None]).sum(axis=0)
+    assert counts.min() > 300 / ways * 0.75  # every way has its turn
+
+
+@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
+def test_classes_of_exactly_enough_photographs(ways, shots):
+    """All classes are shown by the same photographs, as few as can be: all of them are used."""
+    shown = np.ones((shots + 1, 3), int)
+    items = ClassTable.from_counts(shown).items((1, 2, 3))
+    check_items(items, NAMES, ways, shots)
+    episodes = sample(items, 0, range(100), ways, shots)
+    for row in range(100):
+        for supports in episodes.supports[row]:
+            assert {*supports.tolist(), int(episodes.query[row])} == set(range(shots + 1))
+
+
+def chi_square(drawn, options):
+    """Pearson's statistic against the uniform distribution, in standard deviations."""
+    counts = np.array([(drawn == option).sum() for option in options])
+    assert counts.sum() == len(drawn)
+    expected = len(drawn) / len(options)
+    freedom = len(options) - 1
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 5)])
+def test_classes_and_photographs_are_uniform(ways, shots):
+    items = make_items()
+    episodes = sample(items, 0, range(20_000), ways, shots)
+    drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
+    assert chi_square(drawn_as, items.class_id) < 4
+    for way in range(ways):
+        assert chi_square(episodes.classes[:, way], items.class_id) < 4
+    for class_id in items.class_id:
+        options = sorted(photographs_of(items, class_id))
+        assert chi_square(episodes.query[drawn_as == class_id], options) < 4
+        # A support is uniform among what the query leaves, so over all queries too: of its own
+        # way the query is.
+        own = (drawn_as == class_id) & (episodes.classes[:, 0] == class_id)
+        for shot in range(shots):
+            assert chi_square(episodes.supports[own, 0, shot], options) < 4
+
+
+def test_pairs_of_query_and_support_are_uniform():
+    """No support is favoured where the draw steps over the query."""
+    items = ClassTable.from_counts(np.ones((5, 1), int)).items((1,))
+    episodes = sample(items, 11, range(20_000), 1, 2)
+    triples = np.stack([episodes.query, *episodes.supports[:, 0].T], axis=-1) @ [25, 5, 1]
+    allowed = [
+        25 * a + 5 * b + c for a in range(5) for b in range(5) for c in range(5) if a != b != c != a
+    ]
+    assert chi_square(triples, allowed) < 4
+
+
+def test_seeds_give_different_episodes():
+    items = make_items()
+    lists = [sample(items, seed, range(300), 1, 1) for seed in (0, 1, 2, 2**31 - 1, -1)]
+    for number, left in enumerate(lists):
+        for right in lists[number + 1 :]:
+            for shift in (0, 1):  # nor the same episodes a number later
+                same = left.query[: 300 - shift] == right.query[shift:]
+                assert same.mean() < 0.15
+
+
+def test_random_bits_are_balanced_and_uncorrelated():
+    bits = np.stack([random_bits(0, np.arange(4000), draw) for draw in range(4)])
+    ones = (bits[..., None] >> np.arange(32, dtype=np.uint32)) & 1
+    assert abs(ones.mean(axis=1) - 0.5).max() < 0.5 * 4.5 / np.sqrt(4000)
+    correlation = np.corrcoef(np.concatenate([bits, bits[:, ::-1]]).astype(float))
+    np.fill_diagonal(correlation, 0)
+    assert abs(correlation).max() < 4.5 / np.sqrt(4000)
+    shifted = np.corrcoef(bits[0, 1:].astype(float), bits[0, :-1].astype(float))
+    assert abs(shifted[0, 1]) < 4.5 / np.sqrt(4000)
+
+
+def test_too_few_photographs_name_the_class():
+    items = ClassTable.from_counts([[5, 5], [5, 0], [5, 5]]).items((1, 2))
+    check_items(items, {1: "cat", 2: "dog"}, ways=2, shots=1)
+    with pytest.raises(UserError, match=r"'dog' has 2 photographs, but shots = 2 needs 3"):
+        check_items(items, {1: "cat", 2: "dog"}, ways=1, shots=2)
+
+
+def test_a_class_without_photographs_is_named():
+    items = ClassTable.from_counts([[5, 0], [5, 0]]).items((1, 2))
+    with pytest.raises(UserError, match="'dog' has 0 photographs"):
+        check_items(items, {1: "cat", 2: "dog"}, ways=1, shots=1)
+
+
+def test_impossible_settings_are_refused():
+    items = ClassTable.from_counts([[5, 5]] * 4).items((1, 2))
+    with pytest.raises(UserError, match="ways = 3, but there are only 2 classes"):
+        check_items(items, NAMES, ways=3, shots=1)
+    for ways, shots in ((0, 1), (1, 0)):
+        with pytest.raises(UserError, match="at least 1"):
+            check_items(items, NAMES, ways, shots)
+
+
+# ----------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("classes", [[7], [20, 3], [1, 2, 3]])
+def test_episode_label_matches_a_loop(classes):
+    rng = np.random.default_rng(0)
+    label = rng.choice([0, 1, 2, 3, 7, 20, 255], (2, 9, 11)).astype(np.uint8)
+    expected = np.zeros_like(label)
+    for place in np.ndindex(*label.shape):
+        value = int(label[place])
+        if value == 255:
+            expected[place] = 255
+        elif value in classes:
+            expected[place] = classes.index(value) + 1
+    result = episode_label(jnp.asarray(label), jnp.asarray(classes, jnp.int32))
+    assert result.dtype == jnp.uint8
+    np.testing.assert_array_equal(result, expected)
+
+
+# ----------------------------------------------------------------------------- lists
+
+IDS = ["2008_000008", "2009_001234", "2010_000321", "a", "b", "c", "d", "e"]
+
+
+def listed(classes, supports, queries):
+    arrays = (np.array(x, np.int32) for x in (classes, supports, queries))
+    return EpisodeIds(*arrays, np.zeros(len(queries), np.int32))
+
+
+def test_format_of_one_way():
+    episodes = listed([[12]], [[[0, 1]]], [2])
+    text = "classes,supports,query\n12,2008_000008;2009_001234,2010_000321\n"
+    assert episodes_to_csv(episodes, IDS) == text
+
+
+def test_format_of_two_ways_and_of_further_columns():
+    episodes = listed([[1, 5]], [[[3, 4], [5, 6]]], [7])
+    text = episodes_to_csv(episodes, IDS, run=[0], iou=["61.25"])
+    assert text == "classes,supports,query,run,iou\n1;5,a;b|c;d,e,0,61.25\n"
+
+
+@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
+def test_lists_are_read_back_as_written(tmp_path, ways, shots):
+    episodes = sample(make_items(), 0, range(50), ways, shots)
+    ids = [f"photo {number}, the {'same' * (number % 2)}" for number in range(40)]
+    path = tmp_path / "episodes.csv"
+    path.write_text(episodes_to_csv(episodes, ids, run=range(50), note=["x,y"] * 50))
+    read = read_episodes(path, ids, range(1, 6))
+    assert_equal(
+        (read.classes, read.supports, read.query),
+        (episodes.classes, episodes.supports, episodes.query),
+    )
+    assert episodes_hash(read, ids) == episodes_hash(episodes, ids)
+
+
+def test_columns_may_come_in_any_order(tmp_path):
+    path = tmp_path / "episodes.csv"
+    path.write_text("iou,query,supports,classes\n9,e,a;b|c;d,1;5\n")
+    read = read_episodes(path, IDS, [1, 5])
+    assert_equal(read, listed([[1, 5]], [[[3, 4], [5, 6]]], [7]))
+
+
+def test_hash_names_a_list():
+    episodes = sample(make_items(), 0, range(50), 2, 1)
+    ids = [str(number) for number in range(40)]
+    digest = episodes_hash(episodes, ids)
+    assert len(digest) == 8
+    assert int(digest, 16) >= 0
+    assert digest == episodes_hash(sample(make_items(), 0, range(50), 2, 1), ids)
+    others = [
+        episodes.take(slice(49)),
+        sample(make_items(), 1, range(50), 2, 1),
+        episodes.replace(classes=episodes.classes[:, ::-1]),
+    ]
+    assert digest not in [episodes_hash(other, ids) for other in others]
+
+
+def test_concatenated_lists_keep_their_order():
+    episodes = sample(make_items(), 0, range(30), 2, 1)
+    parts = [episodes.take(slice(0, 10)), episodes.take(slice(10, 12)), episodes.take(slice(12, 0))]
+    assert_equal(concatenate(parts), episodes.take(slice(12)))
+    assert len(concatenate(parts)) == 12
+
+
+HEADER = "classes,supports,query\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes,query\n12,a\n", "the column 'supports' is missing"),
+        ("", "the column 'classes' is missing"),
+        (HEADER, "the list has no episodes"),
+        (HEADER + "12,a,b\n12,a,nowhere\n", "line 3: photograph 'nowhere' is not in"),
+        (HEADER + "12,a;nowhere,b\n", "line 2: photograph 'nowhere' is not in"),
+        (HEADER + "cat,a,b\n", "line 2: expected class ids joined by ';'"),
+        (HEADER + "12\n", "line 2: expected class ids joined by ';'"),
+        (HEADER + "12,a\n", "line 2: expected class ids joined by ';'"),
+        (HEADER + "12,a,b\n13,a,b\n", "line 3: class 13 is not in this data set"),
+        (HEADER + "12,a;b,b\n", "line 2: the query is also a support"),
+        (HEADER + "1;12,a|b,b\n", "line 2: the query is also a support"),
+        (HEADER + "12,a,c\n12,a;b,c\n", "line 3: all episodes must have the same ways and shots"),
+        (HEADER + "12,a,c\n1;12,a|b,c\n", "line 3: all episodes must have the same ways"),
+        (HEADER + "1;12,a|b;c,d\n", "line 2: all episodes must have the same ways and shots"),
+        (HEADER + "1;12,a;b,d\n", "line 2: all episodes must have the same ways and shots"),
+    ],
+)
+def test_errors_tell_the_place(tmp_path, text, message):
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_episodes(path, IDS, [1, 12])
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_list_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.csv: there is no such episode list"):
+        read_episodes(tmp_path / "nowhere.csv", IDS, [1])

@@ -1,0 +1,79 @@
+"""The programs as a user runs them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = """
+from fsseg_jax.config import default_config
+
+def get_config():
+    config = default_config("panet")
+    config.backbone = "small"
+    config.image_size = 32
+    config.devices = 1
+    config.data.name = "shapes"
+    config.data.min_pixels = config.data.train_min_pixels = 1
+    config.data.shapes.update(train=60, val=60, pixels=32)
+    config.eval.update(runs=2, episodes=6, gallery=1)
+    config.train.update(steps=2, batch_size=2, eval_episodes=4, test_before_and_after=True)
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(program, *arguments):
+    command = [sys.executable, "-m", f"fsseg_jax.{program}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_train_then_evaluate_tells_and_writes_the_results(tmp_path, config_file):
+    trained = run("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}")
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr.splitlines()[0].startswith("devices: 1 x cpu")
+    assert "held-out classes before training: mean-IoU" in trained.stderr
+    assert "held-out classes after training: mean-IoU" in trained.stderr
+    after = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
+
+    override = "--config.eval.runs=1"
+    evaluated = run("evaluate", f"--workdir={tmp_path / 'run'}", override)
+    assert evaluated.returncode == 0, evaluated.stderr
+    results = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
+    assert f"mean-IoU {results['mean_iou']:.1f}" in evaluated.stdout
+    assert results["protocol"]["hash"] in evaluated.stdout
+    assert results["runs"] == after["runs"][:1]  # the same weights, the same first run
+    assert (tmp_path / "run" / "evaluation" / "report.html").is_file()
+
+
+def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(tmp_path, config_file):
+    result = run("evaluate", f"--config={config_file}", f"--workdir={tmp_path / 'new'}")
+    assert result.returncode == 0, result.stderr
+    assert "freshly initialised, random weights" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("train", ["--config.trian.steps=3"], "did you mean --config.train.steps"),
+        ("train", ["--config.platform=gpu"], "platform = gpu is not available on this machine"),
+        ("train", ["--config.data.name=voc"], "data.root is empty"),
+        ("train", ["--config.init=missing.npz"], "init = missing.npz: there is no such file"),
+    ],
+)
+def test_wrong_input_gives_one_sentence_and_status_2(
+    tmp_path, config_file, program, arguments, message
+):
+    result = run(program, f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert result.returncode == 2
+    *_, last = result.stderr.strip().splitlines()
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in result.stderr

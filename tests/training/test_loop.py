@@ -1,0 +1,198 @@
+"""Whole runs on tiny photographs: stopping, resuming, devices, and what can go wrong."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from fsseg_jax import models
+from fsseg_jax.config import default_config
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import create_model
+from fsseg_jax.models.panet import PANet
+from fsseg_jax.training import loop
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints
+
+
+@pytest.fixture(autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of one test compile the same step: the later ones take it from a cache."""
+    folder = tmp_path_factory.getbasetemp() / "compilation"
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(folder), 0.5), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+def tiny_config(**train):
+    config = default_config("panet")
+    config.backbone = "small"
+    config.image_size = 32
+    config.devices = 1
+    config.data.name = "shapes"
+    config.data.min_pixels = config.data.train_min_pixels = 1
+    config.data.shapes.update(train=60, val=80, pixels=32)
+    config.eval.update(runs=1, episodes=6, gallery=1)
+    config.train.update(
+        steps=6,
+        batch_size=8,
+        learning_rate=0.01,
+        log_every=2,
+        save_every=2,
+        eval_every=3,
+        eval_episodes=6,
+    )
+    config.train.update(train)
+    return config
+
+
+def saved_state(config, workdir, which=LAST):
+    """The state in a checkpoint, as NumPy arrays."""
+    model = create_model(config)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = Checkpoints(workdir).restore(which, loop.abstract_state(model, config), one)
+    return jax.tree.map(np.asarray, state)
+
+
+def assert_identical(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def interrupt(monkeypatch, before_step, action):
+    """Calls `action` when the batch of step `before_step` is asked for."""
+    original = loop.training_batches
+
+    def batches(config, source, items, start):
+        for step, batch in enumerate(original(config, source, items, start), start=start + 1):
+            if step == before_step:
+                action()
+            yield batch
+
+    monkeypatch.setattr(loop, "training_batches", batches)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("uninterrupted")
+    assert loop.train(config, workdir)
+    return saved_state(config, workdir)
+
+
+def test_run_stopped_by_sigterm_and_resumed_ends_identical(tmp_path, monkeypatch, uninterrupted):
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not loop.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) == 3  # not a multiple of save_every: saved at once
+    assert loop.train(config, tmp_path)
+    assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(
+    tmp_path, monkeypatch, uninterrupted
+):
+    def die():
+        raise KeyboardInterrupt
+
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6, die)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) == 4
+    assert loop.train(config, tmp_path)
+    assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+def test_run_saved_on_eight_devices_resumes_on_one(tmp_path, uninterrupted):
+    config = tiny_config(steps=4)
+    config.devices = 8
+    assert loop.train(config, tmp_path)
+    config = tiny_config()
+    assert loop.train(config, tmp_path)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        saved_state(config, tmp_path).variables,
+        uninterrupted.variables,
+    )
+
+
+def test_eight_devices_give_one_devices_losses(tmp_path):
+    losses = {}
+    for devices in (1, 8):
+        config = tiny_config()
+        config.devices = devices
+        mesh = make_mesh(config.train.batch_size, devices)
+        assert mesh.size == devices
+        source = loop.open_source(config.data, "train")
+        items = loop.training_items(config.data, source)
+        model = create_model(config)
+        optimizer = loop.make_optimizer(config.train)
+        step = loop.make_step(model, optimizer, mesh, seed=0, items=100, batch_size=8)
+        state = jax.device_put(loop.initial_state(model, config, ""), loop.replicated(mesh))
+        batches = loop.training_batches(config, source, items, 0)
+        losses[devices] = []
+        for _ in range(3):
+            state, metrics = step(state, loop.put_batch(next(batches), mesh))
+            losses[devices].append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
+    assert len(set(losses[1])) == 3
+
+
+def test_best_checkpoint_says_which_classes_chose_it(tmp_path):
+    config = tiny_config(steps=2, eval_every=1)
+    assert loop.train(config, tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    saved, info = checkpoints.describe(BEST)
+    assert info["selected_on"] == "base"
+    held_out = set(loop.open_source(config.data, "val").folds[0])
+    names = loop.open_source(config.data, "val").class_names
+    assert not {names[c] for c in held_out} & set(info["classes"])
+    assert saved["train"]["steps"] == 2
+    assert checkpoints.step(BEST) == info["step"]
+
+
+def test_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
+    config = tiny_config(learning_rate=1e30, schedule="constant")
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step [2-4]: lower train.learning"):
+        loop.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) is None  # never a checkpoint of such a state
+
+
+def test_checkpoint_of_another_method_is_refused(tmp_path, monkeypatch):
+    config = tiny_config(steps=1)
+    assert loop.train(config, tmp_path)
+    monkeypatch.setitem(models.METHODS, "another", type("Another", (PANet,), {}))
+    config.method = "another"
+    with pytest.raises(UserError, match="checkpoint of method 'panet', but .* 'another'"):
+        loop.train(config, tmp_path)
+    mesh = make_mesh(8, 1)
+    with pytest.raises(UserError, match="checkpoint of method 'panet', but .* 'another'"):
+        loop.load_variables(config, create_model(config), tmp_path, mesh)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 6}, "train.batch_size = 6 does not divide into 8 devices"),
+        ({"select_on": "test"}, "train.select_on = 'test': choose base or novel"),
+    ],
+)
+def test_wrong_settings_are_told_before_training(tmp_path, change, message):
+    config = tiny_config(**change)
+    config.devices = 8
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path)
+
+
+def test_class_with_too_few_photographs_is_named(tmp_path):
+    config = tiny_config()
+    config.shots = 50
+    with pytest.raises(UserError, match=r"class '\w+' has \d+ photographs, but shots = 50"):
+        loop.train(config, tmp_path)
