@@ -104,8 +104,13 @@ def load_config(path: str) -> ConfigDict:
         raise UserError(f"--config = {path}: the file has no function get_config().")
     try:
         return module.get_config()
-    except (AttributeError, KeyError) as error:
-        raise UserError(f"--config = {path}: {error.args[0].splitlines()[0]}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        while error.args and isinstance(error.args[0], Exception):  # ml_collections nests them
+            error = error.args[0]
+        first, *others = str(error.args[0]).splitlines()
+        # Between the two, it prints the whole config.
+        words = [first.split(" Other fields present")[0], *others[-1:]]
+        raise UserError(f"--config = {path}: {' '.join(words)}") from None
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -114,6 +119,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     Raises:
         UserError: a field does not exist or a value is not of its type.
     """
+    original = config
     config = ConfigDict(config.to_dict())
     fields = [f"--config.{name}" for name in _field_names(config)]
     for argument in arguments:
@@ -131,6 +137,9 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         raise UserError(" ".join(str(error).split())) from None
     if rest[1:]:
         raise UserError(f"{rest[1]}: expected --config.field=value.")
+    for name, (old, new) in differences(original, holder.value).items():
+        if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
+            raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, as {old}.")
     return holder.value
 
 
@@ -150,6 +159,10 @@ def from_saved(saved: dict[str, Any]) -> ConfigDict:
     with config.unlocked():
         _update(config, saved)
     return config
+
+
+def _kind(value: Any) -> type:
+    return float if isinstance(value, int) else type(value)
 
 
 def _update(config: ConfigDict, saved: dict[str, Any]) -> None:

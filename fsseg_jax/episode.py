@@ -294,6 +294,8 @@ def read_episodes(
         for line in reader:
             where = f"{path}, line {reader.line_num}"
             try:
+                if None in line.values():
+                    raise ValueError("too few columns")
                 classes.append([int(name) for name in line["classes"].split(";")])
                 supports.append(
                     [[rows[name] for name in way.split(";")] for way in line["supports"].split("|")]

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-
 CHANNELS = {
     **{0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)},
     **{10: (128, 256), 12: (256, 256), 14: (256, 256)},
@@ -26,14 +25,14 @@ def random_params(seed=0):
     return params
 
 
-def to_pytorch(params, dtype=torch.float64):
+def to_pytorch(params):
     """`{"features_0": {"kernel": HWIO, ...}}` as `{"features.0.weight": OIHW, ...}`."""
     weights = {}
     for number in CHANNELS:
         arrays = params[f"features_{number}"]
         kernel = np.einsum("hwio->oihw", arrays["kernel"])
-        weights[f"features.{number}.weight"] = torch.tensor(kernel, dtype=dtype)
-        weights[f"features.{number}.bias"] = torch.tensor(arrays["bias"], dtype=dtype)
+        weights[f"features.{number}.weight"] = torch.tensor(kernel)
+        weights[f"features.{number}.bias"] = torch.tensor(arrays["bias"])
     return weights
 
 

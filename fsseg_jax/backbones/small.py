@@ -32,7 +32,9 @@ class Small(nn.Module):
                 use_bias=False,
                 dtype=self.dtype,
             )(x)
-            return nn.GroupNorm(num_groups=8, dtype=self.dtype)(x)
+            # Named axes: the default takes the first axis for a batch, even where there is none.
+            axes = (-3, -2, -1)
+            return nn.GroupNorm(num_groups=8, reduction_axes=axes, dtype=self.dtype)(x)
 
         x = image.astype(self.dtype)
         x = nn.relu(convolution(x, self.width // 2, 5, 2, 1))

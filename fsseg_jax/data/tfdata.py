@@ -212,7 +212,12 @@ def batches(
         image_files, label_files = (tf.constant(paths) for paths in zip(*source.files, strict=True))
 
         def load(photograph: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            image = tf.io.decode_jpeg(tf.io.read_file(image_files[photograph]), channels=3)
+            # The accurate transform gives the very pixels that Pillow gives the evaluation.
+            image = tf.io.decode_jpeg(
+                tf.io.read_file(image_files[photograph]),
+                channels=3,
+                dct_method="INTEGER_ACCURATE",
+            )
             return image, decode_label(tf.io.read_file(label_files[photograph]))
     else:
 
@@ -267,11 +272,12 @@ def batches(
     while True:
         try:
             batch = next(iterator)
-        except tf.errors.InvalidArgumentError as error:
+        # Messages that quote the file are not always text.
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
             # The decoder does not say which file: read this batch's again, one by one.
             ids = episodes(np.int64(step))
             for number in {*ids.supports.ravel().tolist(), *ids.query.tolist()}:
                 source.read(number)
-            raise UserError(f"a file of step {step} cannot be decoded: {error.message}") from None
+            raise UserError(f"a file of step {step} cannot be decoded: {error}") from None
         yield Episode(**batch)
         step += 1

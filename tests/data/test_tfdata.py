@@ -397,21 +397,24 @@ def steps_until_fault(batches, limit=50):
     pytest.fail("no fault was found")
 
 
+@pytest.mark.parametrize("left", ["half", "10 bytes", "nothing"])
 @pytest.mark.parametrize("part", [0, 1])
-def test_a_truncated_file_is_named_at_its_batch(make_voc, part):
+def test_a_broken_file_is_named_at_its_batch(make_voc, part, left):
     source = VOC(make_voc(train=12, val=1, classes=range(1, 7), shown=3), "train")
-    arguments = {"ways": 1, "shots": 1, "batch_size": 1}
-    items = source.table.items((1, 2, 3))
-    ids = sample(items, 3, range(50), 1, 1)
-    # The photograph that comes up last.
-    uses = {
-        int(n): step
-        for step in reversed(range(50))
-        for n in (ids.query[step], *ids.supports[step, 0])
-    }
-    number, step = max(uses.items(), key=lambda use: use[1])
+    ids = sample(source.table.items((1, 2, 3)), 3, range(50), 1, 1)
+    first_use = {}
+    for step in range(50):
+        for number in (int(ids.query[step]), int(ids.supports[step, 0, 0])):
+            first_use.setdefault(number, step)
+    number, step = max(first_use.items(), key=lambda use: use[1])
     path = pathlib.Path(source.files[number][part])
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if left == "nothing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            path.read_bytes()[: 10 if left == "10 bytes" else path.stat().st_size // 2]
+        )
+    arguments = {"ways": 1, "shots": 1, "batch_size": 1}
     count, message = steps_until_fault(stream(source, **arguments))
     assert count == step > 0
     assert str(path) in message

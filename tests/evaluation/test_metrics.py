@@ -27,7 +27,10 @@ def make_run(ways, episodes=12, size=8, seed=0, density=0.6):
 
 def counts_of(prediction, label, ways):
     return np.stack(
-        [pixel_counts(jnp.asarray(p), jnp.asarray(y), ways) for p, y in zip(prediction, label)]
+        [
+            pixel_counts(jnp.asarray(p), jnp.asarray(y), ways)
+            for p, y in zip(prediction, label, strict=True)
+        ]
     )
 
 

@@ -97,21 +97,29 @@ def run(model, params, episode):
 
 @functools.cache
 def small_params():
-    return jax.jit(SMALL.backbone.init)(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))["params"]
+    """He-normal kernels, scales near 1; drawn by NumPy, since Flax's would take long to compile."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        deviation = np.sqrt(2 / np.prod(shape.shape[:-1])) if len(shape.shape) == 4 else 0.1
+        mean = 1 if path[-1].key == "scale" else 0
+        return rng.normal(mean, deviation, shape.shape).astype(np.float32)
+
+    shapes = jax.eval_shape(SMALL.backbone.init, jax.random.key(0), jnp.zeros((1, 9, 9, 3)))
+    return jax.tree_util.tree_map_with_path(draw, shapes["params"])
 
 
 # ----------------------------------------------------------------------------- the equations
 
 
 def run_pytorch_on_vgg(pytorch, params, episode):
-    """The formulation in PyTorch, in double precision, and the gradients of both losses' sum."""
+    """The formulation in PyTorch, and the gradients of both losses' sum."""
     weights = pytorch.vgg.to_pytorch(params)
     for leaf in weights.values():
         leaf.requires_grad_()
 
     def encode(image):
-        image = pytorch.as_tensor(image).double()
-        return pytorch.vgg.features(weights, image.permute(2, 0, 1)[None])[0]
+        return pytorch.vgg.features(weights, pytorch.as_tensor(image).permute(2, 0, 1)[None])[0]
 
     result = pytorch.panet(
         [[encode(image) for image in way] for way in episode.support_image],
@@ -129,13 +137,13 @@ def test_logits_losses_and_gradients_match_pytorch(pytorch, ways, shots):
     """On VGG-16, end to end, all to 1e-4.
 
     Where two inputs of a max-pool (or an input of a ReLU and 0) are equal up to rounding, a
-    rounding error decides where the gradient goes. That happens in one episode of three, so the
+    rounding error decides where the gradient goes. That happens in one episode of five, so the
     gradients must agree in one of a few; a wrong gradient would agree in none.
     """
     model = PANet(backbone=VGG16())
     params = pytorch.vgg.random_params()
     for seed in range(2, 8):
-        episode = draw_episode(ways, shots, seed=seed, size=49)
+        episode = draw_episode(ways, shots, seed=seed)
         expected, gradients = run_pytorch_on_vgg(pytorch, params, episode)
         assert all(expected.predicted), "choose a seed in which every way is predicted"
         result = run(model, params, episode)
@@ -279,7 +287,6 @@ def test_parameters_have_finite_gradients_when_a_way_is_not_predicted():
         support_image=image, support_label=label, query_image=query.astype(np.float32)
     )
     result = run(SMALL, small_params(), episode)
-    print(np.argmax(result["logits"], -1))
     assert not (np.argmax(result["logits"], axis=-1) == 3).any()
     assert np.isfinite(float(result["total"]))
     for gradient in jax.tree.leaves(result["gradients"]):
@@ -354,21 +361,16 @@ def test_without_alignment_the_loss_is_the_segmentation_alone(pytorch):
 def test_training_and_inference_give_the_same_logits():
     episode = draw_episode(3, 2)
     output = jax.jit(SMALL.apply)({"params": {"backbone": small_params()}}, episode)
-    assert output.logits.shape == (9, 9, 4)  # a quarter of 33 px, background and 3 ways
-    expected = run(SMALL, small_params(), episode)["logits"]
-    assert_close(output.logits, expected, 1e-5)
+    assert output.logits.shape == (9, 9, 4)  # a quarter of 33 px; background and 3 ways
+    assert_close(output.logits, run(SMALL, small_params(), episode)["logits"], 1e-5)
 
 
 def test_bfloat16_gives_almost_the_same_logits():
     """Features are computed in bfloat16 (8 bits of mantissa), prototypes and logits in float32."""
     episode = draw_episode(3, 2)
     half = PANet(backbone=Small(width=16, dtype=jnp.bfloat16))
-    result = run(half, small_params(), episode)
-    expected = run(SMALL, small_params(), episode)
-    for leaf in jax.tree.leaves(result):
-        assert leaf.dtype == jnp.float32
-        assert np.isfinite(leaf).all()
-    difference = np.abs(result["logits"] - expected["logits"])
-    print(difference.max(), difference.mean(), result["total"], expected["total"])
-    assert 0 < difference.max() < 1  # of 20, that is 5 %
-    assert float(result["total"]) == pytest.approx(float(expected["total"]), rel=0.05)
+    output = jax.jit(half.apply)({"params": {"backbone": small_params()}}, episode)
+    assert output.logits.dtype == jnp.float32
+    expected = run(SMALL, small_params(), episode)["logits"]
+    difference = np.abs(output.logits - expected).max()
+    assert 0 < difference < 0.5  # of 20

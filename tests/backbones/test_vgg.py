@@ -1,0 +1,84 @@
+"""The Flax VGG-16 is PyTorch's, with PANet's strides and dilation."""
+
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsseg_jax.backbones.pretrained import load_pretrained
+from fsseg_jax.backbones.vgg import VGG16
+
+WEIGHTS = pathlib.Path(__file__).parents[3] / "shared/weights/vgg16.safetensors"
+SIZE = 65
+
+
+def shapes():
+    return jax.eval_shape(VGG16().init, jax.random.key(0), jnp.zeros((1, 9, 9, 3)))
+
+
+@jax.jit
+def encode(params, image):
+    return VGG16().apply({"params": params}, image)
+
+
+def assert_features_match_pytorch(params):
+    pytest.importorskip("torch")
+    import pytorch_vgg
+    import torch
+
+    image = np.random.default_rng(0).standard_normal((1, SIZE, SIZE, 3)).astype(np.float32)
+    planes = torch.tensor(image).permute(0, 3, 1, 2)
+    expected = pytorch_vgg.features(pytorch_vgg.to_pytorch(params), planes).permute(0, 2, 3, 1)
+    result = np.asarray(encode(params, image))
+    assert result.shape == expected.shape == (1, 9, 9, 512)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * abs(expected.numpy()).max())
+    assert result.min() < 0 < result.max()  # no ReLU at the end
+
+
+def test_features_match_pytorch():
+    pytest.importorskip("torch")
+    import pytorch_vgg
+
+    assert_features_match_pytorch(pytorch_vgg.random_params())
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs shared/weights/vgg16.safetensors")
+def test_features_of_the_real_weights_match_pytorch():
+    pytest.importorskip("torch")  # before the weights are read
+    assert_features_match_pytorch(load_pretrained(str(WEIGHTS), shapes())["params"])
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs shared/weights/vgg16.safetensors")
+def test_real_weights_fill_every_parameter():
+    loaded = load_pretrained(str(WEIGHTS), shapes())
+    jax.tree.map(
+        lambda array, shape: np.testing.assert_equal(array.shape, shape.shape), loaded, shapes()
+    )
+    assert all(np.std(array) > 0 for array in jax.tree.leaves(loaded))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(417, 53), (321, 41), (473, 60), (32, 4), (33, 5)])
+def test_stride_is_eight(size, expected):
+    image = jax.ShapeDtypeStruct((2, size, size + 8, 3), jnp.float32)
+    features = jax.eval_shape(VGG16().apply, shapes(), image)
+    assert features.shape == (2, expected, expected + 1, 512)
+
+
+def test_parameters_are_those_of_the_convolutions():
+    """PANet's table 1 has 14.7 M; torchvision's names count ReLUs and pools."""
+    params = shapes()["params"]
+    count = sum(math.prod(array.shape) for array in jax.tree.leaves(params))
+    assert count == 14_714_688
+    numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    assert set(params) == {f"features_{number}" for number in numbers}
+
+
+def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
+    model = VGG16(dtype=jnp.bfloat16)
+    image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert {array.dtype for array in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert jax.eval_shape(model.apply, variables, image).dtype == jnp.bfloat16

@@ -1,0 +1,331 @@
+"""Scores are those of the model, whatever the batch, and what is written can be trusted."""
+
+import csv
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsseg_jax.backbones.small import Small
+from fsseg_jax.config import default_config
+from fsseg_jax.data.source import read_square
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.episode import Episode, EpisodeIds, episodes_hash, read_episodes, sample
+from fsseg_jax.evaluation import evaluator
+from fsseg_jax.evaluation.evaluator import Evaluator, evaluate, summary
+from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
+from fsseg_jax.models import init_variables
+from fsseg_jax.models.panet import PANet
+
+SIZE = 32
+encoded = []  # the sum of each photograph that the backbone was given
+
+
+class Watched(nn.Module):
+    """The small backbone, which notes what it encodes."""
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        jax.debug.callback(lambda total: encoded.append(float(total)), image.sum())
+        return Small(width=16)(image, train=train)
+
+
+@pytest.fixture(scope="module")
+def source(make_source):
+    return make_source()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return PANet(backbone=Watched())
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return init_variables(model, jax.random.key(0), ways=2, shots=2)
+
+
+@pytest.fixture(scope="module")
+def episodes(source):
+    return sample(source.table.items(range(1, 7)), 0, range(7), ways=2, shots=2)
+
+
+def make_evaluator(model, source, episodes, batch_size=3, devices=1, feature_dtype="float32"):
+    return Evaluator(
+        model,
+        source,
+        episodes,
+        make_mesh(0, devices),
+        image_size=SIZE,
+        batch_size=batch_size,
+        feature_dtype=feature_dtype,
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(model, source, episodes):
+    return make_evaluator(model, source, episodes)
+
+
+@pytest.fixture(scope="module")
+def cache(encoder, variables):
+    return encoder.encode(variables)
+
+
+@pytest.fixture(scope="module")
+def counts(encoder, variables, cache):
+    return encoder.score(variables, cache)
+
+
+def in_episode_numbering(label, classes):
+    result = np.where(label == 255, 255, 0).astype(np.uint8)
+    for way, class_id in enumerate(classes, start=1):
+        result[label == class_id] = way
+    return result
+
+
+def test_score_is_that_of_the_model_applied_to_each_episode(
+    model, source, variables, episodes, counts
+):
+    """Without the cache, the evaluator's resizing or its counting."""
+    apply = jax.jit(model.apply)
+    for row in range(len(episodes)):
+        ids = episodes.take(row)
+        supports = [[read_square(source, i, SIZE) for i in shots] for shots in ids.supports]
+        image, label = read_square(source, int(ids.query), SIZE)
+        episode = Episode(
+            support_image=np.array([[pair[0] for pair in shots] for shots in supports]),
+            support_label=np.array(
+                [[in_episode_numbering(y, ids.classes) for _, y in shots] for shots in supports]
+            ),
+            query_image=image,
+            query_label=in_episode_numbering(label, ids.classes),
+            class_id=ids.classes,
+            query_index=ids.query_index,
+        )
+        logits = apply(variables, episode.normalised()).logits
+        assert logits.shape == (SIZE // 4, SIZE // 4, 3)
+        logits = jax.image.resize(logits, (SIZE, SIZE, 3), "bilinear")
+        prediction = np.asarray(logits).argmax(-1)[episode.query_label != 255]
+        truth = episode.query_label[episode.query_label != 255]
+        expected = [
+            [((prediction == c) & (truth == c)).sum() for c in range(3)],
+            [((prediction == c) & (truth != c)).sum() for c in range(3)],
+            [((prediction != c) & (truth == c)).sum() for c in range(3)],
+        ]
+        # A pixel whose logits are equal up to rounding may fall to either class.
+        assert np.abs(counts[row] - np.transpose(expected)).max() <= 1
+    assert len(set(counts[:, 1, 0].tolist())) > 3  # the episodes differ, and much is found
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (8, 1), (3, 2)])
+def test_score_does_not_depend_on_batch_or_devices(
+    model, source, variables, episodes, counts, batch_size, devices
+):
+    other = make_evaluator(model, source, episodes, batch_size, devices)
+    np.testing.assert_array_equal(other.score(variables, other.encode(variables)), counts)
+
+
+def test_score_of_an_episode_does_not_depend_on_the_list(
+    model, source, variables, counts, episodes
+):
+    """Other photographs are read, too."""
+    rows = [5, 2]
+    other = make_evaluator(model, source, episodes.take(np.array(rows)), batch_size=1)
+    np.testing.assert_array_equal(other.score(variables, other.encode(variables)), counts[rows])
+
+
+def test_each_photograph_is_encoded_once(source, variables, episodes, encoder):
+    encoded.clear()
+    cache = encoder.encode(variables)
+    jax.effects_barrier()
+    used = np.unique(np.concatenate([episodes.supports.ravel(), episodes.query]))
+    assert len(encoded) == len(set(encoded)) == len(used) == len(encoder.images)
+    encoder.score(variables, cache)
+    jax.effects_barrier()
+    assert len(encoded) == len(used)
+
+
+def test_only_photographs_in_use_are_read(model, source, monkeypatch):
+    indices = []
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda index: indices.append(index) or read(index))
+    ids = EpisodeIds(*map(np.array, ([[1], [2]], [[[9, 3]], [[3, 4]]], [4, 9], [0, 0])))
+    make_evaluator(model, source, ids)
+    assert sorted(indices) == [3, 4, 9]
+
+
+def test_features_are_kept_in_the_type_that_was_asked_for(
+    model, source, variables, episodes, counts
+):
+    other = make_evaluator(model, source, episodes, feature_dtype="float16")
+    cache = other.encode(variables)
+    assert cache[0].dtype == jnp.float16
+    difference = episode_iou(other.score(variables, cache)) - episode_iou(counts)
+    assert np.abs(difference).max() < 1  # percent
+
+
+# ----------------------------------------------------------------------------- the whole of it
+
+
+def make_settings(**changes):
+    config = default_config("panet")
+    config.image_size = SIZE
+    config.data.min_pixels = 1
+    config.backbone = "small"
+    config.eval.runs = 2
+    config.eval.episodes = 10
+    config.eval.seed = 5
+    config.eval.batch_size = 10
+    config.eval.feature_dtype = "float32"
+    config.eval.gallery = 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(model, source, variables, tmp_path_factory):
+    """What an evaluation writes."""
+    folder = tmp_path_factory.mktemp("run") / "evaluation"
+    results = evaluate(
+        make_settings(), model, variables, source, make_mesh(0, 1), folder, "of the test"
+    )
+    assert strict_json(folder / "results.json") == results
+    return folder
+
+
+def strict_json(path):
+    """JSON as its standard has it: Python's own dialect has NaN and Infinity too."""
+
+    def refuse(name):
+        pytest.fail(f"{name} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_results_hold_all_that_is_documented(folder, source):
+    results = strict_json(folder / "results.json")
+    assert results["method"] == "panet"
+    assert results["backbone"] == "small"
+    assert results["checkpoint"] == "of the test"
+    assert (results["fold"], results["ways"], results["shots"]) == (0, 1, 1)
+    assert results["episodes"] == 20
+    assert [run["seed"] for run in results["runs"]] == [5, 6]
+    assert set(results["per_class"]) == {source.class_names[c] for c in source.folds[0]}
+    for name in ("mean_iou", "mean_iou_star", "binary_iou"):
+        values = [run[name] for run in results["runs"]]
+        assert results[name] == pytest.approx(np.mean(values))
+        assert 0 < results[name] < 100
+    for name in ("mean_iou", "binary_iou"):
+        values = [run[name] for run in results["runs"]]
+        assert results[f"{name}_std"] == pytest.approx(np.std(values))
+    for name, value in results["per_class"].items():
+        values = [run["per_class"][name] for run in results["runs"] if name in run["per_class"]]
+        assert value == pytest.approx(np.mean(values))
+    for run in results["runs"]:
+        assert run["mean_iou"] == pytest.approx(np.mean(list(run["per_class"].values())))
+    hashes = [results["episodes_hash"], *(run["episodes_hash"] for run in results["runs"])]
+    assert len(set(hashes)) == 3
+    assert results["protocol"]["hash"] in summary(results)
+    assert 0 < results["photographs"] <= len(source)
+    parts = [results[f"seconds_{part}"] for part in ("reading", "encoding", "scoring")]
+    assert 0 < sum(parts) <= results["seconds"]
+
+
+def test_no_partial_files_are_left(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"results.json", "episodes.csv", "report.html"}
+
+
+def test_listed_episodes_are_those_that_were_scored(folder, model, source, variables):
+    """The list alone gives the same score again."""
+    results = strict_json(folder / "results.json")
+    listed = read_episodes(folder / "episodes.csv", source.ids, list(source.class_names))
+    assert episodes_hash(listed, source.ids) == results["episodes_hash"]
+    assert set(listed.classes.ravel().tolist()) <= set(source.folds[0])
+
+    again = make_evaluator(model, source, listed, batch_size=10)
+    counts = again.score(variables, again.encode(variables))
+    with (folder / "episodes.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    run_of = np.array([int(line["run"]) for line in lines])
+    for number, run in enumerate(results["runs"]):
+        part = listed.take(run_of == number)
+        assert episodes_hash(part, source.ids) == run["episodes_hash"]
+        figures = run_metrics(counts[run_of == number], part.classes, source.class_names)
+        assert figures["mean_iou"] == pytest.approx(run["mean_iou"], abs=1e-9)
+        assert figures["per_class"] == pytest.approx(run["per_class"], abs=1e-9)
+    ious = [float(line["iou"]) for line in lines]
+    np.testing.assert_allclose(ious, episode_iou(counts), atol=0.005001)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """A function that says which counts an evaluation shall find, without a model."""
+    monkeypatch.setattr(Evaluator, "encode", lambda self, variables: None)
+
+    def give(counts):
+        monkeypatch.setattr(Evaluator, "score", lambda *_: np.asarray(counts))
+
+    return give
+
+
+def write_list(path, source, classes):
+    """Episodes of one way and one shot, one a class, whatever their photographs show."""
+    lines = [f"{c},{source.ids[0]},{source.ids[1]}\n" for c in classes]
+    path.write_text("classes,supports,query\n" + "".join(lines))
+    return str(path)
+
+
+def run_list(tmp_path, model, source, classes):
+    path = write_list(tmp_path / "list.csv", source, classes)
+    config = make_settings(**{"eval.episodes_file": path, "eval.gallery": 0})
+    return evaluate(config, model, {}, source, make_mesh(0, 1), tmp_path / "out", "none")
+
+
+def test_a_list_is_scored_in_one_run(tmp_path, model, source, scored):
+    scored([[[500, 20, 30], [60, 30, 20]], [[500, 0, 0], [30, 0, 30]]])
+    results = run_list(tmp_path, model, source, [1, 2])
+    assert strict_json(tmp_path / "out" / "results.json") == results
+    assert len(results["runs"]) == 1
+    assert results["mean_iou"] == pytest.approx((100 * 60 / 110 + 50) / 2)
+    assert results["mean_iou_std"] == 0
+    read = read_episodes(tmp_path / "list.csv", source.ids, [1, 2])
+    assert results["episodes_hash"] == episodes_hash(read, source.ids)
+
+
+def test_a_class_without_pixels_has_no_figure(tmp_path, model, source, scored):
+    scored([[[500, 20, 30], [60, 30, 20]], [[500, 0, 0], [0, 0, 0]]])
+    results = run_list(tmp_path, model, source, [1, 2])
+    assert strict_json(tmp_path / "out" / "results.json") == results
+    assert results["per_class"] == {
+        source.class_names[1]: pytest.approx(100 * 60 / 110),
+        source.class_names[2]: None,
+    }
+    assert results["mean_iou"] == pytest.approx(100 * 60 / 110)
+
+
+def test_means_over_runs_are_of_runs_not_of_episodes(tmp_path, model, source, scored):
+    config = make_settings(**{"eval.episodes": 2, "eval.gallery": 0})
+    small, large = [[10, 0, 1], [1, 0, 0]], [[100, 0, 900], [0, 0, 900]]
+    scored([small, small, large, large])
+    results = evaluate(config, model, {}, source, make_mesh(0, 1), tmp_path, "none")
+    assert [run["mean_iou"] for run in results["runs"]] == [100, 0]
+    assert (results["mean_iou"], results["mean_iou_std"]) == (50, 50)
+
+
+def test_gallery_shows_the_best_the_median_and_the_worst(
+    tmp_path, model, source, scored, monkeypatch
+):
+    found = [30, 90, 10, 50, 70]
+    counts = [[[500, 0, 0], [part, 0, 100 - part]] for part in found]
+    scored(counts)
+    shown = {}
+    monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, s, iou: (int(row), iou))
+    monkeypatch.setattr(evaluator, "write_report", lambda path, r, gallery: shown.update(gallery))
+    config = make_settings(**{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
+    evaluate(config, model, {}, source, make_mesh(0, 1), tmp_path, "none")
+    assert shown == {"Best": [(1, 90)], "Median": [(3, 50)], "Worst": [(2, 10)]}

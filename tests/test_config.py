@@ -1,0 +1,198 @@
+"""Configurations: changed from the command line, saved, loaded, and wrong ones refused."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from fsseg_jax.config import default_config, differences, from_saved, load_config, override
+from fsseg_jax.data import SOURCES
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.protocol import protocol
+from fsseg_jax.models import create_model, default_options
+from fsseg_jax.training.state import learning_rate
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+# ----------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("train.steps=17", 17),
+        ("seed=-1", -1),
+        ("train.learning_rate=3e-4", 3e-4),
+        ("train.learning_rate=1", 1.0),
+        ("model.similarity_scale=7", 7.0),
+        ("data.augment.flip=false", False),
+        ("model.align_corners=True", True),
+        ("data.root=/a folder/with spaces", "/a folder/with spaces"),
+        ("data.root=5", "5"),
+        ("init=", ""),
+        ("data.augment.scale=(0.5,1.5)", (0.5, 1.5)),
+        ("data.augment.scale=0.5,2", (0.5, 2)),
+    ],
+)
+def test_override_of_each_type(argument, value):
+    name = argument.split("=")[0]
+    config = default_config()
+    changed = override(config, [f"--config.{argument}"])
+    field = changed
+    for part in name.split("."):
+        field = field[part]
+    assert field == value
+    assert type(field) is type(value)
+    assert set(differences(config, changed)) <= {name}
+    assert config.to_dict() == default_config().to_dict()  # a copy was changed
+
+
+def test_later_overrides_win_and_none_changes_nothing():
+    config = default_config()
+    assert override(config, []).to_dict() == config.to_dict()
+    changed = override(config, ["--config.ways=2", "--config.shots", "5", "--config.ways=3"])
+    assert differences(config, changed) == {"ways": (1, 3), "shots": (1, 5)}
+
+
+def message_of(function, *arguments):
+    """The one sentence of the UserError that a call must raise."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("train.step", "train.steps"),
+        ("learning_rate", "train.learning_rate"),
+        ("data.augment.rotations", "data.augment.rotation"),
+        ("shot", "shots"),
+    ],
+)
+def test_unknown_keys_name_the_closest(wrong, right):
+    message = message_of(override, default_config(), [f"--config.{wrong}=3"])
+    assert message.startswith(f"--config.{wrong}: there is no such config key")
+    assert f"did you mean --config.{right}?" in message
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--config.train.steps=many",
+        "--config.train.steps=1.5",
+        "--config.train.learning_rate=fast",
+        "--config.data.augment.flip=maybe",
+        "--config.data.augment.scale=small,large",
+        "--config.data.augment.scale=1.5",
+        "--config.data.augment.scale=(1,2,3)",
+        "--config.train=3",
+        "train.steps=3",
+    ],
+)
+def test_wrong_arguments_are_named(argument):
+    assert argument.split("=")[0] in message_of(override, default_config(), [argument])
+
+
+def test_unknown_flags_are_named():
+    assert "'confg.ways'" in message_of(override, default_config(), ["--confg.ways=3"])
+
+
+# ----------------------------------------------------------------------------- files
+
+HEAD = "from fsseg_jax.config import default_config\ndef get_config():\n    c = default_config()\n"
+
+
+def test_a_file_is_loaded(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(HEAD + "    c.train.steps = 5\n    return c\n")
+    assert differences(default_config(), load_config(str(path))) == {"train.steps": (30_000, 5)}
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (HEAD + "    c.train.stepz = 5\n    return c\n", "stepz"),
+        (HEAD + "    c['train']['stepz'] = 5\n    return c\n", "stepz"),
+        (HEAD + "    c.trainer = 5\n    return c\n", "trainer"),
+        (HEAD + "    c.train.steps = c.train.stepz\n    return c\n", "stepz"),
+        (HEAD + "    c.train.steps = 'many'\n    return c\n", "steps"),
+        ("get_config = 5\n", "get_config()"),
+        ("x = 5\n", "get_config()"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, content, part):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    message = message_of(load_config, str(path))
+    assert str(path) in message
+    assert part in message
+
+
+def test_missing_files_are_named(tmp_path):
+    assert "nowhere.py" in message_of(load_config, str(tmp_path / "nowhere.py"))
+    (tmp_path / "config.yaml").write_text("steps: 5")
+    assert "config.yaml" in message_of(load_config, str(tmp_path / "config.yaml"))
+
+
+def test_unknown_method_names_those_there():
+    assert "panet" in message_of(default_config, "nonet")
+
+
+# ----------------------------------------------------------------------------- saved
+
+
+def test_saved_and_read_back_is_identical():
+    arguments = ["data.augment.scale=(0.5,1.5)", "train.learning_rate=1", "data.root=/a"]
+    config = override(default_config(), [f"--config.{argument}" for argument in arguments])
+    again = from_saved(json.loads(json.dumps(config.to_dict())))
+    assert again.to_dict() == config.to_dict()
+    assert not differences(config, again)
+    assert isinstance(again.data.augment.scale, tuple)
+    assert isinstance(again.train.learning_rate, float)
+    assert again.is_locked
+    assert override(again, ["--config.data.augment.scale=(2,3)"]).data.augment.scale == (2, 3)
+
+
+def test_fields_that_a_checkpoint_lacks_have_their_defaults():
+    saved = default_config().to_dict()
+    saved["train"]["steps"] = 5
+    del saved["eval"], saved["data"]["augment"]["flip"]
+    assert differences(default_config(), from_saved(saved)) == {"train.steps": (30_000, 5)}
+
+
+def test_differences_name_fields_and_both_values():
+    old = default_config()
+    new = override(old, ["--config.train.steps=5", "--config.data.root=/a"])
+    assert differences(old, new) == {"data.root": ("", "/a"), "train.steps": (30_000, 5)}
+    assert differences(old, default_config()) == {}
+
+
+# ----------------------------------------------------------------------------- ours
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_of_the_repository_are_valid(path, make_source):
+    config = load_config(str(path))
+    default = default_config(config.method)
+    assert set(differences(default, config)) <= set(differences(default, {}))  # no new fields
+    assert set(config.model) == set(default_options(config.method))
+    assert create_model(config).backbone is not None
+    assert config.data.name in SOURCES
+    learning_rate(config.train)
+    source = make_source()
+    settings = protocol(config, source, create_model(config).align_corners)
+    assert re.fullmatch("[0-9a-f]{8}", settings["hash"])
+    assert json.loads(json.dumps(settings, allow_nan=False)) == settings
+    assert from_saved(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_commands_in_the_docstring_are_of_this_config(path):
+    docstring = path.read_text().split('"""')[1]
+    (name,) = re.findall(r"--config=(\S+)", docstring)
+    assert name == f"configs/{path.name}"
+    arguments = re.findall(r"--config\.[^\s),:]+", docstring)
+    override(load_config(str(path)), arguments)
