@@ -15,13 +15,15 @@ def get_config() -> ConfigDict:
     """The configuration."""
     config = default_config("panet")
     config.backbone = "small"
-    config.image_size = 96
+    config.image_size = 80
     config.data.name = "shapes"
-    config.data.train_min_pixels = 100
-    config.data.min_pixels = 100
+    config.data.shapes.pixels = 80
+    # An eighth of a photograph: what is asked for is its main class.
+    config.data.train_min_pixels = 800
+    config.data.min_pixels = 800
     config.train.steps = 600
     config.train.batch_size = 8
-    config.train.learning_rate = 0.05
+    config.train.learning_rate = 0.1
     config.train.schedule = "poly"
     config.train.warmup = 50
     config.train.log_every = 20

@@ -1,7 +1,9 @@
 """Pretrained weights: torchvision's and timm's names and layouts to Flax variables."""
 
 import pathlib
+import pickle
 import re
+import zipfile
 from typing import Any
 
 import huggingface_hub
@@ -18,6 +20,19 @@ _TORCH_NAMES = {
     ("params", "kernel"): "weight",
     ("params", "bias"): "bias",
 }
+
+# What safetensors, NumPy and PyTorch raise about files that are truncated or something else.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+)
 
 
 def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -76,8 +91,12 @@ def read_weights(init: str) -> dict[str, Array]:
                     return dict(file)
             case ".pth" | ".pt":
                 return _read_pytorch(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"init = {init} cannot be read ({error}): replace the file.") from None
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(
+            f"init = {init} cannot be read ({_reason(error)}): replace the file."
+        ) from None
     raise UserError(f"init = {init}: weights are .safetensors, .npz or .pth files.")
 
 
@@ -85,11 +104,15 @@ def _download(repository: str) -> pathlib.Path:
     try:
         return pathlib.Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
         raise UserError(
             f"init = {repository} is no file and cannot be downloaded from the Hugging Face hub "
-            f"({reason}): check the name and the network, or give a local weights file."
+            f"({_reason(error)}): check the name and the network, or give a local weights file."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a library's error."""
+    return re.split(r"\n|\. |\.$", str(error))[0] or type(error).__name__
 
 
 def _read_pytorch(path: pathlib.Path) -> dict[str, Array]:
@@ -102,4 +125,5 @@ def _read_pytorch(path: pathlib.Path) -> dict[str, Array]:
         ) from None
     weights = torch.load(path, map_location="cpu", weights_only=True)
     weights = weights.get("state_dict", weights)
-    return {name: value.float().numpy() for name, value in weights.items()}
+    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    return {name: value.float().numpy() for name, value in tensors.items()}

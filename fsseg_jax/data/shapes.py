@@ -3,8 +3,8 @@
 A class is a family of shapes filled with a family of textures, both of which no other class has,
 so that a class held out from training is new in every respect. Number, aspect, thickness, period,
 phase, size and direction vary from object to object; colours are drawn without regard to the
-class and tell nothing. A photograph shows one or two objects of its main class and one or two
-others, the later ones in front, on a smoothly varying background.
+class and tell nothing. A photograph shows one to three objects of its main class and one or two
+smaller ones of other classes, the later ones in front, on a smoothly varying background.
 
 Shapes are implicit functions f(x, y), negative inside and about the distance to the outline, on
 coordinates in which they reach to about 1; textures are functions of coordinates in periods, with
@@ -26,8 +26,10 @@ from fsseg_jax.data.source import ClassTable, Photograph, Source
 from fsseg_jax.errors import UserError
 
 SPLITS = ("train", "val")
-AREA = (0.06, 0.18)  # of an object, as a part of the photograph
-PERIOD = (6 / 96, 9 / 96)  # of a texture, as a part of the photograph's side: seen at stride 4
+AREA = (0.12, 0.25)  # of an object of the main class, as a part of the photograph
+DISTRACTOR = 0.5  # the area of the others compared with that
+TILT = 0.4  # largest, in radians
+PERIOD = (8 / 96, 13 / 96)  # of a texture, as a part of the photograph's side: seen at stride 4
 REACH = 1.35  # no shape reaches further from its centre
 
 Grid = Float32[np.ndarray, "#height #width"]
@@ -340,7 +342,7 @@ def _unit_area(kind: int) -> float:
 def _background(rng: Generator, pixels: int) -> Float32[np.ndarray, "pixels pixels 3"]:
     """A colour that drifts across the photograph, with softer patches upon it."""
     canvas = np.zeros((pixels, pixels, 3), np.float32)
-    for cells, strength in ((rng.integers(2, 4), 70), (rng.integers(5, 25), 25)):
+    for cells, strength in ((rng.integers(2, 4), 40), (rng.integers(5, 25), 12)):
         noise = rng.uniform(-strength, strength, (cells, cells, 3)) + 128
         patches = Image.fromarray(noise.astype(np.uint8))
         canvas += np.asarray(patches.resize((pixels, pixels), Image.Resampling.BICUBIC))
@@ -391,7 +393,7 @@ def _paint(
     )
     down = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + (0.5 - row)
     right = np.arange(columns.start, columns.stop, dtype=np.float32) + (0.5 - column)
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = rng.uniform(-TILT, TILT)
     cosine, sine = math.cos(angle), math.sin(angle)
     x, y = right * cosine + down * sine, down * cosine - right * sine
 
@@ -421,9 +423,10 @@ def render(split: str, index: int, pixels: int) -> Photograph:
 
     main = index % len(KINDS)
     others = rng.choice(np.arange(1, len(KINDS)), rng.integers(1, 3), replace=False)
-    kinds = [main] * int(rng.integers(1, 3)) + [(main + int(k)) % len(KINDS) for k in others]
+    kinds = [main] * int(rng.integers(1, 4)) + [(main + int(k)) % len(KINDS) for k in others]
     kinds = [kinds[k] for k in rng.permutation(len(kinds))]
     areas = np.exp(rng.uniform(*np.log(AREA), len(kinds)))
+    areas[np.array(kinds) != main] *= DISTRACTOR
     radii = np.sqrt(areas / [_unit_area(kind) for kind in kinds])
     centres = _place(rng, radii)
     for number, kind in enumerate(kinds):
