@@ -287,7 +287,7 @@ def read_episodes(
         raise UserError(f"{path}: there is no such episode list.")
     rows = {name: row for row, name in enumerate(photograph_ids)}
     classes, supports, queries = [], [], []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
         if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
             raise UserError(f"{path}: the column {missing[0]!r} is missing from its first line.")

@@ -27,7 +27,8 @@ from fsseg_jax.episode import (
 )
 from fsseg_jax.errors import UserError
 
-tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
+for kind in ("GPU", "TPU"):  # the accelerators belong to JAX, memory included
+    tf.config.set_visible_devices([], kind)
 
 _BYTES = [bytes([value]) for value in range(256)]
 # A cyclic redundancy check is linear: setting the colour type of any PNG header from palette (3)

@@ -97,10 +97,13 @@ class VOC(Source):
         table = ClassTable.from_counts(
             parallel_map(self._count, self.files, f"class table of {self.root}")
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **vars(table))
-        temporary.replace(cache)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = cache.with_suffix(f".{os.getpid()}.npz")
+            np.savez(temporary, **vars(table))
+            temporary.replace(cache)
+        except OSError as error:
+            logger.warning("the class table cannot be kept for the next time: %s", error)
         return table
 
     def _count(self, files: tuple[str, str]) -> np.ndarray:
@@ -137,7 +140,7 @@ def read_label(path: str | os.PathLike) -> UInt8[np.ndarray, "height width"]:
                     "palette or greyscale PNGs."
                 )
             return np.asarray(file)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises about broken PNGs
         raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
 
 

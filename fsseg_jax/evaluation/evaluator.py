@@ -29,7 +29,7 @@ from fsseg_jax.episode import (
     normalise,
 )
 from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
-from fsseg_jax.evaluation.protocol import protocol, test_episodes
+from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.report import Example, write_report
 from fsseg_jax.models.resize import resize
 
@@ -192,7 +192,7 @@ def evaluate(
         the contents of `results.json`; IoUs in percent.
     """
     started = time.perf_counter()
-    by_seed = test_episodes(config, source)
+    by_seed = protocol_episodes(config, source)
     episodes = concatenate(list(by_seed.values()))
     evaluator = Evaluator(
         model,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from fsseg_jax.episode import IGNORE
+from fsseg_jax.errors import UserError
 
 
 def pixel_counts(
@@ -58,6 +59,9 @@ def run_metrics(
         counts: see `pixel_counts`.
         classes: class ids of the ways.
         names: class id to name.
+
+    Raises:
+        UserError: no query shows any of its classes.
     """
     per_class, per_class_star = {}, {}
     shown = _shown(counts)
@@ -66,6 +70,10 @@ def run_metrics(
         name = names[int(class_id)]
         per_class_star[name] = float(iou(counts[:, 1:][is_class].sum(0)))
         per_class[name] = float(iou(counts[:, 1:][is_class & shown].sum(0)))
+    if np.isnan(list(per_class.values())).all():
+        raise UserError(
+            "no query shows a pixel of its classes: check the episode list and the labels."
+        )
     foreground = iou(counts[:, 1:].sum((0, 1)))
     background = iou(counts[:, 0].sum(0))
     return {

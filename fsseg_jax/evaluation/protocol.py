@@ -11,7 +11,7 @@ from fsseg_jax.data.source import Source
 from fsseg_jax.episode import EpisodeIds, check_items, read_episodes, sample
 
 
-def test_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeIds]:
+def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeIds]:
     """The episodes of each run by its seed: drawn from the held-out classes, or one list's.
 
     Raises:

@@ -170,10 +170,10 @@ def test_checkpoint_of_another_method_is_refused(tmp_path, monkeypatch):
     assert loop.train(config, tmp_path)
     monkeypatch.setitem(models.METHODS, "another", type("Another", (PANet,), {}))
     config.method = "another"
-    with pytest.raises(UserError, match="checkpoint of method 'panet', but .* 'another'"):
+    with pytest.raises(UserError, match=r"checkpoint of method 'panet', but .* 'another'"):
         loop.train(config, tmp_path)
     mesh = make_mesh(8, 1)
-    with pytest.raises(UserError, match="checkpoint of method 'panet', but .* 'another'"):
+    with pytest.raises(UserError, match=r"checkpoint of method 'panet', but .* 'another'"):
         loop.load_variables(config, create_model(config), tmp_path, mesh)
 
 
