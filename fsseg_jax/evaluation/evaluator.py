@@ -242,7 +242,7 @@ def evaluate(
         **deviations,
         "per_class": per_class,
         "runs": runs,
-        "episodes": len(episodes),
+        "episodes": len(episodes) // len(runs),  # a run
         "episodes_hash": episodes_hash(episodes, source.ids),
         "protocol": protocol(config, source, model.align_corners),
         "photographs": len(evaluator.images),
@@ -280,7 +280,8 @@ def summary(results: dict[str, Any]) -> str:
     return (
         f"mean-IoU {results['mean_iou']:.1f}{deviation}, binary-IoU {results['binary_iou']:.1f} "
         f"({results['method']}, {results['checkpoint']}; fold {results['fold']}, "
-        f"{results['ways']}-way {results['shots']}-shot, {results['episodes']} episodes; "
+        f"{results['ways']}-way {results['shots']}-shot, "
+        f"{len(results['runs'])} x {results['episodes']} episodes; "
         f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"
     )
 

@@ -74,14 +74,14 @@ def write_report(
     Args:
         path: the HTML file; its folder must exist.
         results: the evaluation's `results.json`. Scores are in percent; None is the score of a
-            class that no episode showed; `episodes` counts those of all runs.
+            class that no episode showed; `episodes` counts those of one run.
         gallery: examples by heading, in the order in which they are shown.
     """
     minutes, seconds = divmod(round(results["seconds"]), 60)
     facts = {
         "Protocol": results["protocol"]["hash"],
         "Episode list": results["episodes_hash"],
-        "Episodes": f"{results['episodes']} in all",
+        "Episodes": f"{len(results['runs'])} x {results['episodes']}",
         "Weights": results["checkpoint"],
         "Time": f"{minutes} min {seconds} s",
     }

@@ -212,7 +212,7 @@ def test_results_hold_all_that_is_documented(folder, source):
     assert results["backbone"] == "small"
     assert results["checkpoint"] == "of the test"
     assert (results["fold"], results["ways"], results["shots"]) == (0, 1, 1)
-    assert results["episodes"] == 20
+    assert results["episodes"] == 10
     assert [run["seed"] for run in results["runs"]] == [5, 6]
     assert set(results["per_class"]) == {source.class_names[c] for c in source.folds[0]}
     for name in ("mean_iou", "mean_iou_star", "binary_iou"):

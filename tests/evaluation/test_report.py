@@ -99,7 +99,7 @@ def test_scores_hashes_runs_and_settings_are_shown(page):
     ):
         assert text in page.texts
     assert "Worst" not in page.texts  # a heading without examples
-    for text in ("1000 in all", "freshly initialised <now>", "2-way 1-shot · fold 3"):
+    for text in ("2 x 1000", "freshly initialised <now>", "2-way 1-shot · fold 3"):
         assert text in page.texts
 
 
