@@ -1,7 +1,9 @@
-"""PANet on VGG-16 (Wang et al., ICCV 2019), PASCAL-5i, 1-way 1-shot, the published setting.
+"""PANet on VGG-16 (Wang et al., ICCV 2019), PASCAL-5i, 1-way 1-shot, the published training.
 
 The paper's table 1: mean-IoU 42.3, 58.0, 51.1, 41.2 on folds 0..3, 48.1 on average (5-shot, with
---config.shots=5: 51.8, 64.6, 59.8, 46.5, 55.7); 5 runs of 1,000 episodes.
+--config.shots=5: 51.8, 64.6, 59.8, 46.5, 55.7); 5 runs of 1,000 episodes. The published code
+tests on `trainaug` photographs without an area filter; here it is `val` and 2,048 pixels
+(--config.data.split and --config.data.min_pixels change that).
 
     python -m fsseg_jax.train --config=configs/panet_vgg16.py --workdir=runs/panet_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0

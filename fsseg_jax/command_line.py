@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ from fsseg_jax.errors import UserError
 
 def parse(
     description: str, argv: Sequence[str] | None = None, workdir: bool = True
-) -> tuple[str | None, str | None, list[str]]:
+) -> tuple[str | None, pathlib.Path | None, list[str]]:
     """Reads a command line.
 
     Args:
@@ -32,7 +33,9 @@ def parse(
     )
     parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
     if workdir:
-        parser.add_argument("--workdir", metavar="DIR", required=True, help="the folder of the run")
+        parser.add_argument(
+            "--workdir", type=_path, metavar="DIR", required=True, help="the folder of the run"
+        )
     arguments, overrides = parser.parse_known_args(argv)
     return arguments.config, getattr(arguments, "workdir", None), overrides
 
@@ -43,6 +46,10 @@ class _ProgressHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one message."""
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _path(argument: str) -> pathlib.Path:
+    return pathlib.Path(argument).expanduser()
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import os
 import pathlib
 import types
 from collections.abc import Sequence
@@ -13,6 +12,21 @@ from ml_collections import ConfigDict, config_flags
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import default_options
+
+AT_LEAST_ONE = (
+    *("ways", "shots", "image_size", "train.steps", "train.batch_size", "train.decay_every"),
+    *("train.log_every", "train.save_every", "train.eval_every", "train.eval_episodes"),
+    *("eval.runs", "eval.episodes", "eval.batch_size"),
+)
+AT_LEAST_ZERO = ("devices", "train.warmup", "eval.gallery", "data.augment.rotation")
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "data.held_out_photographs": ("keep", "drop"),
+    "train.schedule": ("step", "poly", "constant"),
+    "train.select_on": ("base", "novel"),
+    "eval.checkpoint": ("best", "last"),
+    "eval.feature_dtype": ("float16", "bfloat16", "float32"),
+}
 
 
 def default_config(method: str = "panet") -> ConfigDict:
@@ -35,7 +49,7 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.data.root = ""  # the folder of the data set; shapes needs none
     config.data.fold = 0  # which classes are held out from training for the test
     config.data.pipeline = "tfdata"  # how training batches are made
-    config.data.train_split = "train"
+    config.data.train_split = ""  # empty: voc takes trainaug if it is there, otherwise train
     config.data.split = "val"  # tests and selection read this one
     # An image is an item of a class that covers this many pixels of it, at its own size (2 x 32 x
     # 32 is PFENet's rule). Set the first lower where training photographs are stored smaller.
@@ -121,7 +135,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     """
     original = config
     config = ConfigDict(config.to_dict())
-    fields = [f"--config.{name}" for name in _field_names(config)]
+    fields = [f"--config.{name}" for name in _flatten(config)]
     for argument in arguments:
         name = argument.split("=")[0]
         if name.startswith("--config.") and name not in fields:
@@ -140,7 +154,30 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     for name, (old, new) in differences(original, holder.value).items():
         if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
             raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, as {old}.")
+    check(holder.value)
     return holder.value
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError where a number or a choice of `config` is out of its range."""
+    fields = _flatten(config)
+    for name in AT_LEAST_ONE:
+        if fields[name] < 1:
+            raise UserError(f"{name} = {fields[name]}: it must be at least 1.")
+    for name in AT_LEAST_ZERO:
+        if fields[name] < 0:
+            raise UserError(f"{name} = {fields[name]}: it must not be negative.")
+    for name, choices in CHOICES.items():
+        if fields[name] not in choices:
+            raise UserError(f"{name} = {fields[name]!r}: choose {' or '.join(choices)}.")
+    low, high = config.data.augment.scale
+    if not 0 < low <= high:
+        raise UserError(
+            f"data.augment.scale = ({low}, {high}): the first must be above 0 and not above the "
+            "second."
+        )
+    if abs(config.seed) >= 2**32 or abs(config.eval.seed) >= 2**32:
+        raise UserError("seed and eval.seed must be below 2**32.")
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -174,11 +211,6 @@ def _update(config: ConfigDict, saved: dict[str, Any]) -> None:
             config[name] = tuple(value) if isinstance(value, list) else value
 
 
-def expand(path: str) -> pathlib.Path:
-    """A path from the user, with `~` resolved."""
-    return pathlib.Path(os.path.expanduser(path))
-
-
 def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in config.items():
@@ -187,7 +219,3 @@ def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _field_names(config: ConfigDict) -> list[str]:
-    return list(_flatten(config))

@@ -26,9 +26,9 @@ def choose_platform(platform: str) -> None:
         jax.config.update("jax_platforms", names[platform])
     try:
         found = jax.default_backend()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where it has no plugin
         wanted = f"platform = {platform}" if platform else "the platform in JAX_PLATFORMS"
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error).splitlines() or ["JAX finds none"])[0].rstrip(".")
         raise UserError(
             f"{wanted} is not available on this machine ({reason}): install JAX for it (as "
             "pip install 'fsseg_jax[cuda12]' does), or ask for another one."
@@ -37,24 +37,27 @@ def choose_platform(platform: str) -> None:
         raise UserError(f"platform = {platform}, but JAX was already started on {found}.")
 
 
-def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
+def make_mesh(devices: int = 0) -> Mesh:
     """A mesh of one axis over the first `devices` devices of all processes, 0 for all.
 
     Raises:
-        UserError: there are fewer devices, or the batch does not divide into them.
+        UserError: there are fewer devices.
     """
     available = jax.devices()
     if devices > len(available):
         raise UserError(
             f"devices = {devices}, but there are {len(available)}: lower it, or 0 for all."
         )
-    chosen = available[: devices or None]
-    if batch_size % len(chosen):
+    return Mesh(np.array(available[: devices or None]), (AXIS,))
+
+
+def check_divides(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError unless a training batch divides into the devices of the mesh."""
+    if batch_size % mesh.size:
         raise UserError(
-            f"train.batch_size = {batch_size} does not divide into {len(chosen)} devices: make it "
-            f"a multiple of {len(chosen)}, or use fewer (--config.devices)."
+            f"train.batch_size = {batch_size} does not divide into {mesh.size} devices: make it "
+            f"a multiple of {mesh.size}, or use fewer (--config.devices)."
         )
-    return Mesh(np.array(chosen), (AXIS,))
 
 
 def describe(mesh: Mesh) -> str:

@@ -105,10 +105,17 @@ class EpisodeIds:
         return self.query.shape[0]
 
 
-def check_items(items: Items, names: Mapping[int, str], ways: int, shots: int) -> None:
-    """Raises UserError where `items` cannot give an episode of `ways` ways and `shots` shots."""
-    if ways < 1 or shots < 1:
-        raise UserError(f"ways = {ways} and shots = {shots}: both must be at least 1.")
+def check_items(
+    items: Items, names: Mapping[int, str], ways: int, shots: int, filter_name: str
+) -> None:
+    """Raises UserError where `items` cannot give an episode of `ways` ways and `shots` shots.
+
+    Args:
+        items: what can be drawn.
+        names: class id to name.
+        ways, shots: N and K.
+        filter_name: the setting that says which photographs count, for the remedy.
+    """
     if len(items.class_id) < ways:
         raise UserError(
             f"ways = {ways}, but there are only {len(items.class_id)} classes to draw from: "
@@ -118,8 +125,8 @@ def check_items(items: Items, names: Mapping[int, str], ways: int, shots: int) -
         if count < shots + 1:
             raise UserError(
                 f"class {names[int(class_id)]!r} has {count} photographs, but shots = {shots} "
-                f"needs {shots + 1} (the shots and a query): lower shots or data.min_pixels, or "
-                "add photographs."
+                f"needs {shots + 1} (the shots and a query): lower shots or {filter_name}, or add "
+                "photographs."
             )
 
 
@@ -282,7 +289,7 @@ def read_episodes(
         UserError: the file is absent, a column or name is unknown, or the rows differ in ways or
             shots, or an episode's query is one of its supports.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: there is no such episode list.")
     rows = {name: row for row, name in enumerate(photograph_ids)}

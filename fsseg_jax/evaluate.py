@@ -7,14 +7,13 @@ Writes results.json, episodes.csv and report.html into the folder `evaluation` o
 import logging
 
 from fsseg_jax import command_line
-from fsseg_jax.config import expand, from_saved, load_config, override
+from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import choose_platform, describe, make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import evaluate, summary
 from fsseg_jax.models import create_model
-from fsseg_jax.training.checkpoints import LAST, Checkpoints
-from fsseg_jax.training.loop import load_variables
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
 
 logger = logging.getLogger(__name__)
 
@@ -22,28 +21,32 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """The program."""
     path, workdir, overrides = command_line.parse(__doc__)
-    workdir = expand(workdir)
-    checkpoints = Checkpoints(workdir)
-    if path is not None:
-        config = load_config(path)
-    elif checkpoints.step(LAST) is not None:
-        config = from_saved(checkpoints.describe(LAST)[0])
+    # A run may be evaluated on another machine than it was trained on: what to compute on is not
+    # taken from a checkpoint. It must also be known before one is opened.
+    machine = tuple(f"--config.{field}" for field in ("platform", "devices"))
+    if path is None:
+        own = [argument for argument in overrides if argument.startswith(machine)]
+        config = override(default_config(), own)
     else:
-        raise UserError(
-            f"--workdir = {workdir} holds no checkpoint: train there first, or give --config to "
-            "evaluate a freshly initialised model."
-        )
-    config = override(config, overrides)
+        config = override(load_config(path), overrides)
     choose_platform(config.platform)
-    # Any number of devices can share the episodes of an evaluation.
-    mesh = make_mesh(batch_size=0, devices=config.devices)
+    mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
+    if path is None:
+        checkpoints = Checkpoints(workdir)
+        which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
+        if which is None:
+            raise UserError(
+                f"--workdir = {workdir} holds no checkpoint: train there first, or give --config "
+                "to evaluate a freshly initialised model."
+            )
+        config = override(checkpoints.describe(which)[0], overrides)
     source = open_source(config.data, config.data.split)
     model = create_model(config)
-    variables, words = load_variables(config, model, workdir, mesh)
-    logger.info("evaluating %s: %s", config.method, words)
+    loaded = load_variables(config, model, workdir, mesh)
+    logger.info("evaluating %s: %s", config.method, loaded.words)
     folder = workdir / "evaluation"
-    results = evaluate(config, model, variables, source, mesh, folder, words)
+    results = evaluate(config, model, loaded, source, mesh, folder)
     for name, value in results["per_class"].items():
         print(f"{name:>16} {'-' if value is None else format(value, '5.1f')}")
     print(summary(results))

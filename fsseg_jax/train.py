@@ -5,7 +5,7 @@ after SIGTERM (with a checkpoint), 2 for wrong input.
 """
 
 from fsseg_jax import command_line
-from fsseg_jax.config import expand, load_config, override
+from fsseg_jax.config import load_config, override
 from fsseg_jax.devices import choose_platform
 from fsseg_jax.errors import UserError
 from fsseg_jax.training.loop import train
@@ -18,7 +18,7 @@ def main() -> int:
         raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
     config = override(load_config(path), overrides)
     choose_platform(config.platform)
-    return 0 if train(config, expand(workdir)) else 143
+    return 0 if train(config, workdir) else 143
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def test_configs_of_the_repository_are_valid(path, make_source):
     assert config.data.name in SOURCES
     learning_rate(config.train)
     source = make_source()
-    settings = protocol(config, source, create_model(config).align_corners)
+    settings = protocol(config, source, create_model(config), None)
     assert re.fullmatch("[0-9a-f]{8}", settings["hash"])
     assert json.loads(json.dumps(settings, allow_nan=False)) == settings
     assert from_saved(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
@@ -196,3 +196,22 @@ def test_commands_in_the_docstring_are_of_this_config(path):
     assert name == f"configs/{path.name}"
     arguments = re.findall(r"--config\.[^\s),:]+", docstring)
     override(load_config(str(path)), arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("ways=0", "ways = 0: it must be at least 1"),
+        ("train.log_every=0", "train.log_every = 0: it must be at least 1"),
+        ("devices=-1", "devices = -1: it must not be negative"),
+        ("train.schedule=cosine", "train.schedule = 'cosine': choose step or poly or constant"),
+        ("train.select_on=test", "train.select_on = 'test': choose base or novel"),
+        ("eval.feature_dtype=int8", "choose float16 or bfloat16 or float32"),
+        ("data.augment.scale=(1.5,1.0)", r"data.augment.scale = \(1.5, 1.0\)"),
+        ("data.augment.scale=(0.0,1.0)", r"data.augment.scale = \(0.0, 1.0\)"),
+        ("seed=4294967296", "seed and eval.seed must be below"),
+    ],
+)
+def test_values_out_of_range_are_told(change, message):
+    with pytest.raises(UserError, match=message):
+        override(default_config(), [f"--config.{change}"])

@@ -103,7 +103,7 @@ def test_classes_of_exactly_enough_photographs(ways, shots):
     """All classes are shown by the same photographs, as few as can be: all of them are used."""
     shown = np.ones((shots + 1, 3), int)
     items = ClassTable.from_counts(shown).items((1, 2, 3))
-    check_items(items, NAMES, ways, shots)
+    check_items(items, NAMES, ways, shots, "min_pixels")
     episodes = sample(items, 0, range(100), ways, shots)
     for row in range(100):
         for supports in episodes.supports[row]:
@@ -179,24 +179,21 @@ def test_random_bits_are_balanced_and_uncorrelated():
 
 def test_too_few_photographs_name_the_class():
     items = ClassTable.from_counts([[5, 5], [5, 0], [5, 5]]).items((1, 2))
-    check_items(items, {1: "cat", 2: "dog"}, ways=2, shots=1)
-    with pytest.raises(UserError, match=r"'dog' has 2 photographs, but shots = 2 needs 3"):
-        check_items(items, {1: "cat", 2: "dog"}, ways=1, shots=2)
+    check_items(items, {1: "cat", 2: "dog"}, 2, 1, "min_pixels")
+    with pytest.raises(UserError, match=r"'dog' has 2 photographs, .* = 2 needs 3 .* min_pixels"):
+        check_items(items, {1: "cat", 2: "dog"}, 1, 2, "min_pixels")
 
 
 def test_a_class_without_photographs_is_named():
     items = ClassTable.from_counts([[5, 0], [5, 0]]).items((1, 2))
     with pytest.raises(UserError, match="'dog' has 0 photographs"):
-        check_items(items, {1: "cat", 2: "dog"}, ways=1, shots=1)
+        check_items(items, {1: "cat", 2: "dog"}, 1, 1, "min_pixels")
 
 
 def test_impossible_settings_are_refused():
     items = ClassTable.from_counts([[5, 5]] * 4).items((1, 2))
     with pytest.raises(UserError, match="ways = 3, but there are only 2 classes"):
-        check_items(items, NAMES, ways=3, shots=1)
-    for ways, shots in ((0, 1), (1, 0)):
-        with pytest.raises(UserError, match="at least 1"):
-            check_items(items, NAMES, ways, shots)
+        check_items(items, NAMES, 3, 1, "min_pixels")
 
 
 # ----------------------------------------------------------------------------- labels

@@ -43,8 +43,8 @@ def test_train_then_evaluate_tells_and_writes_the_results(tmp_path, config_file)
     assert "held-out classes after training: mean-IoU" in trained.stderr
     after = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
 
-    override = "--config.eval.runs=1"
-    evaluated = run("evaluate", f"--workdir={tmp_path / 'run'}", override)
+    overrides = ("--config.eval.runs=1", "--config.platform=cpu", "--config.devices=1")
+    evaluated = run("evaluate", f"--workdir={tmp_path / 'run'}", *overrides)
     assert evaluated.returncode == 0, evaluated.stderr
     results = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
     assert f"mean-IoU {results['mean_iou']:.1f}" in evaluated.stdout
@@ -64,6 +64,8 @@ def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(tmp_pat
     [
         ("train", ["--config.trian.steps=3"], "did you mean --config.train.steps"),
         ("train", ["--config.platform=gpu"], "platform = gpu is not available on this machine"),
+        ("evaluate", ["--config.platform=gpu"], "platform = gpu is not available on this machine"),
+        ("train", ["--config.shots=50"], "photographs, but shots = 50 needs 51"),
         ("train", ["--config.data.name=voc"], "data.root is empty"),
         ("train", ["--config.init=missing.npz"], "init = missing.npz: there is no such file"),
     ],

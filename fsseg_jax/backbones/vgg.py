@@ -43,8 +43,7 @@ class VGG16(nn.Module):
                     name=f"features_{index}",
                 )(x)
                 index += 2
-                is_last = stride is None and index == 30
-                x = x if is_last else nn.relu(x)
+                x = nn.relu(x) if index < 30 else x  # none after the last convolution
             if stride is not None:
                 x = nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
                 index += 1

@@ -4,7 +4,6 @@ Times the input pipeline alone, all augmentations on. Without a data folder it m
 of 384 x 288 px of coloured shapes, which decode about as fast as photographs do.
 """
 
-import os
 import pathlib
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from fsseg_jax import command_line
 from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.data import open_source, training_batches, training_items
 from fsseg_jax.data.shapes import Shapes
+from fsseg_jax.data.source import cores
 from fsseg_jax.devices import choose_platform
 
 WARM_UP, REPEATS, SECONDS = 20, 5, 4.0
@@ -82,7 +82,7 @@ def main() -> None:
         f"{min(rates):.0f} to {max(rates):.0f}), {config.ways}-way {config.shots}-shot at "
         f"{config.image_size} px, flip {config.data.augment.flip}, scale "
         f"{config.data.augment.scale}, rotation {config.data.augment.rotation}, "
-        f"{len(os.sched_getaffinity(0))} cores"
+        f"{cores()} cores"
     )
 
 

@@ -9,12 +9,14 @@ from ml_collections import ConfigDict
 from fsseg_jax.data.shapes import Shapes
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.voc import VOC
-from fsseg_jax.episode import Items
+from fsseg_jax.episode import Items, check_items
 from fsseg_jax.errors import UserError
 
 SOURCES = {
     "shapes": lambda data, split: Shapes(
-        split, data.shapes.train if split == "train" else data.shapes.val, data.shapes.pixels
+        split or "train",
+        data.shapes.val if split == "val" else data.shapes.train,
+        data.shapes.pixels,
     ),
     "voc": lambda data, split: VOC(data.root, split),
 }
@@ -25,7 +27,8 @@ def open_source(data: ConfigDict, split: str) -> Source:
 
     Args:
         data: `config.data`.
-        split: a split of it, as `data.split` or `data.train_split`.
+        split: a split of it, as `data.split` or `data.train_split`; empty for the source's own
+            training split.
 
     Raises:
         UserError: the name is unknown, the fold is, or the data are not as they should be.
@@ -47,15 +50,7 @@ def class_ids(source: Source, fold: int, which: str) -> tuple[int, ...]:
 
 
 def training_items(data: ConfigDict, source: Source) -> Items:
-    """What training draws from: the base classes, by `config.data`'s rules.
-
-    Raises:
-        UserError: the rule for photographs that show held-out classes is unknown.
-    """
-    if data.held_out_photographs not in ("keep", "drop"):
-        raise UserError(
-            f"data.held_out_photographs = {data.held_out_photographs!r}: choose keep or drop."
-        )
+    """What training draws from: the base classes, by `config.data`'s rules."""
     without = class_ids(source, data.fold, "novel") if data.held_out_photographs == "drop" else ()
     return source.table.items(class_ids(source, data.fold, "base"), data.train_min_pixels, without)
 
@@ -66,6 +61,7 @@ def training_batches(config: ConfigDict, source: Source, items: Items, start: in
     Raises:
         UserError: the pipeline is unknown, a class has too few photographs, or a file is broken.
     """
+    check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
     if config.data.pipeline != "tfdata":
         raise UserError(f"data.pipeline = {config.data.pipeline!r}: choose tfdata.")
     # TensorFlow is imported here alone, so that everything else works without it.

@@ -3,8 +3,8 @@
 A class is a family of shapes filled with a family of textures, both of which no other class has,
 so that a class held out from training is new in every respect. Number, aspect, thickness, period,
 phase, size and direction vary from object to object; colours are drawn without regard to the
-class and tell nothing. A photograph shows one or two objects of its main class and one or two
-others, the later ones in front, on a smoothly varying background.
+class and tell nothing. A photograph shows one to three objects of its main class and one or two
+smaller ones of other classes, the later ones in front, on a smoothly varying background.
 
 Shapes are implicit functions f(x, y), negative inside and about the distance to the outline, on
 coordinates in which they reach to about 1; textures are functions of coordinates in periods, with
@@ -26,15 +26,11 @@ from fsseg_jax.data.source import ClassTable, Photograph, Source
 from fsseg_jax.errors import UserError
 
 SPLITS = ("train", "val")
-AREA = (0.1, 0.22)  # of an object, as a part of the photograph
-PERIOD = (5.5 / 96, 6.5 / 96)  # of a texture, as a part of the photograph's side
-REACH = 1.36  # no shape reaches further from its centre
-# Brightness of dark and light colours and of backgrounds, and how far red, green and blue may
-# stray. Objects hold both ends, so that what is an object is quickly learnt and what differs from
-# class to class is the texture, not how well it can be seen.
-DARK, LIGHT, MIDDLE = (25, 75), (180, 230), (115, 145)
-CHROMA = 60
-BRIGHTNESS = np.array([0.3, 0.6, 0.1], np.float32)  # of red, green and blue
+AREA = (0.12, 0.25)  # of an object of the main class, as a part of the photograph
+DISTRACTOR = 0.5  # the area of the others compared with that
+TILT = 0.4  # largest, in radians
+PERIOD = (8 / 96, 13 / 96)  # of a texture, as a part of the photograph's side: seen at stride 4
+REACH = 1.35  # no shape reaches further from its centre
 
 Grid = Float32[np.ndarray, "#height #width"]
 Family = Callable[[Grid, Grid, Generator], Grid]  # of shapes or of textures
@@ -87,11 +83,11 @@ def _ellipse(x: Grid, y: Grid, rng: Generator) -> Grid:
 
 
 def _ring(x: Grid, y: Grid, rng: Generator) -> Grid:
-    return np.abs(np.hypot(x, y) - 0.65) - rng.uniform(0.28, 0.36)
+    return np.abs(np.hypot(x, y) - 0.75) - rng.uniform(0.2, 0.28)
 
 
 def _frame(x: Grid, y: Grid, rng: Generator) -> Grid:
-    return np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.58) - rng.uniform(0.27, 0.34)
+    return np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.65) - rng.uniform(0.17, 0.24)
 
 
 def _heart(x: Grid, y: Grid, rng: Generator) -> Grid:
@@ -100,7 +96,7 @@ def _heart(x: Grid, y: Grid, rng: Generator) -> Grid:
 
 
 def _crescent(x: Grid, y: Grid, rng: Generator) -> Grid:
-    bite = np.hypot(x - rng.uniform(0.65, 0.75), y) - 0.75
+    bite = np.hypot(x - rng.uniform(0.5, 0.6), y) - 0.8
     return np.maximum(np.hypot(x, y) - 1, -bite)
 
 
@@ -127,22 +123,22 @@ def _hourglass(x: Grid, y: Grid, rng: Generator) -> Grid:
 
 def _arrow(x: Grid, y: Grid, rng: Generator) -> Grid:
     head = np.maximum((np.abs(x) + 0.9 * y - 0.9) * 0.75, -y)
-    return np.minimum(head, _box(x, y, -0.38, 0.38, -1, 0.05) - rng.uniform(-0.05, 0.05))
+    return np.minimum(head, _box(x, y, -0.3, 0.3, -1, 0.05) - rng.uniform(-0.05, 0.05))
 
 
 def _chevron(x: Grid, y: Grid, rng: Generator) -> Grid:
     fold = np.abs(y - rng.uniform(0.7, 1.0) * (np.abs(x) - 0.5)) * 0.75
-    return np.maximum(fold - rng.uniform(0.35, 0.4), np.abs(x) - 0.95)
+    return np.maximum(fold - rng.uniform(0.25, 0.3), np.abs(x) - 0.95)
 
 
 def _zigzag(x: Grid, y: Grid, rng: Generator) -> Grid:
-    fold = np.abs(y - 1.8 * _wave(x * 0.75 + 0.25) + 0.45) * 0.6
-    return np.maximum(fold - rng.uniform(0.28, 0.33), np.abs(x) - 0.95)
+    fold = np.abs(y - 2 * _wave(x * 0.75 + 0.25) + 0.5) * 0.6
+    return np.maximum(fold - rng.uniform(0.2, 0.25), np.abs(x) - 1.05)
 
 
 def _dumbbell(x: Grid, y: Grid, rng: Generator) -> Grid:
-    ends = np.hypot(np.abs(x) - 0.62, y) - rng.uniform(0.48, 0.56)
-    return np.minimum(ends, _box(x, y, -0.62, 0.62, -0.3, 0.3))
+    ends = np.hypot(np.abs(x) - 0.7, y) - rng.uniform(0.4, 0.5)
+    return np.minimum(ends, _box(x, y, -0.7, 0.7, -0.17, 0.17))
 
 
 # ----------------------------------------------------------------------------- textures
@@ -177,7 +173,7 @@ def _dots(u: Grid, v: Grid, rng: Generator) -> Grid:
 
 
 def _rings(u: Grid, v: Grid, rng: Generator) -> Grid:
-    radius = np.hypot(u, v)
+    radius = np.hypot(u, v) * 0.8
     return radius - np.floor(radius)  # shaded, so that they do not look like bent stripes
 
 
@@ -201,7 +197,7 @@ def _herringbone(u: Grid, v: Grid, rng: Generator) -> Grid:
 
 
 def _noise(u: Grid, v: Grid, rng: Generator) -> Grid:
-    return _sharp(_cells(u * 2.6, v * 2.6, rng) - 0.5)
+    return _cells(u * 2.2, v * 2.2, rng)
 
 
 def _spiral(u: Grid, v: Grid, rng: Generator) -> Grid:
@@ -215,7 +211,6 @@ def _rays(u: Grid, v: Grid, rng: Generator) -> Grid:
 
 
 def _camouflage(u: Grid, v: Grid, rng: Generator) -> Grid:
-    u, v = u * 2.2, v * 2.2
     bend = np.sin(u * 1.9 + np.sin(v * 2.7)) + np.sin(v * 2.1 - np.sin(u * 2.3))
     return _sharp((bend + np.sin((u - v) * 1.1)) * 0.3)
 
@@ -236,7 +231,7 @@ def _scales(u: Grid, v: Grid, rng: Generator) -> Grid:
     row = np.floor(v)
     front = np.hypot(_wave(u * 0.8 + row * 0.5) * 1.25, v - row)
     behind = np.hypot(_wave(u * 0.8 + row * 0.5 + 0.5) * 1.25, v - row + 1)
-    return np.where(front < 0.75, front / 0.75, np.clip(behind / 0.75 - 1, 0, 1))
+    return np.where(front < 0.75, front / 0.75, np.minimum(behind / 0.75 - 1, 1))
 
 
 def _bubbles(u: Grid, v: Grid, rng: Generator) -> Grid:
@@ -252,7 +247,7 @@ def _pluses(u: Grid, v: Grid, rng: Generator) -> Grid:
 
 def _plaid(u: Grid, v: Grid, rng: Generator) -> Grid:
     width = rng.uniform(0.2, 0.3)
-    return (_sharp(_wave(u * 0.9) - width) + _sharp(_wave(v * 0.9) - width)) / 2
+    return (_sharp(_wave(u * 0.6) - width) + _sharp(_wave(v * 0.6) - width)) / 2
 
 
 def _weave(u: Grid, v: Grid, rng: Generator) -> Grid:
@@ -261,7 +256,7 @@ def _weave(u: Grid, v: Grid, rng: Generator) -> Grid:
 
 
 def _speckle(u: Grid, v: Grid, rng: Generator) -> Grid:
-    u, v = u * 1.4, v * 1.4
+    u, v = u * 1.1, v * 1.1
     angle = _cells(u, v, rng) * (2 * math.pi)  # moves each speck about its cell
     du, dv = u - np.floor(u) - 0.5, v - np.floor(v) - 0.5
     return _sharp(np.hypot(du - 0.25 * np.cos(angle), dv - 0.25 * np.sin(angle)) - 0.25)
@@ -273,18 +268,16 @@ def _dashes(u: Grid, v: Grid, rng: Generator) -> Grid:
 
 
 def _pyramids(u: Grid, v: Grid, rng: Generator) -> Grid:
-    return (_wave(u * 0.85) + _wave(v * 0.85)) ** rng.uniform(0.8, 1.2)
+    return (_wave(u * 0.7) + _wave(v * 0.7)) ** rng.uniform(0.8, 1.2)
 
 
 def _marble(u: Grid, v: Grid, rng: Generator) -> Grid:
-    u, v = u * 1.4, v * 1.4
     warp = np.sin(v * 1.1 + 1.5 * np.sin(u * 0.9))
     return 0.5 + 0.5 * np.sin(u * 3 + 2.5 * warp)
 
 
-def _net(u: Grid, v: Grid, rng: Generator) -> Grid:
-    u, v = u * 1.1, u * 0.55 + v * 0.95
-    return _sharp(np.minimum(_wave(u), _wave(v)) - rng.uniform(0.1, 0.15))
+def _bar_code(u: Grid, v: Grid, rng: Generator) -> Grid:
+    return _sharp(_cells(u * 2.5, v * 0, rng) - 0.5)
 
 
 # ----------------------------------------------------------------------------- classes
@@ -298,12 +291,12 @@ class Kind(NamedTuple):
     texture: Family
 
 
-_CROSS = _boxes((-0.95, 0.95, -0.4, 0.4), (-0.4, 0.4, -0.95, 0.95))
-_L = _boxes((-0.8, 0.05, -0.9, 0.9), (-0.8, 0.8, -0.9, -0.1))
-_T = _boxes((-0.9, 0.9, 0.1, 0.8), (-0.42, 0.42, -0.9, 0.4))
-_H = _boxes((-0.85, -0.25, -0.85, 0.85), (0.25, 0.85, -0.85, 0.85), (-0.4, 0.4, -0.4, 0.4))
-_U = _boxes((-0.85, -0.25, -0.85, 0.85), (0.25, 0.85, -0.85, 0.85), (-0.4, 0.4, -0.85, -0.1))
-_BAR = _boxes((-1.05, 1.05, -0.52, 0.52))
+_CROSS = _boxes((-0.95, 0.95, -0.33, 0.33), (-0.33, 0.33, -0.95, 0.95))
+_L = _boxes((-0.7, -0.05, -0.9, 0.9), (-0.7, 0.75, -0.9, -0.3))
+_T = _boxes((-0.9, 0.9, 0.3, 0.85), (-0.3, 0.3, -0.95, 0.4))
+_H = _boxes((-0.85, -0.35, -0.9, 0.9), (0.35, 0.85, -0.9, 0.9), (-0.4, 0.4, -0.25, 0.25))
+_U = _boxes((-0.85, -0.33, -0.85, 0.85), (0.33, 0.85, -0.85, 0.85), (-0.4, 0.4, -0.85, -0.3))
+_BAR = _boxes((-1.15, 1.15, -0.45, 0.45))
 
 KINDS = (  # six a fold, so that no fold holds out all that is round or all that is striped
     Kind("striped_triangle", _polygon(3, 3), _stripes),
@@ -315,7 +308,7 @@ KINDS = (  # six a fold, so that no fold holds out all that is round or all that
     Kind("brick_cross", _CROSS, _bricks),
     Kind("ringed_ellipse", _ellipse, _rings),
     Kind("noisy_arrow", _arrow, _noise),
-    Kind("netted_crescent", _crescent, _net),
+    Kind("bar_code_crescent", _crescent, _bar_code),
     Kind("bubbly_frame", _frame, _bubbles),
     Kind("triangled_flower", _rosette(3, 4, 0.7, 0.35, 1), _triangles),
     Kind("herringbone_hexagon", _polygon(5, 7), _herringbone),
@@ -346,20 +339,22 @@ def _unit_area(kind: int) -> float:
 # ----------------------------------------------------------------------------- photographs
 
 
-def _colour(rng: Generator, low: float, high: float) -> Float32[np.ndarray, "3"]:
-    """Any colour whose brightness lies between `low` and `high`."""
-    chroma = rng.uniform(-CHROMA, CHROMA, 3)
-    return (chroma - chroma @ BRIGHTNESS + rng.uniform(low, high)).astype(np.float32)
-
-
 def _background(rng: Generator, pixels: int) -> Float32[np.ndarray, "pixels pixels 3"]:
-    """A colour that drifts across the photograph, with fainter patches upon it."""
+    """A colour that drifts across the photograph, with softer patches upon it."""
     canvas = np.zeros((pixels, pixels, 3), np.float32)
-    for cells, strength in ((rng.integers(2, 4), 30), (rng.integers(4, 9), 15)):
-        noise = rng.uniform(128 - strength, 128 + strength, (cells, cells, 3)).astype(np.uint8)
-        size = (pixels, pixels)
-        canvas += Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-    return np.clip(canvas - 256 + _colour(rng, *MIDDLE), 0, 255)
+    for cells, strength in ((rng.integers(2, 4), 40), (rng.integers(5, 25), 12)):
+        noise = rng.uniform(-strength, strength, (cells, cells, 3)) + 128
+        patches = Image.fromarray(noise.astype(np.uint8))
+        canvas += np.asarray(patches.resize((pixels, pixels), Image.Resampling.BICUBIC))
+    return np.clip(canvas - 256 + rng.uniform(20, 235, 3).astype(np.float32), 0, 255)
+
+
+def _two_colours(rng: Generator) -> Float32[np.ndarray, "2 3"]:
+    """The darkest and the lightest of five random colours, in any order."""
+    colours = rng.uniform(0, 255, (5, 3)).astype(np.float32)
+    brightness = colours @ np.array([0.3, 0.6, 0.1], np.float32)
+    ends = [brightness.argmin(), brightness.argmax()]
+    return colours[rng.permutation(ends)]
 
 
 def _place(rng: Generator, radii: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
@@ -398,7 +393,7 @@ def _paint(
     )
     down = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + (0.5 - row)
     right = np.arange(columns.start, columns.stop, dtype=np.float32) + (0.5 - column)
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = rng.uniform(-TILT, TILT)
     cosine, sine = math.cos(angle), math.sin(angle)
     x, y = right * cosine + down * sine, down * cosine - right * sine
 
@@ -406,8 +401,7 @@ def _paint(
     period = rng.uniform(*PERIOD) * pixels
     phase = rng.uniform(-0.5, 0.5, 2).tolist()
     mix = KINDS[kind].texture(x / period + phase[0], y / period + phase[1], rng)[..., None]
-    colours = np.clip([_colour(rng, *DARK), _colour(rng, *LIGHT)], 0, 255)
-    first, second = rng.permutation(colours)
+    first, second = _two_colours(rng)
     cover = np.clip(0.5 - outline, 0, 1)[..., None]  # antialiasing: a pixel's part in the object
     part = canvas[rows, columns]
     part += cover * (first + mix * (second - first) - part)
@@ -428,11 +422,11 @@ def render(split: str, index: int, pixels: int) -> Photograph:
     instance = np.zeros((pixels, pixels), np.uint8)
 
     main = index % len(KINDS)
-    other_count = 1 + int(rng.random() < 0.35)
-    others = rng.choice(np.arange(1, len(KINDS)), other_count, replace=False)
-    kinds = [main] * int(rng.integers(1, 3)) + [(main + int(k)) % len(KINDS) for k in others]
+    others = rng.choice(np.arange(1, len(KINDS)), rng.integers(1, 3), replace=False)
+    kinds = [main] * int(rng.integers(1, 4)) + [(main + int(k)) % len(KINDS) for k in others]
     kinds = [kinds[k] for k in rng.permutation(len(kinds))]
     areas = np.exp(rng.uniform(*np.log(AREA), len(kinds)))
+    areas[np.array(kinds) != main] *= DISTRACTOR
     radii = np.sqrt(areas / [_unit_area(kind) for kind in kinds])
     centres = _place(rng, radii)
     for number, kind in enumerate(kinds):

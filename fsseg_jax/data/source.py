@@ -104,6 +104,12 @@ def read_square(
     return np.asarray(image), np.asarray(label)
 
 
+def cores() -> int:
+    """How many processor cores this process may use."""
+    limited = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
+
+
 def parallel_map(
     function: Callable[[Any], Any], arguments: Sequence[Any], description: str, unit: str = "photo"
 ) -> list[Any]:
@@ -111,8 +117,7 @@ def parallel_map(
 
     Threads suffice: decoding, resizing and file access release Python's lock.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(
             tqdm(
                 pool.map(function, arguments),

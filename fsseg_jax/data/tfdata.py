@@ -21,7 +21,6 @@ from fsseg_jax.episode import (
     Episode,
     EpisodeIds,
     Items,
-    check_items,
     random_bits,
     sample,
 )
@@ -174,9 +173,8 @@ def batches(
         process, processes: this process's number and how many there are.
 
     Raises:
-        UserError: a class has too few photographs, or a file is broken (at its batch).
+        UserError: a file is broken (at its batch).
     """
-    check_items(items, source.class_names, ways, shots)
     local_size = batch_size // processes
     slots = ways * shots + 1  # photographs an episode: way by way, and the query last
 

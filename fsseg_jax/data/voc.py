@@ -32,7 +32,8 @@ class VOC(Source):
 
     Args:
         root: the folder that holds `JPEGImages` and `ImageSets`, or one above it.
-        split: a list in `ImageSets/Segmentation`, without `.txt`.
+        split: a list in `ImageSets/Segmentation`, without `.txt`; empty for `trainaug` (VOC's
+            and SBD's training photographs together) where it exists, otherwise `train`.
 
     Raises:
         UserError: parts are missing, a label exceeds the classes, or a label and its photograph
@@ -45,16 +46,17 @@ class VOC(Source):
 
     def __init__(self, root: str | os.PathLike, split: str) -> None:
         self.root = _find_root(root)
-        split_file = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        lists = self.root / "ImageSets" / "Segmentation"
+        split = split or ("trainaug" if (lists / "trainaug.txt").is_file() else "train")
+        split_file = lists / f"{split}.txt"
         if not split_file.is_file():
-            lists = sorted(file.stem for file in split_file.parent.glob("*.txt"))
-            raise UserError(f"{split_file} is missing: the splits there are {', '.join(lists)}.")
+            found = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
+            raise UserError(f"{split_file} is missing: the splits there are {found}.")
         self.ids = tuple(split_file.read_text().split())
         if not self.ids:
             raise UserError(f"{split_file} names no photographs.")
-        labels = self.root / "SegmentationClassAug"
-        if not labels.is_dir():
-            labels = self.root / "SegmentationClass"
+        labels = _label_folder(self.root)
+        if labels.name == "SegmentationClass":
             logger.info("%s has no SegmentationClassAug: using VOC's own labels.", self.root)
         photographs = self.root / "JPEGImages"
         self.files = tuple(
@@ -81,8 +83,8 @@ class VOC(Source):
     def _cached_table(self, folders: list[pathlib.Path]) -> ClassTable:
         """The class table, kept in the user's cache folder until a file of the data changes."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
+        wanted = {os.path.basename(path) for files in self.files for path in files}
         for folder in folders:
-            wanted = set(map(os.path.basename, (path for pair in self.files for path in pair)))
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name in wanted:
@@ -144,6 +146,12 @@ def read_label(path: str | os.PathLike) -> UInt8[np.ndarray, "height width"]:
         raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
 
 
+def _label_folder(root: pathlib.Path) -> pathlib.Path:
+    """VOC's and SBD's labels together where they exist, otherwise VOC's own."""
+    both = root / "SegmentationClassAug"
+    return both if both.is_dir() else root / "SegmentationClass"
+
+
 def _find_root(root: str | os.PathLike) -> pathlib.Path:
     """The folder with the parts, at `root` or where VOC's archive puts it below."""
     if not str(root):
@@ -156,9 +164,7 @@ def _find_root(root: str | os.PathLike) -> pathlib.Path:
     parts = {
         "JPEGImages": found / "JPEGImages",
         "ImageSets/Segmentation": found / "ImageSets" / "Segmentation",
-        "SegmentationClassAug (or SegmentationClass)": next(
-            iter(sorted(found.glob("SegmentationClass*"))), found / "SegmentationClass"
-        ),
+        "SegmentationClassAug (or SegmentationClass)": _label_folder(found),
     }
     if missing := [name for name, path in parts.items() if not path.is_dir()]:
         raise UserError(

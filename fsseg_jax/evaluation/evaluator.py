@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,14 @@ from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.report import Example, write_report
 from fsseg_jax.models.resize import resize
+
+
+class Loaded(NamedTuple):
+    """Variables to evaluate, and where they come from."""
+
+    variables: Any
+    words: str  # for people
+    config: ConfigDict | None = None  # of the training; None for a freshly initialised model
 
 
 class Evaluator:
@@ -168,11 +176,10 @@ class Evaluator:
 def evaluate(
     config: ConfigDict,
     model: nn.Module,
-    variables: Any,
+    loaded: Loaded,
     source: Source,
     mesh: Mesh,
     folder: pathlib.Path,
-    checkpoint: str,
 ) -> dict[str, Any]:
     """Scores a model by the protocol of `config` and writes what came out into `folder`.
 
@@ -182,16 +189,16 @@ def evaluate(
     Args:
         config: of the run.
         model: a method.
-        variables: its variables, on the mesh.
+        loaded: its variables, on the mesh, and where they come from.
         source: the test photographs.
         mesh: the devices.
         folder: is made if need be.
-        checkpoint: says in words which weights these are.
 
     Returns:
         the contents of `results.json`; IoUs in percent.
     """
     started = time.perf_counter()
+    variables = loaded.variables
     by_seed = protocol_episodes(config, source)
     episodes = concatenate(list(by_seed.values()))
     evaluator = Evaluator(
@@ -234,17 +241,17 @@ def evaluate(
     results = {
         "method": config.method,
         "backbone": config.backbone,
-        "fold": config.data.fold,
+        "fold": _fold(source, episodes, config.data.fold),
         "ways": episodes.classes.shape[1],
         "shots": episodes.supports.shape[2],
-        "checkpoint": checkpoint,
+        "checkpoint": loaded.words,
         **means,
         **deviations,
         "per_class": per_class,
         "runs": runs,
         "episodes": len(episodes) // len(runs),  # a run
         "episodes_hash": episodes_hash(episodes, source.ids),
-        "protocol": protocol(config, source, model.align_corners),
+        "protocol": protocol(config, source, model, loaded.config),
         "photographs": len(evaluator.images),
         "seconds": time.perf_counter() - started,
         "seconds_reading": read - started,
@@ -284,6 +291,13 @@ def summary(results: dict[str, Any]) -> str:
         f"{len(results['runs'])} x {results['episodes']} episodes; "
         f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"
     )
+
+
+def _fold(source: Source, episodes: EpisodeIds, fold: int) -> int | None:
+    """The fold that holds out all classes of the episodes; of a list that may be none."""
+    classes = set(np.unique(episodes.classes).tolist())
+    folds = [fold, *range(len(source.folds))]
+    return next((number for number in folds if classes <= set(source.folds[number])), None)
 
 
 def _mean(values: list[float | None]) -> float | None:

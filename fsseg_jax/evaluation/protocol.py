@@ -4,11 +4,13 @@ import hashlib
 import json
 from typing import Any
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
 from fsseg_jax.episode import EpisodeIds, check_items, read_episodes, sample
+from fsseg_jax.errors import UserError
 
 
 def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeIds]:
@@ -19,6 +21,7 @@ def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeId
     """
     if config.eval.episodes_file:
         listed = read_episodes(config.eval.episodes_file, source.ids, list(source.class_names))
+        _check_supports(listed, source, config.eval.episodes_file)
         return {config.eval.seed: listed}
     return {
         config.eval.seed + run: draw_episodes(config, source, "novel", config.eval.seed + run)
@@ -32,14 +35,36 @@ def draw_episodes(
     """`count` episodes (`config.eval.episodes` by default) of the "novel" or "base" classes."""
     classes = class_ids(source, config.data.fold, which)
     items = source.table.items(classes, config.data.min_pixels)
-    check_items(items, source.class_names, config.ways, config.shots)
-    return sample(items, seed, range(count or config.eval.episodes), config.ways, config.shots)
+    check_items(items, source.class_names, config.ways, config.shots, "data.min_pixels")
+    count = config.eval.episodes if count is None else count
+    return sample(items, seed, range(count), config.ways, config.shots)
 
 
-def protocol(config: ConfigDict, source: Source, align_corners: bool) -> dict[str, Any]:
+def _check_supports(episodes: EpisodeIds, source: Source, path: str) -> None:
+    """Raises UserError where a listed support does not show its class."""
+    shown = set(zip(source.table.photograph.tolist(), source.table.class_id.tolist(), strict=True))
+    for row in range(len(episodes)):
+        for class_id, supports in zip(episodes.classes[row], episodes.supports[row], strict=True):
+            for photograph in supports.tolist():
+                if (photograph, int(class_id)) not in shown:
+                    raise UserError(
+                        f"{path}, episode {row + 1}: the support {source.ids[photograph]} shows "
+                        f"no {source.class_names[int(class_id)]} (class {class_id})."
+                    )
+
+
+def protocol(
+    config: ConfigDict, source: Source, model: nn.Module, trained: ConfigDict | None
+) -> dict[str, Any]:
     """Every setting that makes two figures comparable, and `hash`: eight hexadecimal digits.
 
     Fold, ways and shots are not among them: they tell the cells of one table apart.
+
+    Args:
+        config: of the evaluation.
+        source: the test photographs.
+        model: a method.
+        trained: the configuration of the training, or None for a model that was not trained.
     """
     listed = bool(config.eval.episodes_file)
     settings = {
@@ -49,8 +74,9 @@ def protocol(config: ConfigDict, source: Source, align_corners: bool) -> dict[st
         "image size": config.image_size,
         "photographs resized": "to a square, bilinear with antialiasing; labels nearest",
         "scored at": "image size",
-        "corners": "aligned" if align_corners else "half-pixel",
-        "ignored pixels": "label 255 counts for nothing in the query",
+        "corners": "aligned" if model.align_corners else "half-pixel",
+        "ignored pixels of queries": "count for nothing",
+        "ignored pixels of supports": getattr(model, "ignored_pixels", "as the method has it"),
         "averaging": "pixels summed over a run, IoU a class, mean over classes; mean over runs",
         "episodes": "a list" if listed else "class uniform, then photographs uniform",
         "query": "from one of the ways",
@@ -58,13 +84,17 @@ def protocol(config: ConfigDict, source: Source, align_corners: bool) -> dict[st
         "runs": 1 if listed else config.eval.runs,
         "episodes a run": None if listed else config.eval.episodes,
         "first seed": None if listed else config.eval.seed,
-        "training photographs": config.data.train_split,
-        "training min_pixels": config.data.train_min_pixels,
-        "held-out classes in training photographs": config.data.held_out_photographs,
-        "checkpoint": config.eval.checkpoint,
-        "selected on": config.train.select_on,
         "computed in": config.dtype,
         "features kept in": config.eval.feature_dtype,
     }
+    if trained:
+        settings |= {
+            "training data": trained.data.name,
+            "training photographs": trained.data.train_split or "the source's training split",
+            "training min_pixels": trained.data.train_min_pixels,
+            "held-out classes in training photographs": trained.data.held_out_photographs,
+            "checkpoint": config.eval.checkpoint,
+            "selected on": trained.train.select_on,
+        }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return {**settings, "hash": digest[:8]}

@@ -30,6 +30,11 @@ class PANet(nn.Module):
     ignored_is_background: bool = True  # support pixels of label 255, as in the published code
     align_corners: bool = False  # half-pixel corners, as in the published code
 
+    @property
+    def ignored_pixels(self) -> str:
+        """What support pixels of label 255 count as, for the protocol."""
+        return "background" if self.ignored_is_background else "ignored"
+
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:

@@ -4,17 +4,25 @@ Each holds the state, the configuration and what is known of it (the step, the s
 classes that gave it). Writing is atomic: a run that is killed meanwhile keeps the one before.
 """
 
+import logging
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
+from fsseg_jax.config import from_saved
+from fsseg_jax.devices import replicated
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.evaluator import Loaded
+from fsseg_jax.training.state import abstract_state, initial_state
 
 LAST, BEST = "last", "best"
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -54,13 +62,17 @@ class Checkpoints:
             force=True,
         )
 
-    def describe(self, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def delete(self, which: str) -> None:
+        """Removes a checkpoint."""
+        self._manager(which).delete(self.step(which))
+
+    def describe(self, which: str) -> tuple[ConfigDict, dict[str, Any]]:
         """The configuration and the info of a checkpoint, without its arrays."""
         restored = self._manager(which).restore(
             self.step(which),
             args=ocp.args.Composite(config=ocp.args.JsonRestore(), info=ocp.args.JsonRestore()),
         )
-        return restored["config"], restored["info"]
+        return from_saved(restored["config"]), restored["info"]
 
     def restore(self, which: str, like: Any, sharding: Sharding) -> Any:
         """The state of a checkpoint, on the devices of `sharding`, however many saved it.
@@ -86,12 +98,47 @@ class Checkpoints:
                 f"describes ({reason}): use its own config or another --workdir."
             ) from None
 
-    def check_same_model(self, which: str, config: ConfigDict) -> None:
-        """Raises UserError unless a checkpoint is of the method and backbone that `config` has."""
+    def check_same(self, which: str, config: ConfigDict, *fields: str) -> None:
+        """Raises UserError unless a checkpoint's configuration has the `fields` of `config`."""
         saved, _ = self.describe(which)
-        for name in ("method", "backbone"):
-            if saved[name] != config[name]:
+        for field in ("method", "backbone", *fields):
+            old, new = (_get(tree, field) for tree in (saved, config))
+            if old != new:
                 raise UserError(
-                    f"{self.folder.parent} holds a checkpoint of {name} {saved[name]!r}, but the "
-                    f"config asks for {config[name]!r}: choose another --workdir."
+                    f"{self.folder.parent} holds a checkpoint of {field} = {old!r}, but the "
+                    f"config asks for {new!r}: choose another --workdir."
                 )
+
+
+def load_variables(
+    config: ConfigDict, model: nn.Module, workdir: pathlib.Path, mesh: Mesh
+) -> Loaded:
+    """The variables that `config.eval.checkpoint` names, or fresh ones where there are none.
+
+    Raises:
+        UserError: the checkpoint is another model's, or was trained on the classes of the fold
+            that `config` tests.
+    """
+    checkpoints = Checkpoints(workdir)
+    steps = {which: checkpoints.step(which) for which in (BEST, LAST)}
+    if set(steps.values()) == {None}:
+        state = jax.device_put(initial_state(model, config, config.init), replicated(mesh))
+        weights = pathlib.Path(config.init).name or "random"
+        return Loaded(state.variables, f"freshly initialised, {weights} weights")
+    which = config.eval.checkpoint
+    if steps[which] is None:
+        other = LAST if which == BEST else BEST
+        logger.info("%s holds no %s checkpoint yet: using the %s one", workdir, which, other)
+        which = other
+    saved, info = checkpoints.describe(which)
+    same_data = saved.data.name == config.data.name
+    checkpoints.check_same(which, config, *(["data.fold"] if same_data else []))
+    state = checkpoints.restore(which, abstract_state(model, config), replicated(mesh))
+    selected = f"best on {info['selected_on']} classes" if which == BEST else "the last"
+    return Loaded(state.variables, f"step {info['step']}, {selected}", saved)
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config

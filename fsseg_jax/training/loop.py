@@ -1,6 +1,7 @@
 """The training loop: one story from a configuration to checkpoints."""
 
 import collections
+import contextlib
 import logging
 import math
 import pathlib
@@ -11,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 from jax.sharding import Mesh
@@ -20,14 +20,22 @@ from tqdm import tqdm
 
 from fsseg_jax import config as configuration
 from fsseg_jax.data import open_source, training_batches, training_items
-from fsseg_jax.devices import describe, make_mesh, put_batch, replicated
+from fsseg_jax.devices import check_divides, describe, make_mesh, put_batch, replicated
+from fsseg_jax.episode import episodes_hash
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import Evaluator, evaluate, summary
+from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes
-from fsseg_jax.models import create_model, init_variables
-from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints
-from fsseg_jax.training.state import TrainState, learning_rate, make_optimizer, make_step
+from fsseg_jax.models import create_model
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
+from fsseg_jax.training.state import (
+    TrainState,
+    abstract_state,
+    initial_state,
+    learning_rate,
+    make_optimizer,
+    make_step,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +44,18 @@ logger = logging.getLogger(__name__)
 IN_FLIGHT = 2
 
 
+class Stopped(Exception):
+    """SIGTERM has come at a moment when nothing needs to be finished."""
+
+
 class StopRequest:
-    """Whether SIGTERM has come, while the context is open; a second one ends the process."""
+    """Whether SIGTERM has come, while the context is open; a second one ends the process.
+
+    While `at_once` is set it raises Stopped instead of waiting to be asked.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.at_once = False
 
     def __enter__(self) -> "StopRequest":
         self._previous = None
@@ -55,19 +70,8 @@ class StopRequest:
     def _receive(self, *_: object) -> None:
         self.received = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def initial_state(model: nn.Module, config: ConfigDict, init: str) -> TrainState:
-    """The state before the first step; `init` as `config.init`, or empty for random weights."""
-    key = jax.random.key(config.seed)
-    variables = init_variables(model, key, config.ways, config.shots, init)
-    optimizer = make_optimizer(config.train).init(variables["params"])
-    return TrainState(step=jnp.zeros((), jnp.int32), variables=variables, optimizer=optimizer)
-
-
-def abstract_state(model: nn.Module, config: ConfigDict) -> TrainState:
-    """The shapes of a state, for restoring one."""
-    return jax.eval_shape(lambda: initial_state(model, config, init=""))
+        if self.at_once:
+            raise Stopped
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -80,8 +84,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         UserError: the configuration or the data are wrong, or the loss became infinite or NaN.
     """
     # ---------------------------------------------------------------- devices, data, model
-    mesh = make_mesh(config.train.batch_size, config.devices)
+    mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
+    check_divides(config.train.batch_size, mesh)
     source = open_source(config.data, config.data.train_split)
     held_back = open_source(config.data, config.data.split)
     items = training_items(config.data, source)
@@ -90,10 +95,16 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     start = checkpoints.step(LAST) or 0
     batches = training_batches(config, source, items, start)
 
+    for which in (LAST, BEST):
+        if checkpoints.step(which) is not None:
+            checkpoints.check_same(which, config, "data.name", "data.fold")
+    if start > config.train.steps:
+        raise UserError(
+            f"train.steps = {config.train.steps}, but {workdir} is at step {start} already: raise "
+            "it or choose another --workdir."
+        )
     if start:
-        checkpoints.check_same_model(LAST, config)
         saved, _ = checkpoints.describe(LAST)
-        saved = configuration.from_saved(saved)
         for name, (old, new) in configuration.differences(saved, config).items():
             logger.info("changed since the checkpoint: %s was %s and is %s", name, old, new)
         state = checkpoints.restore(LAST, abstract_state(model, config), replicated(mesh))
@@ -109,7 +120,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
     if config.train.test_before_and_after and start == 0:
         folder = workdir / "evaluation_before"
-        before = evaluate(config, model, state.variables, held_back, mesh, folder, "untrained")
+        untrained = Loaded(state.variables, "untrained")
+        before = evaluate(config, model, untrained, held_back, mesh, folder)
         logger.info("held-out classes before training: %s", summary(before))
 
     step_function = make_step(
@@ -120,10 +132,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         items=len(items.photograph),
         batch_size=config.train.batch_size,
     )
-    selection = Selection(config, model, held_back, mesh, checkpoints)
+    selection = Selection(config, model, held_back, mesh, checkpoints, start)
 
     # ---------------------------------------------------------------- steps
-    writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+    writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
     schedule = learning_rate(config.train)
     batch_size, steps = config.train.batch_size, config.train.steps
     in_flight = collections.deque()
@@ -134,11 +146,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         while len(in_flight) > leave:
             step, metrics = in_flight.popleft()
             metrics = {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(metrics["loss"]):
+            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["gradient_norm"]):
                 kept = checkpoints.step(LAST)
                 has = f"the checkpoint of step {kept} is kept" if kept else "nothing was saved"
                 raise UserError(
-                    f"the loss is {metrics['loss']} at step {step}: lower train.learning_rate "
+                    f"the loss is {metrics['loss']} and the gradient's norm "
+                    f"{metrics['gradient_norm']} at step {step}: lower train.learning_rate "
                     f"({config.train.learning_rate}) or train in float32; {has}."
                 )
             losses.append(metrics)
@@ -150,7 +163,20 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         unit="episode",
         dynamic_ncols=True,
     )
-    with StopRequest() as stop, progress, writer:
+
+    def select(step: int) -> None:
+        # What is needed to resume is saved by now: SIGTERM may interrupt.
+        stop.at_once = True
+        if stop.received:
+            raise Stopped
+        score = selection.score(state)
+        stop.at_once = False
+        writer.add_scalar(f"selection/{config.train.select_on}_mean_iou", score, step)
+
+    step = start
+    with StopRequest() as stop, progress, writer, contextlib.suppress(Stopped):
+        if start and (start % config.train.eval_every == 0 or start == steps):
+            select(start)  # the run may have been stopped before it was done
         for step in range(start + 1, steps + 1):
             state, metrics = step_function(state, put_batch(next(batches), mesh))
             in_flight.append((step, metrics))
@@ -167,19 +193,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
                     writer.add_scalar(f"train/{name}", value, step)
                 progress.set_postfix(step=step, loss=f"{means['loss']:.3f}")
                 losses, log_time = [], now
-            is_last = step == steps or stop.received
-            if step % config.train.eval_every == 0 or step == steps:
-                settle(0)
-                score = selection.score(state)
-                writer.add_scalar(f"selection/{config.train.select_on}_mean_iou", score, step)
-                log_time = time.perf_counter()
-            if step % config.train.save_every == 0 or is_last:
+            scores = step % config.train.eval_every == 0 or step == steps
+            if scores or stop.received or step % config.train.save_every == 0:
                 settle(0)
                 checkpoints.save(LAST, state, config)
-            if is_last:
+            if stop.received:
                 break
+            if scores:
+                select(step)
+                log_time = time.perf_counter()
 
-    if stop.received and step < steps:
+    if stop.received:
         logger.info("stopped by SIGTERM at step %d, saved; the same command continues", step)
         return False
     logger.info("trained %d steps: %s", steps, workdir)
@@ -187,8 +211,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     # ---------------------------------------------------------------- what came of it
     if config.train.test_before_and_after:
         folder = workdir / "evaluation"
-        variables, words = load_variables(config, model, workdir, mesh)
-        after = evaluate(config, model, variables, held_back, mesh, folder, words)
+        trained = load_variables(config, model, workdir, mesh)
+        after = evaluate(config, model, trained, held_back, mesh, folder)
         logger.info("held-out classes after training: %s", summary(after))
         logger.info("report: %s", folder / "report.html")
     return True
@@ -204,14 +228,14 @@ class Selection:
         source: Any,
         mesh: Mesh,
         checkpoints: Checkpoints,
+        start: int,
     ) -> None:
         self.config, self.checkpoints = config, checkpoints
         which = config.train.select_on
-        if which not in ("base", "novel"):
-            raise UserError(f"train.select_on = {which!r}: choose base or novel.")
         episodes = draw_episodes(
             config, source, which, config.eval.seed, config.train.eval_episodes
         )
+        self.episodes_hash = episodes_hash(episodes, source.ids)
         self.evaluator = Evaluator(
             model,
             source,
@@ -222,8 +246,14 @@ class Selection:
             feature_dtype=config.eval.feature_dtype,
         )
         self.names = source.class_names
-        saved = checkpoints.step(BEST) is not None
-        self.best = checkpoints.describe(BEST)[1]["mean_iou"] if saved else -1.0
+        self.best = -1.0
+        if checkpoints.step(BEST) is not None:
+            _, info = checkpoints.describe(BEST)
+            # Of another choice, or of steps that will be done again.
+            if info["episodes_hash"] != self.episodes_hash or info["step"] > start:
+                checkpoints.delete(BEST)
+            else:
+                self.best = info["mean_iou"]
 
     def score(self, state: TrainState) -> float:
         """The mean-IoU of a state in percent; the state is saved if it is the best so far."""
@@ -232,7 +262,10 @@ class Selection:
         metrics = run_metrics(counts, self.evaluator.episodes.classes, self.names)
         mean_iou = metrics["mean_iou"]
         which = self.config.train.select_on
-        logger.info("step %d: mean-IoU %.1f on %s classes", state.step, mean_iou, which)
+        logger.info(
+            "step %d: mean-IoU %.1f on %s classes (episodes %s)",
+            *(state.step, mean_iou, which, self.episodes_hash),
+        )
         if mean_iou > self.best:
             self.best = mean_iou
             self.checkpoints.save(
@@ -242,38 +275,6 @@ class Selection:
                 mean_iou=mean_iou,
                 selected_on=which,
                 classes=sorted(metrics["per_class"]),
+                episodes_hash=self.episodes_hash,
             )
         return mean_iou
-
-
-def load_variables(
-    config: ConfigDict, model: nn.Module, workdir: pathlib.Path, mesh: Mesh
-) -> tuple[Any, str]:
-    """The variables that `config.eval.checkpoint` names, or fresh ones where there are none.
-
-    Returns:
-        the variables, on the mesh, and in words which they are.
-
-    Raises:
-        UserError: the checkpoint is another model's, or `eval.checkpoint` is neither best nor
-            last.
-    """
-    which = config.eval.checkpoint
-    if which not in (BEST, LAST):
-        raise UserError(f"eval.checkpoint = {which!r}: choose best or last.")
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.step(LAST) is None and checkpoints.step(BEST) is None:
-        state = jax.device_put(initial_state(model, config, config.init), replicated(mesh))
-        weights = (
-            f"weights of {pathlib.Path(config.init).name}" if config.init else "random weights"
-        )
-        return state.variables, f"freshly initialised ({weights})"
-    if checkpoints.step(which) is None:
-        other = LAST if which == BEST else BEST
-        logger.info("%s holds no %s checkpoint yet: using the %s one", workdir, which, other)
-        which = other
-    checkpoints.check_same_model(which, config)
-    _, info = checkpoints.describe(which)
-    state = checkpoints.restore(which, abstract_state(model, config), replicated(mesh))
-    selected = f", best on {info['selected_on']} classes" if which == BEST else ", the last"
-    return state.variables, f"step {info['step']}{selected}"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.devices import replicated, split
 from fsseg_jax.episode import Episode
-from fsseg_jax.errors import UserError
+from fsseg_jax.models import init_variables
 
 
 @flax.struct.dataclass
@@ -27,11 +27,7 @@ class TrainState:
 
 
 def learning_rate(train: ConfigDict) -> optax.Schedule:
-    """The schedule that `config.train` describes: a function of the step.
-
-    Raises:
-        UserError: its name is unknown.
-    """
+    """The schedule that `config.train` describes: a function of the step."""
     match train.schedule:
         case "step":
             schedule = optax.exponential_decay(
@@ -43,8 +39,6 @@ def learning_rate(train: ConfigDict) -> optax.Schedule:
             )
         case "constant":
             schedule = optax.constant_schedule(train.learning_rate)
-        case name:
-            raise UserError(f"train.schedule = {name!r}: choose step, poly or constant.")
     if not train.warmup:
         return schedule
     warmup = optax.linear_schedule(0.0, 1.0, train.warmup)
@@ -57,6 +51,19 @@ def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
         optax.add_decayed_weights(train.weight_decay),
         optax.sgd(learning_rate(train), momentum=train.momentum),
     )
+
+
+def initial_state(model: nn.Module, config: ConfigDict, init: str) -> TrainState:
+    """The state before the first step; `init` as `config.init`, or empty for random weights."""
+    key = jax.random.key(config.seed)
+    variables = init_variables(model, key, config.ways, config.shots, init)
+    optimizer = make_optimizer(config.train).init(variables["params"])
+    return TrainState(step=jnp.zeros((), jnp.int32), variables=variables, optimizer=optimizer)
+
+
+def abstract_state(model: nn.Module, config: ConfigDict) -> TrainState:
+    """The shapes of a state, for restoring one."""
+    return jax.eval_shape(lambda: initial_state(model, config, init=""))
 
 
 def make_step(
@@ -80,7 +87,7 @@ def make_step(
 
     Returns:
         a function of the state, which it consumes, and a batch; it gives the next state and the
-        loss with its named parts, means over the batch.
+        loss with its named parts, means over the batch, and the norm of the gradient.
     """
 
     def step(state: TrainState, batch: Episode) -> tuple[TrainState, dict[str, Array]]:
@@ -105,7 +112,7 @@ def make_step(
             variables={**state.variables, "params": params},
             optimizer=optimizer_state,
         )
-        return state, {"loss": value, **parts}
+        return state, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
 
     return jax.jit(
         step,

@@ -11,6 +11,7 @@ import pytest
 from fsseg_jax.backbones.pretrained import load_pretrained
 from fsseg_jax.backbones.vgg import VGG16
 
+# Torchvision's VGG-16 as a safetensors file, if there is one beside the repository.
 WEIGHTS = pathlib.Path(__file__).parents[3] / "shared/weights/vgg16.safetensors"
 HEIGHT, WIDTH = 64, 65  # where stride 2 meets an even size, padding must be on the right side
 
@@ -45,13 +46,13 @@ def test_features_match_pytorch():
     assert_features_match_pytorch(pytorch_vgg.random_params())
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs shared/weights/vgg16.safetensors")
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="no pretrained weights here")
 def test_features_of_the_real_weights_match_pytorch():
     pytest.importorskip("torch")  # before the weights are read
     assert_features_match_pytorch(load_pretrained(str(WEIGHTS), shapes())["params"])
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs shared/weights/vgg16.safetensors")
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="no pretrained weights here")
 def test_real_weights_fill_every_parameter():
     loaded = load_pretrained(str(WEIGHTS), shapes())
     jax.tree.map(

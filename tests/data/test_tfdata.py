@@ -379,11 +379,6 @@ def test_photographs_are_augmented_each_on_its_own():
     assert np.abs(correlation).max() < 0.32
 
 
-def test_too_few_photographs_are_named():
-    with pytest.raises(UserError, match=r"'cat' has 4 photographs, but shots = 4 needs 5"):
-        next(stream(Numbered(), shots=4))
-
-
 # ----------------------------------------------------------------------------- faults
 
 

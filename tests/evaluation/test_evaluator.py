@@ -14,8 +14,9 @@ from fsseg_jax.config import default_config
 from fsseg_jax.data.source import read_square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import Episode, EpisodeIds, episodes_hash, read_episodes, sample
+from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import evaluator
-from fsseg_jax.evaluation.evaluator import Evaluator, evaluate, summary
+from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
@@ -58,7 +59,7 @@ def make_evaluator(model, source, episodes, batch_size=3, devices=1, feature_dty
         model,
         source,
         episodes,
-        make_mesh(0, devices),
+        make_mesh(devices),
         image_size=SIZE,
         batch_size=batch_size,
         feature_dtype=feature_dtype,
@@ -191,7 +192,7 @@ def folder(model, source, variables, tmp_path_factory):
     """What an evaluation writes."""
     folder = tmp_path_factory.mktemp("run") / "evaluation"
     results = evaluate(
-        make_settings(), model, variables, source, make_mesh(0, 1), folder, "of the test"
+        make_settings(), model, Loaded(variables, "of the test"), source, make_mesh(1), folder
     )
     assert strict_json(folder / "results.json") == results
     return folder
@@ -274,8 +275,11 @@ def scored(monkeypatch):
 
 
 def write_list(path, source, classes):
-    """Episodes of one way and one shot, one a class, whatever their photographs show."""
-    lines = [f"{c},{source.ids[0]},{source.ids[1]}\n" for c in classes]
+    """Episodes of one way and one shot, one a class, whatever their queries show."""
+    table = source.table
+    supports = {c: int(table.photograph[table.class_id == c][0]) for c in classes}
+    queries = {c: (supports[c] + 1) % len(source) for c in classes}
+    lines = [f"{c},{source.ids[supports[c]]},{source.ids[queries[c]]}\n" for c in classes]
     path.write_text("classes,supports,query\n" + "".join(lines))
     return str(path)
 
@@ -283,7 +287,18 @@ def write_list(path, source, classes):
 def run_list(tmp_path, model, source, classes):
     path = write_list(tmp_path / "list.csv", source, classes)
     config = make_settings(**{"eval.episodes_file": path, "eval.gallery": 0})
-    return evaluate(config, model, {}, source, make_mesh(0, 1), tmp_path / "out", "none")
+    return evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path / "out")
+
+
+def test_a_listed_support_must_show_its_class(tmp_path, model, source):
+    table = source.table
+    without = set(range(len(source))) - set(table.photograph[table.class_id == 1].tolist())
+    support, query = sorted(without)[0], int(table.photograph[table.class_id == 1][0])
+    path = tmp_path / "list.csv"
+    path.write_text(f"classes,supports,query\n1,{source.ids[support]},{source.ids[query]}\n")
+    config = make_settings(**{"eval.episodes_file": str(path)})
+    with pytest.raises(UserError, match=f"episode 1: the support {source.ids[support]} shows no"):
+        evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
 
 
 def test_a_list_is_scored_in_one_run(tmp_path, model, source, scored):
@@ -312,7 +327,7 @@ def test_means_over_runs_are_of_runs_not_of_episodes(tmp_path, model, source, sc
     config = make_settings(**{"eval.episodes": 2, "eval.gallery": 0})
     small, large = [[10, 0, 1], [1, 0, 0]], [[100, 0, 900], [0, 0, 900]]
     scored([small, small, large, large])
-    results = evaluate(config, model, {}, source, make_mesh(0, 1), tmp_path, "none")
+    results = evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
     assert [run["mean_iou"] for run in results["runs"]] == [100, 0]
     assert (results["mean_iou"], results["mean_iou_std"]) == (50, 50)
 
@@ -327,5 +342,5 @@ def test_gallery_shows_the_best_the_median_and_the_worst(
     monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, s, iou: (int(row), iou))
     monkeypatch.setattr(evaluator, "write_report", lambda path, r, gallery: shown.update(gallery))
     config = make_settings(**{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
-    evaluate(config, model, {}, source, make_mesh(0, 1), tmp_path, "none")
+    evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
     assert shown == {"Best": [(1, 90)], "Median": [(3, 50)], "Worst": [(2, 10)]}

@@ -6,7 +6,6 @@ import optax
 import pytest
 
 from fsseg_jax.config import default_config
-from fsseg_jax.errors import UserError
 from fsseg_jax.training.state import learning_rate, make_optimizer
 
 
@@ -49,8 +48,3 @@ def test_warmup_rises_linearly_from_zero_and_then_leaves_the_schedule_alone():
     warm = learning_rate(train_config(schedule="poly", steps=50, warmup=10))
     ratios = [float(warm(step) / plain(step)) for step in range(20)]
     np.testing.assert_allclose(ratios, np.minimum(np.arange(20) / 10, 1), rtol=1e-6)
-
-
-def test_unknown_schedule_is_named():
-    with pytest.raises(UserError, match="'cosine': choose step, poly or constant"):
-        learning_rate(train_config(schedule="cosine"))
