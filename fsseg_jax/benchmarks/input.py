@@ -42,9 +42,9 @@ def make_voc(root: pathlib.Path, photographs: int = 100) -> None:
         image, label, _ = source.read(index)
         noise = np.random.default_rng(index).normal(0, 8, image.shape)
         image = Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8))
-        label[(label > 20) & (label < 255)] = 20
         image.resize((384, 288)).save(root / "JPEGImages" / f"{name}.jpg", quality=90)
-        label = Image.fromarray(label).resize((384, 288), Image.Resampling.NEAREST)
+        label = Image.fromarray(np.minimum(label, 20))  # VOC's number of classes
+        label = label.resize((384, 288), Image.Resampling.NEAREST)
         label.save(root / "SegmentationClassAug" / f"{name}.png")
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(source.ids))
 

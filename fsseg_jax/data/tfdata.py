@@ -7,10 +7,14 @@ description of an augmentation (flip, resize and crop, rotation): the photograph
 antialiasing and sampled through it bilinearly, its label to the nearest pixel.
 """
 
+import os
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, not notes on how it was built
+
 import tensorflow as tf
 from ml_collections import ConfigDict
 

@@ -119,7 +119,7 @@ class Evaluator:
         """Features, photographs and labels of all that the episodes need, on the devices."""
         step = self.mesh.size
         stored = None
-        with tqdm(total=len(self.images), desc="encoding", unit="photo", delay=1) as progress:
+        with _bar("encoding", len(self.images), "photo") as progress:
             for start in range(0, len(self.images), step):
                 chunk = self.images[start : start + step]
                 padded = np.resize(chunk, (step, *chunk.shape[1:]))
@@ -140,7 +140,7 @@ class Evaluator:
         count = len(self.episodes)
         step = -(-self.batch_size // self.mesh.size) * self.mesh.size
         parts = []
-        with tqdm(total=count, desc="scoring", unit="episode", delay=1) as progress:
+        with _bar("scoring", count, "episode") as progress:
             for start in range(0, count, step):
                 rows = np.minimum(np.arange(start, start + step), count - 1)  # the last repeats
                 parts.append(np.asarray(self._score(variables, cache, self._rows.take(rows))))
@@ -291,6 +291,11 @@ def summary(results: dict[str, Any]) -> str:
         f"{len(results['runs'])} x {results['episodes']} episodes; "
         f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"
     )
+
+
+def _bar(description: str, total: int, unit: str) -> tqdm:
+    """A progress bar that is cleared when it is done if it stands below another one."""
+    return tqdm(desc=description, total=total, unit=unit, delay=1, leave=None)
 
 
 def _fold(source: Source, episodes: EpisodeIds, fold: int) -> int | None:
