@@ -11,24 +11,27 @@ from fsseg_jax.models.resize import pull_back, resize
 
 def masked_average_pool(
     features: Float[Array, "*batch h w channel"],
-    mask: Float[Array, "*batch height width"],
+    masks: Float[Array, "*batch mask height width"],
     epsilon: float,
     align_corners: bool,
-) -> Float[Array, "*batch channel"]:
-    """Mean of the features, up-sampled to the mask, where the mask is 1 (PANet eq. 1).
+) -> Float[Array, "*batch mask channel"]:
+    """Means of the features, up-sampled to the masks, where a mask is 1 (PANet eq. 1).
 
-    The features are not up-sampled: the mask is pulled back to their resolution instead, which
-    gives the same number at a fraction of the work.
+    The features are not up-sampled: the masks are pulled back to their resolution instead, which
+    gives the same numbers at a fraction of the work. All masks of a photograph share one pass
+    over its features.
 
     Args:
         features: feature maps.
-        mask: values in 0..1, at any resolution.
+        masks: values in 0..1, at any resolution.
         epsilon: added to the mask's area in pixels, so that an empty mask gives zeros.
         align_corners: corner convention of the up-sampling.
     """
-    weights = pull_back(mask, features.shape[-3:-1], align_corners)
-    total = jnp.einsum("...hwc,...hw->...c", features, weights, precision=jax.lax.Precision.HIGHEST)
-    return total / (mask.sum((-2, -1))[..., None] + epsilon)
+    weights = pull_back(masks, features.shape[-3:-1], align_corners)
+    total = jnp.einsum(
+        "...hwc,...mhw->...mc", features, weights, precision=jax.lax.Precision.HIGHEST
+    )
+    return total / (masks.sum((-2, -1))[..., None] + epsilon)
 
 
 def cosine_similarity(

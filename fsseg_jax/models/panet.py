@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.models.layers import cosine_similarity, cross_entropy, masked_average_pool
@@ -117,13 +117,18 @@ class PANet(nn.Module):
     ) -> Float[Array, "class channel"]:
         """Background, then one prototype a way: means over photographs of pooled features."""
         way = jnp.arange(1, label.shape[0] + 1)[:, None, None, None]
-        foreground = self._pool(features, label == way).mean(axis=1)
-        background = self._pool(features, self._is_background(label)).mean(axis=(0, 1))
-        return jnp.concatenate([background[None], foreground])
+        masks = jnp.stack([self._is_background(label), label == way], axis=2)
+        pooled = self._pool(features, masks)  # (way, shot, 2, channel)
+        background = pooled[:, :, 0].mean(axis=(0, 1))
+        return jnp.concatenate([background[None], pooled[:, :, 1].mean(axis=1)])
 
-    def _pool(self, features: Array, mask: Array) -> Array:
+    def _pool(
+        self,
+        features: Float[Array, "*batch h w channel"],
+        masks: Shaped[Array, "*batch mask height width"],
+    ) -> Float[Array, "*batch mask channel"]:
         return masked_average_pool(
-            features, mask.astype(jnp.float32), self.area_epsilon, self.align_corners
+            features, masks.astype(jnp.float32), self.area_epsilon, self.align_corners
         )
 
     def _similarity(

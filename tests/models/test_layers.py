@@ -53,21 +53,24 @@ def test_pooling_matches_pooling_of_up_sampled_features(shape, align_corners):
     weight = torch.tensor(mask)[:, None]
     expected = (large * weight).sum((2, 3)) / (weight.sum((2, 3)) + EPSILON)
 
-    result = masked_average_pool(features, mask, EPSILON, align_corners)
+    masks = np.stack([mask, 1 - mask], axis=1)
+    result = masked_average_pool(features, masks, EPSILON, align_corners)
+    other = (large * (1 - weight)).sum((2, 3)) / ((1 - weight).sum((2, 3)) + EPSILON)
+    expected = torch.stack([expected, other], dim=1)
     np.testing.assert_allclose(result, expected, atol=1e-5, rtol=0)
 
 
 def test_full_mask_gives_the_mean_of_the_features():
     """Where every feature is stretched by the same whole number, none counts more."""
     features = random(4, 4, 3)
-    result = masked_average_pool(features, jnp.ones((4, 4)), EPSILON, False)
-    np.testing.assert_allclose(result, features.mean((0, 1)), atol=1e-5)
+    result = masked_average_pool(features, jnp.ones((1, 4, 4)), EPSILON, False)
+    np.testing.assert_allclose(result[0], features.mean((0, 1)), atol=1e-5)
 
 
 @CORNERS
 def test_empty_mask_gives_zeros_and_no_gradient(align_corners):
     def pool(features):
-        return masked_average_pool(features, jnp.zeros((20, 24)), EPSILON, align_corners)
+        return masked_average_pool(features, jnp.zeros((1, 20, 24)), EPSILON, align_corners)[0]
 
     result, [gradient] = value_and_gradients(pool, np.ones(4), random(5, 6, 4))
     np.testing.assert_array_equal(result, np.zeros(4))
