@@ -88,7 +88,10 @@ def protocol(
         "features kept in": config.eval.feature_dtype,
     }
     if trained:
+        as_tested = (trained.ways, trained.shots) == (config.ways, config.shots)
+        episodes = f"{trained.ways}-way {trained.shots}-shot"
         settings |= {
+            "training episodes": "as tested" if as_tested else episodes,
             "training data": trained.data.name,
             "training photographs": trained.data.train_split or "the source's training split",
             "training min_pixels": trained.data.train_min_pixels,
