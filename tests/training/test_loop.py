@@ -65,6 +65,11 @@ def assert_identical(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def flat(state):
+    """All parameters of a state in one vector."""
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.variables)])
+
+
 def interrupt(monkeypatch, before_step, action):
     """Calls `action` when the batch of step `before_step` is asked for."""
     original = loop.training_batches
@@ -115,13 +120,14 @@ def test_run_saved_on_eight_devices_resumes_on_one(tmp_path, uninterrupted):
     config = tiny_config(steps=4)
     config.devices = 8
     assert loop.train(config, tmp_path)
+    before = flat(saved_state(config, tmp_path))
     config = tiny_config()
     assert loop.train(config, tmp_path)
-    jax.tree.map(
-        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
-        saved_state(config, tmp_path).variables,
-        uninterrupted.variables,
-    )
+    # Devices add gradients up in another order, which the steps amplify: compare with how far
+    # the parameters moved.
+    after, expected = flat(saved_state(config, tmp_path)), flat(uninterrupted)
+    moved = np.linalg.norm(expected - before)
+    assert np.linalg.norm(after - expected) < 0.05 * moved
 
 
 def test_eight_devices_give_one_devices_losses(tmp_path):
