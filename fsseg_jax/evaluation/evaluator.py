@@ -259,7 +259,11 @@ def evaluate(
         "seconds_scoring": scored - encoded,
     }
 
-    order = np.argsort(-ious, kind="stable")
+    # Small data sets repeat episodes: the gallery shows each of them once.
+    ids = [episodes.classes, episodes.supports.reshape(len(episodes), -1), episodes.query[:, None]]
+    _, first = np.unique(np.concatenate(ids, axis=1), axis=0, return_index=True)
+    order = np.sort(first)
+    order = order[np.argsort(-ious[order], kind="stable")]
     shown = min(config.eval.gallery, len(order))
     middle = (len(order) - shown) // 2
     chosen = {

@@ -92,15 +92,20 @@ def write_report(
         (run["seed"], *(_number(run[key]) for key in SCORES), run["episodes_hash"])
         for run in results["runs"]
     ]
-    runs.append(("mean", *(f"{mean} ± {std}" for mean, std in scores), ""))
+    classes_of = "listed classes" if results["fold"] is None else f"fold {results['fold']}"
+    several = len(runs) > 1  # one run says nothing of the deviation
+    spread = [f" ± {std}" if several else "" for _, std in scores]
+    if several:
+        means = (mean + std for (mean, _), std in zip(scores, spread, strict=True))
+        runs.append(("mean", *means, ""))
     classes = sorted(results["per_class"].items(), key=lambda item: item[1] or 0, reverse=True)
     page = string.Template(_PAGE).substitute(
         style=_STYLE,
         model=_text(f"{results['method']} · {results['backbone']}"),
-        setting=_text(f"{results['ways']}-way {results['shots']}-shot · fold {results['fold']}"),
+        setting=_text(f"{results['ways']}-way {results['shots']}-shot · {classes_of}"),
         scores="".join(
-            f"<div><b>{mean}</b> ± {std}<small>{name}, %</small></div>"
-            for name, (mean, std) in zip(SCORES.values(), scores, strict=True)
+            f"<div><b>{mean}</b>{std}<small>{name}, %</small></div>"
+            for name, (mean, _), std in zip(SCORES.values(), scores, spread, strict=True)
         ),
         facts="".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in facts.items()),
         runs="".join(_row(*cells) for cells in runs),

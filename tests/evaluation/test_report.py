@@ -85,6 +85,17 @@ def page(tmp_path):
     return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
+def test_one_run_has_no_deviation_and_a_list_may_have_no_fold(tmp_path):
+    one = results(fold=None)
+    one["runs"] = one["runs"][:1]
+    write_report(tmp_path / "one.html", one, {})
+    page = (tmp_path / "one.html").read_text()
+    assert "±" not in page
+    assert "listed classes" in page
+    write_report(tmp_path / "two.html", results(), {})
+    assert "±" in (tmp_path / "two.html").read_text()
+
+
 def test_scores_hashes_runs_and_settings_are_shown(page):
     for text in (
         "55.0",
