@@ -97,6 +97,13 @@ class EpisodeIds:
     query: Integer[Array, " batch"]
     query_index: Integer[Array, " batch"]
 
+    @property
+    def photographs(self) -> Integer[Array, "batch slot"]:
+        """All photographs of each episode: supports way by way, and the query last."""
+        supports = self.supports.reshape(len(self), -1)
+        xp = np if isinstance(supports, np.ndarray) else jnp
+        return xp.concatenate([supports, self.query[:, None]], axis=1)
+
     def take(self, rows: Any) -> "EpisodeIds":
         """The episodes at `rows`: a slice or an array of positions."""
         return jax.tree.map(lambda field: field[rows], self)

@@ -18,24 +18,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, not notes on how i
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from fsseg_jax.data.augment import OUTSIDE, Geometry, draw_geometry, photograph_numbers
 from fsseg_jax.data.source import Source
-from fsseg_jax.episode import (
-    IGNORE,
-    IMAGENET_MEAN,
-    Episode,
-    EpisodeIds,
-    Items,
-    random_bits,
-    sample,
-)
+from fsseg_jax.episode import IGNORE, Episode, Items, sample
 from fsseg_jax.errors import UserError
 
 for kind in ("GPU", "TPU"):  # the accelerators belong to JAX, memory included
     tf.config.set_visible_devices([], kind)
-
-# The grey level of what lies outside a photograph: ImageNet's mean brightness. (One level for all
-# colours, because a sum with a colour for each pixel would cost a tenth of the pipeline's speed.)
-OUTSIDE = round(255 * float(IMAGENET_MEAN.mean()))
 
 _BYTES = [bytes([value]) for value in range(256)]
 # A cyclic redundancy check is linear: setting the colour type of any PNG header from palette (3)
@@ -78,38 +67,22 @@ def decode_label(png: tf.Tensor) -> tf.Tensor:
 
 
 def augment(
-    image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, size: int, options: ConfigDict
+    image: tf.Tensor, label: tf.Tensor, geometry: Geometry, size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Flip, random resize and crop, rotation; the same geometry for photograph and label.
+    """Flip, resize and crop, rotation; the same geometry for photograph and label.
 
-    The photograph is resized to a square of s x `size` pixels, s uniform in `options.scale`,
-    rotated about the centre of a random window of `size` pixels by an angle uniform in
-    +-`options.rotation` degrees, cut to the window, and flipped half the time if `options.flip`.
     What lies outside the photograph is grey (`OUTSIDE`) with label 255.
 
     Args:
         image: (height, width, 3) uint8.
         label: (height, width, 1) uint8.
-        seed: two integers that determine the draws.
+        geometry: of this photograph, as tensors.
         size: side of the result.
-        options: `config.data.augment`.
 
     Returns:
         (size, size, 3) and (size, size) uint8.
     """
-    draws = tf.random.stateless_uniform([5], seed)
-    low, high = options.scale
-    side = tf.round(size * (low + (high - low) * draws[0]))
-    offset = tf.round((side - size) * draws[1:3])  # of the window; negative where it is larger
-    angle = (2 * draws[3] - 1) * options.rotation * np.pi / 180
-    mirror = tf.where(draws[4] < 0.5, -1.0, 1.0) if options.flip else 1.0
-
-    # Columns of the map from window to square, in coordinates from the upper left corner.
-    cos, sin = tf.cos(angle), tf.sin(angle)
-    rotation = [[cos * mirror, -sin], [sin * mirror, cos]]
-    half = size / 2
-    shift = half + offset - tf.linalg.matvec(rotation, [half, half])
-
+    side, matrix, shift = geometry
     image_size = tf.cast(tf.shape(image)[:2], tf.float32)
     square = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
@@ -119,30 +92,28 @@ def augment(
         kernel_type="triangle",
         antialias=True,
     )
-    image = _transform(square, rotation, shift, size, "BILINEAR", fill=OUTSIDE)
+    image = _transform(square, matrix, shift, size, "BILINEAR", fill=OUTSIDE)
     # Casting truncates: half a grey level rounds. No value leaves 0..255, as all weights are
     # positive and sum to 1.
     image = tf.cast(image + 0.5, tf.uint8)
 
     to_file = (image_size / side)[::-1]
-    rows = [[rotation[i][j] * to_file[i] for j in range(2)] for i in range(2)]
+    matrix, shift = matrix * to_file[:, None], shift * to_file
     # One more than the label, so that the fill, 0, becomes 255 when it is taken away again.
-    label = _transform(label[None] + 1, rows, shift * to_file, size, "NEAREST", fill=0) - 1
+    label = _transform(label[None] + 1, matrix, shift, size, "NEAREST", fill=0) - 1
     return image[0], label[0, ..., 0]
 
 
 def _transform(
-    images: tf.Tensor, matrix: list, shift: tf.Tensor, size: int, interpolation: str, fill: int
+    images: tf.Tensor, matrix: tf.Tensor, shift: tf.Tensor, size: int, interpolation: str, fill: int
 ) -> tf.Tensor:
     """Samples `images` at matrix @ (x, y) + shift; coordinates start at the corner, not at a
     pixel's centre, which is where TensorFlow's op counts from."""
-    (xx, xy), (yx, yy) = matrix
-    half = 0.5
-    x_shift = shift[0] + (xx + xy) * half - half
-    y_shift = shift[1] + (yx + yy) * half - half
+    shift += tf.reduce_sum(matrix, axis=1) * 0.5 - 0.5
+    rows = tf.concat([matrix, shift[:, None]], axis=1)
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=tf.stack([[xx, xy, x_shift, yx, yy, y_shift, 0.0, 0.0]]),
+        transforms=tf.concat([tf.reshape(rows, [1, 6]), tf.zeros([1, 2])], axis=1),
         output_shape=[size, size],
         fill_value=float(fill),
         interpolation=interpolation,
@@ -186,34 +157,23 @@ def batches(
     local_size = batch_size // processes
     slots = ways * shots + 1  # photographs an episode: way by way, and the query last
 
-    def episodes(step: np.ndarray) -> EpisodeIds:
-        first = int(step) * batch_size + process * local_size
-        return sample(items, seed, first + np.arange(local_size), ways, shots)
+    def numbers(step: int) -> np.ndarray:
+        return step * batch_size + process * local_size + np.arange(local_size)
 
     def draw(step: np.ndarray) -> tuple[np.ndarray, ...]:
-        ids = episodes(step)
-        photographs = np.concatenate(
-            [ids.supports.reshape(local_size, -1), ids.query[:, None]], axis=1
-        )
-        first = int(step) * batch_size + process * local_size
-        number = (first + np.arange(local_size))[:, None] * slots + np.arange(slots)
-        seeds = np.stack([random_bits(seed, number, draw) for draw in (1000, 1001)], axis=-1)
-        return (
-            photographs.astype(np.int32).ravel(),
-            seeds.view(np.int32).reshape(-1, 2),
-            ids.classes.astype(np.int32),
-            ids.query_index.astype(np.int32),
-        )
+        index = numbers(int(step))
+        ids = sample(items, seed, index, ways, shots)
+        number = photograph_numbers(index, slots).ravel()
+        geometry = draw_geometry(seed, number, image_size, augmentation)
+        integers = (ids.photographs.ravel(), ids.classes, ids.query_index)
+        return *(field.astype(np.int32) for field in integers), *geometry
 
     def names(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        photographs, seeds, classes, query_index = tf.numpy_function(
-            draw, [step], (tf.int32,) * 4, stateful=False
-        )
-        photographs.set_shape([local_size * slots])
-        seeds.set_shape([local_size * slots, 2])
-        classes.set_shape([local_size, ways])
-        query_index.set_shape([local_size])
-        return photographs, seeds, classes, query_index
+        drawn = tf.numpy_function(draw, [step], (tf.int32,) * 3 + (tf.float32,) * 3, stateful=False)
+        count = local_size * slots
+        shapes = ([count], [local_size, ways], [local_size], [count], [count, 2, 2], [count, 2])
+        photographs, classes, query_index, *geometry = map(tf.ensure_shape, drawn, shapes)
+        return (photographs, Geometry(*geometry)), (classes, query_index)
 
     if source.files:
         image_files, label_files = (tf.constant(paths) for paths in zip(*source.files, strict=True))
@@ -240,13 +200,13 @@ def batches(
             label.set_shape([None, None, 1])
             return image, label
 
-    def photograph(number: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return augment(*load(number), seed, image_size, augmentation)
+    def photograph(number: tf.Tensor, geometry: Geometry) -> tuple[tf.Tensor, tf.Tensor]:
+        return augment(*load(number), geometry, image_size)
 
     def assemble(
         ids: tuple[tf.Tensor, ...], photographs: tuple[tf.Tensor, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        _, _, classes, query_index = ids
+        classes, query_index = ids
         images, labels = photographs
         images = tf.reshape(images, [local_size, slots, image_size, image_size, 3])
         labels = tf.reshape(labels, [local_size, slots, image_size, image_size])
@@ -265,9 +225,10 @@ def batches(
         }
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-    ids = steps.map(names)
+    drawn = steps.map(names)
+    ids = drawn.map(lambda _, ids: ids)
     photographs = (
-        ids.map(lambda numbers, seeds, *_: (numbers, seeds))
+        drawn.map(lambda photographs, _: photographs)
         .unbatch()
         .map(photograph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(local_size * slots, drop_remainder=True)
@@ -285,8 +246,8 @@ def batches(
         # Messages that quote the file are not always text.
         except (tf.errors.OpError, UnicodeDecodeError) as error:
             # The decoder does not say which file: read this batch's again, one by one.
-            ids = episodes(np.int64(step))
-            for number in {*ids.supports.ravel().tolist(), *ids.query.tolist()}:
+            ids = sample(items, seed, numbers(step), ways, shots)
+            for number in np.unique(ids.photographs):
                 source.read(number)
             raise UserError(f"a file of step {step} cannot be decoded: {error}") from None
         yield Episode(**batch)

@@ -71,7 +71,7 @@ class Evaluator:
     ) -> None:
         self.model, self.mesh, self.episodes = model, mesh, episodes
         self.batch_size, self.feature_dtype = batch_size, feature_dtype
-        used = np.unique(np.concatenate([episodes.supports.ravel(), episodes.query]))
+        used = np.unique(episodes.photographs)
         row = np.zeros(len(source), np.int32)
         row[used] = np.arange(len(used))
         self._rows = episodes.replace(supports=row[episodes.supports], query=row[episodes.query])

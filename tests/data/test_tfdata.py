@@ -102,151 +102,16 @@ def test_labels_of_a_data_set_are_decoded_as_pillow_does(voc_source):
     assert modes == {"P", "L"}
 
 
-# ----------------------------------------------------------------------------- augmentation
+# ----------------------------------------------------------------------------- batches
 
-MEAN_GREY = np.full(3, round(255 * (0.485 + 0.456 + 0.406) / 3))
-
-
-def options(flip=False, scale=(1.0, 1.0), rotation=0.0):
-    return ConfigDict({"flip": flip, "scale": scale, "rotation": rotation})
-
-
-def augmented(image, label, seeds, size, settings):
-    """The results for each of several seeds."""
-    run = tf.function(lambda seed: tfdata.augment(image, label[..., None], seed, size, settings))
-    for seed in seeds:
-        result, result_label = run(tf.constant([seed, 5]))
-        yield result.numpy(), result_label.numpy()
+NONE = ConfigDict({"flip": False, "scale": (1.0, 1.0), "rotation": 0.0})
+FLIP = ConfigDict({"flip": True, "scale": (1.0, 1.0), "rotation": 0.0})
+ALL = ConfigDict({"flip": True, "scale": (0.6, 1.8), "rotation": 40.0})
 
 
 def assert_same_picture(result, expected):
     """Up to rounding: Pillow rounds between its two passes too."""
     assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
-
-
-@pytest.mark.parametrize("size", [24, 40, 97])
-def test_without_options_photographs_are_resized_as_pillow_does(make_source, size):
-    source = make_source(photographs=4)
-    for number in range(4):
-        image, label, _ = source.read(number)
-        ((square, square_label),) = augmented(image, label, [0], size, options())
-        assert square.dtype == square_label.dtype == np.uint8
-        expected, expected_label = read_square(source, number, size)
-        assert_same_picture(square, expected)
-        ties = []  # rows and columns whose centre is between two pixels of the file
-        for side in label.shape:
-            position = (np.arange(size) + 0.5) * side / size
-            ties.append(np.abs(position - np.round(position)) < 1e-6)
-        differs = square_label != expected_label
-        assert not differs[~ties[0]][:, ~ties[1]].any()
-
-
-def test_every_label_value_survives():
-    label = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    image = np.zeros((16, 16, 3), np.uint8)
-    ((_, result),) = augmented(image, label, [0], 16, options())
-    np.testing.assert_array_equal(result, label)
-
-
-def test_a_flip_is_the_mirror_half_the_time(make_source):
-    image, label, _ = make_source(photographs=1).read(0)
-    ((plain, plain_label),) = augmented(image, label, [0], 31, options())
-    flips = 0
-    for result, result_label in augmented(image, label, range(200), 31, options(flip=True)):
-        flipped = (result[:, ::-1] == plain).all()
-        assert flipped or (result == plain).all()
-        mirrored = result_label[:, ::-1] if flipped else result_label
-        np.testing.assert_array_equal(mirrored, plain_label)
-        flips += flipped
-    assert 70 < flips < 130  # four standard deviations
-
-
-@pytest.mark.parametrize("scale", [1.5, 2.0])
-def test_enlarged_photographs_are_cropped_at_random(make_source, scale):
-    image = make_source(photographs=1).read(0).image
-    size, side = 20, int(20 * scale)
-    label = np.zeros(image.shape[:2], np.uint8)
-    square = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(square), (size, size), (0, 1))
-    windows = np.moveaxis(windows, 2, -1).astype(int)  # by row and column of the corner
-    found = []
-    for result, result_label in augmented(
-        image, label, range(60), size, options(scale=[scale] * 2)
-    ):
-        errors = np.abs(windows - result).max((2, 3, 4))
-        corner = np.unravel_index(errors.argmin(), errors.shape)
-        assert errors[corner] <= 2
-        assert not result_label.any()
-        found.append(corner)
-    for axis in (0, 1):
-        corners = [corner[axis] for corner in found]
-        assert min(corners) < 0.15 * (side - size)
-        assert max(corners) > 0.85 * (side - size)
-    assert np.abs(np.corrcoef(np.transpose(found))[0, 1]) < 0.5
-
-
-def test_outside_is_ignored_and_of_mean_brightness(make_source):
-    image, label, _ = make_source(photographs=1).read(0)
-    label[label == 255] = 0
-    places = set()
-    for result, result_label in augmented(image, label, range(20), 32, options(scale=(0.5, 0.5))):
-        outside = result_label == 255
-        assert outside.sum() == 32 * 32 - 16 * 16
-        rows, columns = np.nonzero(~outside)
-        assert (np.ptp(rows), np.ptp(columns)) == (15, 15)  # a square
-        assert (result[outside] == MEAN_GREY).all()
-        inside = result[~outside].reshape(16, 16, 3)
-        expected = Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)
-        assert_same_picture(inside, np.asarray(expected))
-        places.add((rows.min(), columns.min()))
-    assert len(places) > 10
-
-
-ALL = options(flip=True, scale=(0.6, 1.8), rotation=40.0)
-
-
-def test_photograph_and_label_share_the_geometry():
-    """Colours tell the labels: they still do inside of objects."""
-    colours = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
-    label = np.zeros((90, 70), np.uint8)
-    label[10:50, 5:30], label[20:80, 40:60], label[60:85, 5:35] = 1, 2, 3
-    seen = np.zeros(256, int)
-    for result, result_label in augmented(colours[label], label, range(30), 64, ALL):
-        neighbours = np.lib.stride_tricks.sliding_window_view(result_label, (5, 5))
-        uniform = (neighbours == neighbours[..., :1, :1]).all((-2, -1))
-        values = result_label[2:-2, 2:-2][uniform]
-        expected = np.where((values == 255)[:, None], MEAN_GREY, colours[values % 255])
-        assert np.abs(result[2:-2, 2:-2][uniform].astype(int) - expected).max() <= 3
-        seen += np.bincount(values, minlength=256)
-    assert (seen[[0, 1, 2, 3, 255]] > 1000).all()
-
-
-def test_label_is_sampled_where_the_documented_steps_lead():
-    """Resize, rotate about the window's centre, cut, flip: each on its own, in NumPy."""
-    label = np.random.default_rng(0).integers(0, 21, (9, 13)).astype(np.uint8)
-    label = label.repeat(6, axis=0).repeat(5, axis=1)
-    height, width = label.shape
-    image = np.zeros((height, width, 3), np.uint8)
-    size = 40
-    for seed, (_, result) in enumerate(augmented(image, label, range(20), size, ALL)):
-        draws = tf.random.stateless_uniform([5], tf.constant([seed, 5])).numpy().astype(float)
-        side = round(size * (0.6 + 1.2 * draws[0]))
-        left, top = np.round((side - size) * draws[1:3])
-        turn = np.radians(40 * (2 * draws[3] - 1))
-        expected = np.full((size, size), 255, np.uint8)
-        for row, column in np.ndindex(size, size):
-            x, y = column + 0.5 - size / 2, row + 0.5 - size / 2  # from the window's centre
-            if draws[4] < 0.5:
-                x = -x
-            x, y = x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)
-            x, y = x + size / 2 + left, y + size / 2 + top  # in the square
-            x, y = int(np.floor(x * width / side)), int(np.floor(y * height / side))
-            if 0 <= x < width and 0 <= y < height:
-                expected[row, column] = label[y, x]
-        assert (result != expected).mean() < 0.005
-
-
-# ----------------------------------------------------------------------------- batches
 
 
 class Numbered(Source):
@@ -327,7 +192,7 @@ def test_seeds_give_different_batches(memory_source):
 @pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
 def test_batches_hold_the_photographs_that_the_sampler_names(request, kind, ways, shots):
     source = request.getfixturevalue(kind)
-    batches = take(2, stream(source, options(), ways=ways, shots=shots))
+    batches = take(2, stream(source, NONE, ways=ways, shots=shots))
     items = source.table.items((1, 2, 3))
     squares = [read_square(source, number, 32) for number in range(len(source))]
     images, labels = (np.stack(arrays) for arrays in zip(*squares, strict=True))
@@ -358,7 +223,7 @@ def test_no_support_is_the_query():
     """Photographs are told apart by their colour, whatever the ids say."""
     source = Numbered()
     colours = set()
-    for batch in take(20, stream(source, options(flip=True), image_size=8)):
+    for batch in take(20, stream(source, FLIP, image_size=8)):
         supports = batch.support_image[..., 0, 0, 2]
         query = batch.query_image[..., 0, 0, 2]
         assert (supports != query[:, None, None]).all()
@@ -368,7 +233,7 @@ def test_no_support_is_the_query():
 
 
 def test_photographs_are_augmented_each_on_its_own():
-    batches = take(50, stream(Numbered(), options(flip=True), image_size=8))
+    batches = take(50, stream(Numbered(), FLIP, image_size=8))
     flips = []
     for batch in batches:
         supports = batch.support_image[..., 0, 0, 1].reshape(4, -1)

@@ -1,0 +1,74 @@
+"""Augmentation as numbers: which flip, resize, crop and rotation a photograph gets.
+
+Both pipelines take them from here, so that for one seed they augment alike; how pixels are then
+sampled is each one's own business.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Integer
+from ml_collections import ConfigDict
+
+from fsseg_jax.episode import IMAGENET_MEAN, random_bits
+
+# The grey level of what lies outside a photograph: ImageNet's mean brightness. (One level for all
+# colours, because a sum with a colour for each pixel costs tf.data a tenth of its speed.)
+OUTSIDE = round(255 * float(IMAGENET_MEAN.mean()))
+
+
+class Geometry(NamedTuple):
+    """An affine map from the network's square window to the resized photograph, in pixels.
+
+    The photograph is resized to a square of `side` pixels; the window's point (x, y), counted
+    from its upper left corner, shows the square's point `matrix @ (x, y) + shift`. Without
+    rotation, pixels of the window fall on pixels of the square.
+    """
+
+    side: Float[Array, "*batch"]
+    matrix: Float[Array, "*batch 2 2"]
+    shift: Float[Array, "*batch 2"]
+
+
+def draw_geometry(
+    seed: int,
+    number: Integer[Array, "*batch"],
+    size: int,
+    options: ConfigDict,
+    xp: ModuleType = np,
+) -> Geometry:
+    """The augmentation of the photographs number `number` of `seed`.
+
+    The photograph is resized to s x `size` pixels, s uniform in `options.scale`, rotated about
+    the centre of a random window of `size` pixels by an angle uniform in +-`options.rotation`
+    degrees, cut to the window, and flipped half the time if `options.flip`.
+
+    Args:
+        seed: any integer.
+        number: any integers, one a photograph.
+        size: side of the window.
+        options: `config.data.augment`.
+        xp: `numpy`, or `jax.numpy` inside a compiled function; both draw the same.
+    """
+    # Draws from 1000 on: the first ones choose the episodes.
+    bits = [random_bits(seed, number, 1000 + draw, xp) for draw in range(5)]
+    scale, right, down, turn, coin = ((b >> 8).astype(np.float32) / 2**24 for b in bits)
+    low, high = options.scale
+    side = xp.round(size * (low + (high - low) * scale))
+    offset = xp.round((side - size)[..., None] * xp.stack([right, down], axis=-1))
+    angle = (2 * turn - 1) * (options.rotation * np.pi / 180)
+    mirror = xp.where((coin < 0.5) & options.flip, -1.0, 1.0)
+    cosine, sine = xp.cos(angle), xp.sin(angle)
+    rows = [[cosine * mirror, -sine], [sine * mirror, cosine]]
+    matrix = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2).astype(np.float32)
+    half = size / 2
+    shift = half + offset - matrix.sum(axis=-1) * half  # the centre stays where it is
+    return Geometry(side.astype(np.float32), matrix, shift.astype(np.float32))
+
+
+def photograph_numbers(
+    index: Integer[Array, " batch"], slots: int, xp: ModuleType = np
+) -> Integer[Array, "batch slots"]:
+    """The numbers, for `draw_geometry`, of the photographs of the episodes number `index`."""
+    return xp.asarray(index)[:, None] * slots + xp.arange(slots)
