@@ -16,12 +16,16 @@ from fsseg_jax.models import default_options
 AT_LEAST_ONE = (
     *("ways", "shots", "image_size", "train.steps", "train.batch_size", "train.decay_every"),
     *("train.log_every", "train.save_every", "train.eval_every", "train.eval_episodes"),
+    "train.steps_per_dispatch",
     *("eval.runs", "eval.episodes", "eval.batch_size"),
 )
-AT_LEAST_ZERO = ("devices", "train.warmup", "eval.gallery", "data.augment.rotation")
+AT_LEAST_ZERO = (
+    *("devices", "train.warmup", "eval.gallery", "data.augment.rotation", "data.device.size"),
+)
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "data.held_out_photographs": ("keep", "drop"),
+    "data.pipeline": ("tfdata", "device"),
     "train.schedule": ("step", "poly", "constant"),
     "train.select_on": ("base", "novel"),
     "eval.checkpoint": ("best", "last"),
@@ -48,7 +52,15 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.data.name = "voc"  # shapes or voc
     config.data.root = ""  # the folder of the data set; shapes needs none
     config.data.fold = 0  # which classes are held out from training for the test
-    config.data.pipeline = "tfdata"  # how training batches are made
+    # How training batches are made: by "tfdata" on the host, for data sets of any size, or on the
+    # "device", which holds all photographs and leaves nothing to the host.
+    config.data.pipeline = "tfdata"
+    config.data.device = ConfigDict()  # of data.pipeline = "device"
+    # Side of the squares that are held; 0 for image_size. A larger one keeps detail, which shows
+    # where data.augment.scale enlarges.
+    config.data.device.size = 0
+    config.data.device.sharded = False  # each device holds its part of the photographs, not all
+    config.data.device.cache = True  # keep decoded photographs in the user's cache folder
     config.data.train_split = ""  # empty: voc takes trainaug if it is there, otherwise train
     config.data.split = "val"  # tests and selection read this one
     # An image is an item of a class that covers this many pixels of it, at its own size (2 x 32 x
@@ -71,6 +83,9 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 30_000
     config.train.batch_size = 1  # episodes a step, over all devices
+    # Steps that one call of the compiled function does. More of them keep a fast accelerator from
+    # waiting for the host between steps; a CPU gains nothing, and compiles each of them.
+    config.train.steps_per_dispatch = 1
     config.train.learning_rate = 1e-3
     config.train.schedule = "step"  # "step", "poly" or "constant"
     config.train.decay_every = 10_000  # steps; "step" only
@@ -170,6 +185,13 @@ def check(config: ConfigDict) -> None:
     for name, choices in CHOICES.items():
         if fields[name] not in choices:
             raise UserError(f"{name} = {fields[name]!r}: choose {' or '.join(choices)}.")
+    each = config.train.steps_per_dispatch
+    for name in ("train.steps", "train.log_every", "train.save_every", "train.eval_every"):
+        if fields[name] % each:
+            raise UserError(
+                f"{name} = {fields[name]}: it must be a multiple of train.steps_per_dispatch = "
+                f"{each}, as nothing can be done between the steps of one dispatch."
+            )
     low, high = config.data.augment.scale
     if not 0 < low <= high:
         raise UserError(

@@ -1,7 +1,7 @@
 """Devices, and the mesh over which batches are split."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -73,15 +73,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh) -> NamedSharding:
-    """The leading axis over the devices."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis of an array over the devices, the leading one by default."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a batch on the mesh; each process gives its own slice of it."""
-    place = functools.partial(jax.make_array_from_process_local_data, split(mesh))
-    return jax.tree.map(place, batch)
+def put_batches(batches: Sequence[Any], mesh: Mesh) -> Any:
+    """Puts batches on the mesh, stacked; each process gives its own slice of each of them."""
+    place = functools.partial(jax.make_array_from_process_local_data, split(mesh, axis=1))
+    return jax.tree.map(lambda *arrays: place(np.stack(arrays)), *batches)
 
 
 def map_over_devices(function: Callable[..., Any], mesh: Mesh, batched: int) -> Callable[..., Any]:

@@ -1,15 +1,21 @@
 """Sources by name, and the training batches that are made from them."""
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
+from fsseg_jax.data import device
 from fsseg_jax.data.shapes import Shapes
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.voc import VOC
-from fsseg_jax.episode import Items, check_items
+from fsseg_jax.devices import put_batches
+from fsseg_jax.episode import Episode, Items, check_items
 from fsseg_jax.errors import UserError
 
 SOURCES = {
@@ -55,28 +61,52 @@ def training_items(data: ConfigDict, source: Source) -> Items:
     return source.table.items(class_ids(source, data.fold, "base"), data.train_min_pixels, without)
 
 
-def training_batches(config: ConfigDict, source: Source, items: Items, start: int) -> Iterator[Any]:
-    """This process's slices of the training batches from step `start` on.
+class Pipeline(NamedTuple):
+    """Where training gets its batches from: a half on the host, and one in the compiled step."""
+
+    # How many steps -> what they need, on the mesh.
+    feed: Callable[[int], Any]
+    # That, how many of these steps are done, and the step's number -> the step's batch.
+    draw: Callable[[Any, Int[Array, ""], Int[Array, ""]], Episode]
+
+
+def training_pipeline(
+    config: ConfigDict, source: Source, items: Items, mesh: Mesh, start: int = 0
+) -> Pipeline:
+    """The pipeline that `config.data.pipeline` names, for the steps from `start` on.
 
     Raises:
-        UserError: the pipeline is unknown, a class has too few photographs, or a file is broken.
+        UserError: a class has too few photographs, a file is broken, TensorFlow is missing
+            ("tfdata"), or the photographs do not fit into memory ("device").
     """
     check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
-    if config.data.pipeline != "tfdata":
-        raise UserError(f"data.pipeline = {config.data.pipeline!r}: choose tfdata.")
-    # TensorFlow is imported here alone, so that everything else works without it.
-    from fsseg_jax.data import tfdata
+    settings = {
+        "ways": config.ways,
+        "shots": config.shots,
+        "batch_size": config.train.batch_size,
+        "image_size": config.image_size,
+        "seed": config.seed,
+        "augmentation": config.data.augment,
+    }
+    if config.data.pipeline == "device":
+        sharded, cache = config.data.device.sharded, config.data.device.cache
+        size = config.data.device.size or config.image_size
+        data = device.load(source, items, size, mesh, sharded=sharded, cache=cache)
+        draw = functools.partial(device.draw_batch, mesh=mesh, sharded=sharded, **settings)
+        return Pipeline(lambda count: data, lambda data, done, step: draw(data, step))
 
-    return tfdata.batches(
-        source,
-        items,
-        ways=config.ways,
-        shots=config.shots,
-        batch_size=config.train.batch_size,
-        image_size=config.image_size,
-        seed=config.seed,
-        augmentation=config.data.augment,
-        start=start,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+    try:  # TensorFlow is imported here alone, so that everything else works without it.
+        from fsseg_jax.data import tfdata
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"data.pipeline = tfdata needs {error.name}, which is not installed: "
+            "pip install tensorflow, or set data.pipeline = device."
+        ) from None
+    process, processes = jax.process_index(), jax.process_count()
+    batches = tfdata.batches(
+        source, items, start=start, process=process, processes=processes, **settings
+    )
+    return Pipeline(
+        lambda count: put_batches(list(itertools.islice(batches, count)), mesh),
+        lambda batches, done, step: jax.tree.map(lambda x: x[done], batches),
     )

@@ -3,11 +3,13 @@
 import abc
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+import platformdirs
 from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
@@ -71,6 +73,8 @@ class Source(abc.ABC):
         ids: the photographs' names, unique; episode lists use them.
         table: which photograph shows which class.
         files: (photograph, label) paths for pipelines that decode files themselves, or None.
+        fingerprint: changes when a file of the source does: a key for what is kept in
+            `cache_folder`; None where there are no files.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Source(abc.ABC):
     ids: tuple[str, ...]
     table: ClassTable
     files: tuple[tuple[str, str], ...] | None = None
+    fingerprint: str | None = None
 
     @abc.abstractmethod
     def read(self, index: int) -> Photograph:
@@ -102,6 +107,11 @@ def read_square(
     image = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     label = Image.fromarray(label).resize((size, size), Image.Resampling.NEAREST)
     return np.asarray(image), np.asarray(label)
+
+
+def cache_folder(kind: str) -> pathlib.Path:
+    """Where things of a kind that can be made again are kept on this machine."""
+    return pathlib.Path(platformdirs.user_cache_dir("fsseg_jax")) / kind
 
 
 def cores() -> int:

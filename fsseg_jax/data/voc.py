@@ -6,11 +6,10 @@ import os
 import pathlib
 
 import numpy as np
-import platformdirs
 from jaxtyping import UInt8
 from PIL import Image
 
-from fsseg_jax.data.source import ClassTable, Photograph, Source, parallel_map
+from fsseg_jax.data.source import ClassTable, Photograph, Source, cache_folder, parallel_map
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
@@ -64,7 +63,8 @@ class VOC(Source):
         )
         instances = self.root / "SegmentationObject"
         self._instances = instances if instances.is_dir() else None
-        self.table = self._cached_table([photographs, labels])
+        self.fingerprint = self._fingerprint([photographs, labels])
+        self.table = self._cached_table()
 
     def read(self, index: int) -> Photograph:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
@@ -80,8 +80,8 @@ class VOC(Source):
             instance = read_label(instance_file) if instance_file.is_file() else None
         return Photograph(image, read_label(label_file), instance)
 
-    def _cached_table(self, folders: list[pathlib.Path]) -> ClassTable:
-        """The class table, kept in the user's cache folder until a file of the data changes."""
+    def _fingerprint(self, folders: list[pathlib.Path]) -> str:
+        """A hash of the photographs' names, sizes and times of change."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
         wanted = {os.path.basename(path) for files in self.files for path in files}
         for folder in folders:
@@ -91,8 +91,11 @@ class VOC(Source):
                         status = entry.stat()
                         line = f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n"
                         digest.update(line.encode())
-        folder = pathlib.Path(platformdirs.user_cache_dir("fsseg_jax")) / "class_tables"
-        cache = folder / f"{self.name}-{digest.hexdigest()[:16]}.npz"
+        return digest.hexdigest()[:16]
+
+    def _cached_table(self) -> ClassTable:
+        """The class table, kept in the user's cache folder until a file of the data changes."""
+        cache = cache_folder("class_tables") / f"{self.name}-{self.fingerprint}.npz"
         if cache.is_file():
             with np.load(cache) as table:
                 return ClassTable(table["photograph"], table["class_id"], table["pixels"])
@@ -100,7 +103,7 @@ class VOC(Source):
             parallel_map(self._count, self.files, f"class table of {self.root}")
         )
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            cache.parent.mkdir(parents=True, exist_ok=True)
             temporary = cache.with_suffix(f".{os.getpid()}.npz")
             np.savez(temporary, **vars(table))
             temporary.replace(cache)

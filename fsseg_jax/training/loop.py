@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import logging
-import math
 import pathlib
 import signal
 import threading
@@ -19,8 +18,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax import config as configuration
-from fsseg_jax.data import open_source, training_batches, training_items
-from fsseg_jax.devices import check_divides, describe, make_mesh, put_batch, replicated
+from fsseg_jax.data import open_source, training_items, training_pipeline
+from fsseg_jax.devices import check_divides, describe, make_mesh, replicated
 from fsseg_jax.episode import episodes_hash
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
@@ -33,13 +32,14 @@ from fsseg_jax.training.state import (
     abstract_state,
     initial_state,
     learning_rate,
+    make_dispatch,
     make_optimizer,
     make_step,
 )
 
 logger = logging.getLogger(__name__)
 
-# Steps in flight: enough to keep the devices busy, and few enough that progress is true and a
+# Dispatches in flight: enough to keep the devices busy, and few enough that progress is true and a
 # loss that is not finite is noticed at once.
 IN_FLIGHT = 2
 
@@ -93,7 +93,6 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     model = create_model(config)
     checkpoints = Checkpoints(workdir)
     start = checkpoints.step(LAST) or 0
-    batches = training_batches(config, source, items, start)
 
     for which in (LAST, BEST):
         if checkpoints.step(which) is not None:
@@ -103,6 +102,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             f"train.steps = {config.train.steps}, but {workdir} is at step {start} already: raise "
             "it or choose another --workdir."
         )
+    pipeline = training_pipeline(config, source, items, mesh, start)
     if start:
         saved, _ = checkpoints.describe(LAST)
         for name, (old, new) in configuration.differences(saved, config).items():
@@ -127,32 +127,36 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     step_function = make_step(
         model,
         make_optimizer(config.train),
-        mesh,
         seed=config.seed,
         items=len(items.photograph),
         batch_size=config.train.batch_size,
     )
+    dispatch = make_dispatch(step_function, pipeline.draw, mesh)
     selection = Selection(config, model, held_back, mesh, checkpoints, start)
 
     # ---------------------------------------------------------------- steps
     writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
     schedule = learning_rate(config.train)
     batch_size, steps = config.train.batch_size, config.train.steps
+    per_dispatch = config.train.steps_per_dispatch
     in_flight = collections.deque()
     losses, log_time = [], time.perf_counter()
 
     def settle(leave: int) -> None:
-        """Waits until at most `leave` steps are in flight, and checks their losses."""
+        """Waits until at most `leave` dispatches are in flight, and checks their losses."""
         while len(in_flight) > leave:
-            step, metrics = in_flight.popleft()
-            metrics = {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["gradient_norm"]):
+            first, metrics = in_flight.popleft()
+            metrics = jax.device_get(metrics)
+            finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient_norm"])
+            if not finite.all():
+                bad = finite.argmin()
                 kept = checkpoints.step(LAST)
                 has = f"the checkpoint of step {kept} is kept" if kept else "nothing was saved"
                 raise UserError(
-                    f"the loss is {metrics['loss']} and the gradient's norm "
-                    f"{metrics['gradient_norm']} at step {step}: lower train.learning_rate "
-                    f"({config.train.learning_rate}) or train in float32; {has}."
+                    f"the loss is {metrics['loss'][bad]} and the gradient's norm "
+                    f"{metrics['gradient_norm'][bad]} at step {first + bad}: lower "
+                    f"train.learning_rate ({config.train.learning_rate}) or train in float32; "
+                    f"{has}."
                 )
             losses.append(metrics)
 
@@ -177,18 +181,25 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     with StopRequest() as stop, progress, writer, contextlib.suppress(Stopped):
         if start and (start % config.train.eval_every == 0 or start == steps):
             select(start)  # the run may have been stopped before it was done
-        for step in range(start + 1, steps + 1):
-            state, metrics = step_function(state, put_batch(next(batches), mesh))
-            in_flight.append((step, metrics))
+        while step < steps:
+            # A run may resume from a step between two dispatches.
+            count = per_dispatch - step % per_dispatch
+            fed = pipeline.feed(count)
+            with jax.transfer_guard("disallow"):  # all that a step needs is on the mesh
+                state, metrics = dispatch(state, fed, count)
+            in_flight.append((step + 1, metrics))
             settle(IN_FLIGHT)
-            progress.update(batch_size)
+            step += count
+            progress.update(count * batch_size)
 
             if step % config.train.log_every == 0 or step == steps:
                 settle(0)
-                means = {name: np.mean([loss[name] for loss in losses]) for name in losses[0]}
+                whole = jax.tree.map(lambda *parts: np.concatenate(parts), *losses)
+                means = {name: values.mean() for name, values in whole.items()}
                 means["learning_rate"] = float(schedule(step - 1))
                 now = time.perf_counter()
-                means["episodes_per_second"] = len(losses) * batch_size / (now - log_time)
+                rate = len(whole["loss"]) * batch_size / (now - log_time)
+                means["episodes_per_second"] = rate
                 for name, value in means.items():
                     writer.add_scalar(f"train/{name}", value, step)
                 progress.set_postfix(step=step, loss=f"{means['loss']:.3f}")

@@ -69,25 +69,23 @@ def abstract_state(model: nn.Module, config: ConfigDict) -> TrainState:
 def make_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
     *,
     seed: int,
     items: int,
     batch_size: int,
 ) -> Callable[[TrainState, Episode], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """The compiled training step: episodes split over the mesh, the state on every device.
+    """One training step, a pure function.
 
     Args:
         model: a method.
         optimizer: see `make_optimizer`.
-        mesh: see `devices.make_mesh`.
         seed: of the method's own randomness, if it has any.
         items: how many (class, photograph) items there are: one epoch.
         batch_size: episodes a step.
 
     Returns:
-        a function of the state, which it consumes, and a batch; it gives the next state and the
-        loss with its named parts, means over the batch, and the norm of the gradient.
+        a function of the state and a batch; it gives the next state and the loss with its named
+        parts, means over the batch, and the norm of the gradient.
     """
 
     def step(state: TrainState, batch: Episode) -> tuple[TrainState, dict[str, Array]]:
@@ -114,9 +112,37 @@ def make_step(
         )
         return state, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
 
+    return step
+
+
+def make_dispatch(
+    step: Callable[[TrainState, Episode], tuple[TrainState, dict[str, Array]]],
+    draw: Callable[[Any, Int[Array, ""], Int[Array, ""]], Episode],
+    mesh: Mesh,
+) -> Callable[[TrainState, Any, int], tuple[TrainState, dict[str, Float[Array, " step"]]]]:
+    """Some training steps, compiled: episodes split over the mesh, the state on every device.
+
+    Args:
+        step: see `make_step`.
+        draw: see `data.Pipeline`.
+        mesh: see `devices.make_mesh`.
+
+    Returns:
+        a function of the state, which it consumes, of what the pipeline feeds, and of how many
+        steps to do (each number is compiled once); it gives the new state, and the step's
+        results with one row a step.
+    """
+    # On a CPU, XLA's gradients of convolutions are tens of times slower inside a loop than outside
+    # (https://github.com/jax-ml/jax/issues/12868): there, steps follow one another without one.
+    loop = mesh.local_devices[0].platform != "cpu"
+
+    def dispatch(state: TrainState, fed: Any, count: int) -> tuple[TrainState, dict[str, Array]]:
+        def one(state: TrainState, done: Int[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
+            batch = jax.lax.with_sharding_constraint(draw(fed, done, state.step), split(mesh))
+            return step(state, batch)
+
+        return jax.lax.scan(one, state, jnp.arange(count), unroll=1 if loop else count + 1)
+
     return jax.jit(
-        step,
-        in_shardings=(replicated(mesh), split(mesh)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
+        dispatch, static_argnames="count", donate_argnums=0, out_shardings=replicated(mesh)
     )

@@ -9,13 +9,19 @@ import pytest
 
 from fsseg_jax import models
 from fsseg_jax.config import default_config
-from fsseg_jax.devices import make_mesh, put_batch, replicated
+from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import create_model
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.training import loop
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
-from fsseg_jax.training.state import abstract_state, initial_state, make_optimizer, make_step
+from fsseg_jax.training.state import (
+    abstract_state,
+    initial_state,
+    make_dispatch,
+    make_optimizer,
+    make_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,16 +77,23 @@ def flat(state):
 
 
 def interrupt(monkeypatch, before_step, action):
-    """Calls `action` when the batch of step `before_step` is asked for."""
-    original = loop.training_batches
+    """Calls `action` when what step `before_step` needs is asked for."""
+    original = loop.training_pipeline
 
-    def batches(config, source, items, start):
-        for step, batch in enumerate(original(config, source, items, start), start=start + 1):
-            if step == before_step:
+    def training_pipeline(config, source, items, mesh, start):
+        pipeline = original(config, source, items, mesh, start)
+        done = start
+
+        def feed(count):
+            nonlocal done
+            if done < before_step <= done + count:
                 action()
-            yield batch
+            done += count
+            return pipeline.feed(count)
 
-    monkeypatch.setattr(loop, "training_batches", batches)
+        return pipeline._replace(feed=feed)
+
+    monkeypatch.setattr(loop, "training_pipeline", training_pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +152,15 @@ def test_eight_devices_give_one_devices_losses(tmp_path):
         assert mesh.size == devices
         source = loop.open_source(config.data, "train")
         items = loop.training_items(config.data, source)
+        pipeline = loop.training_pipeline(config, source, items, mesh)
         model = create_model(config)
-        optimizer = make_optimizer(config.train)
-        step = make_step(model, optimizer, mesh, seed=0, items=100, batch_size=8)
+        step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
+        dispatch = make_dispatch(step, pipeline.draw, mesh)
         state = jax.device_put(initial_state(model, config, ""), replicated(mesh))
-        batches = loop.training_batches(config, source, items, 0)
         losses[devices] = []
         for _ in range(3):
-            state, metrics = step(state, put_batch(next(batches), mesh))
-            losses[devices].append(float(metrics["loss"]))
+            state, metrics = dispatch(state, pipeline.feed(1), 1)
+            losses[devices].append(metrics["loss"].item())
     np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
     assert len(set(losses[1])) == 3
 

@@ -1,0 +1,295 @@
+"""Episodes on the device: the whole data set as uint8 in the accelerators' memory.
+
+Photographs and labels are read once, resized to squares and put on the mesh. Drawing the i-th
+episode, gathering and augmenting then happen inside the compiled step, so that the host does
+nothing between logs. Needs no TensorFlow, and makes the episodes that the tf.data pipeline makes:
+the same photographs, augmented alike.
+"""
+
+import functools
+import logging
+import math
+import mmap
+import os
+import pathlib
+import shutil
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax.scipy.ndimage import map_coordinates
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from fsseg_jax.data.augment import OUTSIDE, Geometry, draw_geometry, photograph_numbers
+from fsseg_jax.data.source import Source, cache_folder, parallel_map, read_square
+from fsseg_jax.devices import AXIS, replicated, split
+from fsseg_jax.episode import IGNORE, Episode, Items, episode_label, sample
+from fsseg_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@flax.struct.dataclass
+class DeviceData:
+    """A data set on the mesh: red, green, blue and class id of every pixel, and what to draw."""
+
+    pixels: UInt8[Array, "photograph stored stored 4"]
+    items: Items
+
+
+# ----------------------------------------------------------------------------- loading
+
+
+def load(
+    source: Source, items: Items, size: int, mesh: Mesh, *, sharded: bool, cache: bool
+) -> DeviceData:
+    """Reads a source, resized to squares, and puts it on the mesh.
+
+    Args:
+        source: the photographs.
+        items: what to draw.
+        size: side of the squares.
+        mesh: the devices.
+        sharded: whether each device holds its part of the photographs, or all of them.
+        cache: whether to keep the squares in the user's cache folder for the next time.
+
+    Raises:
+        UserError: they do not fit into the memory of the devices, or a file is broken.
+    """
+    parts = mesh.size if sharded else 1
+    rows = math.ceil(len(source) / parts) * parts  # devices hold equally many
+    shape = (rows, size, size, 4)
+    check_memory(shape, parts, mesh)
+    pixels = decode(source, size, cache)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        block = pixels[index]
+        first, last, _ = index[0].indices(rows)
+        missing = last - first - len(block)
+        # A CPU takes the block itself for its own: nothing is copied that need not be.
+        return np.pad(block, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else block
+
+    sharding = split(mesh) if sharded else replicated(mesh)
+    placed = jax.make_array_from_callback(shape, sharding, part)
+    logger.info(
+        "%d photographs of %d x %d pixels on the device%s: %.2f GiB each",
+        *(len(source), size, size, "" if mesh.size == 1 else "s"),
+        math.prod(shape) / parts / 2**30,
+    )
+    return DeviceData(placed, jax.device_put(items, replicated(mesh)))
+
+
+def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:
+    """Raises UserError unless each device has room for one of `parts` parts of such an array."""
+    device = mesh.local_devices[0]
+    statistics = device.memory_stats()  # None on a CPU
+    if statistics:
+        free = statistics["bytes_limit"] - statistics["bytes_in_use"]
+    else:
+        free = psutil.virtual_memory().available
+    needed = math.prod(shape) / parts
+    if needed > free:
+        share = mesh.size > 1 and parts == 1
+        raise UserError(
+            f"data.pipeline = device needs {needed / 2**30:.2f} GiB of memory on each device for "
+            f"{shape[0]} photographs of {shape[1]} x {shape[2]} pixels, but {device} has "
+            f"{free / 2**30:.2f} GiB free: lower image_size or data.device.size, "
+            + "set data.device.sharded = True to share them out, " * share
+            + "or use data.pipeline = tfdata."
+        )
+
+
+def decode(source: Source, size: int, cache: bool) -> UInt8[np.ndarray, "photograph size size 4"]:
+    """All photographs of a source as squares with their labels, read in parallel.
+
+    Args:
+        source: the photographs.
+        size: side of the squares.
+        cache: whether to take them from the user's cache folder, and to put them there if they
+            are not there yet. (What comes from no files is not kept there.)
+    """
+    shape = (len(source), size, size, 4)
+    if not (cache and source.fingerprint):
+        # Pages of their own, unlike np.empty: only then does a CPU device not copy them.
+        array = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+        return _fill(array, source)
+    file = cache_folder("decoded") / f"{source.name}-{size}-{source.fingerprint}.npy"
+    if not file.is_file():
+        try:
+            _write(file, shape, source)
+        except OSError as error:
+            logger.warning("decoded photographs cannot be kept for the next time: %s", error)
+            return decode(source, size, cache=False)
+    logger.info("decoded photographs: %s (may be deleted; data.device.cache)", file)
+    return np.load(file, mmap_mode="r")
+
+
+def _fill(array: np.ndarray, source: Source) -> np.ndarray:
+    def read(index: int) -> None:
+        array[index, ..., :3], array[index, ..., 3] = read_square(source, index, array.shape[1])
+
+    parallel_map(read, range(len(source)), f"reading {source.name}")
+    return array
+
+
+def _write(file: pathlib.Path, shape: tuple[int, ...], source: Source) -> None:
+    """Writes the decoded squares: the file is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Asked beforehand, because writing to a mapped file on a full disk kills the process.
+    if math.prod(shape) > shutil.disk_usage(file.parent).free:
+        raise OSError(f"{file.parent} lacks {math.prod(shape) / 2**30:.2f} GiB of space")
+    temporary = file.with_suffix(f".{os.getpid()}")
+    try:
+        _fill(np.lib.format.open_memmap(temporary, "w+", np.uint8, shape), source).flush()
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------- drawing
+
+
+def draw_batch(
+    data: DeviceData,
+    step: Int[Array, ""],
+    *,
+    mesh: Mesh,
+    sharded: bool,
+    ways: int,
+    shots: int,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    augmentation: ConfigDict,
+) -> Episode:
+    """Batch number `step`, inside a compiled function: episodes step * batch_size and on.
+
+    Args:
+        data: see `load`.
+        step: the number of the batch.
+        mesh, sharded: as `load` had them.
+        ways, shots, batch_size, image_size, seed, augmentation: as `tfdata.batches` has them.
+
+    Returns:
+        the batch, its episodes split over the mesh; photographs are uint8.
+    """
+    index = step * batch_size + jnp.arange(batch_size)
+    ids = sample(data.items, seed, index, ways, shots, jnp)
+    pixels = gather(data.pixels, ids.photographs, mesh, sharded)
+    number = photograph_numbers(index, ways * shots + 1, jnp)
+    geometry = draw_geometry(seed, number, image_size, augmentation, jnp)
+
+    resample = functools.partial(upright, size=image_size)
+    if augmentation.rotation:
+        largest = math.ceil(image_size * augmentation.scale[1])
+        resample = functools.partial(rotated, size=image_size, largest=largest)
+    images, labels = jax.vmap(jax.vmap(resample))(pixels, geometry)
+    labels = jax.vmap(episode_label)(labels, ids.classes)
+    shape = (batch_size, ways, shots, image_size, image_size)
+    return Episode(
+        support_image=images[:, :-1].reshape(*shape, 3),
+        support_label=labels[:, :-1].reshape(shape),
+        query_image=images[:, -1],
+        query_label=labels[:, -1],
+        class_id=ids.classes,
+        query_index=ids.query_index,
+    )
+
+
+def gather(
+    pixels: UInt8[Array, "photograph stored stored 4"],
+    photographs: Int[Array, "batch slot"],
+    mesh: Mesh,
+    sharded: bool,
+) -> UInt8[Array, "batch slot stored stored 4"]:
+    """The `photographs` of a batch, which is split over the mesh.
+
+    Where each device holds a part of all photographs, it offers those that it has, and only
+    these travel between devices.
+    """
+
+    def take(pixels: Array, photographs: Array) -> Array:
+        return pixels[photographs]
+
+    def exchange(pixels: Array, photographs: Array) -> Array:
+        row = photographs - jax.lax.axis_index(AXIS) * len(pixels)
+        mine = ((row >= 0) & (row < len(pixels)))[..., None, None, None]
+        offered = jnp.where(mine, pixels[jnp.clip(row, 0, len(pixels) - 1)], 0)
+        return jax.lax.psum_scatter(offered, AXIS, tiled=True)
+
+    everywhere, parts = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.shard_map(
+        exchange if sharded else take,
+        mesh=mesh,
+        in_specs=(parts, everywhere) if sharded else (everywhere, parts),
+        out_specs=parts,
+    )(pixels, photographs)
+
+
+def upright(
+    pixels: UInt8[Array, "stored stored 4"], geometry: Geometry, size: int
+) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size"]]:
+    """Resamples a photograph and its label through a map without rotation: two matrix products.
+
+    Bilinear, with antialiasing where the photograph shrinks, as Pillow does it; labels to the
+    nearest pixel. What lies outside the photograph is grey (`OUTSIDE`) with label 255.
+
+    Args:
+        pixels: colours and class ids of the photograph.
+        geometry: where the window lies on it; see `Geometry`.
+        size: side of the window.
+    """
+    stored = pixels.shape[0]
+    step = stored / geometry.side  # stored pixels a pixel of the window
+    centres = jnp.arange(size) + 0.5
+    matrices, indices, insides = [], [], []
+    for axis in (1, 0):  # rows go with y
+        position = (geometry.matrix[axis, axis] * centres + geometry.shift[axis]) * step
+        inside = (position >= 0) & (position < stored)
+        distance = jnp.abs(position[:, None] - (jnp.arange(stored) + 0.5))
+        weights = jnp.maximum(1 - distance / jnp.maximum(step, 1.0), 0.0)
+        weights /= jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
+        matrices.append(weights * inside[:, None])
+        indices.append(jnp.clip(jnp.floor(position).astype(int), 0, stored - 1))
+        insides.append(inside)
+    rows, columns = matrices
+    image = jnp.einsum(
+        "Hh,hwc,Ww->HWc",
+        *(rows, pixels[..., :3].astype(jnp.float32) - OUTSIDE, columns),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    label = pixels[..., 3][indices[0]][:, indices[1]]
+    label = jnp.where(insides[0][:, None] & insides[1], label, IGNORE).astype(jnp.uint8)
+    return _to_uint8(image + OUTSIDE), label
+
+
+def rotated(
+    pixels: UInt8[Array, "stored stored 4"], geometry: Geometry, size: int, largest: int
+) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size"]]:
+    """As `upright`, through any map: the resized square first, then bilinear samples of it.
+
+    Args:
+        pixels, geometry, size: see `upright`.
+        largest: the greatest side that `geometry` can have.
+    """
+    stored = pixels.shape[0]
+    whole = geometry._replace(matrix=jnp.eye(2), shift=jnp.zeros(2))
+    square, _ = upright(pixels, whole, largest)
+    centres = jnp.arange(size) + 0.5
+    window = jnp.stack(jnp.meshgrid(centres, centres))
+    x, y = jnp.einsum("ij,jhw->ihw", geometry.matrix, window) + geometry.shift[:, None, None]
+    planes = jnp.moveaxis(square.astype(jnp.float32) - OUTSIDE, -1, 0)
+    image = jax.vmap(lambda plane: map_coordinates(plane, [y - 0.5, x - 0.5], order=1))(planes)
+    x, y = (z * (stored / geometry.side) for z in (x, y))
+    inside = (x >= 0) & (x < stored) & (y >= 0) & (y < stored)
+    row, column = (jnp.clip(jnp.floor(z).astype(int), 0, stored - 1) for z in (y, x))
+    label = jnp.where(inside, pixels[row, column, 3], IGNORE).astype(jnp.uint8)
+    return _to_uint8(jnp.moveaxis(image, 0, -1) + OUTSIDE), label
+
+
+def _to_uint8(image: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    return jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
