@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.backbone = "small"
     config.image_size = 80
     config.data.name = "shapes"
+    config.data.pipeline = "device"  # 51 MB of photographs, and no need of TensorFlow
     config.data.shapes.pixels = 80
     # An eighth of a photograph: what is asked for is its main class.
     config.data.train_min_pixels = 800

@@ -79,3 +79,57 @@ def test_wrong_input_gives_one_sentence_and_status_2(
     assert last.startswith("error: ")
     assert message in last
     assert "Traceback" not in result.stderr
+
+
+# ----------------------------------------------------------------------------- without TensorFlow
+
+WITHOUT_TENSORFLOW = """
+import runpy, sys
+sys.modules["tensorflow"] = None  # importing it fails, as where it is not installed
+program = sys.argv.pop(1)
+runpy.run_module(f"fsseg_jax.{program}", run_name="__main__", alter_sys=True)
+"""
+
+
+def run_without_tensorflow(program, *arguments):
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def voc_config(make_voc, tmp_path_factory):
+    """PANet on a small VOCdevkit folder, which the device pipeline reads."""
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    root = make_voc(train=30, val=30, shown=8)
+    changes = f"""
+    config.data.update(name="voc", root="{root}", pipeline="device")
+    config.data.augment.update(flip=True, scale=(0.9, 1.1), rotation=10.0)
+    config.train.update(steps=4, steps_per_dispatch=2, log_every=2, save_every=4, eval_every=4)
+    return config
+"""
+    path.write_text(CONFIG.replace("    return config\n", changes))
+    return path
+
+
+def test_trains_and_evaluates_without_tensorflow(tmp_path, voc_config):
+    trained = run_without_tensorflow(
+        "train", f"--config={voc_config}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "30 photographs of 32 x 32 pixels on the device: 0.00 GiB" in trained.stderr
+    assert "held-out classes after training: mean-IoU" in trained.stderr
+    evaluated = run_without_tensorflow("evaluate", f"--workdir={tmp_path / 'run'}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "(panet, step 4, best on base classes" in evaluated.stdout
+
+
+def test_asking_for_tfdata_without_tensorflow_is_told(tmp_path, voc_config):
+    result = run_without_tensorflow(
+        *("train", f"--config={voc_config}", f"--workdir={tmp_path / 'run'}"),
+        "--config.data.pipeline=tfdata",
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1] == (
+        "error: data.pipeline = tfdata needs tensorflow, which is not installed: "
+        "pip install tensorflow, or set data.pipeline = device."
+    )

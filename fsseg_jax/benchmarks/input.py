@@ -1,32 +1,42 @@
-"""How fast training episodes are made: python -m fsseg_jax.benchmarks.input --config.data.root=DIR
+"""What training episodes cost: python -m fsseg_jax.benchmarks.input --config.data.root=DIR
 
-Times the input pipeline alone, all augmentations on. Without a data folder it makes one: JPEGs
-of 384 x 288 px of coloured shapes, which decode about as fast as photographs do.
+With all augmentations on, measures how many episodes a second each pipeline makes on its own, and
+how much longer a training step takes with the device pipeline than on one constant batch. Without
+a data folder it makes one: JPEGs of 384 x 288 px of coloured shapes, which decode about as fast as
+photographs do.
 """
 
+import importlib.util
 import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
 from fsseg_jax import command_line
 from fsseg_jax.config import default_config, load_config, override
-from fsseg_jax.data import open_source, training_batches, training_items
+from fsseg_jax.data import Pipeline, open_source, training_items, training_pipeline
 from fsseg_jax.data.shapes import Shapes
-from fsseg_jax.data.source import cores
-from fsseg_jax.devices import choose_platform
+from fsseg_jax.data.source import Source, cores
+from fsseg_jax.devices import choose_platform, describe, make_mesh, replicated
+from fsseg_jax.models import create_model
+from fsseg_jax.training.state import initial_state, make_dispatch, make_optimizer, make_step
 
 WARM_UP, REPEATS, SECONDS = 20, 5, 4.0
+STEP_REPEATS = 11  # of a dispatch
 
 
 def benchmark_config() -> ConfigDict:
-    """PASCAL-5i at 321 px with every augmentation."""
+    """PANet on PASCAL-5i at 225 px, a size that a CPU can train at, with every augmentation."""
     config = default_config("panet")
-    config.image_size = 321
+    config.image_size = 225
     config.data.train_min_pixels = 1208  # PFENet's 2,048 for photographs of 384 px
     config.data.augment.scale = (0.9, 1.1)  # PFENet's augmentation, as are the 10 degrees
     config.data.augment.rotation = 10.0
@@ -49,21 +59,56 @@ def make_voc(root: pathlib.Path, photographs: int = 100) -> None:
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(source.ids))
 
 
-def episodes_per_second(config: ConfigDict) -> list[float]:
-    """Episodes a second of several repeats, after a warm-up."""
-    source = open_source(config.data, config.data.train_split)
-    batches = training_batches(config, source, training_items(config.data, source), start=0)
+def open_pipeline(config: ConfigDict, name: str, source: Source, mesh: Mesh) -> Pipeline:
+    """One of the pipelines, for the same episodes."""
+    config = config.copy_and_resolve_references()
+    config.data.pipeline = name
+    return training_pipeline(config, source, training_items(config.data, source), mesh)
+
+
+def episodes_per_second(pipeline: Pipeline, batch_size: int) -> list[float]:
+    """Episodes a second that a pipeline makes on its own: several repeats, after a warm-up."""
+    draw, rates, step = jax.jit(pipeline.draw), [], 0
+
+    def batch() -> Any:
+        nonlocal step
+        step += 1
+        return jax.block_until_ready(draw(pipeline.feed(1), 0, step))
+
     for _ in range(WARM_UP):
-        next(batches)
-    rates = []
+        batch()
     for _ in range(REPEATS):
-        started, steps = time.perf_counter(), 0
+        started, first = time.perf_counter(), step
         while time.perf_counter() - started < SECONDS:
-            next(batches)
-            steps += 1
-        seconds = time.perf_counter() - started
-        rates.append(steps * config.train.batch_size / seconds)
+            batch()
+        rates.append((step - first) * batch_size / (time.perf_counter() - started))
     return rates
+
+
+def seconds_per_step(config: ConfigDict, drawn: Pipeline, items: int, mesh: Mesh) -> np.ndarray:
+    """Seconds of a training step on one constant batch and on drawn ones, by turns: (repeat, 2)."""
+    batch = jax.jit(drawn.draw)(drawn.feed(1), 0, 0)
+    constant = Pipeline(lambda count: batch, lambda batch, done, step: batch)
+    model = create_model(config)
+    settings = {"seed": config.seed, "items": items, "batch_size": config.train.batch_size}
+    step = make_step(model, make_optimizer(config.train), **settings)
+    count = config.train.steps_per_dispatch
+
+    def runner(pipeline: Pipeline) -> Callable[[], float]:
+        dispatch = make_dispatch(step, pipeline.draw, mesh)
+        state = jax.device_put(initial_state(model, config, config.init), replicated(mesh))
+
+        def run() -> float:
+            nonlocal state
+            started = time.perf_counter()
+            state, _ = jax.block_until_ready(dispatch(state, pipeline.feed(count), count))
+            return (time.perf_counter() - started) / count
+
+        run()  # compiles
+        return run
+
+    runs = [runner(constant), runner(drawn)]
+    return np.array([[run() for run in runs] for _ in range(STEP_REPEATS)])
 
 
 def main() -> None:
@@ -71,18 +116,40 @@ def main() -> None:
     path, _, overrides = command_line.parse(__doc__, workdir=False)
     config = override(load_config(path) if path else benchmark_config(), overrides)
     choose_platform(config.platform)
+    mesh = make_mesh(config.devices)
+    print(f"{describe(mesh)}; {cores()} cores")
     with tempfile.TemporaryDirectory() as folder:
         if config.data.name == "voc" and not config.data.root:
             print("data.root is empty: using made photographs")
             make_voc(pathlib.Path(folder))
             config.data.root, config.data.train_min_pixels = folder, 1
-        rates = episodes_per_second(config)
+            config.data.device.cache = False
+        source = open_source(config.data, config.data.train_split)
+        augment, batch_size = config.data.augment, config.train.batch_size
+        print(
+            f"{config.ways}-way {config.shots}-shot at {config.image_size} px, batches of "
+            f"{batch_size}, flip {augment.flip}, scale {augment.scale}, rotation "
+            f"{augment.rotation}"
+        )
+        for name in ("tfdata", "device"):
+            if name == "tfdata" and not importlib.util.find_spec("tensorflow"):
+                print("tfdata: TensorFlow is not installed")
+                continue
+            rates = episodes_per_second(open_pipeline(config, name, source, mesh), batch_size)
+            print(
+                f"{name}: {statistics.median(rates):.0f} episodes/s made (median of {REPEATS}; "
+                f"{min(rates):.0f} to {max(rates):.0f})"
+            )
+        items = len(training_items(config.data, source).photograph)
+        pipeline = open_pipeline(config, "device", source, mesh)
+        seconds = seconds_per_step(config, pipeline, items, mesh)
+    constant, drawn = np.median(seconds, axis=0)
+    ratios = seconds[:, 1] / seconds[:, 0]
     print(
-        f"{config.data.pipeline}: {statistics.median(rates):.0f} episodes/s (median of {REPEATS}; "
-        f"{min(rates):.0f} to {max(rates):.0f}), {config.ways}-way {config.shots}-shot at "
-        f"{config.image_size} px, flip {config.data.augment.flip}, scale "
-        f"{config.data.augment.scale}, rotation {config.data.augment.rotation}, "
-        f"{cores()} cores"
+        f"step of {config.method} on {config.backbone}, {config.train.steps_per_dispatch} a "
+        f"dispatch: {1e3 * constant:.1f} ms on a constant batch, {1e3 * drawn:.1f} ms with "
+        f"data.pipeline = device: x {np.median(ratios):.3f} (median of {STEP_REPEATS} pairs; "
+        f"{ratios.min():.3f} to {ratios.max():.3f})"
     )
 
 

@@ -1,5 +1,6 @@
 """The input benchmark measures what it says."""
 
+import re
 import sys
 
 from fsseg_jax.benchmarks import input as benchmark
@@ -14,14 +15,21 @@ def test_made_folder_is_a_voc_folder_with_photographs_of_many_classes(tmp_path):
     assert len(set(source.table.class_id.tolist())) > 10
 
 
-def test_prints_a_rate_with_its_settings(monkeypatch, capsys):
-    for name, value in (("WARM_UP", 1), ("REPEATS", 2), ("SECONDS", 0.2)):
+def test_prints_rates_and_the_ratio_of_two_steps_with_their_settings(monkeypatch, capsys):
+    fast = {"WARM_UP": 1, "REPEATS": 2, "SECONDS": 0.2, "STEP_REPEATS": 3}
+    for name, value in fast.items():
         monkeypatch.setattr(benchmark, name, value)
-    monkeypatch.setattr(sys, "argv", ["input", "--config.image_size=48", "--config.shots=2"])
+    overrides = ("image_size=48", "shots=2", "backbone=small", "devices=1")
+    monkeypatch.setattr(sys, "argv", ["input", *(f"--config.{field}" for field in overrides)])
     benchmark.main()
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("data.root is empty: using made photographs")
-    assert second.startswith("tfdata: ")
-    rate = float(second.split()[1])
-    assert rate > 0
-    assert "1-way 2-shot at 48 px, flip True, scale (0.9, 1.1), rotation 10.0" in second
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("devices: 1 x cpu")
+    assert lines[1] == "data.root is empty: using made photographs"
+    assert lines[2].startswith("1-way 2-shot at 48 px, batches of 1, flip True, scale (0.9, 1.1)")
+    for line, name in zip(lines[3:5], ("tfdata", "device"), strict=True):
+        assert line.startswith(f"{name}: ")
+        assert float(line.split()[1]) > 0
+    pattern = r"([0-9.]+) ms on a constant batch, ([0-9.]+) ms .*: x ([0-9.]+) "
+    constant, drawn, ratio = map(float, re.search(pattern, lines[5]).groups())
+    assert min(constant, drawn) > 0
+    assert 0.3 < ratio * constant / drawn < 3  # medians of ratios and of times are of one kind

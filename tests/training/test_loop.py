@@ -67,6 +67,11 @@ def saved_state(config, workdir, which=LAST):
     return jax.tree.map(np.asarray, state)
 
 
+def initial_state_of(config):
+    """The state that a run begins with."""
+    return jax.device_get(initial_state(create_model(config), config, ""))
+
+
 def assert_identical(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
@@ -127,6 +132,94 @@ def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(
     assert Checkpoints(tmp_path).step(LAST) == 4
     assert loop.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+def on_device(**train):
+    """A run whose photographs are on the device, with two steps a dispatch."""
+    config = tiny_config(**({"steps_per_dispatch": 2, "eval_every": 6} | train))
+    config.data.pipeline = "device"
+    return config
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_on_device(tmp_path_factory):
+    config, workdir = on_device(), tmp_path_factory.mktemp("on_device")
+    assert loop.train(config, workdir)
+    return saved_state(config, workdir)
+
+
+def test_both_pipelines_and_any_steps_per_dispatch_train_alike(
+    uninterrupted, uninterrupted_on_device
+):
+    moved = np.linalg.norm(flat(uninterrupted) - flat(initial_state_of(tiny_config())))
+    distance = np.linalg.norm(flat(uninterrupted_on_device) - flat(uninterrupted))
+    assert distance < 0.02 * moved  # photographs of 32 pixels, as they are: the same but for sums
+
+
+def test_stopped_run_on_the_device_resumes_and_ends_identical(
+    tmp_path, monkeypatch, uninterrupted_on_device
+):
+    config = on_device()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not loop.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) == 4  # a dispatch is not divided
+    assert loop.train(config, tmp_path)
+    assert_identical(saved_state(config, tmp_path), uninterrupted_on_device)
+
+
+def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, monkeypatch):
+    config = on_device(steps=3, steps_per_dispatch=1, eval_every=3)
+    assert loop.train(config, tmp_path)
+    counts = []
+    original = loop.make_dispatch
+
+    def make_dispatch(*arguments):
+        dispatch = original(*arguments)
+        return lambda state, fed, count: counts.append(count) or dispatch(state, fed, count)
+
+    monkeypatch.setattr(loop, "make_dispatch", make_dispatch)
+    assert loop.train(on_device(), tmp_path)
+    assert counts == [1, 2]
+    assert Checkpoints(tmp_path).step(LAST) == 6
+
+
+@pytest.mark.parametrize("pipeline", ["device", "tfdata"])
+def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
+    tmp_path, monkeypatch, caplog, pipeline
+):
+    def compiled():
+        messages = [record.getMessage() for record in caplog.records]
+        return [message for message in messages if "Finished XLA compilation" in message]
+
+    original, counts = loop.Selection.score, []
+
+    def score(self, state):
+        result = original(self, state)
+        counts.append(len(compiled()))
+        return result
+
+    monkeypatch.setattr(loop.Selection, "score", score)
+    config = on_device(steps=12, log_every=2, save_every=4, eval_every=4)
+    config.data.pipeline = pipeline
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        assert loop.train(config, tmp_path)
+    assert len([message for message in compiled() if "jit(dispatch)" in message]) == 1
+    assert counts[0] == counts[1] == counts[2] > 1
+
+
+def test_nothing_is_transferred_inside_the_loop(tmp_path, monkeypatch):
+    """What is still on the host when a dispatch begins is an error, not a silent transfer."""
+    config = on_device()
+    original = loop.training_pipeline
+
+    def from_host(*arguments):
+        pipeline = original(*arguments)
+        return pipeline._replace(feed=lambda count: jax.device_get(pipeline.feed(count)))
+
+    monkeypatch.setattr(loop, "training_pipeline", from_host)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        loop.train(config, tmp_path)
 
 
 def test_run_saved_on_eight_devices_resumes_on_one(tmp_path, uninterrupted):

@@ -1,0 +1,267 @@
+"""The device pipeline: the episodes of the tf.data pipeline, from an array on the mesh."""
+
+import logging
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from fsseg_jax.config import default_config
+from fsseg_jax.data import device, training_items, training_pipeline
+from fsseg_jax.data.source import cache_folder, read_square
+from fsseg_jax.data.voc import VOC
+from fsseg_jax.devices import AXIS, make_mesh
+from fsseg_jax.episode import sample
+from fsseg_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def source(make_voc):
+    return VOC(make_voc(train=40, val=1, shown=6, seed=1), "train")
+
+
+@pytest.fixture
+def fresh(make_voc):
+    """A source that nothing is known of yet."""
+    return VOC(make_voc(train=8, val=1), "train")
+
+
+def make_config(pipeline="device", **fields):
+    config = default_config("panet")
+    config.image_size = 32
+    config.seed = 7
+    config.data.pipeline = pipeline
+    config.data.train_min_pixels = 1
+    config.train.batch_size = 4
+    config.data.augment.flip = False
+    config.update(fields)
+    return config
+
+
+def first_batches(config, source, count=3, devices=1):
+    """The first batches as NumPy arrays, episode after episode."""
+    mesh = make_mesh(devices)
+    pipeline = training_pipeline(config, source, training_items(config.data, source), mesh)
+    draw = jax.jit(pipeline.draw)
+    batches = [draw(pipeline.feed(1), 0, step) for step in range(count)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+
+
+# ----------------------------------------------------------------------------- episodes
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+@pytest.mark.parametrize("ways", [1, 2])
+def test_both_pipelines_make_the_same_episodes(source, ways, shots):
+    ours, theirs = (
+        first_batches(make_config(pipeline, ways=ways, shots=shots), source)
+        for pipeline in ("device", "tfdata")
+    )
+    np.testing.assert_array_equal(ours.class_id, theirs.class_id)
+    np.testing.assert_array_equal(ours.query_index, theirs.query_index)
+    for name in ("support_image", "query_image"):
+        left, right = (getattr(batch, name).astype(int) for batch in (ours, theirs))
+        assert np.abs(left - right).max() <= 2  # photographs are told apart by far more
+        assert left.std() > 20
+    for name in ("support_label", "query_label"):
+        left, right = (getattr(batch, name) for batch in (ours, theirs))
+        assert left.dtype == right.dtype == np.uint8
+        assert left.shape == right.shape
+        # Between two pixels of the file, either may be the nearest.
+        assert (left != right).mean() < 0.02
+        assert set(np.unique(left)) == {*range(ways + 1), 255}
+    assert len(set(ours.query_index.tolist())) > 6
+
+
+@pytest.mark.parametrize("rotation", [0.0, 30.0])
+def test_both_pipelines_augment_alike(source, rotation):
+    """The same window of the same photograph, up to its being resized twice on the device."""
+    pipelines = {}
+    for pipeline in ("device", "tfdata"):
+        config = make_config(pipeline, image_size=48)
+        config.data.augment.update(flip=True, scale=(0.7, 1.2), rotation=rotation)
+        pipelines[pipeline] = first_batches(config, source)
+    ours, theirs = pipelines["device"], pipelines["tfdata"]
+    for name in ("query_image", "query_label"):
+        left, right = (getattr(batch, name).astype(int) for batch in (ours, theirs))
+        mirrored = right[:, :, ::-1]
+        if name == "query_image":
+            error, other = (np.abs(left - x).mean((1, 2, 3)) for x in (right, mirrored))
+        else:
+            error, other = ((left != x).mean((1, 2)) for x in (right, mirrored))
+            assert error.mean() < 0.1  # the borders of objects are one pixel wide
+        assert (error < 0.6 * other).all(), name  # another window would be told
+
+
+def test_batches_are_those_of_the_sampler_whatever_the_step_before(source):
+    config = make_config(ways=2, shots=2)
+    items = training_items(config.data, source)
+    pipeline = training_pipeline(config, source, items, make_mesh(1))
+    batch = jax.jit(pipeline.draw)(pipeline.feed(1), 0, 1000)
+    ids = sample(items, 7, 4000 + np.arange(4), 2, 2)
+    np.testing.assert_array_equal(batch.class_id, ids.classes)
+    squares = np.stack([read_square(source, n, 32)[0] for n in range(len(source))])
+    np.testing.assert_array_equal(batch.support_image, squares[ids.supports])
+    np.testing.assert_array_equal(batch.query_image, squares[ids.query])
+
+
+def test_more_detail_may_be_held_than_is_shown(source):
+    """Twice enlarged from squares of 64 pixels: close to tf.data's, which reads the file."""
+    errors = {}
+    for size in (0, 64):
+        config = make_config()
+        config.data.augment.scale = (2.0, 2.0)
+        config.data.device.size = size
+        ours = first_batches(config, source).query_image.astype(int)
+        config.data.pipeline = "tfdata"
+        errors[size] = np.abs(ours - first_batches(config, source).query_image).mean()
+    assert errors[64] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_eight_devices_make_the_batches_of_one(source, sharded):
+    config = make_config(ways=2)
+    config.train.batch_size = 8
+    config.data.augment.update(flip=True, scale=(0.7, 1.2))
+    expected = first_batches(config, source)
+    config.data.device.sharded = sharded
+    batches = first_batches(config, source, devices=8)
+
+    def assert_same(left, right):
+        difference = left.astype(int) - right
+        assert np.abs(difference).max() <= 1  # sums in another order round differently
+        assert (difference != 0).mean() < 0.001
+
+    jax.tree.map(assert_same, batches, expected)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_batches_are_split_and_photographs_stay_where_they_are(source, sharded):
+    config = make_config()
+    config.train.batch_size = 8
+    config.data.device.sharded = sharded
+    mesh = make_mesh(8)
+    pipeline = training_pipeline(config, source, training_items(config.data, source), mesh)
+    pixels = pipeline.feed(1).pixels
+    held = [shard.data.shape[0] for shard in pixels.addressable_shards]
+    assert held == [5 if sharded else 40] * 8
+    draw = jax.jit(pipeline.draw)
+    batch = draw(pipeline.feed(1), 0, 0)
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    assert batch.query_image.sharding.is_equivalent_to(spec, 4)
+    # No device is sent the photographs of all others.
+    program = draw.lower(pipeline.feed(1), 0, 0).compile().as_text()
+    assert not re.search(r"u8\S* all-gather", program)  # of ids it is
+    assert ("reduce-scatter" in program or "all-reduce" in program) == sharded
+
+
+def test_photographs_that_do_not_divide_into_the_devices_are_all_there(fresh):
+    config = make_config()
+    items = fresh.table.items(range(1, 21))
+    data = device.load(fresh, items, 32, make_mesh(3), sharded=True, cache=False)
+    assert data.pixels.shape == (9, 32, 32, 4)
+    expected = device.decode(fresh, 32, cache=False)
+    np.testing.assert_array_equal(data.pixels[:8], expected)
+    assert config.data.device.sharded is False  # the default
+
+
+# ----------------------------------------------------------------------------- loading
+
+
+def test_decoded_photographs_are_squares_and_their_labels(fresh):
+    pixels = device.decode(fresh, 40, cache=False)
+    assert pixels.shape == (8, 40, 40, 4)
+    for number in range(8):
+        image, label = read_square(fresh, number, 40)
+        np.testing.assert_array_equal(pixels[number, ..., :3], image)
+        np.testing.assert_array_equal(pixels[number, ..., 3], label)
+
+
+def count_reads(monkeypatch):
+    reads = []
+    original = device.read_square
+    monkeypatch.setattr(device, "read_square", lambda *a: reads.append(a[1]) or original(*a))
+    return reads
+
+
+def test_second_start_reads_the_cache_and_a_changed_file_makes_another(fresh, monkeypatch, caplog):
+    reads = count_reads(monkeypatch)
+    first = np.array(device.decode(fresh, 24, cache=True))
+    assert sorted(reads) == list(range(8))
+    with caplog.at_level(logging.INFO, "fsseg_jax"):
+        second = device.decode(fresh, 24, cache=True)
+    assert len(reads) == 8
+    np.testing.assert_array_equal(first, second)
+    assert isinstance(second, np.memmap)
+    assert str(second.filename) in caplog.text
+    device.decode(fresh, 25, cache=True)  # another size
+    assert len(reads) == 16
+
+    image = fresh.files[3][0]
+    with open(image, "ab") as file:
+        file.write(b"\0")
+    changed = VOC(fresh.root, "train")
+    device.decode(changed, 24, cache=True)
+    assert len(reads) == 24
+
+
+def test_nothing_is_kept_unless_asked_for(fresh, make_source, monkeypatch):
+    before = set(cache_folder("decoded").glob("*"))
+    device.decode(fresh, 24, cache=False)
+    device.decode(make_source(), 24, cache=True)  # from no files
+    assert set(cache_folder("decoded").glob("*")) == before
+
+
+def test_an_interrupted_reading_leaves_nothing_behind(fresh, monkeypatch):
+    before = set(cache_folder("decoded").glob("*"))
+
+    def broken(*_):
+        raise UserError("photograph 3 is broken.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "read_square", broken)
+        with pytest.raises(UserError, match="broken"):
+            device.decode(fresh, 24, cache=True)
+    assert set(cache_folder("decoded").glob("*")) == before
+    assert device.decode(fresh, 24, cache=True)[..., :3].any()
+
+
+@pytest.mark.parametrize("obstacle", ["full", "read-only"])
+def test_no_room_for_the_cache_is_said_and_training_goes_on(fresh, monkeypatch, caplog, obstacle):
+    if obstacle == "full":
+        usage = type("Usage", (), {"free": 100})
+        monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage)
+    else:
+        monkeypatch.setattr(device, "cache_folder", lambda kind: device.pathlib.Path("/proc/none"))
+    with caplog.at_level(logging.WARNING, "fsseg_jax"):
+        pixels = device.decode(fresh, 24, cache=True)
+    assert "cannot be kept" in caplog.text
+    np.testing.assert_array_equal(pixels, device.decode(fresh, 24, cache=False))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_cpu_device_holds_what_was_read_and_no_copy(fresh, monkeypatch, cache):
+    decoded = []
+    original = device.decode
+    monkeypatch.setattr(device, "decode", lambda *a: decoded.append(original(*a)) or decoded[0])
+    data = device.load(fresh, fresh.table.items([1]), 64, make_mesh(1), sharded=False, cache=cache)
+    pointer = data.pixels.addressable_shards[0].data.unsafe_buffer_pointer()
+    assert pointer == decoded[0].ctypes.data
+
+
+def test_too_many_photographs_are_told_with_both_sizes_and_the_remedies(fresh, monkeypatch):
+    memory = type("Memory", (), {"available": 2**30})
+    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: memory)
+    items = fresh.table.items([1])
+    with pytest.raises(UserError) as raised:
+        device.load(fresh, items, 10_000, make_mesh(8), sharded=False, cache=False)
+    message = str(raised.value)
+    assert "needs 2.98 GiB of memory on each device for 8 photographs of 10000 x 10000" in message
+    assert "has 1.00 GiB free" in message
+    assert "data.device.sharded = True" in message
+    assert "data.pipeline = tfdata" in message
+    device.check_memory((8, 10_000, 10_000, 4), 8, make_mesh(8))  # an eighth of it fits
+    with pytest.raises(UserError) as raised:
+        device.check_memory((8, 10_000, 10_000, 4), 1, make_mesh(1))
+    assert "sharded" not in str(raised.value)  # there is only one device
