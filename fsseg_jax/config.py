@@ -21,9 +21,11 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ZERO = (
     *("devices", "train.warmup", "eval.gallery", "data.augment.rotation", "data.device.size"),
+    "train.epochs",
 )
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
+    "backbone_statistics": ("stored", "batch"),
     "data.held_out_photographs": ("keep", "drop"),
     "data.pipeline": ("tfdata", "device"),
     "train.schedule": ("step", "poly", "constant"),
@@ -38,7 +40,12 @@ def default_config(method: str = "panet") -> ConfigDict:
     config = ConfigDict()
     config.method = method
     config.model = ConfigDict(default_options(method))  # documented at the method's class
-    config.backbone = "vgg16"  # small or vgg16
+    # small, vgg16, resnet50 (torchvision's and timm's weights) or resnet50_caffe (the original
+    # ones, with the stride of a layer on its first 1 x 1 convolution).
+    config.backbone = "vgg16"
+    # What its batch normalisation uses in training: the "stored" statistics, as HSNet's published
+    # code does, or those of the "batch", as CANet's and PFENet's do even if the backbone is frozen.
+    config.backbone_statistics = "stored"
     config.init = ""  # pretrained weights: a .safetensors, .npz or .pth file or a hub repository
     config.dtype = "float32"  # of the computation: float32 or bfloat16
     config.ways = 1
@@ -82,11 +89,15 @@ def default_config(method: str = "panet") -> ConfigDict:
     # Optimisation as PANet sec. 4.1 has it.
     config.train = ConfigDict()
     config.train.steps = 30_000
+    # Passes over the base items instead, one episode an item: sets steps if it is not 0.
+    config.train.epochs = 0
     config.train.batch_size = 1  # episodes a step, over all devices
     # Steps that one call of the compiled function does. More of them keep a fast accelerator from
-    # waiting for the host between steps; a CPU gains nothing, and compiles each of them.
+    # waiting for the host between steps; a CPU gains nothing, and compiles each of them. SIGTERM
+    # waits for those under way, two at most; "tfdata" puts all their batches on the device.
     config.train.steps_per_dispatch = 1
     config.train.learning_rate = 1e-3
+    config.train.new_layers_rate = 1.0  # multiplies the rate of all but the backbone
     config.train.schedule = "step"  # "step", "poly" or "constant"
     config.train.decay_every = 10_000  # steps; "step" only
     config.train.decay_factor = 0.1  # "step" only
@@ -167,6 +178,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     if rest[1:]:
         raise UserError(f"{rest[1]}: expected --config.field=value.")
     for name, (old, new) in differences(original, holder.value).items():
+        if name == "model.stages":  # as many as one likes
+            old = (0,) * len(new)
         if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
             raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, as {old}.")
     check(holder.value)

@@ -23,6 +23,8 @@ from jaxtyping import Array, Float, Int, Integer, Num, UInt8
 
 from fsseg_jax.errors import UserError
 
+# The name of the vmapped axis of a batch of episodes, for a normalisation that sees all of them.
+BATCH_AXIS = "episode"
 IGNORE = 255  # the label of pixels that count for nothing
 # ImageNet's statistics, in which torchvision's and timm's weights expect their input.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -53,6 +55,19 @@ class Episode:
         return self.replace(
             support_image=normalise(self.support_image), query_image=normalise(self.query_image)
         )
+
+
+def empty_episode(ways: int, shots: int, size: int) -> Episode:
+    """An episode of black, normalised photographs that show nothing: for shapes."""
+    shape = (ways, shots, size, size)
+    return Episode(
+        support_image=jnp.zeros((*shape, 3)),
+        support_label=jnp.zeros(shape, jnp.uint8),
+        query_image=jnp.zeros((size, size, 3)),
+        query_label=jnp.zeros((size, size), jnp.uint8),
+        class_id=jnp.zeros(ways, jnp.int32),
+        query_index=jnp.zeros((), jnp.int32),
+    )
 
 
 def normalise(image: UInt8[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:

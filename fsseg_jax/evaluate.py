@@ -12,7 +12,7 @@ from fsseg_jax.data import open_source
 from fsseg_jax.devices import choose_platform, describe, make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import evaluate, summary
-from fsseg_jax.models import create_model
+from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
 
 logger = logging.getLogger(__name__)
@@ -32,15 +32,20 @@ def main() -> None:
     choose_platform(config.platform)
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
+    checkpoints = Checkpoints(workdir)
+    which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
     if path is None:
-        checkpoints = Checkpoints(workdir)
-        which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
         if which is None:
             raise UserError(
                 f"--workdir = {workdir} holds no checkpoint: train there first, or give --config "
                 "to evaluate a freshly initialised model."
             )
         config = override(checkpoints.describe(which)[0], overrides)
+    elif which is None:
+        choose_stages(config)
+    else:
+        saved, _ = checkpoints.describe(which)
+        config.model.stages = config.model.stages or saved.model.stages
     source = open_source(config.data, config.data.split)
     model = create_model(config)
     loaded = load_variables(config, model, workdir, mesh)

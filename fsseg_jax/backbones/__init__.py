@@ -1,23 +1,44 @@
 """Backbones by name."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fsseg_jax.backbones.resnet import ResNet50
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
 from fsseg_jax.errors import UserError
 
-BACKBONES = {"small": Small, "vgg16": VGG16}
+BACKBONES = {
+    "small": Small,
+    "vgg16": VGG16,
+    "resnet50": ResNet50,  # torchvision's and timm's weights
+    "resnet50_caffe": functools.partial(ResNet50, stride_in_1x1=True),  # the original ones
+}
 
 
-def create_backbone(name: str, dtype: str) -> nn.Module:
+def create_backbone(name: str, dtype: str, statistics: str = "stored") -> nn.Module:
     """The backbone that `config.backbone` names, computing in `config.dtype`.
 
+    Args:
+        name: one of `BACKBONES`.
+        dtype: float32 or bfloat16.
+        statistics: of its batch normalisation in training, `config.backbone_statistics`.
+
     Raises:
-        UserError: the name or the type is unknown.
+        UserError: the name or the type is unknown, or it has no batch normalisation.
     """
     if name not in BACKBONES:
         raise UserError(f"backbone = {name!r}: choose one of {', '.join(BACKBONES)}.")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}: choose float32 or bfloat16.")
-    return BACKBONES[name](dtype=jnp.dtype(dtype))
+    backbone = BACKBONES[name](dtype=jnp.dtype(dtype))
+    if statistics == "batch":
+        if not hasattr(backbone, "batch_statistics"):
+            raise UserError(
+                f"backbone_statistics = batch, but {name} has no batch normalisation: leave it at "
+                "stored."
+            )
+        backbone = backbone.clone(batch_statistics=True)
+    return backbone

@@ -18,7 +18,10 @@ from fsseg_jax.errors import UserError
 # Flax's names of a layer's arrays, by collection, and PyTorch's.
 _TORCH_NAMES = {
     ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
     ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
 }
 
 # What safetensors, NumPy and PyTorch raise about files that are truncated or something else.

@@ -1,5 +1,7 @@
 """A small encoder that learns from scratch in minutes, for trying things out and for tests."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
@@ -15,11 +17,18 @@ class Small(nn.Module):
     width: int = 64
     dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
 
+    stage_numbers: ClassVar = (2, 3, 4, 5)
+
     @nn.compact
     def __call__(
-        self, image: Float[Array, "*batch height width 3"], train: bool = False
-    ) -> Float[Array, "*batch h w channel"]:
-        """Features of normalised RGB photographs."""
+        self,
+        image: Float[Array, "*batch height width 3"],
+        stages: tuple[int, ...] = (),
+        train: bool = False,
+    ) -> tuple[Float[Array, "*batch h w channel"], ...]:
+        """Features of normalised RGB photographs after each of `stages`: 2 to 4 are the residual
+        blocks, and 5, the last, is linear."""
+        stages = stages or (5,)
 
         def convolution(x: Array, width: int, size: int, stride: int, dilation: int) -> Array:
             padding = dilation * (size - 1) // 2
@@ -39,7 +48,11 @@ class Small(nn.Module):
         x = image.astype(self.dtype)
         x = nn.relu(convolution(x, self.width // 2, 5, 2, 1))
         x = nn.relu(convolution(x, self.width, 3, 2, 1))
-        for dilation in (1, 2, 4):
+        outputs = {}
+        for stage, dilation in ((2, 1), (3, 2), (4, 4)):
             y = nn.relu(convolution(x, self.width, 3, 1, dilation))
             x = nn.relu(x + convolution(y, self.width, 3, 1, dilation))
-        return nn.Conv(self.width, (1, 1), dtype=self.dtype)(x)
+            outputs[stage] = x
+        if 5 in stages:
+            outputs[5] = nn.Conv(self.width, (1, 1), dtype=self.dtype)(x)
+        return tuple(outputs[stage] for stage in stages)

@@ -1,5 +1,7 @@
 """VGG-16 with stride 8, as PANet's published code has it."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
@@ -15,23 +17,31 @@ STAGES = (
 
 
 class VGG16(nn.Module):
-    """13 convolutions, 512 channels out; 417 px give 53 x 53.
+    """13 convolutions in 5 stages, 512 channels out; 417 px give 53 x 53.
 
     Max-pools are 3 x 3 with padding 1, the fourth has stride 1, the fifth stage is dilated by 2
     and there is no ReLU after the last convolution. Layers are named as torchvision numbers them
-    (`features_0` to `features_28`).
+    (`features_0` to `features_28`); stages beyond those asked for have none.
     """
 
     dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
 
+    stage_numbers: ClassVar = (1, 2, 3, 4, 5)
+
     @nn.compact
     def __call__(
-        self, image: Float[Array, "*batch height width 3"], train: bool = False
-    ) -> Float[Array, "*batch h w 512"]:
-        """Features of normalised RGB photographs."""
+        self,
+        image: Float[Array, "*batch height width 3"],
+        stages: tuple[int, ...] = (),
+        train: bool = False,
+    ) -> tuple[Float[Array, "*batch h w channel"], ...]:
+        """Features of normalised RGB photographs after each of `stages`, its pooling included, or
+        after the fifth."""
+        stages = stages or (len(STAGES),)
         x = image.astype(self.dtype)
         index = 0  # torchvision counts convolutions, ReLUs and pools
-        for channels, dilation, stride in STAGES:
+        outputs = {}
+        for number, (channels, dilation, stride) in enumerate(STAGES[: max(stages)], start=1):
             for width in channels:
                 x = nn.Conv(
                     width,
@@ -47,4 +57,5 @@ class VGG16(nn.Module):
             if stride is not None:
                 x = nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
                 index += 1
-        return x
+            outputs[number] = x
+        return tuple(outputs[stage] for stage in stages)

@@ -10,9 +10,8 @@ import functools
 import logging
 import math
 import mmap
-import os
 import pathlib
-import shutil
+import tempfile
 
 import flax
 import jax
@@ -29,6 +28,8 @@ from fsseg_jax.data.source import Source, cache_folder, parallel_map, read_squar
 from fsseg_jax.devices import AXIS, replicated, split
 from fsseg_jax.episode import IGNORE, Episode, Items, episode_label, sample
 from fsseg_jax.errors import UserError
+
+FORMAT = 1  # of the files in the cache: raise it when their contents mean something else
 
 logger = logging.getLogger(__name__)
 
@@ -84,19 +85,21 @@ def load(
 
 
 def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:
-    """Raises UserError unless each device has room for one of `parts` parts of such an array."""
-    device = mesh.local_devices[0]
-    statistics = device.memory_stats()  # None on a CPU
-    if statistics:
-        free = statistics["bytes_limit"] - statistics["bytes_in_use"]
-    else:
+    """Raises UserError unless there is room for such an array, `1 / parts` of it on each device."""
+    device, needed, free = mesh.local_devices[0], math.prod(shape), None
+    if device.platform == "cpu":
+        device = "this machine"  # whose devices share one memory, and one array
         free = psutil.virtual_memory().available
-    needed = math.prod(shape) / parts
-    if needed > free:
-        share = mesh.size > 1 and parts == 1
+    else:
+        needed /= parts
+        statistics = device.memory_stats() or {}  # some allocators have none
+        if "bytes_limit" in statistics:
+            free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+    if free is not None and needed > free:
+        share = parts == 1 and mesh.size > 1 and not isinstance(device, str)
         raise UserError(
-            f"data.pipeline = device needs {needed / 2**30:.2f} GiB of memory on each device for "
-            f"{shape[0]} photographs of {shape[1]} x {shape[2]} pixels, but {device} has "
+            f"data.pipeline = device needs {needed / 2**30:.2f} GiB of memory for {shape[0]} "
+            f"photographs of {shape[1]} x {shape[2]} pixels, but {device} has "
             f"{free / 2**30:.2f} GiB free: lower image_size or data.device.size, "
             + "set data.device.sharded = True to share them out, " * share
             + "or use data.pipeline = tfdata."
@@ -111,43 +114,63 @@ def decode(source: Source, size: int, cache: bool) -> UInt8[np.ndarray, "photogr
         size: side of the squares.
         cache: whether to take them from the user's cache folder, and to put them there if they
             are not there yet. (What comes from no files is not kept there.)
+
+    Raises:
+        UserError: a file is broken, or there is no memory for all of them.
     """
     shape = (len(source), size, size, 4)
-    if not (cache and source.fingerprint):
-        # Pages of their own, unlike np.empty: only then does a CPU device not copy them.
-        array = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
-        return _fill(array, source)
-    file = cache_folder("decoded") / f"{source.name}-{size}-{source.fingerprint}.npy"
-    if not file.is_file():
-        try:
-            _write(file, shape, source)
-        except OSError as error:
-            logger.warning("decoded photographs cannot be kept for the next time: %s", error)
-            return decode(source, size, cache=False)
-    logger.info("decoded photographs: %s (may be deleted; data.device.cache)", file)
-    return np.load(file, mmap_mode="r")
+    file = None
+    if cache and source.fingerprint:
+        name = f"{source.name}-{size}-{source.fingerprint}-{FORMAT}.npy"
+        file = cache_folder("decoded") / name
+        if (kept := _open(file, shape)) is not None:
+            return kept
+    if math.prod(shape) > (free := psutil.virtual_memory().available):
+        raise UserError(
+            f"{shape[0]} photographs of {size} x {size} pixels need {math.prod(shape) / 2**30:.2f} "
+            f"GiB of this machine's memory while they are read, but {free / 2**30:.2f} GiB are "
+            "free: lower image_size or data.device.size, or use data.pipeline = tfdata."
+        )
+    # Pages of their own, unlike np.empty: only then does a CPU device not copy them.
+    array = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
-
-def _fill(array: np.ndarray, source: Source) -> np.ndarray:
     def read(index: int) -> None:
-        array[index, ..., :3], array[index, ..., 3] = read_square(source, index, array.shape[1])
+        array[index, ..., :3], array[index, ..., 3] = read_square(source, index, size)
 
     parallel_map(read, range(len(source)), f"reading {source.name}")
+    if file:
+        _keep(array, file)
     return array
 
 
-def _write(file: pathlib.Path, shape: tuple[int, ...], source: Source) -> None:
-    """Writes the decoded squares: the file is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Asked beforehand, because writing to a mapped file on a full disk kills the process.
-    if math.prod(shape) > shutil.disk_usage(file.parent).free:
-        raise OSError(f"{file.parent} lacks {math.prod(shape) / 2**30:.2f} GiB of space")
-    temporary = file.with_suffix(f".{os.getpid()}")
+def _open(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What `_keep` wrote, mapped into memory, or None where there is nothing, or something else."""
     try:
-        _fill(np.lib.format.open_memmap(temporary, "w+", np.uint8, shape), source).flush()
-        temporary.replace(file)
+        array = np.load(file, mmap_mode="r")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s cannot be read (%s): made again.", file, error)
+        return None
+    if (array.shape, array.dtype) != (shape, np.uint8):
+        return None
+    logger.info("decoded photographs: %s (may be deleted; data.device.cache)", file)
+    return array
+
+
+def _keep(array: np.ndarray, file: pathlib.Path) -> None:
+    """Writes the squares for the next time: the file is there whole or not at all."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            np.save(temporary, array)
+        pathlib.Path(temporary.name).replace(file)
+    except OSError as error:
+        logger.warning("decoded photographs cannot be kept for the next time: %s", error)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            pathlib.Path(temporary.name).unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------- drawing
@@ -281,7 +304,10 @@ def rotated(
     square, _ = upright(pixels, whole, largest)
     centres = jnp.arange(size) + 0.5
     window = jnp.stack(jnp.meshgrid(centres, centres))
-    x, y = jnp.einsum("ij,jhw->ihw", geometry.matrix, window) + geometry.shift[:, None, None]
+    # In full precision: rounded factors, as accelerators have them, would move pixels.
+    x, y = geometry.shift[:, None, None] + jnp.einsum(
+        "ij,jhw->ihw", geometry.matrix, window, precision=jax.lax.Precision.HIGHEST
+    )
     planes = jnp.moveaxis(square.astype(jnp.float32) - OUTSIDE, -1, 0)
     image = jax.vmap(lambda plane: map_coordinates(plane, [y - 0.5, x - 0.5], order=1))(planes)
     x, y = (z * (stored / geometry.side) for z in (x, y))

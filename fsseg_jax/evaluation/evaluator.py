@@ -9,7 +9,6 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +30,7 @@ from fsseg_jax.episode import (
 from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.report import Example, write_report
+from fsseg_jax.models import Method
 from fsseg_jax.models.resize import resize
 
 
@@ -60,7 +60,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Method,
         source: Source,
         episodes: EpisodeIds,
         mesh: Mesh,
@@ -90,8 +90,8 @@ class Evaluator:
 
     def _predict_one(
         self, variables: Any, cache: tuple[Any, Array, Array], episode: EpisodeIds
-    ) -> tuple[Int[Array, "height width"], UInt8[Array, "height width"]]:
-        """The prediction for one row of `self._rows`, and its label."""
+    ) -> tuple[Int[Array, "height width"], UInt8[Array, "height width"], dict[str, Array]]:
+        """The prediction for one row of `self._rows`, its label, and what the method measured."""
         features, images, labels = cache
 
         def cached(photographs: Array) -> Any:
@@ -107,13 +107,13 @@ class Evaluator:
         )
         label = episode_label(labels[episode.query], episode.classes)
         logits = resize(output.logits, label.shape, self.model.align_corners)
-        return jnp.argmax(logits, axis=-1), label
+        return jnp.argmax(logits, axis=-1), label, output.measured
 
     def _score_one(
         self, variables: Any, cache: tuple[Any, Array, Array], episode: EpisodeIds
-    ) -> Int[Array, "class 3"]:
-        prediction, label = self._predict_one(variables, cache, episode)
-        return pixel_counts(prediction, label, episode.classes.shape[0])
+    ) -> tuple[Int[Array, "class 3"], dict[str, Array]]:
+        prediction, label, measured = self._predict_one(variables, cache, episode)
+        return pixel_counts(prediction, label, episode.classes.shape[0]), measured
 
     def encode(self, variables: Any) -> tuple[Any, Array, Array]:
         """Features, photographs and labels of all that the episodes need, on the devices."""
@@ -135,23 +135,28 @@ class Evaluator:
 
     def score(
         self, variables: Any, cache: tuple[Any, Array, Array]
-    ) -> Int[np.ndarray, "episode class 3"]:
-        """Pixel counts of every episode (see `metrics.pixel_counts`) from encoded photographs."""
+    ) -> tuple[Int[np.ndarray, "episode class 3"], dict[str, float]]:
+        """Scores every episode from encoded photographs.
+
+        Returns:
+            pixel counts (see `metrics.pixel_counts`), and the means of what the method measured.
+        """
         count = len(self.episodes)
         step = -(-self.batch_size // self.mesh.size) * self.mesh.size
         parts = []
         with _bar("scoring", count, "episode") as progress:
             for start in range(0, count, step):
                 rows = np.minimum(np.arange(start, start + step), count - 1)  # the last repeats
-                parts.append(np.asarray(self._score(variables, cache, self._rows.take(rows))))
+                parts.append(jax.device_get(self._score(variables, cache, self._rows.take(rows))))
                 progress.update(min(step, count - start))
-        return np.concatenate(parts)[:count]
+        counts, measured = jax.tree.map(lambda *part: np.concatenate(part)[:count], *parts)
+        return counts, {name: float(values.mean()) for name, values in measured.items()}
 
     def predict(
         self, variables: Any, cache: tuple[Any, Array, Array], row: int
     ) -> UInt8[np.ndarray, "height width"]:
         """The predicted label of episode number `row`, in episode numbering."""
-        prediction, _ = self._predict(variables, cache, self._rows.take(row))
+        prediction, *_ = self._predict(variables, cache, self._rows.take(row))
         return np.asarray(prediction, np.uint8)
 
     def example(
@@ -175,7 +180,7 @@ class Evaluator:
 
 def evaluate(
     config: ConfigDict,
-    model: nn.Module,
+    model: Method,
     loaded: Loaded,
     source: Source,
     mesh: Mesh,
@@ -213,7 +218,7 @@ def evaluate(
     read = time.perf_counter()
     cache = evaluator.encode(variables)
     encoded = time.perf_counter()
-    counts = evaluator.score(variables, cache)
+    counts, measured = evaluator.score(variables, cache)
     scored = time.perf_counter()
 
     names = source.class_names
@@ -248,6 +253,7 @@ def evaluate(
         **means,
         **deviations,
         "per_class": per_class,
+        "measured": measured,
         "runs": runs,
         "episodes": len(episodes) // len(runs),  # a run
         "episodes_hash": episodes_hash(episodes, source.ids),

@@ -4,13 +4,13 @@ import hashlib
 import json
 from typing import Any
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
 from fsseg_jax.episode import EpisodeIds, check_items, read_episodes, sample
 from fsseg_jax.errors import UserError
+from fsseg_jax.models import Method
 
 
 def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeIds]:
@@ -54,7 +54,7 @@ def _check_supports(episodes: EpisodeIds, source: Source, path: str) -> None:
 
 
 def protocol(
-    config: ConfigDict, source: Source, model: nn.Module, trained: ConfigDict | None
+    config: ConfigDict, source: Source, model: Method, trained: ConfigDict | None
 ) -> dict[str, Any]:
     """Every setting that makes two figures comparable, and `hash`: eight hexadecimal digits.
 
@@ -76,7 +76,7 @@ def protocol(
         "scored at": "image size",
         "corners": "aligned" if model.align_corners else "half-pixel",
         "ignored pixels of queries": "count for nothing",
-        "ignored pixels of supports": getattr(model, "ignored_pixels", "as the method has it"),
+        "ignored pixels of supports": model.ignored_pixels,
         "averaging": "pixels summed over a run, IoU a class, mean over classes; mean over runs",
         "episodes": "a list" if listed else "class uniform, then photographs uniform",
         "query": "from one of the ways",

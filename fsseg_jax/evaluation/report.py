@@ -74,7 +74,8 @@ def write_report(
     Args:
         path: the HTML file; its folder must exist.
         results: the evaluation's `results.json`. Scores are in percent; None is the score of a
-            class that no episode showed; `episodes` counts those of one run.
+            class that no episode showed; `episodes` counts those of one run; `measured` are
+            named figures of the method's own.
         gallery: examples by heading, in the order in which they are shown.
     """
     minutes, seconds = divmod(round(results["seconds"]), 60)
@@ -87,6 +88,9 @@ def write_report(
     }
     if results["ways"] > 1:  # with one way it is the mean-IoU
         facts["mean-IoU*"] = _number(results["mean_iou_star"])
+    facts |= {
+        name.capitalize(): f"{value:.3g}" for name, value in results.get("measured", {}).items()
+    }
     scores = [(_number(results[key]), _number(results[f"{key}_std"])) for key in SCORES]
     runs = [
         (run["seed"], *(_number(run[key]) for key in SCORES), run["episodes_hash"])

@@ -1,27 +1,43 @@
 """Methods by name. Whatever uses them needs nothing but this registry and their interface."""
 
 import dataclasses
+import functools
+import logging
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones import create_backbone
-from fsseg_jax.backbones.pretrained import load_pretrained
-from fsseg_jax.episode import Episode
+from fsseg_jax.backbones.pretrained import load_pretrained, read_weights
+from fsseg_jax.episode import empty_episode
 from fsseg_jax.errors import UserError
+from fsseg_jax.models.canet import CANet
+from fsseg_jax.models.ltafnet import LTAFNet
+from fsseg_jax.models.method import Method
+from fsseg_jax.models.mfnet import MFNet
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.panet import PANet
+from fsseg_jax.models.sst import SST
 
-__all__ = ["METHODS", "Output", "create_model", "default_options", "init_variables"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Output",
+    "choose_stages",
+    "create_model",
+    "default_options",
+    "init_variables",
+]
 
-METHODS = {"panet": PANet}
+METHODS = {"panet": PANet, "canet": CANet, "sst": SST, "ltafnet": LTAFNet, "mfnet": MFNet}
+
+logger = logging.getLogger(__name__)
 
 
-def _method(name: str) -> type[nn.Module]:
+def _method(name: str) -> type[Method]:
     if name not in METHODS:
         raise UserError(f"method = {name!r}: choose one of {', '.join(METHODS)}.")
     return METHODS[name]
@@ -32,22 +48,50 @@ def default_options(method: str) -> dict[str, Any]:
     return {
         field.name: field.default
         for field in dataclasses.fields(_method(method))
-        if field.name not in ("backbone", "parent", "name")
+        if field.name not in ("backbone", "dtype", "parent", "name")
     }
 
 
-def create_model(config: ConfigDict) -> nn.Module:
+def create_model(config: ConfigDict) -> Method:
     """The module that `config.method`, `.backbone`, `.dtype` and `.model` describe.
 
     Raises:
-        UserError: a name is unknown.
+        UserError: a name or a choice is unknown, or the backbone has no such stage.
     """
-    backbone = create_backbone(config.backbone, config.dtype)
-    return _method(config.method)(backbone=backbone, **config.model)
+    method = _method(config.method)
+    for name, choices in method.choices.items():
+        if config.model[name] not in choices:
+            raise UserError(
+                f"model.{name} = {config.model[name]!r}: choose {' or '.join(choices)}."
+            )
+    backbone = create_backbone(config.backbone, config.dtype, config.backbone_statistics)
+    if unknown := set(config.model.stages) - set(backbone.stage_numbers):
+        raise UserError(
+            f"model.stages = {tuple(config.model.stages)}: {config.backbone} has no stage "
+            f"{min(unknown)}, but {', '.join(map(str, backbone.stage_numbers))}."
+        )
+    options = {name: value for name, value in config.model.items() if name != "stages"}
+    stages = tuple(config.model.stages)
+    return method(backbone=backbone, dtype=jnp.dtype(config.dtype), stages=stages, **options)
+
+
+def choose_stages(config: ConfigDict) -> None:
+    """Where `config.model.stages` is empty: the last stage that the pretrained weights have.
+
+    Weights of ResNet-50 come with and without layer4. Says which stage it is.
+    """
+    if config.model.stages or not config.init or not config.backbone.startswith("resnet"):
+        return
+    names = read_weights(config.init)
+    config.model.stages = (4,) if any(name.startswith("layer4.") for name in names) else (3,)
+    logger.info(
+        "%s: features of layer%d, the last one in %s",
+        *(config.backbone, config.model.stages[0], config.init),
+    )
 
 
 def init_variables(
-    model: nn.Module, key: PRNGKeyArray, ways: int, shots: int, init: str = ""
+    model: Method, key: PRNGKeyArray, ways: int, shots: int, init: str = ""
 ) -> dict[str, Any]:
     """Fresh variables of a model: random, or the backbone's from pretrained weights.
 
@@ -60,18 +104,15 @@ def init_variables(
     Raises:
         UserError: the weights cannot be had or do not fit.
     """
-    size = 32  # does not matter to a fully convolutional network: compile for a small one
-    episode = Episode(
-        support_image=jnp.zeros((ways, shots, size, size, 3)),
-        support_label=jnp.zeros((ways, shots, size, size), jnp.uint8),
-        query_image=jnp.zeros((size, size, 3)),
-        query_label=jnp.zeros((size, size), jnp.uint8),
-        class_id=jnp.zeros(ways, jnp.int32),
-        query_index=jnp.zeros((), jnp.int32),
-    )
-    variables = jax.jit(model.init)(key, episode)
+    # Size does not matter to a fully convolutional network: compile for a small one.
+    episode = empty_episode(ways, shots, size=32)
+    keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
+    # In training mode, because some layers serve the loss alone.
+    variables = jax.jit(functools.partial(model.init, train=True))(keys, episode)
     if init:
-        backbone = {name: tree["backbone"] for name, tree in variables.items()}
-        loaded = load_pretrained(init, backbone)
-        variables = {name: {**variables[name], "backbone": loaded[name]} for name in variables}
+        backbone = {
+            name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree
+        }
+        for name, tree in load_pretrained(init, backbone).items():
+            variables[name] = {**variables[name], "backbone": tree}
     return variables

@@ -1,9 +1,12 @@
 """Layers and losses that several methods share."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.models.resize import pull_back, resize
@@ -68,3 +71,91 @@ def cross_entropy(
     )
     total = jnp.sum(losses * counted, axis=(-2, -1))
     return total / jnp.maximum(counted.sum((-2, -1)), 1)
+
+
+# PyTorch's default for convolutions, which papers with PyTorch code that say nothing else had.
+TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def convolution(
+    width: int, size: int = 3, dilation: int = 1, stride: int = 1, **options: Any
+) -> nn.Conv:
+    """A convolution that keeps the resolution (or divides it by `stride`), padded as in PyTorch."""
+    padding = dilation * (size - 1) // 2
+    return nn.Conv(
+        width,
+        (size, size),
+        stride,
+        padding,
+        kernel_dilation=dilation,
+        **{"kernel_init": TORCH_INIT, **options},
+    )
+
+
+def classifier(classes: int, dtype: DTypeLike) -> nn.Conv:
+    """The last 1 x 1 convolution: small weights, so that training begins near even odds."""
+    return convolution(classes, 1, kernel_init=nn.initializers.normal(0.01), dtype=dtype)
+
+
+def channel_dropout(rate: float) -> nn.Dropout:
+    """Dropout of whole channels of a feature map (PyTorch's `Dropout2d`)."""
+    return nn.Dropout(rate, broadcast_dims=(-3, -2))
+
+
+def tile_beside(
+    features: Float[Array, "*batch h w c"], vectors: Float[Array, "*batch n"]
+) -> Float[Array, "*batch h w c+n"]:
+    """The features with a vector beside each of them; leading axes broadcast."""
+    vectors = vectors[..., None, None, :].astype(features.dtype)
+    batch = jnp.broadcast_shapes(features.shape[:-3], vectors.shape[:-3])
+    size = features.shape[-3:-1]
+    features = jnp.broadcast_to(features, (*batch, *features.shape[-3:]))
+    vectors = jnp.broadcast_to(vectors, (*batch, *size, vectors.shape[-1]))
+    return jnp.concatenate([features, vectors], axis=-1)
+
+
+class ResidualBlock(nn.Module):
+    """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 3.3)."""
+
+    options: dict[str, Any]  # of the convolutions
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch h w c"],
+        extra: Float[Array, "*batch h w e"] | None = None,
+    ) -> Float[Array, "*batch h w c"]:
+        """One block; `extra` is seen by F alone."""
+        width = x.shape[-1]
+        y = x if extra is None else jnp.concatenate([x, extra.astype(x.dtype)], axis=-1)
+        for _ in range(2):
+            y = convolution(width, **self.options)(nn.relu(y))
+        return x + y
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling (Chen et al., 2017), with dropout as CANet has it.
+
+    The image's average, a 1 x 1 and three dilated 3 x 3 convolutions side by side, then a 1 x 1
+    over all of them.
+    """
+
+    options: dict[str, Any]  # of the convolutions
+    width: int = 256
+    dilations: tuple[int, ...] = (6, 12, 18)
+    dropout: float = 0.0  # of channels
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch h w c"], train: bool = False
+    ) -> Float[Array, "*batch h w width"]:
+        """Features that have seen a wide surrounding."""
+
+        def branch(x: Array, size: int, dilation: int = 1) -> Array:
+            x = nn.relu(convolution(self.width, size, dilation, **self.options)(x))
+            return channel_dropout(self.dropout)(x, deterministic=not train)
+
+        image = branch(x.mean(axis=(-3, -2), keepdims=True), 1)
+        branches = [jnp.broadcast_to(image, (*x.shape[:-1], self.width)), branch(x, 1)]
+        branches += [branch(x, 3, dilation) for dilation in self.dilations]
+        return branch(jnp.concatenate(branches, axis=-1), 1)

@@ -14,7 +14,11 @@ class Output:
         logits: one channel a class of the episode, background first, at the features' resolution
             or any other; what needs another one resizes them in the method's corner convention.
         aux: what only the method's loss needs.
+        row: what to keep for the next time that the query's item comes up in training, or None.
+        measured: named scalars that an evaluation reports the means of.
     """
 
     logits: Float[Array, "h w class"]
     aux: dict[str, Any]
+    row: Array | None = None
+    measured: dict[str, Float[Array, ""]] = flax.struct.field(default_factory=dict)

@@ -5,25 +5,19 @@ cosine similarity to them (eq. 3-4), trained by cross-entropy (eq. 5), and the p
 serves as support for segmenting the support photographs (eq. 6-7): the forward pass in reverse.
 """
 
-from typing import Any
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.models.layers import cosine_similarity, cross_entropy, masked_average_pool
+from fsseg_jax.models.method import Method
 from fsseg_jax.models.output import Output
 
 
-class PANet(nn.Module):
-    """PANet on any fully convolutional backbone; it has no parameters of its own.
+class PANet(Method):
+    """PANet on any fully convolutional backbone; it has no parameters of its own."""
 
-    Fields that are not modules are `config.model`.
-    """
-
-    backbone: nn.Module
     similarity_scale: float = 20.0  # multiplies the cosine (eq. 3's alpha)
     alignment_weight: float = 1.0  # of the alignment loss (eq. 8's lambda); 0 leaves it out
     area_epsilon: float = 1e-5  # added to a mask's area, as in the published code
@@ -39,7 +33,7 @@ class PANet(nn.Module):
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
         """Features of normalised photographs: all that depends on a photograph alone."""
-        return self.backbone(image, train=train).astype(jnp.float32)
+        return self.extract(image, train).astype(jnp.float32)
 
     def segment(
         self,
@@ -47,7 +41,7 @@ class PANet(nn.Module):
         support_label: UInt8[Array, "way shot height width"],
         query_features: Float[Array, "h w channel"],
         query_image: Float[Array, "height width 3"],
-        previous: Any = None,
+        previous: None = None,
         train: bool = False,
     ) -> Output:
         """Logits of the query; in training also those of the supports, segmented in reverse."""
@@ -70,20 +64,6 @@ class PANet(nn.Module):
         support_logits = jax.vmap(over_shots)(support_features, ways)
         is_predicted = prediction[1:].any(axis=(1, 2))
         return Output(logits, {"support_logits": support_logits, "is_predicted": is_predicted})
-
-    def __call__(self, episode: Episode, train: bool = False) -> Output:
-        """Segments one episode of normalised photographs."""
-        ways, shots, height, width, _ = episode.support_image.shape
-        supports = episode.support_image.reshape(ways * shots, height, width, 3)
-        features = self.encode(jnp.concatenate([supports, episode.query_image[None]]), train=train)
-        support_features = features[:-1].reshape(ways, shots, *features.shape[1:])
-        return self.segment(
-            support_features,
-            episode.support_label,
-            features[-1],
-            episode.query_image,
-            train=train,
-        )
 
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]

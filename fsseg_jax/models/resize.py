@@ -8,7 +8,7 @@ resolution, which is how features are pooled at mask resolution without being up
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 def interpolation_matrix(
@@ -53,6 +53,13 @@ def resize(
     return jnp.moveaxis(planes, -3, -1)
 
 
+def resize_masks(
+    masks: Shaped[Array, "*batch height width"], shape: tuple[int, int], align_corners: bool
+) -> Float[Array, "*batch h w"]:
+    """`resize` of masks, which have no channel axis: the share of each position, 0..1."""
+    return resize(masks.astype(jnp.float32)[..., None], shape, align_corners)[..., 0]
+
+
 def pull_back(
     mask: Float[Array, "*batch height width"], shape: tuple[int, int], align_corners: bool
 ) -> Float[Array, "*batch h w"]:
@@ -63,3 +70,18 @@ def pull_back(
     rows = interpolation_matrix(shape[0], mask.shape[-2], align_corners)
     columns = interpolation_matrix(shape[1], mask.shape[-1], align_corners)
     return _separable(mask, rows.T, columns.T)
+
+
+def adaptive_pool(
+    x: Float[Array, "*batch h w channel"], shape: tuple[int, int]
+) -> Float[Array, "*batch height width channel"]:
+    """Averages over windows, as PyTorch's `F.adaptive_avg_pool2d`: from floor(i n / m) to
+    ceil((i + 1) n / m), which overlap where m does not divide n."""
+
+    def matrix(n_in: int, n_out: int) -> np.ndarray:
+        i, column = np.arange(n_out)[:, None], np.arange(n_in)
+        window = (column >= i * n_in // n_out) & (column < -(-(i + 1) * n_in // n_out))
+        return (window / window.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    rows, columns = matrix(x.shape[-3], shape[0]), matrix(x.shape[-2], shape[1])
+    return jnp.moveaxis(_separable(jnp.moveaxis(x, -1, -3), rows, columns), -3, -1)

@@ -4,11 +4,11 @@ Each holds the state, the configuration and what is known of it (the step, the s
 classes that gave it). Writing is atomic: a run that is killed meanwhile keeps the one before.
 """
 
+import functools
 import logging
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding
@@ -18,7 +18,8 @@ from fsseg_jax.config import from_saved
 from fsseg_jax.devices import replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Loaded
-from fsseg_jax.training.state import abstract_state, initial_state
+from fsseg_jax.models import Method, init_variables
+from fsseg_jax.training.state import TrainState
 
 LAST, BEST = "last", "best"
 
@@ -42,12 +43,12 @@ class Checkpoints:
         """The step of a checkpoint, or None where there is none."""
         return self._manager(which).latest_step() if (self.folder / which).is_dir() else None
 
-    def save(self, which: str, state: Any, config: ConfigDict, **info: Any) -> None:
+    def save(self, which: str, state: TrainState, config: ConfigDict, **info: Any) -> None:
         """Writes a checkpoint in place of the one before; waits until it is complete.
 
         Args:
             which: LAST or BEST.
-            state: a pytree with a `step`.
+            state: what to keep.
             config: of the run.
             **info: what else is known of it; JSON.
         """
@@ -55,7 +56,8 @@ class Checkpoints:
         self._manager(which).save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                variables=ocp.args.StandardSave(state.variables),
+                training=ocp.args.StandardSave(_rest(state)),
                 config=ocp.args.JsonSave(config.to_dict()),
                 info=ocp.args.JsonSave({"step": step, **info}),
             ),
@@ -74,7 +76,7 @@ class Checkpoints:
         )
         return from_saved(restored["config"]), restored["info"]
 
-    def restore(self, which: str, like: Any, sharding: Sharding) -> Any:
+    def restore(self, which: str, like: TrainState, sharding: Sharding) -> TrainState:
         """The state of a checkpoint, on the devices of `sharding`, however many saved it.
 
         Args:
@@ -85,12 +87,22 @@ class Checkpoints:
         Raises:
             UserError: the arrays are not those of `like`.
         """
+        variables = self.restore_variables(which, like.variables, sharding)
+        return TrainState(
+            variables=variables, **self._restore(which, "training", _rest(like), sharding)
+        )
+
+    def restore_variables(self, which: str, like: Any, sharding: Sharding) -> Any:
+        """The variables alone; see `restore`."""
+        return self._restore(which, "variables", like, sharding)
+
+    def _restore(self, which: str, part: str, like: Any, sharding: Sharding) -> Any:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
         )
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return self._manager(which).restore(self.step(which), args=args)["state"]
+            args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})
+            return self._manager(which).restore(self.step(which), args=args)[part]
         except (ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -110,9 +122,7 @@ class Checkpoints:
                 )
 
 
-def load_variables(
-    config: ConfigDict, model: nn.Module, workdir: pathlib.Path, mesh: Mesh
-) -> Loaded:
+def load_variables(config: ConfigDict, model: Method, workdir: pathlib.Path, mesh: Mesh) -> Loaded:
     """The variables that `config.eval.checkpoint` names, or fresh ones where there are none.
 
     Raises:
@@ -121,10 +131,12 @@ def load_variables(
     """
     checkpoints = Checkpoints(workdir)
     steps = {which: checkpoints.step(which) for which in (BEST, LAST)}
+    key = jax.random.key(config.seed)
+    initialise = functools.partial(init_variables, model, key, config.ways, config.shots)
     if set(steps.values()) == {None}:
-        state = jax.device_put(initial_state(model, config, config.init), replicated(mesh))
+        variables = jax.device_put(initialise(config.init), replicated(mesh))
         weights = pathlib.Path(config.init).name or "random"
-        return Loaded(state.variables, f"freshly initialised, {weights} weights")
+        return Loaded(variables, f"freshly initialised, {weights} weights")
     which = config.eval.checkpoint
     if steps[which] is None:
         other = LAST if which == BEST else BEST
@@ -133,9 +145,16 @@ def load_variables(
     saved, info = checkpoints.describe(which)
     same_data = saved.data.name == config.data.name
     checkpoints.check_same(which, config, *(["data.fold"] if same_data else []))
-    state = checkpoints.restore(which, abstract_state(model, config), replicated(mesh))
+    like = jax.eval_shape(initialise)
+    variables = checkpoints.restore_variables(which, like, replicated(mesh))
     selected = f"best on {info['selected_on']} classes" if which == BEST else "the last"
-    return Loaded(state.variables, f"step {info['step']}, {selected}", saved)
+    return Loaded(variables, f"step {info['step']}, {selected}", saved)
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """What only training needs of a state."""
+    rest = {"step": state.step, "optimizer": state.optimizer}
+    return rest if state.rows is None else {**rest, "rows": state.rows}
 
 
 def _get(config: ConfigDict, field: str) -> Any:

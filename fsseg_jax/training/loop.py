@@ -3,13 +3,13 @@
 import collections
 import contextlib
 import logging
+import math
 import pathlib
 import signal
 import threading
 import time
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import tensorboardX
@@ -25,7 +25,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes
-from fsseg_jax.models import create_model
+from fsseg_jax.models import Method, choose_stages, create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
 from fsseg_jax.training.state import (
     TrainState,
@@ -35,12 +35,13 @@ from fsseg_jax.training.state import (
     make_dispatch,
     make_optimizer,
     make_step,
+    split_frozen,
 )
 
 logger = logging.getLogger(__name__)
 
-# Dispatches in flight: enough to keep the devices busy, and few enough that progress is true and a
-# loss that is not finite is noticed at once.
+# Steps in flight (but at least one dispatch): enough to keep the devices busy, and few enough that
+# progress is true, a loss that is not finite is noticed at once, and SIGTERM need not wait.
 IN_FLIGHT = 2
 
 
@@ -90,7 +91,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     source = open_source(config.data, config.data.train_split)
     held_back = open_source(config.data, config.data.split)
     items = training_items(config.data, source)
-    model = create_model(config)
+    count = len(items.photograph)
+    config = with_steps(config, count)
     checkpoints = Checkpoints(workdir)
     start = checkpoints.step(LAST) or 0
 
@@ -102,20 +104,26 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             f"train.steps = {config.train.steps}, but {workdir} is at step {start} already: raise "
             "it or choose another --workdir."
         )
-    pipeline = training_pipeline(config, source, items, mesh, start)
     if start:
         saved, _ = checkpoints.describe(LAST)
+        config.model.stages = config.model.stages or saved.model.stages
         for name, (old, new) in configuration.differences(saved, config).items():
             logger.info("changed since the checkpoint: %s was %s and is %s", name, old, new)
-        state = checkpoints.restore(LAST, abstract_state(model, config), replicated(mesh))
+        model = create_model(config)
+        state = checkpoints.restore(LAST, abstract_state(model, config, count), replicated(mesh))
         logger.info("resuming from step %d of %s", start, workdir)
     else:
-        state = jax.device_put(initial_state(model, config, config.init), replicated(mesh))
-    parameters = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
+        choose_stages(config)
+        model = create_model(config)
+        state = initial_state(model, config, config.init, count)
+        state = jax.device_put(state, replicated(mesh))
+    pipeline = training_pipeline(config, source, items, mesh, start)
+    trained, _ = split_frozen(model, state.variables["params"])
+    parameters = sum(x.size for x in jax.tree.leaves(trained))
     logger.info(
         "%s on %s: %.1f M learnable parameters; %d photographs, %d items of %d base classes",
         *(config.method, config.backbone, parameters / 1e6),
-        *(len(source), len(items.photograph), len(items.class_id)),
+        *(len(source), count, len(items.class_id)),
     )
 
     if config.train.test_before_and_after and start == 0:
@@ -128,7 +136,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         model,
         make_optimizer(config.train),
         seed=config.seed,
-        items=len(items.photograph),
+        items=count,
         batch_size=config.train.batch_size,
     )
     dispatch = make_dispatch(step_function, pipeline.draw, mesh)
@@ -188,7 +196,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             with jax.transfer_guard("disallow"):  # all that a step needs is on the mesh
                 state, metrics = dispatch(state, fed, count)
             in_flight.append((step + 1, metrics))
-            settle(IN_FLIGHT)
+            settle(max(1, IN_FLIGHT // per_dispatch))
             step += count
             progress.update(count * batch_size)
 
@@ -211,8 +219,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             if stop.received:
                 break
             if scores:
+                began = time.perf_counter()
                 select(step)
-                log_time = time.perf_counter()
+                log_time += time.perf_counter() - began  # which is no time of training
 
     if stop.received:
         logger.info("stopped by SIGTERM at step %d, saved; the same command continues", step)
@@ -229,13 +238,24 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     return True
 
 
+def with_steps(config: ConfigDict, items: int) -> ConfigDict:
+    """A copy of a configuration whose `train.steps` are its `train.epochs`, if it has any."""
+    config = config.copy_and_resolve_references()
+    train = config.train
+    if train.epochs:
+        dispatches = train.epochs * items / (train.batch_size * train.steps_per_dispatch)
+        train.steps = math.ceil(dispatches) * train.steps_per_dispatch
+        logger.info("%d epochs of %d items are %d steps", train.epochs, items, train.steps)
+    return config
+
+
 class Selection:
     """Keeps the checkpoint that scores best on validation photographs (`train.select_on`)."""
 
     def __init__(
         self,
         config: ConfigDict,
-        model: nn.Module,
+        model: Method,
         source: Any,
         mesh: Mesh,
         checkpoints: Checkpoints,
@@ -269,7 +289,7 @@ class Selection:
     def score(self, state: TrainState) -> float:
         """The mean-IoU of a state in percent; the state is saved if it is the best so far."""
         cache = self.evaluator.encode(state.variables)
-        counts = self.evaluator.score(state.variables, cache)
+        counts, _ = self.evaluator.score(state.variables, cache)
         metrics = run_metrics(counts, self.evaluator.episodes.classes, self.names)
         mean_iou = metrics["mean_iou"]
         which = self.config.train.select_on

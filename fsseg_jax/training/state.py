@@ -1,10 +1,10 @@
 """What a training step changes, and the step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from fsseg_jax.devices import replicated, split
-from fsseg_jax.episode import Episode
-from fsseg_jax.models import init_variables
+from fsseg_jax.episode import BATCH_AXIS, Episode, empty_episode
+from fsseg_jax.models import Method, init_variables
 
 
 @flax.struct.dataclass
@@ -23,7 +23,9 @@ class TrainState:
 
     step: Int[Array, ""]
     variables: Any
-    optimizer: optax.OptState
+    optimizer: optax.OptState  # of what is not frozen
+    # What the method stores for each (class, photograph) item (`Output.row`), one row an item.
+    rows: Array | None = None
 
 
 def learning_rate(train: ConfigDict) -> optax.Schedule:
@@ -47,27 +49,55 @@ def learning_rate(train: ConfigDict) -> optax.Schedule:
 
 def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
     """SGD with momentum and, as PyTorch has it, weight decay added to the gradient."""
-    return optax.chain(
+    steps = [
         optax.add_decayed_weights(train.weight_decay),
         optax.sgd(learning_rate(train), momentum=train.momentum),
-    )
+    ]
+    if train.new_layers_rate != 1:
+
+        def is_new(params: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: jax.tree.map(lambda _, new=name != "backbone": new, tree)
+                for name, tree in params.items()
+            }
+
+        steps.append(optax.masked(optax.scale(train.new_layers_rate), is_new))
+    return optax.chain(*steps)
 
 
-def initial_state(model: nn.Module, config: ConfigDict, init: str) -> TrainState:
-    """The state before the first step; `init` as `config.init`, or empty for random weights."""
+def split_frozen(model: Method, params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters that are trained, and those that the method leaves as they are."""
+    frozen = {name: tree for name, tree in params.items() if name in model.frozen}
+    return {name: tree for name, tree in params.items() if name not in frozen}, frozen
+
+
+def initial_state(model: Method, config: ConfigDict, init: str, items: int) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        model: a method.
+        config: of the run.
+        init: as `config.init`, or empty for random weights.
+        items: how many (class, photograph) items there are.
+    """
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, init)
-    optimizer = make_optimizer(config.train).init(variables["params"])
-    return TrainState(step=jnp.zeros((), jnp.int32), variables=variables, optimizer=optimizer)
+    trained, _ = split_frozen(model, variables["params"])
+    optimizer = make_optimizer(config.train).init(trained)
+    episode = empty_episode(config.ways, config.shots, config.image_size)
+    initialise = functools.partial(model.init_with_output, train=True)
+    output, _ = jax.eval_shape(initialise, {"params": key, "dropout": key}, episode)
+    rows = None if output.row is None else jnp.zeros((items, *output.row.shape), output.row.dtype)
+    return TrainState(jnp.zeros((), jnp.int32), variables, optimizer, rows)
 
 
-def abstract_state(model: nn.Module, config: ConfigDict) -> TrainState:
+def abstract_state(model: Method, config: ConfigDict, items: int) -> TrainState:
     """The shapes of a state, for restoring one."""
-    return jax.eval_shape(lambda: initial_state(model, config, init=""))
+    return jax.eval_shape(lambda: initial_state(model, config, "", items))
 
 
 def make_step(
-    model: nn.Module,
+    model: Method,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -91,24 +121,38 @@ def make_step(
     def step(state: TrainState, batch: Episode) -> tuple[TrainState, dict[str, Array]]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), batch_size)
         epoch = state.step * batch_size / items
+        trained, frozen = split_frozen(model, state.variables["params"])
+        previous = None if state.rows is None else state.rows[batch.query_index]
 
-        def loss(params: Any) -> tuple[Array, dict[str, Array]]:
-            def one(episode: Episode, key: Array) -> tuple[Array, dict[str, Array]]:
-                episode = episode.normalised()
-                output = model.apply({**state.variables, "params": params}, episode, train=True)
-                return model.loss(output, episode, key, epoch)
+        def loss(trained: Any) -> tuple[Array, tuple[Any, ...]]:
+            variables = {**state.variables, "params": {**frozen, **trained}}
 
-            losses, parts = jax.vmap(one)(batch, keys)
-            return losses.mean(), jax.tree.map(jnp.mean, parts)
+            def one(episode: Episode, previous: Any, key: Array) -> tuple[Any, ...]:
+                dropout_key, loss_key = jax.random.split(key)
+                output, updated = model.apply(
+                    variables,
+                    episode.normalised(),
+                    previous,
+                    train=True,
+                    rngs={"dropout": dropout_key},
+                    mutable=["batch_stats"],
+                )
+                value, parts = model.loss(output, episode, loss_key, epoch)
+                return value, parts, output.row, updated
 
-        params = state.variables["params"]
-        (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
-        params = optax.apply_updates(params, updates)
+            # Statistics are of the whole batch: they have no batch axis.
+            over_batch = jax.vmap(one, out_axes=(0, 0, 0, None), axis_name=BATCH_AXIS)
+            values, parts, rows, updated = over_batch(batch, previous, keys)
+            return values.mean(), (jax.tree.map(jnp.mean, parts), rows, updated)
+
+        (value, (parts, rows, updated)), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
+        trained = optax.apply_updates(trained, updates)
         state = TrainState(
             step=state.step + 1,
-            variables={**state.variables, "params": params},
+            variables={**state.variables, **updated, "params": {**frozen, **trained}},
             optimizer=optimizer_state,
+            rows=None if rows is None else state.rows.at[batch.query_index].set(rows),
         )
         return state, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
 
@@ -119,6 +163,7 @@ def make_dispatch(
     step: Callable[[TrainState, Episode], tuple[TrainState, dict[str, Array]]],
     draw: Callable[[Any, Int[Array, ""], Int[Array, ""]], Episode],
     mesh: Mesh,
+    loop: bool | None = None,
 ) -> Callable[[TrainState, Any, int], tuple[TrainState, dict[str, Float[Array, " step"]]]]:
     """Some training steps, compiled: episodes split over the mesh, the state on every device.
 
@@ -126,6 +171,8 @@ def make_dispatch(
         step: see `make_step`.
         draw: see `data.Pipeline`.
         mesh: see `devices.make_mesh`.
+        loop: whether steps are a compiled loop or follow one another in the program; by default
+            they are a loop on all but CPUs.
 
     Returns:
         a function of the state, which it consumes, of what the pipeline feeds, and of how many
@@ -134,7 +181,8 @@ def make_dispatch(
     """
     # On a CPU, XLA's gradients of convolutions are tens of times slower inside a loop than outside
     # (https://github.com/jax-ml/jax/issues/12868): there, steps follow one another without one.
-    loop = mesh.local_devices[0].platform != "cpu"
+    if loop is None:
+        loop = mesh.local_devices[0].platform != "cpu"
 
     def dispatch(state: TrainState, fed: Any, count: int) -> tuple[TrainState, dict[str, Array]]:
         def one(state: TrainState, done: Int[Array, ""]) -> tuple[TrainState, dict[str, Array]]:

@@ -1,5 +1,6 @@
 """The Flax VGG-16 is PyTorch's, with PANet's strides and dilation."""
 
+import functools
 import math
 import pathlib
 
@@ -22,7 +23,8 @@ def shapes():
 
 @jax.jit
 def encode(params, image):
-    return VGG16().apply({"params": params}, image)
+    (features,) = VGG16().apply({"params": params}, image)
+    return features
 
 
 def assert_features_match_pytorch(params):
@@ -64,8 +66,23 @@ def test_real_weights_fill_every_parameter():
 @pytest.mark.parametrize(("size", "expected"), [(417, 53), (321, 41), (473, 60), (32, 4), (33, 5)])
 def test_stride_is_eight(size, expected):
     image = jax.ShapeDtypeStruct((2, size, size + 8, 3), jnp.float32)
-    features = jax.eval_shape(VGG16().apply, shapes(), image)
+    (features,) = jax.eval_shape(VGG16().apply, shapes(), image)
     assert features.shape == (2, expected, expected + 1, 512)
+
+
+def test_stages_are_what_comes_before_the_next_one():
+    """Stage by stage, the features that the whole network passes on; unused ones do not exist."""
+    model, image = VGG16(), jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    apply = functools.partial(model.apply, stages=(2, 3, 4))
+    variables = jax.eval_shape(
+        functools.partial(model.init, stages=(2, 3, 4)), jax.random.key(0), image
+    )
+    features = jax.eval_shape(apply, variables, image)
+    shapes = [x.shape for x in features]
+    assert shapes == [(1, 17, 17, 128), (1, 9, 9, 256), (1, 9, 9, 512)]
+    assert set(variables["params"]) == {
+        f"features_{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
+    }
 
 
 def test_parameters_are_those_of_the_convolutions():
@@ -82,4 +99,5 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
     image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     assert {array.dtype for array in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    assert jax.eval_shape(model.apply, variables, image).dtype == jnp.bfloat16
+    (features,) = jax.eval_shape(model.apply, variables, image)
+    assert features.dtype == jnp.bfloat16

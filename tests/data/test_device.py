@@ -157,13 +157,11 @@ def test_batches_are_split_and_photographs_stay_where_they_are(source, sharded):
 
 
 def test_photographs_that_do_not_divide_into_the_devices_are_all_there(fresh):
-    config = make_config()
     items = fresh.table.items(range(1, 21))
     data = device.load(fresh, items, 32, make_mesh(3), sharded=True, cache=False)
     assert data.pixels.shape == (9, 32, 32, 4)
     expected = device.decode(fresh, 32, cache=False)
     np.testing.assert_array_equal(data.pixels[:8], expected)
-    assert config.data.device.sharded is False  # the default
 
 
 # ----------------------------------------------------------------------------- loading
@@ -229,15 +227,32 @@ def test_an_interrupted_reading_leaves_nothing_behind(fresh, monkeypatch):
 
 @pytest.mark.parametrize("obstacle", ["full", "read-only"])
 def test_no_room_for_the_cache_is_said_and_training_goes_on(fresh, monkeypatch, caplog, obstacle):
+    before = set(cache_folder("decoded").glob("*"))
     if obstacle == "full":
-        usage = type("Usage", (), {"free": 100})
-        monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage)
+
+        def save(file, array):
+            file.write(b"half of it")
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(device.np, "save", save)
     else:
         monkeypatch.setattr(device, "cache_folder", lambda kind: device.pathlib.Path("/proc/none"))
     with caplog.at_level(logging.WARNING, "fsseg_jax"):
         pixels = device.decode(fresh, 24, cache=True)
     assert "cannot be kept" in caplog.text
+    assert set(cache_folder("decoded").glob("*")) == before
     np.testing.assert_array_equal(pixels, device.decode(fresh, 24, cache=False))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"text", "short"])
+def test_a_damaged_cache_is_made_again(fresh, monkeypatch, content):
+    expected = np.array(device.decode(fresh, 24, cache=True))
+    (file,) = cache_folder("decoded").glob(f"*{fresh.fingerprint}*")
+    file.write_bytes(file.read_bytes()[:-100] if content == "short" else content)
+    np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
+    reads = count_reads(monkeypatch)
+    np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
+    assert not reads
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -257,11 +272,35 @@ def test_too_many_photographs_are_told_with_both_sizes_and_the_remedies(fresh, m
     with pytest.raises(UserError) as raised:
         device.load(fresh, items, 10_000, make_mesh(8), sharded=False, cache=False)
     message = str(raised.value)
-    assert "needs 2.98 GiB of memory on each device for 8 photographs of 10000 x 10000" in message
-    assert "has 1.00 GiB free" in message
-    assert "data.device.sharded = True" in message
+    assert "needs 2.98 GiB of memory for 8 photographs of 10000 x 10000 pixels" in message
+    assert "this machine has 1.00 GiB free" in message
     assert "data.pipeline = tfdata" in message
-    device.check_memory((8, 10_000, 10_000, 4), 8, make_mesh(8))  # an eighth of it fits
+    assert "sharded" not in message  # devices of one memory gain nothing by it
+
+
+class Accelerator:
+    """A device with memory of its own."""
+
+    platform = "gpu"
+
+    def __init__(self, statistics):
+        self.memory_stats = lambda: statistics
+
+    def __str__(self):
+        return "accelerator 0"
+
+
+def test_an_accelerators_own_memory_is_what_counts():
+    def check(statistics, parts, size=8):
+        mesh = type("Mesh", (), {"local_devices": [Accelerator(statistics)], "size": size})
+        device.check_memory((8, 10_000, 10_000, 4), parts, mesh)
+
+    full = {"bytes_limit": 3 * 2**30, "bytes_in_use": 2 * 2**30}
+    with pytest.raises(UserError, match=r"accelerator 0 has 1.00 GiB free.*sharded = True"):
+        check(full, parts=1)
     with pytest.raises(UserError) as raised:
-        device.check_memory((8, 10_000, 10_000, 4), 1, make_mesh(1))
-    assert "sharded" not in str(raised.value)  # there is only one device
+        check(full, parts=1, size=1)
+    assert "sharded" not in str(raised.value)
+    check(full, parts=8)  # an eighth of it fits
+    check({}, parts=1)  # nothing is known of it
+    check(None, parts=1)

@@ -63,13 +63,13 @@ def saved_state(config, workdir, which=LAST):
     """The state in a checkpoint, as NumPy arrays."""
     model = create_model(config)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state = Checkpoints(workdir).restore(which, abstract_state(model, config), one)
+    state = Checkpoints(workdir).restore(which, abstract_state(model, config, 1), one)
     return jax.tree.map(np.asarray, state)
 
 
 def initial_state_of(config):
     """The state that a run begins with."""
-    return jax.device_get(initial_state(create_model(config), config, ""))
+    return jax.device_get(initial_state(create_model(config), config, "", 1))
 
 
 def assert_identical(one, other):
@@ -249,13 +249,45 @@ def test_eight_devices_give_one_devices_losses(tmp_path):
         model = create_model(config)
         step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
         dispatch = make_dispatch(step, pipeline.draw, mesh)
-        state = jax.device_put(initial_state(model, config, ""), replicated(mesh))
+        state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))
         losses[devices] = []
         for _ in range(3):
             state, metrics = dispatch(state, pipeline.feed(1), 1)
             losses[devices].append(metrics["loss"].item())
     np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
     assert len(set(losses[1])) == 3
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_steps_in_a_compiled_loop_are_the_steps_one_after_another(devices):
+    """Accelerators run the loop, CPUs do not: both on the device pipeline, four steps."""
+    config = on_device()
+    config.devices = devices
+    config.data.device.sharded = devices > 1
+    config.data.augment.rotation = 10.0
+    mesh = make_mesh(devices)
+    source = loop.open_source(config.data, "train")
+    pipeline = loop.training_pipeline(
+        config, source, loop.training_items(config.data, source), mesh
+    )
+    model = create_model(config)
+    step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
+    losses, states = [], []
+    for in_loop in (False, True):
+        dispatch = make_dispatch(step, pipeline.draw, mesh, in_loop)
+        state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))
+        state, metrics = dispatch(state, pipeline.feed(4), 4)
+        losses.append(metrics["loss"])
+        states.append(jax.device_get(state))
+    assert losses[0].shape == (4,)
+    assert len(set(losses[0].tolist())) == 4
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert states[1].step == 4
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        states[1].variables,
+        states[0].variables,
+    )
 
 
 def test_best_checkpoint_says_which_classes_chose_it(tmp_path):

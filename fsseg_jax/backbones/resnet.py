@@ -1,0 +1,98 @@
+"""ResNet-50 with stride 8, as CANet and its successors have it (He et al., CVPR 2016)."""
+
+import functools
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from fsseg_jax.episode import BATCH_AXIS
+
+# (bottlenecks, their width, stride, dilation) of layer1 to layer4. From layer3 on the resolution
+# stays, and all blocks of a layer are dilated, the first one too.
+LAYERS = ((3, 64, 1, 1), (4, 128, 2, 1), (6, 256, 1, 2), (3, 512, 1, 4))
+
+
+class ResNet50(nn.Module):
+    """The stem and up to four layers; 417 px give 53 x 53, and layer n has 2^(n + 7) channels.
+
+    Layers and arrays are named as torchvision names them (`layer1_0`, `bn1`). Layers beyond those
+    asked for are neither computed nor given parameters.
+    """
+
+    dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
+    # Where a layer's stride sits: on the 3 x 3 convolution of its first block, as in torchvision's
+    # and timm's weights, or on the first 1 x 1, as in those of the original Caffe model.
+    stride_in_1x1: bool = False
+    # Normalise training photographs with statistics of their own batch, as CANet's and PFENet's
+    # published codes do even with a frozen backbone, instead of the stored ones (HSNet's).
+    batch_statistics: bool = False
+
+    stage_numbers: ClassVar = (1, 2, 3, 4)
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "*batch height width 3"],
+        stages: tuple[int, ...] = (),
+        train: bool = False,
+    ) -> tuple[Float[Array, "*batch h w channel"], ...]:
+        """Features of normalised RGB photographs after each of `stages` (layer1 is 1), or 4."""
+        stages = stages or (len(LAYERS),)
+        norm = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not (train and self.batch_statistics),
+            momentum=0.9,
+            epsilon=1e-5,
+            axis_name=BATCH_AXIS if self.batch_statistics else None,
+            dtype=self.dtype,
+        )
+        convolution = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        x = image.astype(self.dtype)
+        x = nn.relu(norm(name="bn1")(convolution(64, (7, 7), 2, 3, name="conv1")(x)))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        outputs = {}
+        for number, (blocks, width, stride, dilation) in enumerate(LAYERS[: max(stages)], start=1):
+            for block in range(blocks):
+                x = Bottleneck(
+                    width,
+                    stride=stride if block == 0 else 1,
+                    dilation=dilation,
+                    shortcut=block == 0,
+                    stride_in_1x1=self.stride_in_1x1,
+                    norm=norm,
+                    convolution=convolution,
+                    name=f"layer{number}_{block}",
+                )(x)
+            outputs[number] = x
+        return tuple(outputs[stage] for stage in stages)
+
+
+class Bottleneck(nn.Module):
+    """1 x 1 to `width`, 3 x 3, 1 x 1 to four times that, and the way around them."""
+
+    width: int
+    stride: int
+    dilation: int
+    shortcut: bool  # a convolution on the way around
+    stride_in_1x1: bool
+    norm: functools.partial
+    convolution: functools.partial
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch h w c"]) -> Float[Array, "*batch H W C"]:
+        """One residual block."""
+        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = self.convolution(self.width, (1, 1), first, 0, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.convolution(
+            self.width, (3, 3), second, self.dilation, kernel_dilation=self.dilation, name="conv2"
+        )(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.convolution(4 * self.width, (1, 1), 1, 0, name="conv3")(y)
+        y = self.norm(name="bn3")(y)
+        if self.shortcut:
+            x = self.convolution(4 * self.width, (1, 1), self.stride, 0, name="downsample_0")(x)
+            x = self.norm(name="downsample_1")(x)
+        return nn.relu(x + y)

@@ -1,0 +1,211 @@
+"""LTAF-Net: learning task-aware features, and a refinement U-Net (see the class for its parts).
+
+The two photographs of a pair are made to suit each other by a vector that is learned from both
+(eq. 1-2), which an auxiliary decoder supervises (eq. 3); the query's mask is predicted by
+comparison with the support's prototype, and refined at the photograph's resolution (eq. 4).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, UInt8
+
+from fsseg_jax.episode import BATCH_AXIS, Episode
+from fsseg_jax.models.layers import (
+    ASPP,
+    ResidualBlock,
+    classifier,
+    convolution,
+    cross_entropy,
+    masked_average_pool,
+    tile_beside,
+)
+from fsseg_jax.models.method import (
+    BinaryMethod,
+    join_ways,
+    query_labels,
+    support_labels,
+    support_masks,
+)
+from fsseg_jax.models.output import Output
+from fsseg_jax.models.resize import resize, resize_masks
+
+
+class LTAFNet(BinaryMethod):
+    """LTAF-Net on a frozen backbone; N ways are N binary passes.
+
+    Where the paper is silent: the pair feature is made from both photographs' features and the
+    prototype side by side; the auxiliary decoder shares its weights between the two photographs
+    and is supervised in both classes; losses have weight 1.
+    """
+
+    freeze_backbone: bool = True
+    stages: tuple[int, ...] = (2, 3)  # of ResNet-50
+    width: int = 256
+    area_epsilon: float = 5e-4  # added to a mask's area, as CANet's published code does
+    adaption: bool = True  # task-aware features (eq. 1-3); without: the embedded features alone
+    refinement: bool = True  # the U-Net (eq. 4); without: the predicted mask alone
+    refinement_width: int = 32  # of the U-Net's stem; doubles at each pooling
+    standardisation_epsilon: float = 1e-5  # of eq. 1
+    auxiliary_weight: float = 1.0  # of eq. 3
+    coarse_weight: float = 1.0  # of the loss of the mask before refinement
+
+    def setup(self) -> None:
+        """The layers, by the parts of the paper."""
+        options = {"dtype": self.dtype}
+        conv = functools.partial(convolution, **options)
+        self.embedding = conv(self.width)
+        if self.adaption:
+            self.pair = conv(self.width, 1)
+            self.gate = [nn.Dense(self.width, dtype=self.dtype) for _ in range(2)]
+            self.alpha = self.param("alpha", nn.initializers.zeros, ())
+            self.auxiliary_aspp = ASPP(options, self.width)
+            self.auxiliary_block = ResidualBlock(options)
+            self.auxiliary_classifier = classifier(2, self.dtype)
+        self.comparison = conv(self.width)
+        self.aspp = ASPP(options, self.width)
+        self.classifier = classifier(2, self.dtype)
+        if self.refinement:
+            self.unet = RefinementUNet(self.refinement_width, dtype=self.dtype)
+
+    def encode(
+        self, image: Float[Array, "*batch height width 3"], train: bool = False
+    ) -> Float[Array, "*batch h w width"]:
+        """Embedded features of normalised photographs."""
+        return nn.relu(self.embedding(self.extract(image, train)))
+
+    def adapt(
+        self,
+        support: Float[Array, "way shot h w width"],
+        masks: Float[Array, "way shot h w"],
+        query: Float[Array, "h w width"],
+    ) -> tuple[Float[Array, "way shot h w width"], Float[Array, "way shot h w width"]]:
+        """Support and query features of each pair, adapted to it (eq. 1-2)."""
+        query = jnp.broadcast_to(query, support.shape)
+        category = self.pool(support, masks)
+        x = self.pair(tile_beside(jnp.concatenate([support, query], axis=-1), category))
+        x = x.astype(jnp.float32).mean(axis=(-3, -2))
+        centred = x - x.mean(axis=-1, keepdims=True)  # eq. 1, over channels
+        variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+        x = centred / jnp.sqrt(variance + self.standardisation_epsilon)
+        first, second = self.gate
+        x = nn.sigmoid(second(nn.relu(first(x))))
+        shift = (self.alpha * x)[..., None, None, :]
+        return support + shift, query + shift  # eq. 2
+
+    def pool(
+        self, features: Float[Array, "*batch h w width"], masks: Float[Array, "*batch h w"]
+    ) -> Float[Array, "*batch width"]:
+        """Masked average of features."""
+        masks = masks[..., None, :, :]
+        pooled = masked_average_pool(features, masks, self.area_epsilon, self.align_corners)
+        return pooled[..., 0, :]
+
+    def segment(
+        self,
+        support_features: Float[Array, "way shot h w width"],
+        support_label: UInt8[Array, "way shot height width"],
+        query_features: Float[Array, "h w width"],
+        query_image: Float[Array, "height width 3"],
+        previous: None = None,
+        train: bool = False,
+    ) -> Output:
+        """Logits of the query; in training also the auxiliary decoder's and the coarse ones.
+
+        Several shots: the pairs' adapted features are averaged, then there is one prediction.
+        """
+        masks = resize_masks(
+            support_masks(support_label), query_features.shape[:2], self.align_corners
+        )
+        support, query = support_features, jnp.broadcast_to(query_features, support_features.shape)
+        if self.adaption:
+            support, query = self.adapt(support, masks, query_features)
+        aux = {}
+        if self.adaption and train:
+            aux["support_logits"] = self._auxiliary(support)
+            aux["query_logits"] = self._auxiliary(query)
+        # The prototype of averaged support features is the mean of the shots' prototypes.
+        prototype = self.pool(support, masks).mean(axis=1)
+        pairs = tile_beside(query.mean(axis=1), prototype)
+        x = self.aspp(self.comparison(pairs))
+        coarse = logits = self.classifier(x).astype(jnp.float32)
+        if self.refinement:
+            coarse = resize(coarse, query_image.shape[:2], self.align_corners)
+            logits = coarse + self.unet(coarse, query_image, train)
+            aux["coarse_logits"] = coarse
+        return Output(join_ways(logits), {**aux, "binary_logits": logits})
+
+    def _auxiliary(self, features: Array) -> Array:
+        x = self.auxiliary_block(self.auxiliary_aspp(features))
+        return self.auxiliary_classifier(x).astype(jnp.float32)
+
+    def loss(
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """CE of the refined mask, of the coarse one, and the auxiliary decoder's (eq. 3)."""
+        total, parts = super().loss(output, episode, key, epoch)
+        label = query_labels(episode.query_label, len(episode.class_id))
+
+        def loss_of(name: str, label: Array) -> Array:
+            return cross_entropy(output.aux[name], label, self.align_corners).mean()
+
+        if self.refinement:
+            parts["coarse"] = loss_of("coarse_logits", label)
+            total += self.coarse_weight * parts["coarse"]
+        if self.adaption:
+            shots = episode.support_label.shape[1]
+            of_query = jnp.broadcast_to(label[:, None], (len(label), shots, *label.shape[1:]))
+            of_support = support_labels(episode.support_label)
+            parts["auxiliary"] = loss_of("support_logits", of_support) + loss_of(
+                "query_logits", of_query
+            )
+            total += self.auxiliary_weight * parts["auxiliary"]
+        return total, parts
+
+
+class RefinementUNet(nn.Module):
+    """A residual for coarse logits, from them and the photograph.
+
+    A stride-2 stem and four max-pools reach 1/32 of the resolution, as the paper says. Features
+    go up to the size of the skip, which odd sizes need, and the residual at the end to the
+    photograph's. Batch-norm sees the whole batch of episodes.
+    """
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+    depth: int = 4  # max-pools
+
+    @nn.compact
+    def __call__(
+        self,
+        coarse: Float[Array, "way height width 2"],
+        image: Float[Array, "height width 3"],
+        train: bool = False,
+    ) -> Float[Array, "way height width 2"]:
+        """The residual (eq. 4's G)."""
+
+        def block(x: Array, width: int, stride: int = 1) -> Array:
+            x = convolution(width, stride=stride, use_bias=False, dtype=self.dtype)(x)
+            norm = nn.BatchNorm(
+                use_running_average=not train, axis_name=BATCH_AXIS, momentum=0.9, dtype=self.dtype
+            )
+            return nn.relu(norm(x))
+
+        def up(x: Array, like: Array) -> Array:
+            return resize(x, like.shape[-3:-1], True).astype(self.dtype)
+
+        image = jnp.broadcast_to(image, (*coarse.shape[:1], *image.shape))
+        x = jnp.concatenate([coarse, image], axis=-1).astype(self.dtype)
+        skips = []
+        x = block(x, self.width, stride=2)
+        for level in range(self.depth):
+            x = block(x, self.width * 2**level)
+            skips.append(x)
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = block(x, self.width * 2**self.depth)  # the bridge
+        for level in reversed(range(self.depth)):
+            skip = skips[level]
+            x = block(jnp.concatenate([up(x, skip), skip], axis=-1), self.width * 2**level)
+        residual = convolution(2, dtype=self.dtype)(x).astype(jnp.float32)
+        return resize(residual, coarse.shape[-3:-1], True)

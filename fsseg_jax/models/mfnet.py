@@ -1,0 +1,304 @@
+"""MFNet: multi-way few-shot segmentation in one pass (Zhang et al., TCSVT 2022).
+
+Each class's prototype is added to the query at several scales, which attention combines into one
+feature map a class (sec. III-C); these stand side by side, and one decoder tells all classes apart
+(sec. III-B). Training adds a triplet loss on hard pixels of the embedding (sec. III-D).
+"""
+
+import functools
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.models.layers import (
+    ResidualBlock,
+    channel_dropout,
+    classifier,
+    convolution,
+    masked_average_pool,
+    tile_beside,
+)
+from fsseg_jax.models.method import Method, join_ways, query_labels, support_masks
+from fsseg_jax.models.output import Output
+from fsseg_jax.models.resize import adaptive_pool, resize, resize_masks
+
+
+class MFNet(Method):
+    """MFNet on a frozen backbone. Its parameters depend on the number of ways.
+
+    Where the paper is silent: scales have weights of their own, shared by the ways; the metric
+    loss is the mean over valid triplets of foreground classes.
+    """
+
+    freeze_backbone: bool = True
+    stages: tuple[int, ...] = (2, 3)  # of ResNet-50; VGG-16 has (2, 3, 4)
+    width: int = 256
+    dropout: float = 0.5  # of channels, after the embedding (as PFENet, which MFNet follows)
+    separate_embeddings: bool = True  # one for supports and one for queries, as PFENet has them
+    area_epsilon: float = 5e-4  # added to a mask's area
+    scales: int = 4  # Z: the query at 1, 1/2, 1/4, ... of its resolution
+    heads: int = 4  # N_r of the support attention (eq. 2-3)
+    support_attention: bool = True  # of several shots; without: their mean (table VII)
+    scale_attention: bool = True  # eq. 4-5; without: the mean over scales
+    query_fusion: str = "add"  # of query and prototype: "add" or "concat" (table VI)
+    way_fusion: str = "concat"  # of the ways' features: "concat" or "add" (table VI)
+    binary_branches: bool = False  # decode each way on its own, and join them by the maximum
+    focal_gamma: float = 2.0  # eq. 1's exponent
+    # Positives of the metric loss (table VIII): drawn by "spatial" nearness or at "random", the
+    # farthest in "feature" space, or "none" for no such loss.
+    metric_positives: str = "spatial"
+    metric_weight: float = 0.4  # eq. 7's lambda
+    metric_from_epoch: float = 5.0  # PASCAL-5i; 1 for COCO-20i
+    metric_anchors: int = 20  # N_t
+    metric_margin: float = 1.0  # eq. 6's alpha
+
+    choices: ClassVar = {
+        "query_fusion": ("add", "concat"),
+        "way_fusion": ("add", "concat"),
+        "metric_positives": ("spatial", "random", "feature", "none"),
+    }
+
+    def setup(self) -> None:
+        """The layers, by the parts of the paper's fig. 2 and 3."""
+        options = {"dtype": self.dtype}
+        conv = functools.partial(convolution, **options)
+        self.drop = channel_dropout(self.dropout)
+        count = 2 if self.separate_embeddings else 1
+        self.embeddings = [conv(self.width, 1, use_bias=False) for _ in range(count)]
+        if self.support_attention:
+            dense = functools.partial(nn.Dense, self.width, use_bias=False)
+            self.relations = [dense() for _ in range(3)]  # W_A, W_B and W_V of all heads
+        self.branches = [
+            ScaleBranch(options, self.width, self.scale_attention) for _ in range(self.scales)
+        ]
+        self.decoder = Decoder(options, self.width)
+
+    def encode(
+        self, image: Float[Array, "*batch height width 3"], train: bool = False
+    ) -> dict[str, Float[Array, "*batch h w width"]]:
+        """Embedded features of normalised photographs, as a support and as a query."""
+        features = self.extract(image, train)
+        embedded = [
+            self.drop(nn.relu(layer(features)), deterministic=not train)
+            for layer in self.embeddings
+        ]
+        return {"support": embedded[0], "query": embedded[-1]}
+
+    def prototypes(self, vectors: Float[Array, "way shot width"]) -> Float[Array, "way width"]:
+        """Means over shots, modulated by their relations where there are several (eq. 2-3)."""
+        if self.support_attention and (vectors.shape[1] > 1 or self.is_initializing()):
+            query, key, value = (
+                rearrange(layer(vectors), "n k (r c) -> n r k c", r=self.heads)
+                for layer in self.relations
+            )
+            scores = jnp.einsum("nrkc,nrjc->nrkj", query, key) / math.sqrt(query.shape[-1])
+            related = jnp.einsum("nrkj,nrjc->nrkc", jax.nn.softmax(scores), value)
+            vectors = vectors + rearrange(related, "n r k c -> n k (r c)")
+        return vectors.mean(axis=1)
+
+    def segment(
+        self,
+        support_features: dict[str, Float[Array, "way shot h w width"]],
+        support_label: UInt8[Array, "way shot height width"],
+        query_features: dict[str, Float[Array, "h w width"]],
+        query_image: Float[Array, "height width 3"],
+        previous: None = None,
+        train: bool = False,
+    ) -> Output:
+        """Logits of the query, and the embedding of its positions for the metric loss."""
+        ways = support_label.shape[0]
+        support, query = support_features["support"], query_features["query"]
+        size = query.shape[:2]
+        masks = resize_masks(support_masks(support_label), size, self.align_corners)
+        vectors = masked_average_pool(
+            support, masks[..., None, :, :], self.area_epsilon, self.align_corners
+        )[..., 0, :]
+        prototypes = self.prototypes(vectors.astype(jnp.float32))
+
+        scores, features = [], []
+        for scale, branch in enumerate(self.branches):
+            shape = tuple(math.ceil(side / 2**scale) for side in size)
+            pooled = adaptive_pool(query, shape).astype(self.dtype)
+            if self.query_fusion == "add":
+                x = pooled + prototypes[:, None, None, :].astype(self.dtype)
+            else:
+                x = tile_beside(pooled, prototypes)
+            score, transformed = branch(x)
+            scores.append(resize(score.astype(jnp.float32), size, self.align_corners))
+            features.append(resize(transformed, size, self.align_corners).astype(self.dtype))
+        weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4
+        combined = jnp.sum(weights.astype(self.dtype) * jnp.stack(features), axis=0)  # eq. 5
+
+        if self.binary_branches:
+            joint = combined
+        elif self.way_fusion == "add":
+            joint = combined.sum(axis=0, keepdims=True)
+        else:
+            joint = rearrange(combined, "n h w c -> 1 h w (n c)")
+        logits, embedding = self.decoder(joint, 2 if self.binary_branches else ways + 1)
+        aux = {"logits": logits}
+        if train:
+            aux["embedding"] = embedding
+        return Output(join_ways(logits) if self.binary_branches else logits[0], aux)
+
+    def loss(
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Focal loss (eq. 1) plus the weighted metric loss (eq. 6-7), from its epoch on."""
+        label = episode.query_label[None]
+        if self.binary_branches:
+            label = query_labels(episode.query_label, len(episode.class_id))
+        logits = output.aux["logits"]
+        large = resize(logits, label.shape[-2:], self.align_corners)
+        focal = jax.vmap(functools.partial(focal_loss, gamma=self.focal_gamma))(large, label).mean()
+        parts = {"focal": focal}
+        if self.metric_positives == "none":
+            return focal, parts
+        triplet = functools.partial(
+            metric_loss,
+            positives=self.metric_positives,
+            anchors=self.metric_anchors,
+            margin=self.metric_margin,
+        )
+        keys = jax.random.split(key, len(logits))
+        # A position has the label of the pixel at its centre.
+        rows, columns = (
+            nearest(large_side, side, self.align_corners)
+            for large_side, side in zip(label.shape[-2:], logits.shape[-3:-1], strict=True)
+        )
+        small = label[:, rows][:, :, columns]
+        metric = jax.vmap(triplet)(logits, output.aux["embedding"], small, keys).mean()
+        parts["metric"] = metric
+        on = epoch >= self.metric_from_epoch
+        return focal + jnp.where(on, self.metric_weight * metric, 0.0), parts
+
+
+class ScaleBranch(nn.Module):
+    """Attention score and transformed features of one scale (fig. 3b), shared by the ways."""
+
+    options: dict
+    width: int
+    attention: bool  # without it all scores are 0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "way h w c"]
+    ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w width"]]:
+        """Both branches."""
+        score = jnp.zeros((*x.shape[:-1], 1))
+        if self.attention:
+            y = x
+            for _ in range(2):
+                y = nn.relu(convolution(self.width, **self.options)(y))
+            score = convolution(1, 1, **self.options)(y)
+        transformed = convolution(self.width, 1, **self.options)(x)
+        return score, ResidualBlock(self.options)(transformed)
+
+
+class Decoder(nn.Module):
+    """1 x 1 to the embedding, a residual block, 1 x 1 to the classes."""
+
+    options: dict
+    width: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch h w c"], classes: int
+    ) -> tuple[Float[Array, "*batch h w classes"], Float[Array, "*batch h w width"]]:
+        """Logits and the embedding, which comes before the residual block."""
+        embedding = convolution(self.width, 1, **self.options)(x)
+        logits = classifier(classes, self.options["dtype"])(ResidualBlock(self.options)(embedding))
+        return logits.astype(jnp.float32), embedding.astype(jnp.float32)
+
+
+def focal_loss(
+    logits: Float[Array, "height width class"],
+    label: UInt8[Array, "height width"],
+    gamma: float,
+) -> Float[Array, ""]:
+    """Focal loss with weights 1 / log(1.1 + a class's share of the pixels) (MFNet eq. 1).
+
+    The mean over pixels that are not ignored; the background is a class too.
+    """
+    counted = label != IGNORE
+    truth = jax.nn.one_hot(jnp.where(counted, label, 0), logits.shape[-1]) * counted[..., None]
+    total = jnp.maximum(counted.sum(), 1)
+    weight = 1 / jnp.log(1.1 + truth.sum((0, 1)) / total)
+    log_probability = jax.nn.log_softmax(logits)
+    modulated = (1 - jnp.exp(log_probability)) ** gamma * log_probability
+    return -jnp.sum(weight * truth * modulated) / total
+
+
+def metric_loss(
+    logits: Float[Array, "h w class"],
+    embedding: Float[Array, "h w c"],
+    label: UInt8[Array, "h w"],
+    key: PRNGKeyArray,
+    *,
+    positives: str,
+    anchors: int,
+    margin: float,
+) -> Float[Array, ""]:
+    """Triplet loss on hard pixels (MFNet eq. 6), the mean over valid triplets.
+
+    Anchors are drawn uniformly from the rightly classified foreground positions of all classes.
+    An anchor's positive is one of its class's missed positions, its negative one of those wrongly
+    given to the class, drawn uniformly; an anchor whose class lacks either is not counted.
+
+    Args:
+        logits, embedding, label: of each position; labels are class indices or 255.
+        key: of the draws.
+        positives: "spatial" draws them with weight 1 / (1 + distance in positions), "random"
+            uniformly, "feature" takes the farthest embedding, and the nearest for the negative.
+        anchors: how many to draw.
+        margin: of the triplet loss.
+    """
+    columns = label.shape[1]
+    label, embedding = label.ravel(), embedding.reshape(-1, embedding.shape[-1])
+    predicted = jnp.argmax(logits, axis=-1).ravel()
+    counted = label != IGNORE
+    right = counted & (label == predicted) & (label > 0)
+    anchor_key, positive_key, negative_key = jax.random.split(key, 3)
+    anchor = draw(anchor_key, jnp.broadcast_to(jnp.log(right), (anchors, right.size)))
+    own = label[anchor][:, None]
+    missed = counted & (label == own) & (predicted != own)
+    wrong = counted & (label != own) & (predicted == own)
+    valid = right[anchor] & missed.any(axis=1) & wrong.any(axis=1)
+
+    def squared_distance(other: Int[Array, " anchor"]) -> Float[Array, " anchor"]:
+        return jnp.sum((embedding[anchor] - embedding[other]) ** 2, axis=-1)
+
+    if positives == "feature":
+        every = jax.vmap(lambda a: jnp.sum((embedding[a] - embedding) ** 2, axis=-1))(anchor)
+        positive = jnp.argmax(jnp.where(missed, every, -jnp.inf), axis=1)
+        negative = jnp.argmin(jnp.where(wrong, every, jnp.inf), axis=1)
+    else:
+        weight = jnp.log(missed)
+        if positives == "spatial":
+            position = jnp.arange(label.size)
+            down = position // columns - (anchor // columns)[:, None]
+            across = position % columns - (anchor % columns)[:, None]
+            weight -= jnp.log1p(jnp.sqrt(down**2 + across**2))
+        positive = draw(positive_key, weight)
+        negative = draw(negative_key, jnp.log(wrong))
+    losses = nn.relu(squared_distance(positive) - squared_distance(negative) + margin)
+    return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
+
+
+def draw(key: PRNGKeyArray, log_weight: Float[Array, "row n"]) -> Int[Array, " row"]:
+    """One index a row, with the given log-weights; any one where all weights are 0."""
+    return jax.random.categorical(key, jnp.maximum(log_weight, -1e30))
+
+
+def nearest(n_in: int, n_out: int, align_corners: bool) -> Int[Array, " n_out"]:
+    """Which pixel lies at the centre of each of `n_out` positions."""
+    out = jnp.arange(n_out)
+    if align_corners:
+        return jnp.round(out * ((n_in - 1) / max(n_out - 1, 1))).astype(int)
+    return jnp.minimum(((out + 0.5) * n_in / n_out).astype(int), n_in - 1)

@@ -1,0 +1,210 @@
+"""SST: self-supervised tuning of the support features (Zhu et al., IJCAI 2020).
+
+The support is first segmented with itself; the gradient of that loss with respect to the support
+features moves them, the parameters stay (eq. 8-11). The query is segmented with the prototype of
+the moved features (eq. 12-13).
+"""
+
+import functools
+from typing import ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.models.layers import (
+    ASPP,
+    ResidualBlock,
+    classifier,
+    convolution,
+    cross_entropy,
+    masked_average_pool,
+    tile_beside,
+)
+from fsseg_jax.models.method import BinaryMethod, join_ways, support_labels
+from fsseg_jax.models.output import Output
+from fsseg_jax.models.resize import resize, resize_masks
+
+
+class SST(BinaryMethod):
+    """SST; N ways are N binary passes.
+
+    The paper draws the embedding, the relation and the decoder but does not define them: here
+    they are a 3 x 3 convolution with ReLU, two of them, and a residual block with ASPP.
+    """
+
+    stages: tuple[int, ...] = (2, 3)  # of ResNet-50, as CANet; VGG-16 has (2, 3, 4)
+    width: int = 256
+    area_epsilon: float = 5e-4  # added to a mask's area, as CANet's published code does
+    tuning: bool = True  # the inner loop; False segments with the features as they are (table 1)
+    # The paper's update (eq. 11) has no rate and does not say whether its loss is a sum or a mean.
+    # With "mean" the step is inner_rate * A * the gradient of the mean over pixels, A positions of
+    # foreground, so that the prototype moves alike whatever its area; "sum" is the literal other.
+    inner_rate: float = 1.0
+    inner_reduction: str = "mean"
+    second_order: bool = True  # the outer gradient passes through the inner one
+    auxiliary_weight: float = 1.0  # of the self-segmentation loss in training (sec. 4.4)
+    # How several shots are joined (table 2): the sum of their responses weighted by the IoU of
+    # their self-segmentations (eq. 14), or their mean or maximum.
+    fusion: str = "weighted"
+
+    choices: ClassVar = {
+        "fusion": ("weighted", "average", "maximum"),
+        "inner_reduction": ("mean", "sum"),
+    }
+
+    def setup(self) -> None:
+        """The layers: theta_e's new one, theta_m and theta_d."""
+        options = {"dtype": self.dtype}
+        conv = functools.partial(convolution, **options)
+        self.embedding = conv(self.width)
+        self.relation = [conv(self.width), conv(self.width)]
+        self.block = ResidualBlock(options)
+        self.aspp = ASPP(options, self.width)
+        self.classifier = classifier(2, self.dtype)
+
+    def encode(
+        self, image: Float[Array, "*batch height width 3"], train: bool = False
+    ) -> Float[Array, "*batch h w width"]:
+        """Embedded features of normalised photographs (f_e)."""
+        features = nn.relu(self.embedding(self.extract(image, train)))
+        return features.astype(jnp.float32)  # the inner loop is computed in float32
+
+    def pool(
+        self,
+        features: Float[Array, "*batch h w width"],
+        label: UInt8[Array, "*batch height width"],
+    ) -> Float[Array, "*batch width"]:
+        """The prototype of a binary label (eq. 12's pool)."""
+        masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)[..., None, :, :]
+        pooled = masked_average_pool(features, masks, self.area_epsilon, self.align_corners)
+        return pooled[..., 0, :]
+
+    def respond(
+        self, features: Float[Array, "*batch h w width"], prototype: Float[Array, "*batch width"]
+    ) -> Float[Array, "*batch h w width"]:
+        """Where features are like a prototype (f_m, eq. 13)."""
+        x = tile_beside(features, prototype)
+        for layer in self.relation:
+            x = nn.relu(layer(x))
+        return x
+
+    def decode(self, response: Float[Array, "*batch h w width"]) -> Float[Array, "*batch h w 2"]:
+        """Logits of a response (f_d)."""
+        return self.classifier(self.aspp(self.block(response))).astype(jnp.float32)
+
+    def self_segmentation(
+        self,
+        features: Float[Array, "*batch h w width"],
+        label: UInt8[Array, "*batch height width"],
+    ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch h w 2"]]:
+        """The support segmented with itself (eq. 8-9): mean cross-entropies and logits."""
+        logits = self.decode(self.respond(features, self.pool(features, label)))
+        return cross_entropy(logits, label, self.align_corners), logits
+
+    def tune(
+        self,
+        features: Float[Array, "way shot h w width"],
+        label: UInt8[Array, "way shot height width"],
+    ) -> "Tuned":
+        """One step of each support's features along its own gradient (eq. 10-11).
+
+        Args:
+            features: of the supports.
+            label: of each support: 1 for its way, 0 for anything else, 255 ignored.
+        """
+        loss, logits = self.self_segmentation(features, label)
+        if not self.tuning or self.is_initializing():  # there is no gradient of what is not there
+            return Tuned(features, loss, logits)
+
+        module, variables = self.unbind()
+
+        def total(features: Array) -> Array:
+            losses, _ = module.apply(variables, features, label, method="self_segmentation")
+            return losses.sum()  # each photograph's loss depends on its own features only
+
+        gradient = jax.grad(total)(features)
+        if not self.second_order:
+            gradient = jax.lax.stop_gradient(gradient)
+        if self.inner_reduction == "mean":
+            masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)
+            factor = masks.sum((-2, -1))
+        else:
+            factor = (label != IGNORE).sum((-2, -1))
+        step = self.inner_rate * factor[..., None, None, None]
+        return Tuned(features - step * gradient, loss, logits)
+
+    def segment(
+        self,
+        support_features: Float[Array, "way shot h w width"],
+        support_label: UInt8[Array, "way shot height width"],
+        query_features: Float[Array, "h w width"],
+        query_image: Float[Array, "height width 3"],
+        previous: None = None,
+        train: bool = False,
+    ) -> Output:
+        """Logits of the query with tuned supports, and how much the tuning did."""
+        support_features = support_features.astype(jnp.float32)
+        label = support_labels(support_label)
+        tuned = self.tune(support_features, label)
+        prototype = self.pool(tuned.features, label)
+        response = self.respond(query_features, prototype)  # (way, shot, h, w, width)
+        match self.fusion:
+            case "weighted":
+                weight = self_iou(tuned.logits, label, self.align_corners)
+                weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)
+                weight = jnp.where(weight.sum(axis=1, keepdims=True) > 0, weight, 1 / len(label[0]))
+                response = jnp.sum(response * weight[..., None, None, None], axis=1)
+            case "average":
+                response = response.mean(axis=1)
+            case "maximum":
+                response = response.max(axis=1)
+        logits = self.decode(response)
+        aux = {"binary_logits": logits, "self_segmentation": tuned.loss}
+        measured = {} if train else self._measure(support_features, tuned, prototype, label)
+        return Output(join_ways(logits), aux, measured=measured)
+
+    def _measure(
+        self, features: Array, tuned: "Tuned", prototype: Array, label: Array
+    ) -> dict[str, Array]:
+        """What the report shows of the inner loop: means over ways and shots."""
+        before = self.pool(features, label)
+        moved = jnp.linalg.norm(prototype - before, axis=-1)
+        after, _ = self.self_segmentation(tuned.features, label)
+        return {
+            "prototype shift": jnp.mean(moved / (jnp.linalg.norm(before, axis=-1) + 1e-6)),
+            "self-segmentation loss before": tuned.loss.mean(),
+            "self-segmentation loss after": after.mean(),
+        }
+
+    def loss(
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The main loss plus the weighted loss of the self-segmentations (sec. 4.4)."""
+        main, parts = super().loss(output, episode, key, epoch)
+        auxiliary = output.aux["self_segmentation"].mean()
+        parts["self_segmentation"] = auxiliary
+        return main + self.auxiliary_weight * auxiliary, parts
+
+
+class Tuned(NamedTuple):
+    """Support features after the inner loop, and their self-segmentation before it."""
+
+    features: Float[Array, "way shot h w width"]
+    loss: Float[Array, "way shot"]
+    logits: Float[Array, "way shot h w 2"]
+
+
+def self_iou(
+    logits: Float[Array, "*batch h w 2"],
+    label: UInt8[Array, "*batch height width"],
+    align_corners: bool,
+) -> Float[Array, "*batch"]:
+    """IoU of each self-segmentation's foreground (eq. 14's f_IoU); no gradient passes."""
+    predicted = jnp.argmax(resize(logits, label.shape[-2:], align_corners), axis=-1) == 1
+    counted, truth = label != IGNORE, label == 1
+    intersection = jnp.sum(predicted & truth, axis=(-2, -1))
+    union = jnp.sum((predicted | truth) & counted, axis=(-2, -1))
+    return intersection / jnp.maximum(union, 1)
