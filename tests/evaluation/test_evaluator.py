@@ -13,7 +13,14 @@ from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
 from fsseg_jax.data.source import read_square
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import Episode, EpisodeIds, episodes_hash, read_episodes, sample
+from fsseg_jax.episode import (
+    Episode,
+    EpisodeIds,
+    episodes_hash,
+    normalise,
+    read_episodes,
+    sample,
+)
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import evaluator
 from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
@@ -29,9 +36,9 @@ class Watched(nn.Module):
     """The small backbone, which notes what it encodes."""
 
     @nn.compact
-    def __call__(self, image, train=False):
+    def __call__(self, image, stages=(), train=False):
         jax.debug.callback(lambda total: encoded.append(float(total)), image.sum())
-        return Small(width=16)(image, train=train)
+        return Small(width=16)(image, stages, train=train)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +85,7 @@ def cache(encoder, variables):
 
 @pytest.fixture(scope="module")
 def counts(encoder, variables, cache):
-    return encoder.score(variables, cache)
+    return encoder.score(variables, cache)[0]
 
 
 def in_episode_numbering(label, classes):
@@ -122,12 +129,27 @@ def test_score_is_that_of_the_model_applied_to_each_episode(
     assert len(set(counts[:, 1, 0].tolist())) > 3  # the episodes differ, and much is found
 
 
+class Measuring(PANet):
+    """PANet that says how bright the query is."""
+
+    def segment(self, *arguments, **options):
+        output = super().segment(*arguments, **options)
+        return output.replace(measured={"brightness": arguments[3].mean()})
+
+
+def test_what_a_method_measures_is_averaged_over_episodes(source, variables, episodes):
+    evaluator = make_evaluator(Measuring(backbone=Watched()), source, episodes)
+    _, measured = evaluator.score(variables, evaluator.encode(variables))
+    images = np.stack([read_square(source, int(query), SIZE)[0] for query in episodes.query])
+    assert measured == {"brightness": pytest.approx(normalise(images).mean(), rel=1e-4)}
+
+
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (8, 1), (3, 2)])
 def test_score_does_not_depend_on_batch_or_devices(
     model, source, variables, episodes, counts, batch_size, devices
 ):
     other = make_evaluator(model, source, episodes, batch_size, devices)
-    np.testing.assert_array_equal(other.score(variables, other.encode(variables)), counts)
+    np.testing.assert_array_equal(other.score(variables, other.encode(variables))[0], counts)
 
 
 def test_score_of_an_episode_does_not_depend_on_the_list(
@@ -136,7 +158,7 @@ def test_score_of_an_episode_does_not_depend_on_the_list(
     """Other photographs are read, too."""
     rows = [5, 2]
     other = make_evaluator(model, source, episodes.take(np.array(rows)), batch_size=1)
-    np.testing.assert_array_equal(other.score(variables, other.encode(variables)), counts[rows])
+    np.testing.assert_array_equal(other.score(variables, other.encode(variables))[0], counts[rows])
 
 
 def test_each_photograph_is_encoded_once(source, variables, episodes, encoder):
@@ -165,7 +187,7 @@ def test_features_are_kept_in_the_type_that_was_asked_for(
     other = make_evaluator(model, source, episodes, feature_dtype="float16")
     cache = other.encode(variables)
     assert cache[0].dtype == jnp.float16
-    difference = episode_iou(other.score(variables, cache)) - episode_iou(counts)
+    difference = episode_iou(other.score(variables, cache)[0]) - episode_iou(counts)
     assert np.abs(difference).max() < 1  # percent
 
 
@@ -249,7 +271,7 @@ def test_listed_episodes_are_those_that_were_scored(folder, model, source, varia
     assert set(listed.classes.ravel().tolist()) <= set(source.folds[0])
 
     again = make_evaluator(model, source, listed, batch_size=10)
-    counts = again.score(variables, again.encode(variables))
+    counts, _ = again.score(variables, again.encode(variables))
     with (folder / "episodes.csv").open() as file:
         lines = list(csv.DictReader(file))
     run_of = np.array([int(line["run"]) for line in lines])
@@ -269,7 +291,7 @@ def scored(monkeypatch):
     monkeypatch.setattr(Evaluator, "encode", lambda self, variables: None)
 
     def give(counts):
-        monkeypatch.setattr(Evaluator, "score", lambda *_: np.asarray(counts))
+        monkeypatch.setattr(Evaluator, "score", lambda *_: (np.asarray(counts), {}))
 
     return give
 
