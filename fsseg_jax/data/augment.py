@@ -67,8 +67,26 @@ def draw_geometry(
     return Geometry(side.astype(np.float32), matrix, shift.astype(np.float32))
 
 
-def photograph_numbers(
-    index: Integer[Array, " batch"], slots: int, xp: ModuleType = np
-) -> Integer[Array, "batch slots"]:
-    """The numbers, for `draw_geometry`, of the photographs of the episodes number `index`."""
-    return xp.asarray(index)[:, None] * slots + xp.arange(slots)
+def episode_geometry(
+    seed: int,
+    index: Integer[Array, " batch"],
+    slots: int,
+    size: int,
+    options: ConfigDict,
+    xp: ModuleType = np,
+) -> Geometry:
+    """The augmentation of all photographs of the episodes number `index`: (batch, slots).
+
+    Args:
+        seed, size, options, xp: see `draw_geometry`.
+        index: numbers of the episodes.
+        slots: photographs an episode, the query last; it is only resized unless `options.query`.
+    """
+    number = xp.asarray(index)[:, None] * slots + xp.arange(slots)
+    drawn = draw_geometry(seed, number, size, options, xp)
+    if options.query:
+        return drawn
+    is_query = xp.arange(slots) == slots - 1
+    resized = Geometry(np.float32(size), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    masks = (is_query, is_query[:, None, None], is_query[:, None])
+    return Geometry(*map(xp.where, masks, resized, drawn))

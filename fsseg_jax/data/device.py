@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from fsseg_jax.data.augment import OUTSIDE, Geometry, draw_geometry, photograph_numbers
+from fsseg_jax.data.augment import OUTSIDE, Geometry, episode_geometry
 from fsseg_jax.data.source import Source, cache_folder, parallel_map, read_square
 from fsseg_jax.devices import AXIS, replicated, split
 from fsseg_jax.episode import IGNORE, Episode, Items, episode_label, sample
@@ -203,8 +203,8 @@ def draw_batch(
     index = step * batch_size + jnp.arange(batch_size)
     ids = sample(data.items, seed, index, ways, shots, jnp)
     pixels = gather(data.pixels, ids.photographs, mesh, sharded)
-    number = photograph_numbers(index, ways * shots + 1, jnp)
-    geometry = draw_geometry(seed, number, image_size, augmentation, jnp)
+    slots = ways * shots + 1
+    geometry = episode_geometry(seed, index, slots, image_size, augmentation, jnp)
 
     resample = functools.partial(upright, size=image_size)
     if augmentation.rotation:

@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, not notes on how i
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from fsseg_jax.data.augment import OUTSIDE, Geometry, draw_geometry, photograph_numbers
+from fsseg_jax.data.augment import OUTSIDE, Geometry, episode_geometry
 from fsseg_jax.data.source import Source
 from fsseg_jax.episode import IGNORE, Episode, Items, sample
 from fsseg_jax.errors import UserError
@@ -163,8 +163,8 @@ def batches(
     def draw(step: np.ndarray) -> tuple[np.ndarray, ...]:
         index = numbers(int(step))
         ids = sample(items, seed, index, ways, shots)
-        number = photograph_numbers(index, slots).ravel()
-        geometry = draw_geometry(seed, number, image_size, augmentation)
+        geometry = episode_geometry(seed, index, slots, image_size, augmentation)
+        geometry = (field.reshape(-1, *field.shape[2:]) for field in geometry)
         integers = (ids.photographs.ravel(), ids.classes, ids.query_index)
         return *(field.astype(np.int32) for field in integers), *geometry
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fsseg_jax.data import device, tfdata
-from fsseg_jax.data.augment import Geometry, draw_geometry
+from fsseg_jax.data.augment import Geometry, draw_geometry, episode_geometry
 from fsseg_jax.data.source import read_square
 from fsseg_jax.episode import random_bits
 
@@ -64,6 +64,20 @@ def test_draws_inside_a_compiled_function_are_the_same():
             assert ours.dtype == theirs.dtype == np.float32
             assert ours.shape == theirs.shape
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("query", [True, False])
+def test_queries_are_augmented_if_asked_for(query):
+    settings = ConfigDict({**ALL.to_dict(), "query": query})
+    drawn = episode_geometry(SEED, np.arange(50), 3, 40, settings)
+    compiled = jax.jit(lambda index: episode_geometry(SEED, index, 3, 40, settings, jnp))
+    for here, there in zip(drawn, compiled(np.arange(50)), strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-4)
+    plain = (
+        (drawn.side == 40) & (drawn.matrix == np.eye(2)).all((-2, -1)) & (drawn.shift == 0).all(-1)
+    )
+    assert not plain[:, :2].any()
+    assert plain[:, 2].all() != query
 
 
 # ----------------------------------------------------------------------------- photographs

@@ -104,9 +104,9 @@ def test_labels_of_a_data_set_are_decoded_as_pillow_does(voc_source):
 
 # ----------------------------------------------------------------------------- batches
 
-NONE = ConfigDict({"flip": False, "scale": (1.0, 1.0), "rotation": 0.0})
-FLIP = ConfigDict({"flip": True, "scale": (1.0, 1.0), "rotation": 0.0})
-ALL = ConfigDict({"flip": True, "scale": (0.6, 1.8), "rotation": 40.0})
+NONE = ConfigDict({"flip": False, "scale": (1.0, 1.0), "rotation": 0.0, "query": True})
+FLIP = ConfigDict({"flip": True, "scale": (1.0, 1.0), "rotation": 0.0, "query": True})
+ALL = ConfigDict({"flip": True, "scale": (0.6, 1.8), "rotation": 40.0, "query": True})
 
 
 def assert_same_picture(result, expected):
