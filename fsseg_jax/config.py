@@ -129,11 +129,12 @@ def default_config(method: str = "panet") -> ConfigDict:
 
 
 def load_config(path: str) -> ConfigDict:
-    """What `get_config()` of the Python file `path` returns.
+    """What `get_config()` of the Python file `path` returns, or `get_config("x")` of `path:x`.
 
     Raises:
         UserError: there is no such file or function.
     """
+    path, *argument = path.rsplit(":", 1) if not pathlib.Path(path).is_file() else [path]
     if not pathlib.Path(path).is_file():
         raise UserError(f"--config = {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location("config_file", path)
@@ -144,7 +145,7 @@ def load_config(path: str) -> ConfigDict:
     if not isinstance(getattr(module, "get_config", None), types.FunctionType):
         raise UserError(f"--config = {path}: the file has no function get_config().")
     try:
-        return module.get_config()
+        return module.get_config(*argument)
     except (AttributeError, KeyError, TypeError) as error:
         while error.args and isinstance(error.args[0], Exception):  # ml_collections nests them
             error = error.args[0]

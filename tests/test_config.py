@@ -10,7 +10,7 @@ from fsseg_jax.config import default_config, differences, from_saved, load_confi
 from fsseg_jax.data import SOURCES
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import protocol
-from fsseg_jax.models import create_model, default_options
+from fsseg_jax.models import METHODS, create_model, default_options
 from fsseg_jax.training.state import learning_rate
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -111,6 +111,17 @@ def test_a_file_is_loaded(tmp_path):
     assert differences(default_config(), load_config(str(path))) == {"train.steps": (30_000, 5)}
 
 
+def test_what_follows_a_colon_is_the_argument_of_get_config(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        HEAD.replace("get_config()", "get_config(steps)")
+        + "    c.train.steps = int(steps)\n    return c\n"
+    )
+    assert load_config(f"{path}:7").train.steps == 7
+    assert "steps" in message_of(load_config, str(path))
+    assert "nowhere.py" in message_of(load_config, str(tmp_path / "nowhere.py:7"))
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [
@@ -189,11 +200,41 @@ def test_configs_of_the_repository_are_valid(path, make_source):
     assert from_saved(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_its_training_on_made_photographs(method):
+    config = load_config(f"{CONFIGS[0].parent / 'shapes.py'}:{method}")
+    override(config, [])
+    assert config.method == method
+    assert "backbone" not in create_model(config).frozen
+
+
+def ablations():
+    """(method, overrides) of each row of the tables in `configs/README.md`."""
+    text = (CONFIGS[0].parent / "README.md").read_text()
+    for section in re.split(r"^\*\*", text, flags=re.MULTILINE)[1:]:
+        method = section.split("**")[0].lower().replace("-", "")
+        for command in re.findall(r"`(--config\.model\.[^`]*|--config\.shots[^`]*)`", section):
+            yield method, command
+
+
+@pytest.mark.parametrize(("method", "command"), sorted(ablations()))
+def test_ablations_are_overrides_that_change_the_model_or_the_episodes(method, command):
+    config = load_config(str(CONFIGS[0].parent / f"{method}_res50.py"))
+    changed = override(config, command.split())
+    create_model(changed)
+    default = method == "canet" and command == "--config.model.stages=(2,3)"
+    assert bool(differences(config, changed)) != default
+
+
+def test_every_method_has_its_ablations():
+    assert {method for method, _ in ablations()} == set(METHODS)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_commands_in_the_docstring_are_of_this_config(path):
     docstring = path.read_text().split('"""')[1]
     (name,) = re.findall(r"--config=(\S+)", docstring)
-    assert name == f"configs/{path.name}"
+    assert name.split(":")[0] == f"configs/{path.name}"
     arguments = re.findall(r"--config\.[^\s),:]+", docstring)
     override(load_config(str(path)), arguments)
 

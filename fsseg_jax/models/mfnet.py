@@ -44,10 +44,10 @@ class MFNet(Method):
     area_epsilon: float = 5e-4  # added to a mask's area
     scales: int = 4  # Z: the query at 1, 1/2, 1/4, ... of its resolution
     heads: int = 4  # N_r of the support attention (eq. 2-3)
-    support_attention: bool = True  # of several shots; without: their mean (table VII)
-    scale_attention: bool = True  # eq. 4-5; without: the mean over scales
-    query_fusion: str = "add"  # of query and prototype: "add" or "concat" (table VI)
-    way_fusion: str = "concat"  # of the ways' features: "concat" or "add" (table VI)
+    support_attention: bool = True  # of several shots; without: their mean (table VI)
+    scale_attention: bool = True  # eq. 4-5; without: the mean over scales (table VII)
+    query_fusion: str = "add"  # of query and prototype: "add" or "concat" (table IV)
+    way_fusion: str = "concat"  # of the ways' features: "concat" or "add" (table IV)
     binary_branches: bool = False  # decode each way on its own, and join them by the maximum
     focal_gamma: float = 2.0  # eq. 1's exponent
     # Positives of the metric loss (table VIII): drawn by "spatial" nearness or at "random", the
