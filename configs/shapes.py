@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fsseg_jax.config import default_config
 
 # What each of them learns with at this size.
-RATES = {"panet": 0.1, "canet": 0.05, "sst": 0.02, "ltafnet": 0.02, "mfnet": 0.05}
+RATES = {"panet": 0.1, "canet": 0.05, "sst": 0.005, "ltafnet": 0.01, "mfnet": 0.02}
 
 
 def get_config(method: str = "panet") -> ConfigDict:
@@ -33,14 +33,14 @@ def get_config(method: str = "panet") -> ConfigDict:
     # An eighth of a photograph: what is asked for is its main class.
     config.data.train_min_pixels = 800
     config.data.min_pixels = 800
-    config.train.steps = 1200
+    config.train.steps = 600
     config.train.batch_size = 8
     config.train.learning_rate = RATES[method]
     config.train.schedule = "poly"
     config.train.warmup = 50
     config.train.log_every = 20
-    config.train.save_every = 600
-    config.train.eval_every = 600
+    config.train.save_every = 300
+    config.train.eval_every = 300
     config.train.eval_episodes = 300
     config.train.test_before_and_after = True
     config.eval.runs = 1

@@ -1,7 +1,6 @@
 """Methods by name. Whatever uses them needs nothing but this registry and their interface."""
 
 import dataclasses
-import functools
 import logging
 from typing import Any
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.backbones import create_backbone
 from fsseg_jax.backbones.pretrained import load_pretrained, read_weights
-from fsseg_jax.episode import empty_episode
+from fsseg_jax.episode import Episode, empty_episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.models.canet import CANet
 from fsseg_jax.models.ltafnet import LTAFNet
@@ -107,12 +106,25 @@ def init_variables(
     # Size does not matter to a fully convolutional network: compile for a small one.
     episode = empty_episode(ways, shots, size=32)
     keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-    # In training mode, because some layers serve the loss alone.
-    variables = jax.jit(functools.partial(model.init, train=True))(keys, episode)
-    if init:
+
+    def initialise(keys: dict[str, PRNGKeyArray], episode: Episode) -> tuple[Any, Any]:
+        # In training mode, because some layers serve the loss alone.
+        variables = model.init(keys, episode, train=True)
         backbone = {
-            name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree
+            kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree
         }
-        for name, tree in load_pretrained(init, backbone).items():
-            variables[name] = {**variables[name], "backbone": tree}
-    return variables
+        others = {
+            kind: {name: part for name, part in tree.items() if name != "backbone"}
+            for kind, tree in variables.items()
+        }
+        return others, backbone
+
+    if init:
+        _, backbone = jax.eval_shape(initialise, keys, episode)
+        backbone = load_pretrained(init, backbone)
+        # What is not returned is not computed: drawing a large backbone takes long.
+        others = jax.jit(lambda *arguments: initialise(*arguments)[0])(keys, episode)
+    else:
+        others, backbone = jax.jit(initialise)(keys, episode)
+    joined = {kind: {"backbone": tree} for kind, tree in backbone.items()}
+    return {kind: {**joined.get(kind, {}), **tree} for kind, tree in others.items()}

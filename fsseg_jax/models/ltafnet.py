@@ -53,7 +53,7 @@ class LTAFNet(BinaryMethod):
 
     def setup(self) -> None:
         """The layers, by the parts of the paper."""
-        options = {"dtype": self.dtype}
+        options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         self.embedding = conv(self.width)
         if self.adaption:

@@ -32,8 +32,8 @@ from fsseg_jax.models.resize import adaptive_pool, resize, resize_masks
 class MFNet(Method):
     """MFNet on a frozen backbone. Its parameters depend on the number of ways.
 
-    Where the paper is silent: scales have weights of their own, shared by the ways; the metric
-    loss is the mean over valid triplets of foreground classes.
+    The ways share all weights before the decoder. Where the paper is silent: scales have weights
+    of their own; the metric loss is the mean over valid triplets of foreground classes.
     """
 
     freeze_backbone: bool = True
@@ -45,7 +45,7 @@ class MFNet(Method):
     scales: int = 4  # Z: the query at 1, 1/2, 1/4, ... of its resolution
     heads: int = 4  # N_r of the support attention (eq. 2-3)
     support_attention: bool = True  # of several shots; without: their mean (table VI)
-    scale_attention: bool = True  # eq. 4-5; without: the mean over scales (table VII)
+    scale_attention: bool = True  # eq. 4-5; without: the mean over scales
     query_fusion: str = "add"  # of query and prototype: "add" or "concat" (table IV)
     way_fusion: str = "concat"  # of the ways' features: "concat" or "add" (table IV)
     binary_branches: bool = False  # decode each way on its own, and join them by the maximum
@@ -231,7 +231,9 @@ def focal_loss(
     total = jnp.maximum(counted.sum(), 1)
     weight = 1 / jnp.log(1.1 + truth.sum((0, 1)) / total)
     log_probability = jax.nn.log_softmax(logits)
-    modulated = (1 - jnp.exp(log_probability)) ** gamma * log_probability
+    # Clamped, because the power has no gradient at 0 where gamma is below 1.
+    rest = jnp.maximum(-jnp.expm1(log_probability), 1e-7)
+    modulated = rest**gamma * log_probability
     return -jnp.sum(weight * truth * modulated) / total
 
 

@@ -57,7 +57,7 @@ class SST(BinaryMethod):
 
     def setup(self) -> None:
         """The layers: theta_e's new one, theta_m and theta_d."""
-        options = {"dtype": self.dtype}
+        options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         self.embedding = conv(self.width)
         self.relation = [conv(self.width), conv(self.width)]

@@ -1,0 +1,171 @@
+"""LTAF-Net spelled out in PyTorch, way by way and pair by pair: what ours must equal.
+
+Weights are those of the Flax module, as `pytorch_sst.tensors` makes them.
+"""
+
+import types
+
+import torch
+import torch.nn.functional as F
+from pytorch_sst import (
+    aspp,
+    average_inside,
+    beside,
+    binary,
+    conv,
+    cross_entropy,
+    interpolate,
+    join,
+    planes,
+    residual_block,
+    shrink,
+)
+
+
+def embed(weights, image):
+    """(height, width, 3) to (1, channel, h, w): both stages of the backbone that the tests have,
+    which is frozen, and the 3 x 3 convolution."""
+    with torch.no_grad():
+        fine = F.relu(conv(planes(image)[None], weights["backbone"]["fine"], stride=2))
+        coarse = F.relu(conv(fine, weights["backbone"]["coarse"], stride=2))
+        x = torch.cat([interpolate(fine, coarse.shape[2:]), coarse], dim=1)
+    return F.relu(conv(x, weights["embedding"]))
+
+
+def task_vector(weights, support, query, mask):
+    """f(F_s, F_q) of one pair, up to its scale: (1, channel)."""
+    category = average_inside(support, mask)
+    x = beside(torch.cat([support, query], dim=1), category)
+    x = conv(x, weights["pair"]).mean(dim=(2, 3))
+    x = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()  # eq. 1
+    first, second = weights["gate_0"], weights["gate_1"]
+    x = F.relu(F.linear(x, first["kernel"], first["bias"]))
+    return torch.sigmoid(F.linear(x, second["kernel"], second["bias"]))
+
+
+def auxiliary(weights, features):
+    """The auxiliary decoder's logits."""
+    x = residual_block(aspp(features, weights["auxiliary_aspp"]), weights["auxiliary_block"])
+    return conv(x, weights["auxiliary_classifier"])
+
+
+def predict(weights, pairs):
+    """The mask before refinement, from the adapted (support, query, mask) of each shot of a way."""
+    vectors = [average_inside(support, mask) for support, _, mask in pairs]
+    query = sum(query for _, query, _ in pairs) / len(pairs)
+    x = conv(beside(query, sum(vectors) / len(pairs)), weights["comparison"])
+    return conv(aspp(x, weights["aspp"]), weights["classifier"])
+
+
+def refine(weights, stored, masks, images, training):
+    """G(M | Q) of masks (n, 2, height, width) and photographs (n, 3, height, width).
+
+    Args:
+        weights: of the U-Net.
+        stored: its stored statistics, {"BatchNorm_0": {"mean": ..., "var": ...}, ...}.
+        masks, images: of all ways of all episodes.
+        training: whether normalisation takes the statistics of these n, or the stored ones.
+
+    Returns:
+        the residuals, and the statistics to store. PyTorch stores an unbiased variance, Flax the
+        biased one: these are biased.
+    """
+    seen = {}
+
+    def block(x, number, stride=1):
+        x = conv(x, weights[f"Conv_{number}"], stride=stride)
+        name = f"BatchNorm_{number}"
+        mean, var = stored[name]["mean"].detach().clone(), stored[name]["var"].detach().clone()
+        scale, bias = weights[name]["scale"], weights[name]["bias"]
+        y = F.batch_norm(x, mean, var, scale, bias, training=training, momentum=0.1)
+        if training:
+            count = x.numel() // x.shape[1]
+            old = 0.9 * stored[name]["var"].detach()
+            var = old + (var - old) * (count - 1) / count
+        seen[name] = {"mean": mean.numpy(), "var": var.numpy()}
+        return F.relu(y)
+
+    x = block(torch.cat([masks, images], dim=1), 0, stride=2)
+    skips = []
+    for number in (1, 2, 3, 4):
+        x = block(x, number)
+        skips.append(x)
+        x = F.max_pool2d(x, 2)
+    x = block(x, 5)
+    for number in (6, 7, 8, 9):
+        skip = skips.pop()
+        x = block(torch.cat([interpolate(x, skip.shape[2:]), skip], dim=1), number)
+    return interpolate(conv(x, weights["Conv_10"]), masks.shape[2:]), seen
+
+
+def run(
+    weights,
+    stored,
+    episodes,  # a list of them, photographs normalised
+    adaption=True,
+    refinement=True,
+    training=False,
+    auxiliary_weight=1.0,
+    coarse_weight=1.0,
+):
+    """A batch of episodes; losses are means over the batch."""
+    coarse, images, adapted = [], [], []
+    segmentation, coarse_loss, auxiliary_loss = 0, 0, 0
+    for episode in episodes:
+        query_image = episode.query_image
+        ways, shots, *size = episode.support_label.shape
+        query = embed(weights, query_image)
+        for way in range(ways):
+            pairs = []
+            for shot in range(shots):
+                target = binary(episode.support_label[way, shot], way + 1)
+                mask = shrink(target == 1, query.shape[2:])
+                support = embed(weights, episode.support_image[way, shot])
+                if adaption:
+                    shift = weights["alpha"] * task_vector(weights, support, query, mask)
+                    shift = shift[:, :, None, None]
+                    pairs.append((support + shift, query + shift, mask))  # eq. 2
+                    # Eq. 3, of both classes.
+                    share = len(episodes) * ways * shots
+                    of_support = cross_entropy(auxiliary(weights, support + shift), target)
+                    target = binary(episode.query_label, way + 1)
+                    of_query = cross_entropy(auxiliary(weights, query + shift), target)
+                    auxiliary_loss = auxiliary_loss + (of_support + of_query) / share
+                else:
+                    pairs.append((support, query, mask))
+            logits = predict(weights, pairs)
+            adapted.append([(pair[0].detach(), pair[1].detach()) for pair in pairs])
+            coarse.append(interpolate(logits, size) if refinement else logits)
+            images.append(planes(query_image)[None])
+    coarse = logits = torch.cat(coarse)
+    seen = {}
+    if refinement:
+        residual, seen = refine(
+            weights["unet"], stored.get("unet"), coarse, torch.cat(images), training
+        )
+        logits = coarse + residual  # eq. 4
+
+    number = 0
+    for episode in episodes:
+        for way in range(len(episode.support_label)):
+            target = binary(episode.query_label, way + 1)
+            segmentation = segmentation + cross_entropy(logits[number][None], target)
+            coarse_loss = coarse_loss + cross_entropy(coarse[number][None], target)
+            number += 1
+    segmentation, coarse_loss = segmentation / number, coarse_loss / number
+    total = segmentation
+    if refinement:
+        total = total + coarse_weight * coarse_loss
+    if adaption:
+        total = total + auxiliary_weight * auxiliary_loss
+    return types.SimpleNamespace(
+        logits=torch.stack([join(x) for x in logits.unflatten(0, (len(episodes), -1))]),
+        binary_logits=logits.unflatten(0, (len(episodes), -1)),
+        coarse=coarse.unflatten(0, (len(episodes), -1)),
+        adapted=adapted,
+        segmentation=segmentation,
+        coarse_loss=coarse_loss,
+        auxiliary=auxiliary_loss,
+        total=total,
+        stored=seen,
+    )

@@ -1,0 +1,478 @@
+"""LTAF-Net is what its equations say; its batch-norm sees the batch, on any number of devices."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsseg_jax.config import default_config
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.models.ltafnet import LTAFNet, RefinementUNet
+from fsseg_jax.models.output import Output
+from fsseg_jax.training.state import TrainState, make_dispatch, make_optimizer, make_step
+
+# Compiling takes most of the time here, and the shapes are tiny.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class TwoStages(nn.Module):
+    """A backbone of two stages, the first at twice the resolution of the second."""
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        fine = nn.relu(nn.Conv(4, (3, 3), 2, 1, name="fine")(image))
+        return fine, nn.relu(nn.Conv(6, (3, 3), 2, 1, name="coarse")(fine))
+
+
+MODEL = LTAFNet(backbone=TwoStages(), width=8, refinement_width=2)
+
+
+@pytest.fixture
+def pytorch():
+    """The formulation in PyTorch, where there is PyTorch."""
+    pytest.importorskip("torch").set_num_threads(1)
+    import pytorch_ltafnet
+    import pytorch_sst
+
+    class Modules:
+        ltafnet = pytorch_ltafnet
+        tensors, gradients_of = pytorch_sst.tensors, pytorch_sst.gradients_of
+
+    return Modules
+
+
+def assert_close(result, expected, relative):
+    """Equal up to `relative` of the largest absolute value."""
+    result, expected = np.asarray(result), np.asarray(expected)
+    assert result.shape == expected.shape
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
+
+
+def is_close(result, expected, relative):
+    result, expected = np.asarray(result), np.asarray(expected)
+    return abs(result - expected).max() <= relative * abs(expected).max()
+
+
+def assert_trees_close(result, expected, relative):
+    jax.tree.map(functools.partial(assert_close, relative=relative), result, expected)
+
+
+def last(tensor):
+    """PyTorch's channels to the end."""
+    return tensor.detach().movedim(-3, -1).numpy()
+
+
+def holds_in_a_batch(check):
+    """Where a ReLU's input is 0 up to rounding, a rounding error decides where its gradient goes:
+    `check(seed)` must hold in one of a few batches, and a wrong gradient would in none."""
+    for seed in range(4):
+        try:
+            return check(seed)
+        except AssertionError as error:
+            failure = error
+    raise failure
+
+
+# ----------------------------------------------------------------------------- what is computed
+
+
+def draw_episode(ways, shots, seed=0, height=33, width=37, as_bytes=False):
+    """Photographs of noise, darker where way 1 is, with labels of every way and of 255."""
+    rng = np.random.default_rng(seed)
+    choices = np.array([*range(ways + 1), IGNORE], np.uint8)
+
+    def draw(*shape):
+        label = rng.choice(choices, (*shape, 4, 6)).repeat(9, -2).repeat(7, -1)
+        label = label[..., :height, :width]
+        image = rng.standard_normal((*label.shape, 3)) - (label == 1)[..., None]
+        if as_bytes:
+            return np.clip(50 * image + 128, 0, 255).astype(np.uint8), label
+        return image.astype(np.float32), label
+
+    support_image, support_label = draw(ways, shots)
+    query_image, query_label = draw()
+    ids = np.arange(1, ways + 1, dtype=np.int32)
+    index = np.zeros((), np.int32)
+    return Episode(support_image, support_label, query_image, query_label, ids, index)
+
+
+@functools.cache
+def variables():
+    """Weights and stored statistics with which every layer matters: none are 0 or 1."""
+    rng = np.random.default_rng(0)
+    draws = {
+        "scale": lambda shape: rng.normal(1, 0.2, shape),
+        "mean": lambda shape: rng.normal(0, 0.5, shape),
+        "var": lambda shape: rng.uniform(0.5, 2, shape),
+        "alpha": lambda shape: rng.uniform(1, 2, shape),
+        "bias": lambda shape: rng.normal(0, 0.2, shape),
+        "kernel": lambda shape: rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape),
+    }
+    initialise = functools.partial(MODEL.init, train=True)
+    shapes = jax.eval_shape(initialise, jax.random.key(0), draw_episode(1, 1))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, shape: draws[path[-1].key](shape.shape).astype(np.float32), shapes
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def run_compiled(model, variables, episode):
+    output = model.apply(variables, episode)
+    return {"logits": output.logits, **output.aux}
+
+
+def run(model, episode, changed=None):
+    """The logits of one episode at inference, with some parameters replaced."""
+    params = {**variables()["params"], **(changed or {})}
+    return jax.device_get(run_compiled(model, {**variables(), "params": params}, episode))
+
+
+def run_pytorch(pytorch, episodes, **options):
+    """Results of a batch, weights and results as tensors."""
+    weights = pytorch.tensors(variables()["params"])
+    stored = pytorch.tensors(variables()["batch_stats"])
+    return weights, pytorch.ltafnet.run(weights, stored, episodes, **options)
+
+
+# ----------------------------------------------------------------------------- forward
+
+
+@pytest.mark.parametrize(
+    ("ways", "shots", "adaption", "refinement"),
+    [(2, 3, True, True), (1, 1, True, True), (1, 1, False, True), (1, 3, True, False)],
+)
+def test_logits_match_pytorch(pytorch, ways, shots, adaption, refinement):
+    """At inference, of photographs with odd sides."""
+    model = MODEL.clone(adaption=adaption, refinement=refinement)
+    episode = draw_episode(ways, shots)
+    result = run(model, episode)
+    _, expected = run_pytorch(pytorch, [episode], adaption=adaption, refinement=refinement)
+    assert_close(result["binary_logits"], last(expected.binary_logits[0]), 1e-4)
+    assert_close(result["logits"], last(expected.logits[0]), 1e-4)
+    if refinement:
+        assert_close(result["coarse_logits"], last(expected.coarse[0]), 1e-4)
+        residual = result["binary_logits"] - result["coarse_logits"]
+        assert_close(residual, last(expected.binary_logits[0] - expected.coarse[0]), 1e-4)
+        assert np.ptp(residual, axis=(1, 2)).min() > 0.1
+        assert result["logits"].shape == (33, 37, ways + 1)
+    else:
+        assert "coarse_logits" not in result
+        assert result["logits"].shape == (9, 10, ways + 1)
+
+
+def test_refinement_that_adds_nothing_leaves_the_coarse_mask():
+    """M' = M + G (eq. 4), here with G = 0."""
+    unet = variables()["params"]["unet"]
+    silent = {**unet, "Conv_10": jax.tree.map(np.zeros_like, unet["Conv_10"])}
+    episode = draw_episode(2, 3)
+    result, expected = run(MODEL, episode, {"unet": silent}), run(MODEL, episode)
+    np.testing.assert_array_equal(result["binary_logits"], result["coarse_logits"])
+    assert_close(result["coarse_logits"], expected["coarse_logits"], 1e-6)
+    assert not is_close(result["binary_logits"], expected["binary_logits"], 0.05)
+
+
+def test_photographs_are_segmented_one_by_one_at_inference():
+    """Stored statistics: nothing depends on the other episodes of a batch."""
+    episodes = [draw_episode(2, 3, seed) for seed in (0, 1)]
+    batch = jax.tree.map(lambda *x: np.stack(x), *episodes)
+    together = jax.jit(
+        jax.vmap(lambda episode: MODEL.apply(variables(), episode).logits), compiler_options=QUICK
+    )(batch)
+    for result, episode in zip(together, episodes, strict=True):
+        assert_close(result, run(MODEL, episode)["logits"], 1e-5)
+
+
+# ----------------------------------------------------------------------------- adaption
+
+
+def draw_features(shots=3, seed=0):
+    rng = np.random.default_rng(seed)
+    supports = rng.standard_normal((1, shots, 5, 7, 8)).astype(np.float32)
+    masks = rng.uniform(0, 1, (1, shots, 5, 7)).astype(np.float32)
+    return supports, masks, rng.standard_normal((5, 7, 8)).astype(np.float32)
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def adapt_compiled(params, features):
+    return MODEL.apply({"params": params}, *features, method="adapt")
+
+
+def adapt(features, **changed):
+    """Adapted support and query features of each pair, with some parameters replaced."""
+    params = {**variables()["params"], **changed}
+    return jax.device_get(adapt_compiled(params, features))
+
+
+def gate_of(features, **changed):
+    """f(F_s, F_q), found as what alpha = 1 adds."""
+    support, query = adapt(features, alpha=np.float32(1), **changed)
+    shift = (support - features[0]).mean((-3, -2))
+    for added in (support - features[0], query - features[2]):  # the same for both, everywhere
+        np.testing.assert_allclose(added - shift[..., None, None, :], 0, atol=1e-6)
+    return shift
+
+
+def test_task_vector_is_added_to_support_and_query_alike():
+    """Eq. 2 in NumPy, standardisation over channels (eq. 1) spelled out."""
+    features = supports, masks, query = draw_features()
+    params = variables()["params"]
+    for shot in range(3):
+        support, mask = supports[0, shot].astype(np.float64), masks[0, shot]
+        category = (support * mask[..., None]).sum((0, 1)) / (mask.sum() + 5e-4)
+        average = np.concatenate([support.mean((0, 1)), query.mean((0, 1)), category])
+        x = average @ params["pair"]["kernel"][0, 0] + params["pair"]["bias"]
+        x = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + 1e-5)
+        x = np.maximum(x @ params["gate_0"]["kernel"] + params["gate_0"]["bias"], 0)
+        x = 1 / (1 + np.exp(-(x @ params["gate_1"]["kernel"] + params["gate_1"]["bias"])))
+        assert np.ptp(x) > 0.1
+        assert_close(gate_of(features)[0, shot], x, 1e-5)
+        new_support, new_query = adapt(features)
+        assert_close(new_support[0, shot], support + params["alpha"] * x, 1e-5)
+        assert_close(new_query[0, shot], query + params["alpha"] * x, 1e-5)
+
+
+def test_standardisation_forgets_the_scale_and_the_mean_over_channels():
+    """Eq. 1: of a x + b with numbers a and b nothing is left but x; b a channel is another x."""
+    features = draw_features()
+    pair = variables()["params"]["pair"]
+    expected = gate_of(features)
+    scaled = {"kernel": 3 * pair["kernel"], "bias": 3 * pair["bias"] + 5}
+    assert_close(gate_of(features, pair=scaled), expected, 1e-3)  # up to epsilon
+    shifted = {**pair, "bias": pair["bias"] + np.linspace(-1, 1, 8, dtype=np.float32)}
+    assert not is_close(gate_of(features, pair=shifted), expected, 0.05)
+
+
+def test_adaption_does_nothing_at_first():
+    """Alpha is 0 in a fresh model."""
+    features = draw_features()
+    fresh = jax.jit(functools.partial(MODEL.init, method="adapt"), compiler_options=QUICK)(
+        jax.random.key(0), *features
+    )["params"]["alpha"]
+    assert fresh == 0
+    support, query = adapt(features, alpha=np.float32(fresh))
+    np.testing.assert_array_equal(support, features[0])
+    np.testing.assert_array_equal(query, np.broadcast_to(features[2], features[0].shape))
+
+    episode = draw_episode(1, 1)
+    at_first = run(MODEL, episode, {"alpha": np.float32(fresh)})["logits"]
+    without = run(MODEL.clone(adaption=False), episode)["logits"]
+    assert_close(at_first, without, 1e-6)
+    assert not is_close(run(MODEL, episode)["logits"], without, 0.01)
+
+
+# ----------------------------------------------------------------------------- the loss
+
+
+def test_auxiliary_loss_is_of_support_and_query_and_of_both_classes():
+    """Each labelled pixel, object or not, pulls at its logits; ignored ones do not."""
+    ways, shots = 2, 3
+    episode = draw_episode(ways, shots)
+    rng = np.random.default_rng(0)
+    size = (33, 37)
+    aux = {
+        "support_logits": rng.standard_normal((ways, shots, *size, 2)).astype(np.float32),
+        "query_logits": rng.standard_normal((ways, shots, *size, 2)).astype(np.float32),
+        "coarse_logits": rng.standard_normal((ways, *size, 2)).astype(np.float32),
+        "binary_logits": rng.standard_normal((ways, *size, 2)).astype(np.float32),
+    }
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(aux):
+        model = MODEL.clone(auxiliary_weight=0.3, coarse_weight=0.7)
+        return model.loss(Output(None, aux), episode, jax.random.key(0), jnp.zeros(()))
+
+    (total, parts), gradient = jax.device_get(loss(aux))
+
+    def cross_entropy(logits, label, way):
+        """Mean over labelled pixels, in NumPy."""
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        chosen = np.where(label == way, log_p[..., 1], log_p[..., 0])
+        return -chosen[label != IGNORE].mean()
+
+    pairs = [(way, shot) for way in range(ways) for shot in range(shots)]
+    query = episode.query_label
+    losses = []
+    for way, shot in pairs:
+        label = episode.support_label[way, shot]
+        of_support = cross_entropy(aux["support_logits"][way, shot], label, way + 1)
+        losses.append(of_support + cross_entropy(aux["query_logits"][way, shot], query, way + 1))
+    expected = np.mean(losses)
+    assert parts["auxiliary"] == pytest.approx(expected, rel=1e-5)
+    for part, name in (("segmentation", "binary_logits"), ("coarse", "coarse_logits")):
+        losses = [cross_entropy(aux[name][way], query, way + 1) for way in range(ways)]
+        assert parts[part] == pytest.approx(np.mean(losses), rel=1e-5)
+    weighted = parts["segmentation"] + 0.7 * parts["coarse"] + 0.3 * parts["auxiliary"]
+    assert total == pytest.approx(weighted, rel=1e-6)
+
+    for name, label in (
+        ("support_logits", episode.support_label),
+        ("query_logits", np.broadcast_to(query, (ways, shots, *size))),
+    ):
+        pulled = np.abs(gradient[name]).max(-1) > 0
+        np.testing.assert_array_equal(pulled, label != IGNORE)
+
+
+# ----------------------------------------------------------------------------- symmetries
+
+
+def test_order_of_shots_does_not_matter():
+    episode = draw_episode(2, 3)
+    order = [1, 2, 0]
+    swapped = episode.replace(
+        support_image=np.stack([episode.support_image[0][order], episode.support_image[1]]),
+        support_label=np.stack([episode.support_label[0][order], episode.support_label[1]]),
+    )
+    assert_close(run(MODEL, swapped)["logits"], run(MODEL, episode)["logits"], 1e-5)
+
+
+def test_order_of_ways_permutes_the_logits():
+    episode = draw_episode(2, 3)
+    renumber = np.arange(256, dtype=np.uint8)
+    renumber[[1, 2]] = [2, 1]
+    swapped = episode.replace(
+        support_image=episode.support_image[::-1],
+        support_label=renumber[episode.support_label[::-1]],
+        query_label=renumber[episode.query_label],
+    )
+    expected = run(MODEL, episode)["logits"][..., [0, 2, 1]]
+    assert_close(run(MODEL, swapped)["logits"], expected, 1e-5)
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def draw_batch(seed=0):
+    """Eight episodes as the pipeline gives them, photographs as bytes."""
+    episodes = [draw_episode(2, 1, 8 * seed + number, as_bytes=True) for number in range(8)]
+    return episodes, jax.tree.map(lambda *x: np.stack(x), *episodes)
+
+
+@functools.cache
+def optimizer():
+    train = default_config("ltafnet").train
+    train.learning_rate, train.momentum, train.weight_decay = 1.0, 0.0, 0.0
+    train.schedule, train.warmup, train.new_layers_rate = "constant", 0, 1
+    return make_optimizer(train)
+
+
+@functools.cache
+def dispatch(devices):
+    step = make_step(MODEL, optimizer(), seed=0, items=100, batch_size=8)
+    compiled = make_dispatch(step, lambda fed, *_: fed, make_mesh(devices))
+    return jax.jit(compiled, static_argnums=2, compiler_options=QUICK)
+
+
+def train(devices, batch):
+    """One step of plain gradient descent with rate 1: variables, the step's results, gradients."""
+    trained = {k: v for k, v in variables()["params"].items() if k != "backbone"}
+    state = TrainState(jnp.zeros((), jnp.int32), variables(), optimizer().init(trained))
+    state = jax.tree.map(jnp.array, state)  # it is consumed
+    state, results = dispatch(devices)(state, batch, 1)
+    assert len(state.step.devices()) == devices
+    state, results = jax.device_get((state, results))
+    new = {k: v for k, v in state.variables["params"].items() if k != "backbone"}
+    gradient = jax.tree.map(lambda old, new: old - new, trained, new)
+    return state.variables, {k: v[0] for k, v in results.items()}, gradient
+
+
+def test_training_step_matches_pytorch_and_stores_the_statistics_of_the_whole_batch(pytorch):
+    """Eight episodes of two ways: batch-norm is F.batch_norm over all sixteen."""
+
+    def check(seed):
+        episodes, batch = draw_batch(seed)
+        new, results, gradient = train(1, batch)
+        normalised = [jax.device_get(episode.normalised()) for episode in episodes]
+        weights, expected = run_pytorch(pytorch, normalised, training=True)
+        expected.total.backward()
+        for ours, theirs in (
+            ("loss", expected.total),
+            ("segmentation", expected.segmentation),
+            ("coarse", expected.coarse_loss),
+            ("auxiliary", expected.auxiliary),
+        ):
+            assert results[ours] == pytest.approx(theirs.item(), rel=1e-4)
+        assert_trees_close(new["batch_stats"]["unet"], expected.stored, 1e-4)
+
+        expected_gradient = pytorch.gradients_of(weights)
+        del expected_gradient["backbone"]
+        leaves = jax.tree.leaves(expected_gradient)
+        assert all(np.abs(leaf).max() > 0 for leaf in leaves)
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in leaves))
+        assert results["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+        assert_trees_close(gradient, expected_gradient, 1e-3)
+
+    holds_in_a_batch(check)
+
+
+def test_backbone_is_frozen_and_statistics_are_updated():
+    new, _, gradient = train(1, draw_batch()[1])
+    jax.tree.map(
+        np.testing.assert_array_equal, new["params"]["backbone"], variables()["params"]["backbone"]
+    )
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    for name, old in variables()["batch_stats"]["unet"].items():
+        for statistic in ("mean", "var"):
+            assert not is_close(new["batch_stats"]["unet"][name][statistic], old[statistic], 0.01)
+
+
+def test_eight_devices_train_as_one_does():
+    def check(seed):
+        _, batch = draw_batch(seed)
+        one, eight = train(1, batch), train(8, batch)
+        assert_trees_close(eight[0]["batch_stats"], one[0]["batch_stats"], 1e-5)
+        assert_trees_close(eight[1], one[1], 1e-4)
+        assert_trees_close(eight[2], one[2], 1e-3)
+
+    holds_in_a_batch(check)
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_statistics_depend_on_every_episode_of_the_batch(number):
+    _, batch = draw_batch()
+    negative = batch.query_image.copy()
+    negative[number] = 255 - negative[number]
+    old, new = (
+        train(1, one)[0]["batch_stats"]["unet"]["BatchNorm_0"]
+        for one in (batch, batch.replace(query_image=negative))
+    )
+    for name in ("mean", "var"):
+        assert not is_close(new[name], old[name], 1e-3)
+
+
+@pytest.mark.parametrize("label", [0, IGNORE, 2])
+def test_supports_that_show_nothing_give_finite_gradients(label):
+    _, batch = draw_batch()
+    supports = batch.support_label.copy()
+    supports[:, 0] = label  # nothing of way 1
+    new, results, _ = train(1, batch.replace(support_label=supports))
+    assert all(np.isfinite(value) for value in results.values())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+
+
+@pytest.mark.parametrize("size", [(33, 37), (32, 32), (64, 47)])
+def test_refinement_reaches_a_32nd_of_the_resolution_and_comes_back(size):
+    """A photograph of any size, to its own size."""
+    unet = RefinementUNet(width=2)
+    sizes = []
+
+    def record(next_, args, kwargs, context):
+        result = next_(*args, **kwargs)
+        sizes.append(result.shape[-3:-1])
+        return result
+
+    def residual():
+        with nn.intercept_methods(record):
+            return unet.init_with_output(
+                jax.random.key(0), jnp.zeros((1, *size, 2)), jnp.zeros((*size, 3))
+            )[0]
+
+    assert jax.eval_shape(residual).shape == (1, *size, 2)
+    halved = [-(-size[0] // 2), -(-size[1] // 2)]
+    assert sizes[0] == tuple(halved)
+    assert min(sizes) == tuple(length // 16 for length in halved)

@@ -1,0 +1,547 @@
+"""What the methods share: joined ways, labels, features, freezing, and the training step."""
+
+import functools
+import logging
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsseg_jax.backbones.small import Small
+from fsseg_jax.backbones.vgg import VGG16
+from fsseg_jax.config import default_config
+from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import METHODS, choose_stages, create_model
+from fsseg_jax.models.layers import cross_entropy
+from fsseg_jax.models.method import (
+    Method,
+    join_ways,
+    query_labels,
+    support_labels,
+    support_masks,
+)
+from fsseg_jax.models.output import Output
+from fsseg_jax.models.resize import resize
+from fsseg_jax.training.state import abstract_state, make_optimizer, make_step
+
+# These functions run once or twice: less time goes into making them fast.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+ITEMS = 5
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# ----------------------------------------------------------------------------- joined ways
+
+
+def test_joined_ways_are_the_strongest_background_and_each_foreground():
+    logits = 3 * random(3, 4, 5, 2)
+    probability = np.exp(logits.astype(float))
+    probability /= probability.sum(axis=-1, keepdims=True)
+    background = np.log(probability[..., 0]).max(axis=0)
+    expected = np.stack([background, *np.log(probability[..., 1])], axis=-1)
+    np.testing.assert_allclose(join_ways(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_winner_of_one_way_is_the_binary_one_also_after_up_sampling(align_corners):
+    binary = random(1, 7, 9, 2)
+    joined = join_ways(binary)
+    for size in ((7, 9), (40, 53)):
+        expected, result = (
+            np.asarray(resize(logits, size, align_corners)) for logits in (binary[0], joined)
+        )
+        clear = np.abs(expected[..., 1] - expected[..., 0]) > 1e-5
+        winner = expected.argmax(axis=-1)
+        assert {0, 1} == set(winner[clear])
+        np.testing.assert_array_equal(result.argmax(axis=-1)[clear], winner[clear])
+
+
+def test_joined_ways_are_finite_where_a_branch_is_sure():
+    logits = np.array([[-500.0, 500.0], [500.0, -500.0]], np.float32)[:, None, None]
+    joined = np.asarray(join_ways(logits))[0, 0]
+    np.testing.assert_allclose(joined, [0, 0, -1000])
+
+
+# ----------------------------------------------------------------------------- labels
+
+
+def test_query_labels_are_one_binary_label_a_way():
+    label = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, 255], np.uint8), (2, 5, 6))
+    result = np.asarray(query_labels(label, 3))
+    assert result.dtype == np.uint8
+    assert result.shape == (2, 3, 5, 6)
+    for photograph, way, row, column in np.ndindex(result.shape):
+        truth = label[photograph, row, column]
+        expected = 255 if truth == 255 else int(truth == way + 1)
+        assert result[photograph, way, row, column] == expected
+
+
+def test_supports_are_masked_and_labelled_by_their_own_way():
+    label = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, 255], np.uint8), (3, 2, 5, 6))
+    masks, labels = np.asarray(support_masks(label)), np.asarray(support_labels(label))
+    assert masks.shape == labels.shape == label.shape
+    assert masks.dtype == bool
+    assert labels.dtype == np.uint8
+    for way, shot, row, column in np.ndindex(label.shape):
+        truth = label[way, shot, row, column]
+        assert masks[way, shot, row, column] == (truth == way + 1)
+        expected = 255 if truth == 255 else int(truth == way + 1)
+        assert labels[way, shot, row, column] == expected
+
+
+# ----------------------------------------------------------------------------- features
+
+
+def draw_variables(shapes):
+    """Values for shapes: He-normal kernels, scales and variances near 1, small biases."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        name = path[-1].key
+        if len(shape.shape) > 1:
+            deviation, mean = np.sqrt(2 / np.prod(shape.shape[:-1])), 0
+        else:
+            deviation, mean = 0.1, 1 if name in ("scale", "var", "alpha") else 0
+        return jnp.asarray(mean + deviation * rng.standard_normal(shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def test_stages_are_brought_to_the_resolution_of_the_last_one():
+    """Of VGG-16, whose second stage has stride 4 and the others 8."""
+    torch = pytest.importorskip("torch")
+    stages, image = (2, 3, 4), random(1, 36, 44, 3)
+    backbone = VGG16()
+    init = functools.partial(backbone.init, stages=stages)
+    params = draw_variables(jax.eval_shape(init, jax.random.key(0), image))["params"]
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params):
+        joined = [
+            Method(backbone=backbone, stages=stages, **options).apply(
+                {"params": {"backbone": params}}, image, False, method="extract"
+            )
+            for options in ({}, {"align_corners": False})
+        ]
+        return backbone.apply({"params": params}, image, stages=stages), joined
+
+    features, joined = run(params)
+    assert [x.shape for x in features] == [(1, 9, 11, 128), (1, 5, 6, 256), (1, 5, 6, 512)]
+    for result, align_corners in zip(joined, (True, False), strict=True):
+        small = torch.nn.functional.interpolate(
+            torch.tensor(np.asarray(features[0])).permute(0, 3, 1, 2),
+            (5, 6),
+            mode="bilinear",
+            align_corners=align_corners,
+        )
+        expected = np.concatenate([small.permute(0, 2, 3, 1), *features[1:]], axis=-1)
+        np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
+
+
+class Scaled(nn.Module):
+    """The photograph times a number, in the place of a network's features."""
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        return (image * self.param("factor", nn.initializers.ones, ()),)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradient_passes_through_the_features_unless_the_backbone_is_frozen(frozen):
+    """Even where it is asked for."""
+    model, image = Method(backbone=Scaled(), freeze_backbone=frozen), random(4, 4, 3)
+
+    def total(factor):
+        params = {"backbone": {"factor": factor}}
+        return model.apply({"params": params}, image, True, method="extract").sum()
+
+    value, gradient = jax.value_and_grad(total)(jnp.float32(2))
+    assert float(value) == pytest.approx(2 * image.sum(), rel=1e-4)
+    assert float(gradient) == pytest.approx(0 if frozen else image.sum(), rel=1e-4)
+
+
+# ----------------------------------------------------------------------------- steps
+
+TINY = {
+    "panet": {},
+    "canet": {"width": 8},
+    "sst": {"width": 8},
+    "ltafnet": {"width": 8, "refinement_width": 4},
+    "mfnet": {"width": 8},
+}
+
+
+class Linear(Method):
+    """A linear classifier of the query's features, without a convolution of its own."""
+
+    def setup(self):
+        self.head = nn.Dense(2)
+
+    def encode(self, image, train=False):
+        return self.head(self.extract(image, train))
+
+    def segment(self, supports, label, query, image, previous=None, train=False):
+        return Output(query, {})
+
+    def loss(self, output, episode, key, epoch):
+        return cross_entropy(output.logits, episode.query_label, True), {}
+
+
+def tiny_model(name, **fields):
+    backbone = Small(width=16)
+    if name == "linear":
+        return Linear(backbone=backbone, **fields)
+    return METHODS[name](backbone=backbone, stages=(2, 5), **TINY[name], **fields)
+
+
+def tiny_config(shots=2, **train):
+    config = default_config()
+    config.shots, config.image_size = shots, 32
+    config.train.update(momentum=0.9, weight_decay=0.0, schedule="constant", learning_rate=0.1)
+    config.train.update(train)
+    return config
+
+
+def draw_state(model, config):
+    """A state of drawn parameters, and an optimizer that has seen nothing."""
+    state = abstract_state(model, config, ITEMS)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    return zeros.replace(variables=draw_variables(state.variables))
+
+
+def draw_batch(shots=2, size=32, query_index=(3, 1)):
+    rng = np.random.default_rng(0)
+    batch, choices = len(query_index), np.array([0, 0, 1, 1, IGNORE], np.uint8)
+
+    def label(*shape):
+        return rng.choice(choices, (*shape, size // 4, size // 4)).repeat(4, -2).repeat(4, -1)
+
+    return Episode(
+        support_image=rng.integers(0, 256, (batch, 1, shots, size, size, 3), np.uint8),
+        support_label=label(batch, 1, shots),
+        query_image=rng.integers(0, 256, (batch, size, size, 3), np.uint8),
+        query_label=label(batch),
+        class_id=np.ones((batch, 1), np.int32),
+        query_index=np.array(query_index, np.int32),
+    )
+
+
+def stepper(model, config, seed=0):
+    optimizer = make_optimizer(config.train)
+    step = make_step(model, optimizer, seed=seed, items=ITEMS, batch_size=2)
+    return jax.jit(step, compiler_options=QUICK)
+
+
+def leaves(tree):
+    """Leaves by the names of their paths."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+# A bias that moves every shot's score alike changes no softmax over the shots.
+UNMOVED = {"canet": {"attention_1/bias"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [*((name, True) for name in METHODS), ("panet", False)],
+)
+def test_step_moves_every_parameter_but_the_frozen_ones(name, frozen):
+    """Without weight decay, which would move those too that have no gradient."""
+    model, config = tiny_model(name, freeze_backbone=frozen), tiny_config()
+    state, batch = draw_state(model, config), draw_batch()
+    of_backbone = {key for key in leaves(state.optimizer) if "backbone" in key}
+    assert bool(of_backbone) != frozen
+
+    after, results = stepper(model, config)(state, batch)
+    assert np.isfinite(float(results["loss"]))
+    assert int(after.step) == 1
+    before, after = leaves(state.variables["params"]), leaves(after.variables["params"])
+    assert before.keys() == after.keys()
+    still = {key for key in before if np.array_equal(before[key], after[key])}
+    expected = {key for key in before if frozen and key.startswith("backbone/")}
+    assert still - UNMOVED.get(name, set()) == expected
+    assert any(key.startswith("backbone/") for key in before)
+
+
+def test_optimizer_has_a_momentum_for_what_is_trained_and_nothing_else():
+    frozen = tiny_model("canet")
+    assert frozen.freeze_backbone
+    for model in (frozen, tiny_model("canet", freeze_backbone=False)):
+        state = abstract_state(model, tiny_config(), ITEMS)
+        shapes = sorted(
+            leaf.shape
+            for name, leaf in leaves(state.variables["params"]).items()
+            if not (model.freeze_backbone and name.startswith("backbone/"))
+        )
+        momenta = [leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.shape != ()]
+        assert sorted(momenta) == shapes
+
+
+# ----------------------------------------------------------------------------- work of a step
+
+
+def count_convolutions(jaxpr):
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name == "conv_general_dilated"
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                count += count_convolutions(inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+def test_step_with_a_frozen_backbone_has_its_forward_pass_and_no_other_convolution():
+    """Small has nine convolutions; each but the first has two more in the backward pass."""
+    counts = {}
+    for frozen in (True, False):
+        model, config = tiny_model("linear", freeze_backbone=frozen), tiny_config()
+        step = make_step(model, make_optimizer(config.train), seed=0, items=ITEMS, batch_size=2)
+        state = abstract_state(model, config, ITEMS)
+        counts[frozen] = count_convolutions(jax.make_jaxpr(step)(state, draw_batch()).jaxpr)
+    assert counts == {True: 9, False: 9 + 9 + 8}
+
+
+@pytest.mark.parametrize("name", ["canet", "mfnet"])
+def test_freezing_saves_the_work_of_the_backbones_backward_pass(name):
+    """Of methods that freeze it by default, counted by XLA before any optimisation."""
+    assert tiny_model(name).freeze_backbone
+    config, batch = tiny_config(), draw_batch()
+
+    def flops(function, *arguments):
+        return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+    def of_step(model):
+        optimizer = make_optimizer(config.train)
+        step = make_step(model, optimizer, seed=0, items=ITEMS, batch_size=2)
+        return flops(step, abstract_state(model, config, ITEMS), batch)
+
+    backbone, images = Small(width=16), jnp.zeros((2, 3, 32, 32, 3))
+    params = jax.eval_shape(backbone.init, jax.random.key(0), images)["params"]
+
+    def features(params):
+        return sum(x.sum() for x in backbone.apply({"params": params}, images, stages=(2, 5)))
+
+    backward = flops(jax.grad(features), params) - flops(features, params)
+    saved = of_step(tiny_model(name, freeze_backbone=False)) - of_step(tiny_model(name))
+    # The unfrozen step has the gradient with respect to the features, and more to update, as well.
+    assert saved > 0.95 * backward > 0
+
+
+# ----------------------------------------------------------------------------- rates
+
+
+def test_rate_of_new_layers_multiplies_all_updates_but_the_backbones():
+    moved = {}
+    for rate in (1.0, 10.0):
+        model = tiny_model("linear")
+        config = tiny_config(momentum=0.0, new_layers_rate=rate)
+        state = draw_state(model, config)
+        after, _ = stepper(model, config)(state, draw_batch())
+        before, after = leaves(state.variables["params"]), leaves(after.variables["params"])
+        moved[rate] = {name: after[name] - before[name] for name in before}
+    assert {name.split("/")[0] for name in moved[1.0]} == {"backbone", "head"}
+    for name, slow in moved[1.0].items():
+        factor = 1 if name.startswith("backbone/") else 10
+        assert np.abs(slow).max() > 0
+        np.testing.assert_allclose(
+            moved[10.0][name], factor * slow, rtol=1e-3, atol=1e-3 * np.abs(factor * slow).max()
+        )
+
+
+# ----------------------------------------------------------------------------- rows and chance
+
+
+class Diary(Method):
+    """Writes down the number in the query's corner, behind what it read."""
+
+    def setup(self):
+        self.scale = self.param("scale", nn.initializers.ones, ())
+
+    def encode(self, image, train=False):
+        return image
+
+    def segment(self, supports, label, query, image, previous=None, train=False):
+        number = label[0, 0, 0, 0].astype(jnp.float32)
+        row = number if previous is None else 10 * previous[0] + number
+        return Output(self.scale * jnp.ones((2, 2, 2)), {}, row=row[None])
+
+    def loss(self, output, episode, key, epoch):
+        return output.logits.sum(), {"row": output.row[0], "epoch": jnp.asarray(epoch)}
+
+
+def test_rows_are_written_at_the_querys_item_and_read_on_its_next_visit():
+    model, config = Diary(backbone=None), tiny_config()
+    step, state = stepper(model, config), draw_state(model, config)
+    assert state.rows.shape == (ITEMS, 1)
+    expected = np.zeros(ITEMS)
+    for visit, (items, numbers) in enumerate(
+        [((3, 1), (4, 5)), ((1, 0), (6, 7)), ((4, 3), (8, 9))]
+    ):
+        batch = draw_batch(size=4, query_index=items)
+        label = np.broadcast_to(
+            np.array(numbers, np.uint8)[:, None, None, None, None], (2, 1, 2, 4, 4)
+        )
+        state, results = step(state, batch.replace(support_label=label))
+        for item, number in zip(items, numbers, strict=True):
+            expected[item] = 10 * expected[item] + number
+        np.testing.assert_array_equal(state.rows[:, 0], expected)
+        assert float(results["row"]) == expected[list(items)].mean()
+        assert float(results["epoch"]) == pytest.approx(visit * 2 / ITEMS)
+
+
+def test_canet_stores_its_prediction_in_bytes_for_one_way_only():
+    state = abstract_state(tiny_model("canet"), tiny_config(), ITEMS)
+    assert (state.rows.shape, state.rows.dtype) == ((ITEMS, 8, 8, 2), jnp.uint8)
+    two_way = tiny_config()
+    two_way.ways = 2
+    assert abstract_state(tiny_model("canet"), two_way, ITEMS).rows is None
+
+
+class Dice(Method):
+    """Notes which of 64 units dropout left."""
+
+    def setup(self):
+        self.scale = self.param("scale", nn.initializers.ones, ())
+        self.drop = nn.Dropout(0.5)
+
+    def encode(self, image, train=False):
+        return image
+
+    def segment(self, supports, label, query, image, previous=None, train=False):
+        left = self.drop(jnp.ones(64), deterministic=not train)
+        return Output(self.scale * jnp.ones((2, 2, 2)), {}, row=left)
+
+    def loss(self, output, episode, key, epoch):
+        return output.logits.sum(), {"drawn": jax.random.uniform(key)}
+
+
+def test_dropout_and_the_losss_draws_differ_between_steps_and_episodes_and_repeat_with_the_seed():
+    model, config = Dice(backbone=None), tiny_config()
+    batch = draw_batch(size=4)
+    same = jax.tree.map(lambda x: np.repeat(x[:1], 2, axis=0), batch)
+    same = same.replace(query_index=batch.query_index)
+
+    def play(seed):
+        step, state = stepper(model, config, seed), draw_state(model, config)
+        masks, drawn = [], []
+        for _ in range(3):
+            state, results = step(state, same)
+            masks += [tuple(np.asarray(state.rows)[item]) for item in batch.query_index]
+            drawn.append(float(results["drawn"]))
+        return masks, drawn
+
+    masks, drawn = play(seed=0)
+    assert len(set(masks)) == 6
+    assert set(np.unique(masks)) == {0, 2}
+    assert len(set(drawn)) == 3
+    assert play(seed=0) == (masks, drawn)
+    other_masks, other_drawn = play(seed=1)
+    assert not set(other_masks) & set(masks)
+    assert not set(other_drawn) & set(drawn)
+
+
+# ----------------------------------------------------------------------------- by name
+
+
+def config_of(method, backbone="small"):
+    config = default_config(method)
+    config.backbone = backbone
+    if backbone == "small":
+        config.model.stages = (5,)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [(name, field) for name, method in METHODS.items() for field in method.choices],
+)
+def test_fields_take_their_choices_and_nothing_else(method, field):
+    config, choices = config_of(method), METHODS[method].choices[field]
+    assert config.model[field] in choices
+    for choice in choices:
+        config.model[field] = choice
+        assert getattr(create_model(config), field) == choice
+    config.model[field] = "nonsense"
+    with pytest.raises(UserError, match=rf"model\.{field} = 'nonsense'.*{choices[0]}"):
+        create_model(config)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stages", "unknown"),
+    [
+        ("small", (1,), 1),
+        ("small", (2, 6), 6),
+        ("vgg16", (2, 3, 9), 9),
+        ("vgg16", (0,), 0),
+        ("resnet50", (3, 5), 5),
+    ],
+)
+def test_backbone_must_have_the_stages(backbone, stages, unknown):
+    config = config_of("canet", backbone)
+    config.model.stages = stages
+    with pytest.raises(UserError, match=rf"model\.stages .* {backbone} has no stage {unknown}\b"):
+        create_model(config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_model_has_the_fields_of_its_config(method):
+    config = config_of(method)
+    config.model.stages, config.model.freeze_backbone = (2, 4), True
+    model = create_model(config)
+    assert type(model) is METHODS[method]
+    assert isinstance(model.backbone, Small)
+    assert model.stages == (2, 4)
+    assert model.frozen == ("backbone",)
+
+
+def test_unknown_method_and_backbone_are_named_with_the_known_ones():
+    config = config_of("panet")
+    config.method = "fcn"
+    with pytest.raises(UserError, match=r"'fcn'.*panet.*mfnet"):
+        create_model(config)
+    config = config_of("panet")
+    config.backbone = "alexnet"
+    with pytest.raises(UserError, match=r"'alexnet'.*vgg16"):
+        create_model(config)
+
+
+def write_weights(folder, layers):
+    path = folder / "weights.npz"
+    np.savez(path, **{f"layer{number}.0.conv1.weight": np.zeros(1) for number in layers})
+    return str(path)
+
+
+@pytest.mark.parametrize(("layers", "expected"), [((3, 4), 4), ((1, 2, 3), 3)])
+def test_stage_is_the_last_one_that_the_weights_have(tmp_path, caplog, layers, expected):
+    config = default_config("panet")
+    config.backbone, config.init = "resnet50", write_weights(tmp_path, layers)
+    with caplog.at_level(logging.INFO):
+        choose_stages(config)
+    assert config.model.stages == (expected,)
+    assert f"layer{expected}" in caplog.text
+    assert "resnet50" in caplog.text
+
+
+def test_stages_that_are_given_or_have_no_weights_to_go_by_stay(tmp_path, caplog):
+    weights = write_weights(tmp_path, (3, 4))
+    for backbone, init, stages in [
+        ("resnet50", weights, (2, 3)),
+        ("resnet50", "", ()),
+        ("vgg16", weights, ()),
+    ]:
+        config = default_config("panet")
+        config.backbone, config.init, config.model.stages = backbone, init, stages
+        with caplog.at_level(logging.INFO):
+            choose_stages(config)
+        assert config.model.stages == stages
+    assert not caplog.text

@@ -1,0 +1,572 @@
+"""SST is what its equations say: in its forward pass, and in gradients that pass through one."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.models.sst import SST, self_iou
+
+WIDTH = 8
+MODEL = SST(backbone=None, width=WIDTH)
+# An inner rate with which features move by about their own length, for the mean and for the sum,
+# so that an outer gradient that does not pass through the inner loop is far off.
+RATE, RATE_OF_SUM = 10.0, 0.3
+# Compiling takes most of the time here, and the shapes are tiny.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@pytest.fixture
+def pytorch():
+    """The formulation in PyTorch, where there is PyTorch."""
+    pytest.importorskip("torch").set_num_threads(1)
+    import pytorch_sst
+
+    return pytorch_sst
+
+
+def assert_close(result, expected, relative):
+    """Equal up to `relative` of the largest absolute value."""
+    result, expected = np.asarray(result), np.asarray(expected)
+    assert result.shape == expected.shape
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
+
+
+def is_close(result, expected, relative):
+    result, expected = np.asarray(result), np.asarray(expected)
+    return abs(result - expected).max() <= relative * abs(expected).max()
+
+
+def assert_trees_close(result, expected, relative):
+    jax.tree.map(functools.partial(assert_close, relative=relative), result, expected)
+
+
+def holds_in_an_episode(check):
+    """Where a ReLU's input is 0 up to rounding, a rounding error decides where its gradient goes:
+    `check(seed)` must hold in one of a few episodes, and a wrong gradient would in none."""
+    for seed in range(4):
+        try:
+            return check(seed)
+        except AssertionError as error:
+            failure = error
+    raise failure
+
+
+# ----------------------------------------------------------------------------- what is computed
+
+
+def draw_weights(shapes, seed=3):
+    """Weights with which every layer matters: He-normal kernels, and biases that are not 0."""
+    rng = np.random.default_rng(seed)
+
+    def draw(shape):
+        deviation = np.sqrt(2 / np.prod(shape.shape[:-1])) if len(shape.shape) > 1 else 0.2
+        return rng.normal(0, deviation, shape.shape).astype(np.float32)
+
+    return jax.tree.map(draw, shapes)
+
+
+def draw_episode(ways=2, shots=2, seed=0):
+    """Features of 7 x 20 positions, which the widest dilation reaches across, and labels of 23 x
+    37 pixels, among them every way and 255."""
+    rng = np.random.default_rng(seed)
+    choices = np.array([*range(ways + 1), IGNORE], np.uint8)
+
+    def draw_label(*shape):
+        label = rng.choice(choices, (*shape, 4, 6)).repeat(6, -2).repeat(7, -1)
+        return label[..., :23, :37]
+
+    return {
+        "support_features": rng.standard_normal((ways, shots, 7, 20, WIDTH)).astype(np.float32),
+        "query_features": rng.standard_normal((7, 20, WIDTH)).astype(np.float32),
+        "support_label": draw_label(ways, shots),
+        "query_label": draw_label(),
+    }
+
+
+@functools.cache
+def weights():
+    episode = draw_episode()
+    shapes = jax.eval_shape(
+        functools.partial(MODEL.init, method="segment"),
+        jax.random.key(0),
+        episode["support_features"],
+        episode["support_label"],
+        episode["query_features"],
+        jnp.zeros((23, 37, 3)),
+    )
+    return draw_weights(shapes["params"])
+
+
+def forward(model, params, drawn, rate, auxiliary_weight):
+    """The loss of an episode that is given as features, and all that led to it."""
+    model = model.clone(inner_rate=rate, auxiliary_weight=auxiliary_weight)
+    height, width = drawn["query_label"].shape
+    output, changed = model.apply(
+        {"params": params},
+        drawn["support_features"],
+        drawn["support_label"],
+        drawn["query_features"],
+        jnp.zeros((height, width, 3)),
+        method="segment",
+        mutable=True,
+    )
+    way = jnp.arange(1, len(drawn["support_label"]) + 1)
+    episode = Episode(None, drawn["support_label"], None, drawn["query_label"], way, jnp.array(0))
+    total, parts = model.loss(output, episode, jax.random.key(0), jnp.zeros(()))
+    own = jnp.where(drawn["support_label"] == way[:, None, None, None], 1, 0).astype(jnp.uint8)
+    own = jnp.where(drawn["support_label"] == IGNORE, IGNORE, own)
+    tuned = model.apply({"params": params}, drawn["support_features"], own, method="tune")
+    return total, {
+        **parts,
+        "total": total,
+        "logits": output.logits,
+        "binary_logits": output.aux["binary_logits"],
+        "tuned": tuned.features,
+        "measured": output.measured,
+        "params": changed["params"],
+    }
+
+
+def make_run(gradients):
+    """`forward`, compiled, and if asked for with gradients for parameters and features."""
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    def run(model, params, drawn, rate, auxiliary_weight):
+        if not gradients:
+            return forward(model, params, drawn, rate, auxiliary_weight)[1]
+
+        def loss(params, support_features, query_features):
+            episode = {
+                **drawn,
+                "support_features": support_features,
+                "query_features": query_features,
+            }
+            return forward(model, params, episode, rate, auxiliary_weight)
+
+        arguments = params, drawn["support_features"], drawn["query_features"]
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        (_, results), gradient = differentiate(*arguments)
+        return {**results, "gradient": gradient}
+
+    def call(drawn, rate=RATE, auxiliary_weight=1.0, params=None, **fields):
+        params = weights() if params is None else params
+        return jax.device_get(run(MODEL.clone(**fields), params, drawn, rate, auxiliary_weight))
+
+    return call
+
+
+run = make_run(gradients=False)
+run_with_gradient = make_run(gradients=True)
+
+
+def run_pytorch(pytorch, drawn, **options):
+    """The same results in PyTorch, as arrays."""
+    params = pytorch.tensors(weights())
+    supports = pytorch.planes(drawn["support_features"]).requires_grad_()
+    query = pytorch.planes(drawn["query_features"]).requires_grad_()
+    labels = drawn["support_label"], drawn["query_label"]
+    options = {"rate": RATE, **options}
+    result = pytorch.run(params, supports, query, *labels, **options)
+    result.total.backward()
+    return {
+        **{
+            name: getattr(result, name).detach().numpy()
+            for name in ("segmentation", "self_segmentation", "total")
+        },
+        **{
+            name: getattr(result, name).detach().movedim(-3, -1).numpy()
+            for name in ("logits", "binary_logits", "tuned")
+        },
+        "measured": {
+            "prototype shift": result.shift,
+            "self-segmentation loss before": result.before,
+            "self-segmentation loss after": result.after,
+        },
+        "scores": result.scores,
+        "gradient": (
+            pytorch.gradients_of(params),
+            supports.grad.movedim(-3, -1).numpy(),
+            query.grad.movedim(-3, -1).numpy(),
+        ),
+    }
+
+
+# ----------------------------------------------------------------------------- the inner loop
+
+RATES = {"mean": RATE, "sum": RATE_OF_SUM}
+
+
+def moved(drawn, result):
+    """How far each support's features moved, relative to them."""
+    before = drawn["support_features"]
+    axes = (-3, -2, -1)
+    return np.sqrt(((result["tuned"] - before) ** 2).sum(axes) / (before**2).sum(axes))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "ways", "shots"), [("mean", 2, 2), ("sum", 2, 2), ("mean", 1, 3)]
+)
+def test_tuned_features_match_pytorch(pytorch, reduction, ways, shots):
+    call = run if (ways, shots) == (1, 3) else run_with_gradient  # compiled for others as well
+    rate = RATES[reduction]
+
+    def check(seed):
+        drawn = draw_episode(ways, shots, seed)
+        result = call(drawn, rate, inner_reduction=reduction)
+        expected = run_pytorch(pytorch, drawn, rate=rate, reduction=reduction)
+        assert moved(drawn, result).min() > 0.1
+        assert moved(drawn, result).max() < 2
+        step = expected["tuned"] - drawn["support_features"]
+        assert_close(result["tuned"] - drawn["support_features"], step, 1e-4)
+        for name in ("tuned", "binary_logits", "logits"):
+            assert_close(result[name], expected[name], 1e-4)
+
+    holds_in_an_episode(check)
+
+
+def test_inner_loops_of_shots_are_separate():
+    drawn, other = draw_episode(), draw_episode(seed=1)
+    expected = run_with_gradient(drawn)["tuned"]
+    for name in ("support_features", "support_label"):
+        drawn[name][0, 1] = other[name][0, 1]
+    result = run_with_gradient(drawn)["tuned"]
+    for place in ((0, 0), (1, 0), (1, 1)):
+        assert_close(result[place], expected[place], 1e-6)
+    assert not is_close(result[0, 1], expected[0, 1], 0.1)
+
+
+def test_without_a_rate_or_without_tuning_features_stay():
+    drawn = draw_episode()
+    without_rate = run_with_gradient(drawn, 0.0)
+    without_tuning = run(drawn, tuning=False)
+    for result in (without_rate, without_tuning):
+        np.testing.assert_array_equal(result["tuned"], drawn["support_features"])
+        assert result["measured"]["prototype shift"] == 0
+        assert result["measured"]["self-segmentation loss after"] == pytest.approx(
+            result["measured"]["self-segmentation loss before"], rel=1e-6
+        )
+    for name in ("logits", "self_segmentation", "total"):
+        assert_close(without_tuning[name], without_rate[name], 1e-6)
+    assert not is_close(run_with_gradient(drawn)["logits"], without_rate["logits"], 0.01)
+
+
+def test_parameters_do_not_move():
+    result = run_with_gradient(draw_episode())
+    jax.tree.map(np.testing.assert_array_equal, result["params"], weights())
+
+
+def test_small_step_lowers_the_self_segmentation_loss_as_its_gradient_says():
+    """With the sum over pixels, a step of rate r lowers the summed loss by r |gradient|^2."""
+    drawn = draw_episode()
+    rate = 1e-3
+    result = run_with_gradient(drawn, rate, inner_reduction="sum")
+    pixels = (drawn["support_label"] != IGNORE).sum((-2, -1))
+    gradient = (result["tuned"] - drawn["support_features"]) / rate
+    expected = rate * (gradient**2).sum((-3, -2, -1)) / pixels  # of the mean over pixels
+    measured = result["measured"]
+    decrease = measured["self-segmentation loss before"] - measured["self-segmentation loss after"]
+    assert decrease == pytest.approx(expected.mean(), rel=0.1)
+
+
+def test_measured_values_match_pytorch(pytorch):
+    drawn = draw_episode()
+    result = run_with_gradient(drawn)["measured"]
+    expected = run_pytorch(pytorch, drawn)["measured"]
+    assert result.keys() == expected.keys()
+    assert expected["prototype shift"] > 0.01
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_training_measures_nothing():
+    drawn = draw_episode()
+    names = ("support_features", "support_label", "query_features")
+    output = jax.eval_shape(
+        functools.partial(MODEL.apply, train=True, method="segment"),
+        {"params": weights()},
+        *(drawn[name] for name in names),
+        jnp.zeros((23, 37, 3)),
+    )
+    assert output.measured == {}
+
+
+# ----------------------------------------------------------------------------- several shots
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "average", "maximum"])
+def test_fusion_of_shots_matches_pytorch(pytorch, fusion):
+    drawn = draw_episode(1, 3)
+    result = run(drawn, fusion=fusion)
+    expected = run_pytorch(pytorch, drawn, fusion=fusion)
+    assert max(expected["scores"]) > 1.2 * min(expected["scores"])  # so that weights matter
+    for name in ("binary_logits", "logits"):
+        assert_close(result[name], expected[name], 1e-4)
+
+
+def test_fusions_differ():
+    drawn = draw_episode(1, 3)
+    weighted, average, maximum = (
+        run(drawn, fusion=fusion)["binary_logits"] for fusion in ("weighted", "average", "maximum")
+    )
+    for one, other in ((weighted, average), (average, maximum), (maximum, weighted)):
+        assert not is_close(one, other, 1e-3)
+
+
+def test_iou_of_self_segmentations_counts_labelled_pixels_alone():
+    """The logits' signs, at the label's size, are the prediction."""
+    predicted = np.array([[[1, 1, 0, 0, 1]], [[0, 0, 0, 0, 0]], [[0, 0, 0, 0, 1]]])
+    label = np.array([[[1, 0, 1, 0, 255]], [[0, 0, 0, 0, 255]], [[0, 1, 1, 0, 255]]], np.uint8)
+    logits = np.stack([-predicted, predicted], axis=-1).astype(np.float32)
+    np.testing.assert_allclose(self_iou(logits, label, True), [1 / 3, 0, 0], rtol=1e-6)
+    logits = np.stack([1.0 - label, label], axis=-1).astype(np.float32)
+    np.testing.assert_allclose(self_iou(logits, label, True), [1, 0, 1], rtol=1e-6)
+
+
+def test_shots_that_do_not_find_themselves_count_alike():
+    """All weights would be 0: the mean is taken instead."""
+    drawn = draw_episode(1, 3)
+    params = {**weights(), "classifier": {**weights()["classifier"]}}
+    params["classifier"]["bias"] = np.array([100, -100], np.float32)  # all is background
+    weighted = run(drawn, params=params)
+    average = run(drawn, params=params, fusion="average")
+    assert_close(weighted["binary_logits"], average["binary_logits"], 1e-6)
+
+
+# ----------------------------------------------------------------------------- the loss
+
+
+def test_loss_is_the_main_one_plus_the_weighted_one_of_the_supports(pytorch):
+    drawn = draw_episode()
+    for weight in (0.0, 0.3, 1.0):
+        result = run_with_gradient(drawn, auxiliary_weight=weight)
+        expected = run_pytorch(pytorch, drawn, auxiliary_weight=weight)
+        for name in ("segmentation", "self_segmentation", "total"):
+            assert result[name] == pytest.approx(expected[name], rel=1e-4)
+        assert result["total"] == pytest.approx(
+            result["segmentation"] + weight * result["self_segmentation"], rel=1e-6
+        )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradient_passes_through_the_inner_one_as_in_pytorch(pytorch, reduction):
+    rate = RATES[reduction]
+
+    def check(seed):
+        drawn = draw_episode(seed=seed)
+        result = run_with_gradient(drawn, rate, inner_reduction=reduction)["gradient"]
+        expected = run_pytorch(pytorch, drawn, rate=rate, reduction=reduction)["gradient"]
+        assert_trees_close(result, expected, 1e-3)
+
+    holds_in_an_episode(check)
+
+
+def test_first_order_gradient_takes_the_inner_one_for_a_constant(pytorch):
+    def check(seed):
+        drawn = draw_episode(seed=seed)
+        result = run_with_gradient(drawn, second_order=False)["gradient"]
+        expected = run_pytorch(pytorch, drawn, second_order=False)["gradient"]
+        assert_trees_close(result, expected, 1e-3)
+
+    holds_in_an_episode(check)
+
+
+def test_first_order_gradient_is_another_one():
+    drawn = draw_episode()
+    result = run_with_gradient(drawn, second_order=False)
+    second_order = run_with_gradient(drawn)
+    assert_close(result["logits"], second_order["logits"], 1e-6)
+    other = second_order["gradient"]
+    assert not is_close(result["gradient"][1], other[1], 0.05)  # of the supports' features
+    differing = [
+        not is_close(first, second, 0.01)
+        for first, second in zip(
+            jax.tree.leaves(result["gradient"][0]), jax.tree.leaves(other[0]), strict=True
+        )
+    ]
+    assert np.mean(differing) > 0.5
+    # The query's features are in the outer pass alone.
+    assert_close(result["gradient"][2], other[2], 1e-5)
+
+
+def test_gradient_is_what_finite_differences_say(monkeypatch):
+    """Where the loss is smooth: the gradient of a ReLU network jumps, and so does the loss after a
+    step along it; weights that are an IoU jump too."""
+    monkeypatch.setattr(nn, "relu", nn.silu)
+    smooth = functools.partial(make_run(gradients=True), draw_episode(), fusion="average")
+    gradient = smooth()["gradient"][0]
+    rng = np.random.default_rng(0)
+    step, differences, expected = 2e-3, [], []
+    for _ in range(4):
+        direction = jax.tree.map(lambda x: rng.standard_normal(x.shape), gradient)
+
+        def difference(step, direction=direction):
+            losses = []
+            for sign in (1, -1):
+                stepped = jax.tree.map(
+                    lambda x, d, by=sign * step: x + by * d, weights(), direction
+                )
+                stepped = jax.tree.map(np.float32, stepped)
+                losses.append(float(smooth(params=stepped)["total"]))
+            return (losses[0] - losses[1]) / (2 * step)
+
+        # Richardson's extrapolation of central differences.
+        differences.append((4 * difference(step) - difference(2 * step)) / 3)
+        products = jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)
+        expected.append(sum(jax.tree.leaves(products)))
+    assert_close(differences, expected, 2e-3)
+
+
+# ----------------------------------------------------------------------------- labels
+
+
+def test_ignored_pixels_are_neither_object_nor_background(pytorch):
+    drawn = draw_episode()
+    relabelled = {**drawn}
+    for name in ("support_label", "query_label"):
+        assert (drawn[name] == IGNORE).any()
+        relabelled[name] = np.where(drawn[name] == IGNORE, 0, drawn[name])
+    result, other = (run_with_gradient(one) for one in (drawn, relabelled))
+    assert not is_close(result["tuned"], other["tuned"], 1e-3)
+    for name in ("segmentation", "self_segmentation"):
+        assert not is_close(result[name], other[name], 1e-3)
+        assert_close(result[name], run_pytorch(pytorch, drawn)[name], 1e-4)
+
+
+def test_query_of_ignored_pixels_alone_leaves_the_loss_of_the_supports():
+    drawn = draw_episode()
+    drawn["query_label"] = np.full_like(drawn["query_label"], IGNORE)
+    result = run_with_gradient(drawn)
+    assert result["segmentation"] == 0
+    assert result["total"] == result["self_segmentation"] > 0
+    np.testing.assert_array_equal(result["gradient"][2], 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result["gradient"]))
+
+
+@pytest.mark.parametrize("empty", [0, IGNORE, 2])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_supports_that_do_not_show_their_way_give_finite_results(empty, everywhere):
+    drawn = draw_episode()
+    drawn["support_label"][0, slice(None) if everywhere else 1] = empty
+    result = run_with_gradient(drawn)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
+    np.testing.assert_array_equal(result["tuned"][0, 1], drawn["support_features"][0, 1])  # A = 0
+    assert np.abs(result["gradient"][2]).max() > 0
+
+
+# ----------------------------------------------------------------------------- symmetries
+
+
+def test_order_of_shots_does_not_matter():
+    drawn = draw_episode()
+    swapped = {**drawn}
+    for name in ("support_features", "support_label"):
+        swapped[name] = np.concatenate([drawn[name][:1, ::-1], drawn[name][1:]])
+    result, expected = (run_with_gradient(one) for one in (swapped, drawn))
+    assert_close(result["logits"], expected["logits"], 1e-5)
+    assert_close(result["tuned"][0, ::-1], expected["tuned"][0], 1e-5)
+    assert_trees_close(result["gradient"][0], expected["gradient"][0], 1e-4)
+
+
+def test_order_of_ways_permutes_the_logits_and_nothing_else():
+    drawn = draw_episode()
+    renumber = np.arange(256, dtype=np.uint8)
+    renumber[[1, 2]] = [2, 1]
+    swapped = {
+        "support_features": drawn["support_features"][::-1],
+        "support_label": renumber[drawn["support_label"][::-1]],
+        "query_features": drawn["query_features"],
+        "query_label": renumber[drawn["query_label"]],
+    }
+    result, expected = (run_with_gradient(one) for one in (swapped, drawn))
+    assert_close(result["logits"], expected["logits"][..., [0, 2, 1]], 1e-5)
+    for name in ("segmentation", "self_segmentation"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-5)
+    assert_trees_close(result["gradient"][0], expected["gradient"][0], 1e-4)
+
+
+# ----------------------------------------------------------------------------- from photographs
+
+
+class TwoStages(nn.Module):
+    """A backbone of two stages, the first at twice the resolution of the second."""
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        fine = nn.relu(nn.Conv(4, (3, 3), 2, 1, name="fine")(image))
+        return fine, nn.relu(nn.Conv(6, (3, 3), 2, 1, name="coarse")(fine))
+
+
+def draw_photographs(seed):
+    """A batch of two episodes of noise."""
+    drawn = [draw_episode(1, 2, seed) for seed in (3, 5)]
+    rng = np.random.default_rng(seed)
+    return Episode(
+        support_image=rng.standard_normal((2, 1, 2, 23, 37, 3)).astype(np.float32),
+        support_label=np.stack([one["support_label"] for one in drawn]),
+        query_image=rng.standard_normal((2, 23, 37, 3)).astype(np.float32),
+        query_label=np.stack([one["query_label"] for one in drawn]),
+        class_id=np.ones((2, 1), np.int32),
+        query_index=np.zeros(2, np.int32),
+    )
+
+
+def test_batch_of_photographs_matches_pytorch_with_gradients_of_the_backbone(pytorch):
+    """Stages are joined at the coarser resolution, and training is end to end."""
+    model = SST(backbone=TwoStages(), width=WIDTH, inner_rate=RATE)
+    one = jax.tree.map(lambda x: x[0], draw_photographs(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), one)
+    params = draw_weights(shapes["params"], seed=6)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def ours(params, batch):
+        def loss(episode):
+            output = model.apply({"params": params}, episode, train=True)
+            value, _ = model.loss(output, episode, jax.random.key(0), jnp.zeros(()))
+            return value, output.logits
+
+        values, logits = jax.vmap(loss)(batch)
+        return values.mean(), logits
+
+    def theirs(batch):
+        weights = pytorch.tensors(params)
+
+        def encode(image):
+            x = pytorch.planes(image)
+            fine = pytorch.conv(x, weights["backbone"]["fine"], stride=2).relu()
+            coarse = pytorch.conv(fine, weights["backbone"]["coarse"], stride=2).relu()
+            joined = [pytorch.interpolate(fine, coarse.shape[2:]), coarse]
+            return pytorch.conv(pytorch.torch.cat(joined, dim=1), weights["embedding"]).relu()
+
+        results = [
+            pytorch.run(
+                weights,
+                encode(batch.support_image[i, 0])[None],
+                encode(batch.query_image[i][None])[0],
+                batch.support_label[i],
+                batch.query_label[i],
+                rate=RATE,
+            )
+            for i in range(2)
+        ]
+        total = (results[0].total + results[1].total) / 2
+        total.backward()
+        logits = [result.logits.detach().movedim(0, -1).numpy() for result in results]
+        return total.item(), np.stack(logits), pytorch.gradients_of(weights)
+
+    def check(seed):
+        batch = draw_photographs(seed)
+        (value, logits), gradient = jax.device_get(ours(params, batch))
+        expected_value, expected_logits, expected_gradient = theirs(batch)
+        assert value == pytest.approx(expected_value, rel=1e-4)
+        assert_close(logits, expected_logits, 1e-4)
+        assert np.abs(expected_gradient["backbone"]["fine"]["kernel"]).max() > 1e-3
+        assert_trees_close(gradient, expected_gradient, 1e-3)
+
+    holds_in_an_episode(check)
