@@ -207,5 +207,7 @@ class RefinementUNet(nn.Module):
         for level in reversed(range(self.depth)):
             skip = skips[level]
             x = block(jnp.concatenate([up(x, skip), skip], axis=-1), self.width * 2**level)
-        residual = convolution(2, dtype=self.dtype)(x).astype(jnp.float32)
+        # Zero at first: training begins from the coarse mask.
+        last = convolution(2, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+        residual = last(x).astype(jnp.float32)
         return resize(residual, coarse.shape[-3:-1], True)

@@ -168,6 +168,50 @@ def test_stopped_run_on_the_device_resumes_and_ends_identical(
     assert_identical(saved_state(config, tmp_path), uninterrupted_on_device)
 
 
+@pytest.mark.parametrize("method", ["canet", "ltafnet"])
+def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
+    tmp_path, monkeypatch, method
+):
+    """CANet has rows and dropout, LTAF-Net has statistics of its batches."""
+    config = default_config(method)
+    config.update(
+        {name: value for name, value in tiny_config().items() if name not in ("method", "model")}
+    )
+    config.data.pipeline = "device"
+    config.model.update(width=8, stages=(5,))
+    if method == "ltafnet":
+        config.model.refinement_width = 2
+    config.train.update(steps=4, eval_every=4, save_every=4)
+    states = []
+    for run, stop in enumerate((False, True)):
+        workdir = tmp_path / str(run)
+        if stop:
+            with monkeypatch.context() as patch:
+                interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+                assert not loop.train(config, workdir)
+            assert Checkpoints(workdir).step(LAST) == 3
+        assert loop.train(config, workdir)
+        source = loop.open_source(config.data, "train")
+        items = len(loop.training_items(config.data, source).photograph)
+        like = abstract_state(create_model(config), config, items)
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        states.append(jax.device_get(Checkpoints(workdir).restore(LAST, like, one)))
+    assert_identical(*states)
+    if method == "canet":
+        visited = states[0].rows.any(axis=(1, 2, 3)).sum()
+        assert 0 < visited <= 32
+    else:
+        means = jax.tree.leaves(states[0].variables["batch_stats"])
+        assert any(np.abs(mean).max() > 0 for mean in means)
+
+
+def test_epochs_set_the_number_of_steps():
+    config = tiny_config(epochs=3, batch_size=8, steps_per_dispatch=2)
+    assert loop.with_steps(config, items=100).train.steps == 38  # 300 episodes, even steps
+    assert config.train.steps == 6
+    assert loop.with_steps(tiny_config(), items=100).train.steps == 6
+
+
 def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, monkeypatch):
     config = on_device(steps=3, steps_per_dispatch=1, eval_every=3)
     assert loop.train(config, tmp_path)
