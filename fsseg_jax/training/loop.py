@@ -118,11 +118,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         state = initial_state(model, config, config.init, count)
         state = jax.device_put(state, replicated(mesh))
     pipeline = training_pipeline(config, source, items, mesh, start)
-    trained, _ = split_frozen(model, state.variables["params"])
-    parameters = sum(x.size for x in jax.tree.leaves(trained))
+    parts = split_frozen(model, state.variables["params"])
+    learnable, frozen = (sum(x.size for x in jax.tree.leaves(part)) / 1e6 for part in parts)
     logger.info(
-        "%s on %s: %.1f M learnable parameters; %d photographs, %d items of %d base classes",
-        *(config.method, config.backbone, parameters / 1e6),
+        "%s on %s: %.2f M learnable parameters, %.2f M frozen; %d photographs, %d items of %d base "
+        "classes",
+        *(config.method, config.backbone, learnable, frozen),
         *(len(source), count, len(items.class_id)),
     )
 
