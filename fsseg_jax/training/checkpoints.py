@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
@@ -59,7 +60,7 @@ class Checkpoints:
                 variables=ocp.args.StandardSave(state.variables),
                 training=ocp.args.StandardSave(_rest(state)),
                 config=ocp.args.JsonSave(config.to_dict()),
-                info=ocp.args.JsonSave({"step": step, **info}),
+                info=ocp.args.JsonSave({"step": step, "arrays": _shapes(state.variables), **info}),
             ),
             force=True,
         )
@@ -94,6 +95,22 @@ class Checkpoints:
 
     def restore_variables(self, which: str, like: Any, sharding: Sharding) -> Any:
         """The variables alone; see `restore`."""
+        config, info = self.describe(which)
+        ours, saved = _shapes(like), info["arrays"]
+        reasons = [f"it lacks {name}" for name in ours if name not in saved]
+        reasons += [f"it has {name} too" for name in saved if name not in ours]
+        reasons += [
+            f"its {name} is {tuple(saved[name])} instead of {tuple(shape)}"
+            for name, shape in ours.items()
+            if saved.get(name, shape) != shape
+        ]
+        if reasons:
+            more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+            raise UserError(
+                f"the checkpoint in {self.folder / which} does not fit the model that the config "
+                f"describes ({reasons[0]}{more}): it was trained for ways = {config.ways}, shots = "
+                f"{config.shots}; use its own config or another --workdir."
+            )
         return self._restore(which, "variables", like, sharding)
 
     def _restore(self, which: str, part: str, like: Any, sharding: Sharding) -> Any:
@@ -106,8 +123,8 @@ class Checkpoints:
         except (ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"the checkpoint in {self.folder / which} does not fit the model that the config "
-                f"describes ({reason}): use its own config or another --workdir."
+                f"the {part} in {self.folder / which} do not fit the config ({reason}): use the "
+                "run's own config or another --workdir."
             ) from None
 
     def check_same(self, which: str, config: ConfigDict, *fields: str) -> None:
@@ -155,6 +172,11 @@ def _rest(state: TrainState) -> dict[str, Any]:
     """What only training needs of a state."""
     rest = {"step": state.step, "optimizer": state.optimizer}
     return rest if state.rows is None else {**rest, "rows": state.rows}
+
+
+def _shapes(variables: Any) -> dict[str, list[int]]:
+    """Names and shapes of variables, for JSON."""
+    return {name: list(x.shape) for name, x in flatten_dict(variables, sep="/").items()}
 
 
 def _get(config: ConfigDict, field: str) -> Any:

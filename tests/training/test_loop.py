@@ -366,6 +366,22 @@ def test_checkpoint_of_another_method_is_refused(tmp_path, monkeypatch):
         load_variables(config, create_model(config), tmp_path, mesh)
 
 
+def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(tmp_path):
+    assert loop.train(tiny_config(steps=1), tmp_path)
+    config = tiny_config(steps=1)
+    model = create_model(config)
+    wider = model.clone(backbone=model.backbone.clone(width=32))
+    with pytest.raises(UserError) as raised:
+        load_variables(config, wider, tmp_path, make_mesh(1))
+    message = str(raised.value)
+    assert "does not fit the model" in message
+    assert "instead of" in message
+    assert "trained for ways = 1, shots = 1" in message
+    fewer = model.clone(stages=(4,))
+    with pytest.raises(UserError, match=r"it has params/backbone/\S+ too and \d more"):
+        load_variables(config, fewer, tmp_path, make_mesh(1))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
