@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.init = "timm/vgg16.tv_in1k"  # torchvision's ImageNet weights, from the hub
     config.image_size = 321
     config.train.batch_size = 4
-    config.train.epochs = 200
+    config.train.steps, config.train.epochs = 0, 200
     config.train.learning_rate = 2.5e-3
     config.train.schedule = "poly"  # the published code's rate is constant; the paper is silent
     config.data.augment.scale = (1.0, 1.5)  # of supports alone, as in the published code

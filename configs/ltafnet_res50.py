@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.augment.scale = (1.0, 1.5)  # the paper crops; the range is CANet's published code's
     config.data.augment.rotation = 10.0
     config.train.batch_size = 4
-    config.train.epochs = 100
+    config.train.steps, config.train.epochs = 0, 100
     config.train.learning_rate = 2.5e-3
     config.train.schedule = "poly"
     return config

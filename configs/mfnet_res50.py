@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.augment.scale = (0.9, 1.1)
     config.data.augment.rotation = 10.0
     config.train.batch_size = 4
-    config.train.epochs = 200
+    config.train.steps, config.train.epochs = 0, 200
     config.train.learning_rate = 2.5e-3
     config.train.schedule = "poly"
     config.train.weight_decay = 1e-4

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.init = "timm/resnet50.tv_in1k"  # torchvision's ImageNet weights, from the hub
     config.image_size = 321
     config.train.batch_size = 16
-    config.train.epochs = 200
+    config.train.steps, config.train.epochs = 0, 200
     config.train.learning_rate = 5e-4
     config.train.new_layers_rate = (
         10.0  # the pretrained layers at the base rate, the others at 10 x

@@ -14,14 +14,14 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.models import default_options
 
 AT_LEAST_ONE = (
-    *("ways", "shots", "image_size", "train.steps", "train.batch_size", "train.decay_every"),
+    *("ways", "shots", "image_size", "train.batch_size", "train.decay_every"),
     *("train.log_every", "train.save_every", "train.eval_every", "train.eval_episodes"),
     "train.steps_per_dispatch",
     *("eval.runs", "eval.episodes", "eval.batch_size"),
 )
 AT_LEAST_ZERO = (
     *("devices", "train.warmup", "eval.gallery", "data.augment.rotation", "data.device.size"),
-    "train.epochs",
+    *("train.steps", "train.epochs"),
 )
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -90,7 +90,7 @@ def default_config(method: str = "panet") -> ConfigDict:
     # Optimisation as PANet sec. 4.1 has it.
     config.train = ConfigDict()
     config.train.steps = 30_000
-    # Passes over the base items instead, one episode an item: sets steps if it is not 0.
+    # Where steps is 0: passes over the base items, one episode an item.
     config.train.epochs = 0
     config.train.batch_size = 1  # episodes a step, over all devices
     # Steps that one call of the compiled function does. More of them keep a fast accelerator from
@@ -200,6 +200,8 @@ def check(config: ConfigDict) -> None:
     for name, choices in CHOICES.items():
         if fields[name] not in choices:
             raise UserError(f"{name} = {fields[name]!r}: choose {' or '.join(choices)}.")
+    if not (config.train.steps or config.train.epochs):
+        raise UserError("train.steps = 0 and train.epochs = 0: set one of them.")
     each = config.train.steps_per_dispatch
     for name in ("train.steps", "train.log_every", "train.save_every", "train.eval_every"):
         if fields[name] % each:

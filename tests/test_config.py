@@ -250,6 +250,7 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("eval.feature_dtype=int8", "choose float16 or bfloat16 or float32"),
         ("data.augment.scale=(1.5,1.0)", r"data.augment.scale = \(1.5, 1.0\)"),
         ("data.augment.scale=(0.0,1.0)", r"data.augment.scale = \(0.0, 1.0\)"),
+        ("train.steps=0", "train.steps = 0 and train.epochs = 0: set one"),
         ("data.pipeline=torch", "data.pipeline = 'torch': choose tfdata or device"),
         ("train.steps_per_dispatch=7", "train.steps = 30000: it must be a multiple of .* = 7"),
         ("train.steps_per_dispatch=100", "train.log_every = 50: it must be a multiple"),

@@ -240,10 +240,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def with_steps(config: ConfigDict, items: int) -> ConfigDict:
-    """A copy of a configuration whose `train.steps` are its `train.epochs`, if it has any."""
+    """A copy of a configuration with `train.steps`, of as many epochs if there were none."""
     config = config.copy_and_resolve_references()
     train = config.train
-    if train.epochs:
+    if not train.steps:
         dispatches = train.epochs * items / (train.batch_size * train.steps_per_dispatch)
         train.steps = math.ceil(dispatches) * train.steps_per_dispatch
         logger.info("%d epochs of %d items are %d steps", train.epochs, items, train.steps)

@@ -206,10 +206,11 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
 
 
 def test_epochs_set_the_number_of_steps():
-    config = tiny_config(epochs=3, batch_size=8, steps_per_dispatch=2)
+    config = tiny_config(steps=0, epochs=3, batch_size=8, steps_per_dispatch=2)
     assert loop.with_steps(config, items=100).train.steps == 38  # 300 episodes, even steps
-    assert config.train.steps == 6
-    assert loop.with_steps(tiny_config(), items=100).train.steps == 6
+    assert config.train.steps == 0
+    # Steps that are asked for are done.
+    assert loop.with_steps(tiny_config(steps=6, epochs=3), items=100).train.steps == 6
 
 
 def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, monkeypatch):
