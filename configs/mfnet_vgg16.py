@@ -1,6 +1,6 @@
-"""MFNet on VGG-16, PASCAL-5i, 1-way 1-shot.
+"""MFNet on VGG-16, PASCAL-5i, 2-way 1-shot.
 
-The paper's mean-IoU over the four folds: 52.7 with one shot, 57.6 with five.
+The paper's mIoU* over the four folds (table IX): 52.7 with one shot, 57.6 with five.
 
     python -m fsseg_jax.train --config=configs/mfnet_vgg16.py --workdir=runs/mfnet_vgg16_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = default_config("mfnet")
     config.model.stages = (2, 3, 4)
     config.init = "timm/vgg16.tv_in1k"  # torchvision's ImageNet weights, from the hub
-    config.ways = 1
+    config.ways = 2
     config.image_size = 473
     config.data.augment.scale = (0.9, 1.1)
     config.data.augment.rotation = 10.0

@@ -23,8 +23,11 @@ def get_config(method: str = "panet") -> ConfigDict:
         config.model.stages = (5,)
     if method == "canet":
         config.model.init_deviation = 0.0  # the published 0.01 is for weights of 256 channels
+        config.data.augment.query = False  # stored predictions are in the query's coordinates
     if method == "ltafnet":
         config.model.refinement_width = 8
+    if method == "mfnet":
+        config.model.metric_from_epoch = 1.0  # of three
     config.backbone = "small"
     config.image_size = 80
     config.data.name = "shapes"

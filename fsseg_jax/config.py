@@ -90,7 +90,7 @@ def default_config(method: str = "panet") -> ConfigDict:
     # Optimisation as PANet sec. 4.1 has it.
     config.train = ConfigDict()
     config.train.steps = 30_000
-    # Where steps is 0: passes over the base items, one episode an item.
+    # Instead of steps, which are 0 then: passes over the base items, one episode an item.
     config.train.epochs = 0
     config.train.batch_size = 1  # episodes a step, over all devices
     # Steps that one call of the compiled function does. More of them keep a fast accelerator from
@@ -184,8 +184,19 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             old = (0,) * len(new)
         if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
             raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, as {old}.")
-    check(holder.value)
-    return holder.value
+    changed = holder.value
+    # Who sets the steps does not want the epochs of the file, and the other way round.
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        before, after = original.train, changed.train
+        if after[name] and after[name] != before[name] and after[other] == before[other]:
+            after[other] = 0
+    if changed.method != original.method:
+        raise UserError(
+            f"method = {changed.method}: the method is chosen by the config file, as its options "
+            "are."
+        )
+    check(changed)
+    return changed
 
 
 def check(config: ConfigDict) -> None:
@@ -200,8 +211,16 @@ def check(config: ConfigDict) -> None:
     for name, choices in CHOICES.items():
         if fields[name] not in choices:
             raise UserError(f"{name} = {fields[name]!r}: choose {' or '.join(choices)}.")
-    if not (config.train.steps or config.train.epochs):
-        raise UserError("train.steps = 0 and train.epochs = 0: set one of them.")
+    if config.image_size < 32:
+        raise UserError(
+            f"image_size = {config.image_size}: networks that divide it by 32 need at least 32."
+        )
+    steps, epochs = config.train.steps, config.train.epochs
+    if bool(steps) == bool(epochs):
+        raise UserError(
+            f"train.steps = {steps} and train.epochs = {epochs}: one of them says how long, the "
+            "other must be 0."
+        )
     each = config.train.steps_per_dispatch
     for name in ("train.steps", "train.log_every", "train.save_every", "train.eval_every"):
         if fields[name] % each:

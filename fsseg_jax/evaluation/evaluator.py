@@ -29,7 +29,7 @@ from fsseg_jax.episode import (
 )
 from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
-from fsseg_jax.evaluation.report import Example, write_report
+from fsseg_jax.evaluation.report import Example, changed_options, write_report
 from fsseg_jax.models import Method
 from fsseg_jax.models.resize import resize
 
@@ -236,16 +236,14 @@ def evaluate(
         name: float(np.mean([run[name] for run in runs]))
         for name in ("mean_iou", "mean_iou_star", "binary_iou")
     }
-    deviations = {
-        f"{name}_std": float(np.std([run[name] for run in runs]))
-        for name in ("mean_iou", "binary_iou")
-    }
+    deviations = {f"{name}_std": float(np.std([run[name] for run in runs])) for name in means}
     classes = [names[c] for c in sorted(names) if any(names[c] in run["per_class"] for run in runs)]
     per_class = {name: _mean([run["per_class"].get(name) for run in runs]) for name in classes}
     ious = episode_iou(counts)
     results = {
         "method": config.method,
         "backbone": config.backbone,
+        "model": json.loads(json.dumps(config.model.to_dict())),  # as it is read back
         "fold": _fold(source, episodes, config.data.fold),
         "ways": episodes.classes.shape[1],
         "shots": episodes.supports.shape[2],
@@ -293,10 +291,16 @@ def evaluate(
 
 def summary(results: dict[str, Any]) -> str:
     """The score in one line, with what it may be compared to."""
-    deviation = f" +- {results['mean_iou_std']:.1f}" if len(results["runs"]) > 1 else ""
+    several = len(results["runs"]) > 1
+
+    def score(name: str) -> str:
+        return f"{results[name]:.1f}" + f" +- {results[f'{name}_std']:.1f}" * several
+
+    star = f"mIoU* {score('mean_iou_star')}, " if results["ways"] > 1 else ""
+    changed = "".join(f", {name} {value}" for name, value in changed_options(results).items())
     return (
-        f"mean-IoU {results['mean_iou']:.1f}{deviation}, binary-IoU {results['binary_iou']:.1f} "
-        f"({results['method']}, {results['checkpoint']}; fold {results['fold']}, "
+        f"mean-IoU {score('mean_iou')}, {star}binary-IoU {results['binary_iou']:.1f} "
+        f"({results['method']}{changed}, {results['checkpoint']}; fold {results['fold']}, "
         f"{results['ways']}-way {results['shots']}-shot, "
         f"{len(results['runs'])} x {results['episodes']} episodes; "
         f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"

@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import html
 import io
+import json
 import os
 import string
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,12 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
 from fsseg_jax.episode import IGNORE
+from fsseg_jax.models import default_options
 
 # One colour a way, repeated after the last: rare in photographs, and distinct to the colour-blind.
 WAY_COLOURS = ((255, 40, 130), (0, 200, 255), (255, 210, 0), (125, 85, 255), (60, 220, 110))
 LONG_SIDE = 200  # pixels of an embedded photograph: twelve five-shot examples stay below 2 MB
-SCORES = {"mean_iou": "mean-IoU", "binary_iou": "binary-IoU"}
+SCORES = {"mean_iou": "mean-IoU", "mean_iou_star": "mIoU*", "binary_iou": "binary-IoU"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +88,16 @@ def write_report(
         "Weights": results["checkpoint"],
         "Time": f"{minutes} min {seconds} s",
     }
-    if results["ways"] > 1:  # with one way it is the mean-IoU
-        facts["mean-IoU*"] = _number(results["mean_iou_star"])
+    facts |= {name.replace("_", " "): value for name, value in changed_options(results).items()}
     facts |= {
         name.capitalize(): f"{value:.3g}" for name, value in results.get("measured", {}).items()
     }
-    scores = [(_number(results[key]), _number(results[f"{key}_std"])) for key in SCORES]
+    names = dict(SCORES)
+    if results["ways"] == 1:  # it is the mean-IoU
+        del names["mean_iou_star"]
+    scores = [(_number(results[key]), _number(results[f"{key}_std"])) for key in names]
     runs = [
-        (run["seed"], *(_number(run[key]) for key in SCORES), run["episodes_hash"])
+        (run["seed"], *(_number(run[key]) for key in names), run["episodes_hash"])
         for run in results["runs"]
     ]
     classes_of = "listed classes" if results["fold"] is None else f"fold {results['fold']}"
@@ -109,9 +113,10 @@ def write_report(
         setting=_text(f"{results['ways']}-way {results['shots']}-shot · {classes_of}"),
         scores="".join(
             f"<div><b>{mean}</b>{std}<small>{name}, %</small></div>"
-            for name, (mean, _), std in zip(SCORES.values(), scores, spread, strict=True)
+            for name, (mean, _), std in zip(names.values(), scores, spread, strict=True)
         ),
         facts="".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in facts.items()),
+        columns="".join(f"<th>{name}" for name in names.values()),
         runs="".join(_row(*cells) for cells in runs),
         mean=_number(results["mean_iou"]),
         bars="".join(
@@ -130,6 +135,16 @@ def write_report(
     with open(partial, "w", encoding="utf-8") as file:
         file.write(page)
     os.replace(partial, path)
+
+
+def changed_options(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's options that are not its defaults, of an evaluation's results."""
+    defaults = default_options(results["method"])
+    return {
+        name: value
+        for name, value in results["model"].items()
+        if json.dumps(value) != json.dumps(defaults.get(name))
+    }
 
 
 def _text(value: Any) -> str:
@@ -218,7 +233,7 @@ _PAGE = """<!doctype html>
 <header><h1>$model <span>$setting</span></h1>
 <div class=scores>$scores<dl>$facts</dl></div></header>
 <div class=columns><section><h2>Runs</h2><div class=card><table class=runs>
-<tr><th>seed<th>mean-IoU<th>binary-IoU<th>episode list</tr>$runs</table></div></section>
+<tr><th>seed$columns<th>episode list</tr>$runs</table></div></section>
 <section><h2>IoU per class</h2><div class=card><ul style="--mean:$mean%">$bars</ul>
 <small>Line: mean-IoU, $mean</small></div></section></div>
 $gallery

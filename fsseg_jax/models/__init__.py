@@ -63,6 +63,16 @@ def create_model(config: ConfigDict) -> Method:
             raise UserError(
                 f"model.{name} = {config.model[name]!r}: choose {' or '.join(choices)}."
             )
+    for name, least in method.at_least.items():
+        if config.model[name] < least:
+            raise UserError(f"model.{name} = {config.model[name]}: it must be at least {least}.")
+    if not 0 <= config.model.get("dropout", 0) < 1:
+        raise UserError(f"model.dropout = {config.model.dropout}: it must be from 0 to below 1.")
+    if config.model.get("width", 0) % config.model.get("heads", 1):
+        raise UserError(
+            f"model.width = {config.model.width} does not divide into model.heads = "
+            f"{config.model.heads}."
+        )
     backbone = create_backbone(config.backbone, config.dtype, config.backbone_statistics)
     if unknown := set(config.model.stages) - set(backbone.stage_numbers):
         raise UserError(

@@ -48,6 +48,7 @@ class CANet(BinaryMethod):
     # the mean of their predictions, or the union of their masks.
     fusion: str = "attention"
 
+    at_least: ClassVar = {"width": 1, "refinements": 0, "init_deviation": 0}
     choices: ClassVar = {"fusion": ("attention", "feature_average", "mask_average", "mask_or")}
 
     def setup(self) -> None:

@@ -6,6 +6,7 @@ comparison with the support's prototype, and refined at the photograph's resolut
 """
 
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -50,6 +51,8 @@ class LTAFNet(BinaryMethod):
     standardisation_epsilon: float = 1e-5  # of eq. 1
     auxiliary_weight: float = 1.0  # of eq. 3
     coarse_weight: float = 1.0  # of the loss of the mask before refinement
+
+    at_least: ClassVar = {"width": 1, "refinement_width": 1}
 
     def setup(self) -> None:
         """The layers, by the parts of the paper."""

@@ -28,8 +28,9 @@ class Method(nn.Module):
     stages: tuple[int, ...] = ()
     align_corners: bool = True  # the corner convention of masks, features and logits
 
-    # Fields that take one of a few values, and these.
+    # Fields that take one of a few values, and numbers that must not be below another.
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    at_least: ClassVar[dict[str, float]] = {}
 
     @property
     def frozen(self) -> tuple[str, ...]:

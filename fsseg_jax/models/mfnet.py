@@ -58,6 +58,7 @@ class MFNet(Method):
     metric_anchors: int = 20  # N_t
     metric_margin: float = 1.0  # eq. 6's alpha
 
+    at_least: ClassVar = {"width": 1, "scales": 1, "heads": 1, "metric_anchors": 1}
     choices: ClassVar = {
         "query_fusion": ("add", "concat"),
         "way_fusion": ("add", "concat"),
@@ -92,7 +93,8 @@ class MFNet(Method):
 
     def prototypes(self, vectors: Float[Array, "way shot width"]) -> Float[Array, "way width"]:
         """Means over shots, modulated by their relations where there are several (eq. 2-3)."""
-        if self.support_attention and (vectors.shape[1] > 1 or self.is_initializing()):
+        # With one shot there is nothing to relate, and so no parameters to train.
+        if self.support_attention and vectors.shape[1] > 1:
             query, key, value = (
                 rearrange(layer(vectors), "n k (r c) -> n r k c", r=self.heads)
                 for layer in self.relations

@@ -50,6 +50,7 @@ class SST(BinaryMethod):
     # their self-segmentations (eq. 14), or their mean or maximum.
     fusion: str = "weighted"
 
+    at_least: ClassVar = {"width": 1}
     choices: ClassVar = {
         "fusion": ("weighted", "average", "maximum"),
         "inner_reduction": ("mean", "sum"),

@@ -117,6 +117,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         model = create_model(config)
         state = initial_state(model, config, config.init, count)
         state = jax.device_put(state, replicated(mesh))
+    augment = config.data.augment
+    moved = augment.flip or augment.rotation or tuple(augment.scale) != (1, 1)
+    if state.rows is not None and augment.query and moved:
+        raise UserError(
+            f"data.augment.query = True, but {config.method} stores predictions in the query's "
+            "coordinates: set it to False."
+        )
     pipeline = training_pipeline(config, source, items, mesh, start)
     parts = split_frozen(model, state.variables["params"])
     learnable, frozen = (sum(x.size for x in jax.tree.leaves(part)) / 1e6 for part in parts)
@@ -247,6 +254,7 @@ def with_steps(config: ConfigDict, items: int) -> ConfigDict:
         dispatches = train.epochs * items / (train.batch_size * train.steps_per_dispatch)
         train.steps = math.ceil(dispatches) * train.steps_per_dispatch
         logger.info("%d epochs of %d items are %d steps", train.epochs, items, train.steps)
+        train.epochs = 0
     return config
 
 

@@ -56,16 +56,24 @@ def results(**changes):
         {"seed": 7, "mean_iou": 54.5, "binary_iou": 71.5, "episodes_hash": "aaaa0007"},
         {"seed": 8, "mean_iou": 55.5, "binary_iou": 72.5, "episodes_hash": "aaaa0008"},
     ]
+    stars = [52.9, 53.5]
+    runs = [
+        {**run, "mean_iou_star": star, "per_class": PER_CLASS}
+        for run, star in zip(runs, stars, strict=True)
+    ]
     return {
         "method": "panet",
         "backbone": "vgg16",
         "mean_iou": 55.0,
         "mean_iou_std": 0.5,
         "mean_iou_star": 53.2,
+        "mean_iou_star_std": 0.3,
         "binary_iou": 72.0,
         "binary_iou_std": 0.4,
         "per_class": PER_CLASS,
-        "runs": [{**run, "per_class": PER_CLASS} for run in runs],
+        "runs": runs,
+        "model": {"alignment_weight": 0.25, "similarity_scale": 20.0},
+        "measured": {"prototype shift": 0.0123},
         "episodes": 1000,
         "ways": 2,
         "shots": 1,
@@ -96,11 +104,23 @@ def test_one_run_has_no_deviation_and_a_list_may_have_no_fold(tmp_path):
     assert "±" in (tmp_path / "two.html").read_text()
 
 
+def test_one_way_has_no_second_mean(tmp_path):
+    write_report(tmp_path / "one.html", results(ways=1), {})
+    assert "mIoU*" not in (tmp_path / "one.html").read_text()
+    write_report(tmp_path / "two.html", results(), {})
+    assert "mIoU*" in (tmp_path / "two.html").read_text()
+
+
 def test_scores_hashes_runs_and_settings_are_shown(page):
     for text in (
         "55.0",
         "72.0",
         "53.2",
+        "52.9",
+        "alignment weight",
+        "0.25",
+        "Prototype shift",
+        "0.0123",
         "beef0123",
         "cafe4567",
         "aaaa0007",
@@ -109,6 +129,7 @@ def test_scores_hashes_runs_and_settings_are_shown(page):
         "/data/<voc>",
     ):
         assert text in page.texts
+    assert "similarity scale" not in page.texts  # it is the default
     assert "Worst" not in page.texts  # a heading without examples
     for text in ("2 x 1000", "freshly initialised <now>", "2-way 1-shot · fold 3"):
         assert text in page.texts

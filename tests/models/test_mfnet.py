@@ -218,14 +218,14 @@ def conv_size(size, before, after, bias=True):
     return size * size * before * after + bias * after
 
 
-def count_by_hand(ways, channels, width=256, scales=4):
+def count_by_hand(ways, shots, channels, width=256, scales=4):
     """Learnable parameters, part by part."""
     block = 2 * conv_size(3, width, width)
     attention = 2 * conv_size(3, width, width) + conv_size(1, width, 1)
     transform = conv_size(1, width, width) + block
     decoder = conv_size(1, ways * width, width) + block + conv_size(1, width, ways + 1)
     embeddings = 2 * conv_size(1, channels, width, bias=False)
-    relations = 3 * width * width
+    relations = 3 * width * width if shots > 1 else 0
     return embeddings + relations + scales * (attention + transform) + decoder
 
 
@@ -233,14 +233,17 @@ def count_by_hand(ways, channels, width=256, scales=4):
 # as here, four scales have 9.7 M before anything else, and 2.4 M if they share everything (three
 # scales of their own would give 9.6 M in all). Support attention is 0.2 M and the second embedding
 # 0.4 M of the total.
-@pytest.mark.parametrize(("ways", "expected"), [(1, 11_934_982), (2, 12_000_775)])
-def test_number_of_learnable_parameters_on_resnet50(ways, expected):
+@pytest.mark.parametrize(
+    ("ways", "shots", "expected"),
+    [(1, 1, 11_738_374), (2, 1, 11_804_167), (2, 5, 12_000_775)],
+)
+def test_number_of_learnable_parameters_on_resnet50(ways, shots, expected):
     model = MFNet(backbone=ResNet50())
-    shapes = param_shapes(model, empty_episode(ways, 1, 32))
+    shapes = param_shapes(model, empty_episode(ways, shots, 32))
     assert set(model.frozen) == {"backbone"}
     learnable = {name: tree for name, tree in shapes.items() if name not in model.frozen}
     count = sum(leaf.size for leaf in jax.tree.leaves(learnable))
-    assert count == count_by_hand(ways, channels=512 + 1024) == expected
+    assert count == count_by_hand(ways, shots, channels=512 + 1024) == expected
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,10 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
     config.model.update(width=8, stages=(5,))
     if method == "ltafnet":
         config.model.refinement_width = 2
+    else:
+        with pytest.raises(UserError, match=r"data.augment.query = True, but canet stores"):
+            loop.train(config, tmp_path / "flipped")
+        config.data.augment.query = False
     config.train.update(steps=4, eval_every=4, save_every=4)
     states = []
     for run, stop in enumerate((False, True)):
