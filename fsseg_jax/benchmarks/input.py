@@ -96,7 +96,7 @@ def seconds_per_step(config: ConfigDict, drawn: Pipeline, items: int, mesh: Mesh
 
     def runner(pipeline: Pipeline) -> Callable[[], float]:
         dispatch = make_dispatch(step, pipeline.draw, mesh)
-        state = jax.device_put(initial_state(model, config, config.init), replicated(mesh))
+        state = jax.device_put(initial_state(model, config, config.init, items), replicated(mesh))
 
         def run() -> float:
             nonlocal state
