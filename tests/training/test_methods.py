@@ -10,7 +10,7 @@ from fsseg_jax.episode import Episode, episode_label, sample
 from fsseg_jax.models import METHODS, create_model
 from fsseg_jax.training.state import initial_state, make_optimizer, make_step
 
-RATES = {"panet": 0.05, "canet": 0.02, "sst": 0.003, "ltafnet": 0.01, "mfnet": 0.01}
+RATES = {"panet": 0.05, "canet": 0.01, "sst": 0.003, "ltafnet": 0.01, "mfnet": 0.01}
 
 
 def fixed_batch(size):
