@@ -5,8 +5,9 @@ import os
 # Before anything imports JAX: tests of sharding need several devices, and what is compiled for a
 # few small steps is not worth optimising.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-flags = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
-os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
