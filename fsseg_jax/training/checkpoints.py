@@ -96,7 +96,8 @@ class Checkpoints:
     def restore_variables(self, which: str, like: Any, sharding: Sharding) -> Any:
         """The variables alone; see `restore`."""
         config, info = self.describe(which)
-        ours, saved = _shapes(like), info["arrays"]
+        ours = _shapes(like)
+        saved = info.get("arrays", ours)
         reasons = [f"it lacks {name}" for name in ours if name not in saved]
         reasons += [f"it has {name} too" for name in saved if name not in ours]
         reasons += [
