@@ -49,7 +49,7 @@ def make_voc(root: pathlib.Path, photographs: int = 100) -> None:
         (root / name).mkdir(parents=True)
     source = Shapes("train", photographs, 288)
     for index, name in enumerate(source.ids):
-        image, label, _ = source.read(index)
+        image, label = source.read(index)
         noise = np.random.default_rng(index).normal(0, 8, image.shape)
         image = Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8))
         image.resize((384, 288)).save(root / "JPEGImages" / f"{name}.jpg", quality=90)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from numpy.random import Generator
 from PIL import Image
 from tqdm import tqdm
@@ -33,6 +33,7 @@ PERIOD = (8 / 96, 13 / 96)  # of a texture, as a part of the photograph's side: 
 REACH = 1.35  # no shape reaches further from its centre
 
 Grid = Float32[np.ndarray, "#height #width"]
+Pixels = UInt8[np.ndarray, "height width *colour"]
 Family = Callable[[Grid, Grid, Generator], Grid]  # of shapes or of textures
 
 # ----------------------------------------------------------------------------- shapes
@@ -408,8 +409,8 @@ def _paint(
     return (rows, columns), outline < 0
 
 
-def render(split: str, index: int, pixels: int) -> Photograph:
-    """The photograph number `index` of a split: always the same.
+def render(split: str, index: int, pixels: int) -> tuple[Pixels, Pixels, Pixels]:
+    """The photograph number `index` of a split, its label and its objects: always the same.
 
     Args:
         split: train or val.
@@ -433,7 +434,7 @@ def render(split: str, index: int, pixels: int) -> Photograph:
         window, inside = _paint(kind, rng, centres[number], radii[number] * pixels, canvas)
         label[window][inside] = kind + 1
         instance[window][inside] = number + 1
-    return Photograph(np.rint(canvas).astype(np.uint8), label, instance)
+    return np.rint(canvas).astype(np.uint8), label, instance
 
 
 class Shapes(Source):
@@ -477,4 +478,8 @@ class Shapes(Source):
 
     def read(self, index: int) -> Photograph:
         """The photograph number `index`."""
-        return Photograph(self._images[index], *self._labels[:, index])
+        return Photograph(self._images[index], self._labels[0, index])
+
+    def instances(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        """The objects of the photograph number `index`."""
+        return self._labels[1, index]

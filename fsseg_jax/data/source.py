@@ -1,28 +1,43 @@
-"""A source: random access to labelled photographs, and the table of which shows which class."""
+"""A source: random access to labelled photographs, and the table of which shows which class.
+
+Then what several sources need: reading files with errors that name them, and keeping a class
+table until a file changes.
+"""
 
 import abc
 import dataclasses
+import hashlib
+import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
-from jaxtyping import Int, UInt8
-from PIL import Image
+from jaxtyping import Int, Integer, UInt8
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from fsseg_jax.episode import Items
+from fsseg_jax.episode import IGNORE, Items
+from fsseg_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Photograph(NamedTuple):
     """One labelled photograph at its own size."""
 
     image: UInt8[np.ndarray, "height width 3"]  # RGB
-    label: UInt8[np.ndarray, "height width"]  # class id, 0 background, 255 ignored
-    instance: UInt8[np.ndarray, "height width"] | None = None  # object number where known
+    # Class id, 0 background, 255 ignored; uint16 where there are more classes than uint8 holds.
+    label: Integer[np.ndarray, "height width"]
+
+
+def class_numbers(count: int) -> Int[np.ndarray, " classes"]:
+    """The ids of `count` classes: 1, 2, ... without 255, which is the label of ignored pixels."""
+    numbers = np.arange(1, count + 1)
+    return numbers + (numbers >= IGNORE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +50,10 @@ class ClassTable:
 
     @classmethod
     def from_counts(cls, counts: Sequence[Int[np.ndarray, " classes"]]) -> "ClassTable":
-        """From the pixels of classes 1, 2, ... in each photograph, in the source's order."""
+        """From the pixels of each class in each photograph, classes in the source's order."""
         counts = np.asarray(counts)
         photograph, column = np.nonzero(counts)
-        return cls(photograph, column + 1, counts[photograph, column])
+        return cls(photograph, class_numbers(counts.shape[1])[column], counts[photograph, column])
 
     def items(
         self, class_ids: Sequence[int], min_pixels: int = 1, without: Sequence[int] = ()
@@ -64,12 +79,13 @@ class ClassTable:
 
 
 class Source(abc.ABC):
-    """Labelled photographs by number. Class ids are label values: `classes[0]` is id 1.
+    """Labelled photographs by number. Class ids are label values: see `class_numbers`.
 
     Attributes:
-        name: as in `config.data.name`.
+        name: as in `config.data.name`, with what distinguishes data sets of one kind.
         classes: their names.
         folds: the class ids that each fold holds out for testing.
+        validation: class ids that are held out from training and testing, to select by.
         ids: the photographs' names, unique; episode lists use them.
         table: which photograph shows which class.
         files: (photograph, label) paths for pipelines that decode files themselves, or None.
@@ -80,6 +96,7 @@ class Source(abc.ABC):
     name: str
     classes: tuple[str, ...]
     folds: tuple[tuple[int, ...], ...]
+    validation: tuple[int, ...] = ()
     ids: tuple[str, ...]
     table: ClassTable
     files: tuple[tuple[str, str], ...] | None = None
@@ -89,24 +106,146 @@ class Source(abc.ABC):
     def read(self, index: int) -> Photograph:
         """The photograph number `index`. Raises UserError, naming the file, if it is broken."""
 
+    def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
+        """The objects of the photograph number `index`, numbered from 1 in any order, where they
+        are known; 0 and 255 are none."""
+        return None
+
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def class_names(self) -> dict[int, str]:
         """Class id to name."""
-        return dict(enumerate(self.classes, start=1))
+        numbers = class_numbers(len(self.classes)).tolist()
+        return dict(zip(numbers, self.classes, strict=True))
 
 
 def read_square(
     source: Source, index: int, size: int
-) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
+) -> tuple[UInt8[np.ndarray, "size size 3"], Integer[np.ndarray, "size size"]]:
     """The photograph number `index`, resized to a square: bilinear with antialiasing, as PIL does
     it, and its label to the nearest pixel."""
-    image, label, _ = source.read(index)
+    image, label = source.read(index)
     image = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     label = Image.fromarray(label).resize((size, size), Image.Resampling.NEAREST)
     return np.asarray(image), np.asarray(label)
+
+
+def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads a photograph as RGB, upright (as its EXIF orientation says).
+
+    Raises:
+        UserError: the file is absent or broken.
+    """
+    try:
+        with Image.open(path) as file:
+            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises about broken files
+        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+
+
+def read_label(path: str | os.PathLike) -> UInt8[np.ndarray, "height width"]:
+    """Reads a PNG of class ids (or object numbers): a palette's indices or grey values."""
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("P", "L"):
+                raise UserError(
+                    f"{path} is an image of mode {file.mode}, not of class ids: labels are 8-bit "
+                    "palette or greyscale PNGs."
+                )
+            return np.asarray(file)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width of a photograph as `read_image` gives it, without decoding it.
+
+    Raises:
+        UserError: the file is absent or broken.
+    """
+    try:
+        with Image.open(path) as file:
+            turned = file.getexif().get(0x0112, 1) > 4  # EXIF's orientations by a quarter
+            return file.size if turned else file.size[::-1]
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+
+
+def check_size(
+    label: Integer[np.ndarray, "height width"], label_name: str, photograph: str | os.PathLike
+) -> None:
+    """Raises UserError unless a label has the size of its photograph."""
+    height, width = image_size(photograph)
+    if label.shape != (height, width):
+        raise UserError(
+            f"{label_name} is {label.shape[1]} x {label.shape[0]} pixels, but its photograph "
+            f"{photograph} is {width} x {height}: they must be of one size."
+        )
+
+
+def count_classes(
+    label: Integer[np.ndarray, "height width"], label_name: str, source: Source
+) -> Int[np.ndarray, " classes"]:
+    """Pixels of each class in one label.
+
+    Raises:
+        UserError: a value of the label is no class of the source.
+    """
+    count = len(source.classes)
+    numbers = class_numbers(count)
+    pixels = np.bincount(label.ravel(), minlength=numbers[-1] + 1)
+    known = np.isin(np.arange(len(pixels)), [0, IGNORE, *numbers])
+    if wrong := np.flatnonzero(pixels * ~known).tolist():
+        raise UserError(
+            f"{label_name} has the label {wrong[-1]}, but {source.name} has {count} classes: "
+            f"labels are 0..{numbers[-1]} and {IGNORE} for ignored pixels."
+        )
+    return pixels[numbers]
+
+
+def fingerprint(files: Iterable[str | os.PathLike]) -> str:
+    """A hash of the files' names in their order, sizes and times of change."""
+    files = [os.fspath(path) for path in files]
+    digest = hashlib.sha256("\n".join(files).encode())
+    wanted = {}
+    for path in files:
+        wanted.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+    for folder in sorted(wanted):
+        with os.scandir(folder or ".") as entries:  # one call a folder, not one a file
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name in wanted[folder]:
+                    status = entry.stat()
+                    line = f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n"
+                    digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
+def kept_table(
+    name: str, key: str, count: Callable[[Any], np.ndarray], arguments: Sequence[Any]
+) -> ClassTable:
+    """The class table, kept in the user's cache folder.
+
+    Args:
+        name: of the source.
+        key: changes when the table does.
+        count: gives the pixels of each class in one photograph, classes in the source's order.
+        arguments: of `count`, one a photograph.
+    """
+    cache = cache_folder("class_tables") / f"{name}-{key}.npz"
+    if cache.is_file():
+        with np.load(cache) as table:
+            return ClassTable(table["photograph"], table["class_id"], table["pixels"])
+    table = ClassTable.from_counts(parallel_map(count, arguments, f"class table of {name}"))
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, **vars(table))
+        temporary.replace(cache)
+    except OSError as error:
+        logger.warning("the class table cannot be kept for the next time: %s", error)
+    return table
 
 
 def cache_folder(kind: str) -> pathlib.Path:

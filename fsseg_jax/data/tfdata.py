@@ -189,7 +189,7 @@ def batches(
     else:
 
         def read(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            image, label, _ = source.read(int(photograph))
+            image, label = source.read(int(photograph))
             return image, label[..., None]
 
         def load(photograph: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

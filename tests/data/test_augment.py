@@ -252,7 +252,7 @@ def test_label_is_sampled_where_the_documented_steps_lead(augmented):
 def test_photographs_that_are_not_square_are_made_so(make_source):
     """tf.data reads files; what the device holds is square already."""
     for number in range(4):
-        image, label, _ = make_source(photographs=4).read(number)
+        image, label = make_source(photographs=4).read(number)
         assert image.shape[0] != image.shape[1]
         run = in_tensorflow(image, label, 40, ALL)
         for n in range(3):

@@ -85,7 +85,7 @@ def test_items_are_sorted_whatever_the_order_of_table_and_classes():
 
 def test_read_square_resizes_as_pillow_does(make_source):
     source = make_source(photographs=2)
-    image, label, _ = source.read(1)
+    image, label = source.read(1)
     square, square_label = read_square(source, 1, 24)
     expected = Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(square, np.asarray(expected))

@@ -73,7 +73,7 @@ def test_table_counts_the_pixels_of_the_labels(root, split, size):
 def test_read_gives_photograph_and_class_ids(root):
     source = VOC(root, "train")
     for number in range(len(source)):
-        image, label, instance = source.read(number)
+        image, label = source.read(number)
         with Image.open(photograph_file(root, number)) as picture:
             np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
         with Image.open(label_file(root, number)) as picture:
@@ -81,7 +81,7 @@ def test_read_gives_photograph_and_class_ids(root):
         assert image.dtype == label.dtype == np.uint8
         assert image.shape == (*label.shape, 3)
         assert 255 in label
-        assert instance is None
+        assert source.instances(number) is None
 
 
 def test_grey_photographs_are_read_as_rgb(root):
@@ -97,11 +97,11 @@ def test_instances_are_read_where_they_exist(make_voc):
     root = make_voc(train=2, val=1, objects=True)
     (root / "SegmentationObject" / "2007_000001.png").unlink()
     source = VOC(root, "train")
-    label, instance = source.read(0)[1:]
+    label, instance = source.read(0).label, source.instances(0)
     assert set(np.unique(instance)) == {0, 1, 2, 3, 4, 5, 255}
     for number in range(1, 6):
         assert len(np.unique(label[instance == number])) == 1  # an object has one class
-    assert source.read(1).instance is None
+    assert source.instances(1) is None
 
 
 def test_folds_hold_out_five_classes_each():
