@@ -10,27 +10,35 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from fsseg_jax.data import annotations
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.presets import apply_preset
 from fsseg_jax.models import default_options
 
 AT_LEAST_ONE = (
     *("ways", "shots", "image_size", "train.batch_size", "train.decay_every"),
     *("train.log_every", "train.save_every", "train.eval_every", "train.eval_episodes"),
     "train.steps_per_dispatch",
-    *("eval.runs", "eval.episodes", "eval.batch_size"),
+    *("annotation_width", "data.folds", "eval.runs", "eval.episodes", "eval.batch_size"),
 )
 AT_LEAST_ZERO = (
     *("devices", "train.warmup", "eval.gallery", "data.augment.rotation", "data.device.size"),
-    *("train.steps", "train.epochs"),
+    *("train.steps", "train.epochs", "eval.crf.iterations"),
 )
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "backbone_statistics": ("stored", "batch"),
+    "support_annotation": annotations.KINDS,
     "data.held_out_photographs": ("keep", "drop"),
+    "data.coco.folds": ("a", "b", "canet"),
     "data.pipeline": ("tfdata", "device"),
     "train.schedule": ("step", "poly", "constant"),
-    "train.select_on": ("base", "novel"),
+    "train.select_on": ("base", "validation", "novel"),
     "eval.checkpoint": ("best", "last"),
+    "eval.setup": ("one_of_ways", "metaseg"),
+    "eval.queries": ("uniform", "each"),
+    "eval.scored_at": ("network", "photograph"),
+    "eval.fit": ("stretch", "letterbox"),
     "eval.feature_dtype": ("float16", "bfloat16", "float32"),
 }
 
@@ -50,15 +58,32 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.dtype = "float32"  # of the computation: float32 or bfloat16
     config.ways = 1
     config.shots = 1
+    # How the class is outlined in supports, in training and evaluation: by a "dense" mask, the
+    # "box" of one random object, a "scribble" along its skeleton, or a "point" inside (PANet
+    # sec. 4.3.3 has the first three).
+    config.support_annotation = "dense"
+    config.annotation_width = 5  # of scribbles and points, in pixels of the network's input
     config.image_size = 417  # photographs are resized to a square of this side
     config.seed = 0  # of the parameters, the training episodes and their augmentation
     config.platform = ""  # cpu, gpu or tpu; empty takes the best one that JAX finds
     config.devices = 0  # how many devices to use; 0 takes all
 
     config.data = ConfigDict()
-    config.data.name = "voc"  # shapes or voc
+    config.data.name = "voc"  # shapes, voc, coco, fss1000, folder or tfds
     config.data.root = ""  # the folder of the data set; shapes needs none
     config.data.fold = 0  # which classes are held out from training for the test
+    # Into how many folds the classes of a folder or of a TFDS data set are dealt, in their order;
+    # 1 holds all of them out, for testing.
+    config.data.folds = 4
+    config.data.coco = ConfigDict()  # of data.name = "coco"
+    # Fold i holds out categories 20 i + 1 to 20 i + 20 ("a": PANet, MFNet) or i + 1, i + 5, ...
+    # ("b": FWB, HSNet); "canet": 40 for training, 20 for selection, 20 for the test.
+    config.data.coco.folds = "a"
+    config.data.tfds = ConfigDict()  # of data.name = "tfds"; data.root is its data_dir
+    config.data.tfds.name = ""  # a data set that is prepared as ArrayRecord
+    config.data.tfds.image = "image"  # the name of the photographs' feature
+    config.data.tfds.label = "segmentation"  # of the class ids'
+    config.data.tfds.instances = ""  # of the objects' numbers, where there is one
     # How training batches are made: by "tfdata" on the host, for data sets of any size, or on the
     # "device", which holds all photographs and leaves nothing to the host.
     config.data.pipeline = "tfdata"
@@ -69,7 +94,7 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.data.device.sharded = False  # each device holds its part of the photographs, not all
     config.data.device.cache = True  # keep decoded photographs in the user's cache folder
     config.data.train_split = ""  # empty: voc takes trainaug if it is there, otherwise train
-    config.data.split = "val"  # tests and selection read this one
+    config.data.split = ""  # of tests and selection; empty: the data set's own (voc: val)
     # An image is an item of a class that covers this many pixels of it, at its own size (2 x 32 x
     # 32 is PFENet's rule). Set the first lower where training photographs are stored smaller.
     config.data.train_min_pixels = 2048
@@ -111,12 +136,36 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.train.eval_every = 1000  # steps between evaluations that select the best checkpoint
     config.train.eval_episodes = 500  # of each of them
     # Classes that select the best checkpoint: "base" (validation photographs of training
-    # classes), or "novel", as published codes do, which leaks the test into the training.
+    # classes), those that the data set keeps for "validation" (fss1000; coco with folds = canet),
+    # or "novel", as published codes do, which leaks the test into the training.
     config.train.select_on = "base"
     # Evaluate on the held-out classes before the first step and after the last one too.
     config.train.test_before_and_after = False
 
     config.eval = ConfigDict()
+    # A published protocol (panet, canet, pfenet, hsnet or mfnet): sets the fields that
+    # fsseg_jax/evaluation/presets.py lists, before any that are given beside it.
+    config.eval.protocol = ""
+    # Queries show at least "one_of_ways"; or person and one other held-out class are in all
+    # photographs of an episode ("metaseg", MFNet sec. IV-B).
+    config.eval.setup = "one_of_ways"
+    # "uniform": a class at random, then a photograph of it. "each": all photographs of all
+    # classes take their turn as the query, in a random order, again and again (PFENet, HSNet).
+    config.eval.queries = "uniform"
+    # Masks are compared at the "network" size, as PANet's and HSNet's codes do, or at the size of
+    # each "photograph", as CANet's and PFENet's do.
+    config.eval.scored_at = "network"
+    # Photographs become squares of image_size: "stretch"ed, or ("letterbox") the longer side
+    # shrunk to it and the rest black and ignored (PFENet).
+    config.eval.fit = "stretch"
+    # The query at these multiples of image_size, its predicted probabilities averaged (CANet).
+    config.eval.scales = (1.0,)
+    # DenseCRF of every prediction (CANet table 4), which needs the extra "crf"; 0 leaves it out.
+    # CANet gives no settings: these are the ones in the library's own example.
+    config.eval.crf = ConfigDict()
+    config.eval.crf.iterations = 0
+    config.eval.crf.smooth = (3.0, 3.0)  # how far in pixels, and how strongly, neighbours agree
+    config.eval.crf.colour = (80.0, 13.0, 10.0)  # pixels, grey levels, strength: of like colours
     config.eval.checkpoint = "best"  # "best" or "last"
     config.eval.runs = 5  # of different seeds (PANet sec. 4.1)
     config.eval.episodes = 1000  # a run
@@ -162,7 +211,6 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         UserError: a field does not exist or a value is not of its type.
     """
     original = config
-    config = ConfigDict(config.to_dict())
     fields = [f"--config.{name}" for name in _flatten(config)]
     for argument in arguments:
         name = argument.split("=")[0]
@@ -170,21 +218,18 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {close[0]}?" if close else "see fsseg_jax/config.py for all."
             raise UserError(f"{name}: there is no such config key; {hint}")
-    values = flags.FlagValues()
-    command = ["fsseg_jax", *arguments]
-    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
-    try:
-        rest = values(command)
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if rest[1:]:
-        raise UserError(f"{rest[1]}: expected --config.field=value.")
-    for name, (old, new) in differences(original, holder.value).items():
-        if name == "model.stages":  # as many as one likes
+    changed = _parse(config, arguments)
+    if any(argument.startswith("--config.eval.protocol=") for argument in arguments):
+        # The protocol of the data that is asked for, and then again what is given beside it.
+        preset = ConfigDict(original.to_dict())
+        preset.data.name = changed.data.name
+        apply_preset(preset, changed.eval.protocol)
+        changed = _parse(preset, arguments)
+    for name, (old, new) in differences(original, changed).items():
+        if name in ("model.stages", "eval.scales"):  # as many as one likes
             old = (0,) * len(new)
         if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
             raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, as {old}.")
-    changed = holder.value
     # Who sets the steps does not want the epochs of the file, and the other way round.
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         before, after = original.train, changed.train
@@ -197,6 +242,21 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         )
     check(changed)
     return changed
+
+
+def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """A copy of `config` with the arguments' values, unchecked."""
+    values = flags.FlagValues()
+    command = ["fsseg_jax", *arguments]
+    copy = ConfigDict(config.to_dict())
+    holder = config_flags.DEFINE_config_dict("config", copy, flag_values=values, sys_argv=command)
+    try:
+        rest = values(command)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if rest[1:]:
+        raise UserError(f"{rest[1]}: expected --config.field=value.")
+    return holder.value
 
 
 def check(config: ConfigDict) -> None:
@@ -233,6 +293,10 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"data.augment.scale = ({low}, {high}): the first must be above 0 and not above the "
             "second."
+        )
+    if not config.eval.scales or min(config.eval.scales) <= 0:
+        raise UserError(
+            f"eval.scales = {tuple(config.eval.scales)}: it must be one or more positive numbers."
         )
     if abs(config.seed) >= 2**32 or abs(config.eval.seed) >= 2**32:
         raise UserError("seed and eval.seed must be below 2**32.")

@@ -26,6 +26,7 @@ from fsseg_jax.errors import UserError
 # The name of the vmapped axis of a batch of episodes, for a normalisation that sees all of them.
 BATCH_AXIS = "episode"
 IGNORE = 255  # the label of pixels that count for nothing
+UNLABELLED = 254  # of support pixels that nobody marked: neither a class nor the background
 # ImageNet's statistics, in which torchvision's and timm's weights expect their input.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -35,7 +36,8 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 class Episode:
     """One few-shot task, without a batch axis (a batch has one more axis in front of each).
 
-    Labels are in episode numbering: 0 background, n + 1 where way n's class is, 255 ignored. A
+    Labels are in episode numbering: 0 background, n + 1 where way n's class is, 255 ignored, and
+    in supports that are outlined by less than a mask 254 where nobody has marked anything. A
     support photograph of way n may show way m too: its pixels are then m + 1, so that the
     background excludes every class of the episode (PANet eq. 2).
 
@@ -215,6 +217,7 @@ def sample(
     ways: int,
     shots: int,
     xp: ModuleType = np,
+    query_index: Integer[Array, " batch"] | None = None,
 ) -> EpisodeIds:
     """The episodes number `index` of `seed`.
 
@@ -228,6 +231,7 @@ def sample(
         index: numbers of the episodes, from 0.
         ways, shots: N and K.
         xp: `numpy`, or `jax.numpy` inside a compiled function; both give the same episodes.
+        query_index: rows of the queries' items, instead of drawn ones; the other classes are drawn.
     """
     index = xp.asarray(index)
     draws = iter(range(1 + ways * (1 + shots) + 1))
@@ -239,14 +243,21 @@ def sample(
         return items.photograph[items.start[row] + position]
 
     rows = []
+    if query_index is not None:
+        past = items.start[None] + items.count[None] <= query_index[:, None]
+        rows.append(past.sum(axis=1).astype(np.int32))
     class_count = xp.full(index.shape, items.class_id.shape[0], np.int32)
-    for _ in range(ways):
+    while len(rows) < ways:
         rows.append(_draw_outside(bits(), class_count, rows, xp))
     rows = xp.stack(rows, axis=1)
 
-    query_way = (bits() % np.uint32(ways)).astype(np.int32)
-    query_row = xp.take_along_axis(rows, query_way[:, None], axis=1)[:, 0]
-    query_position = _draw_outside(bits(), items.count[query_row], [], xp)
+    if query_index is None:
+        query_way = (bits() % np.uint32(ways)).astype(np.int32)
+        query_row = xp.take_along_axis(rows, query_way[:, None], axis=1)[:, 0]
+        query_position = _draw_outside(bits(), items.count[query_row], [], xp)
+    else:
+        query_row = rows[:, 0]
+        query_position = query_index - items.start[query_row]
     query = photograph(query_row, query_position)
 
     supports = []

@@ -46,7 +46,7 @@ def main() -> None:
     else:
         saved, _ = checkpoints.describe(which)
         config.model.stages = config.model.stages or saved.model.stages
-    source = open_source(config.data, config.data.split)
+    source = open_source(config.data, "test")
     model = create_model(config)
     loaded = load_variables(config, model, workdir, mesh)
     logger.info("evaluating %s: %s", config.method, loaded.words)

@@ -274,7 +274,7 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("train.log_every=0", "train.log_every = 0: it must be at least 1"),
         ("devices=-1", "devices = -1: it must not be negative"),
         ("train.schedule=cosine", "train.schedule = 'cosine': choose step or poly or constant"),
-        ("train.select_on=test", "train.select_on = 'test': choose base or novel"),
+        ("train.select_on=test", "train.select_on = 'test': choose base or validation or novel"),
         ("eval.feature_dtype=int8", "choose float16 or bfloat16 or float32"),
         ("data.augment.scale=(1.5,1.0)", r"data.augment.scale = \(1.5, 1.0\)"),
         ("data.augment.scale=(0.0,1.0)", r"data.augment.scale = \(0.0, 1.0\)"),

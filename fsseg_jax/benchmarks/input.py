@@ -124,7 +124,7 @@ def main() -> None:
             make_voc(pathlib.Path(folder))
             config.data.root, config.data.train_min_pixels = folder, 1
             config.data.device.cache = False
-        source = open_source(config.data, config.data.train_split)
+        source = open_source(config.data, "train")
         augment, batch_size = config.data.augment, config.train.batch_size
         print(
             f"{config.ways}-way {config.shots}-shot at {config.image_size} px, batches of "

@@ -11,12 +11,43 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from fsseg_jax.data import device
+from fsseg_jax.data.annotations import annotation_of
 from fsseg_jax.data.shapes import Shapes
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.voc import VOC
 from fsseg_jax.devices import put_batches
 from fsseg_jax.episode import Episode, Items, check_items
 from fsseg_jax.errors import UserError
+
+
+def _coco(data: ConfigDict, split: str) -> Source:
+    from fsseg_jax.data.coco import COCO
+
+    return COCO(data.root, split, data.coco.folds)
+
+
+def _fss1000(data: ConfigDict, split: str) -> Source:
+    from fsseg_jax.data.fss1000 import FSS1000
+
+    return FSS1000(data.root, split)
+
+
+def _folder(data: ConfigDict, split: str) -> Source:
+    from fsseg_jax.data.folder import Folder
+
+    return Folder(data.root, split, data.folds)
+
+
+def _tfds(data: ConfigDict, split: str) -> Source:
+    from fsseg_jax.data.tfds_source import TFDS
+
+    features = {
+        "image": data.tfds.image,
+        "label": data.tfds.label,
+        "instances": data.tfds.instances,
+    }
+    return TFDS(data.tfds.name, data.root, split or "train", folds=data.folds, **features)
+
 
 SOURCES = {
     "shapes": lambda data, split: Shapes(
@@ -25,39 +56,53 @@ SOURCES = {
         data.shapes.pixels,
     ),
     "voc": lambda data, split: VOC(data.root, split),
+    "coco": _coco,
+    "fss1000": _fss1000,
+    "folder": _folder,
+    "tfds": _tfds,
 }
+# The photographs of tests and selection, where `data.split` does not say.
+TEST_SPLITS = {"fss1000": "test", "tfds": "validation"}
 
 
-def open_source(data: ConfigDict, split: str) -> Source:
+def test_split(data: ConfigDict) -> str:
+    """The split of tests and selection."""
+    return data.split or TEST_SPLITS.get(data.name, "val")
+
+
+def open_source(data: ConfigDict, which: str) -> Source:
     """The source that `config.data` names.
 
     Args:
         data: `config.data`.
-        split: a split of it, as `data.split` or `data.train_split`; empty for the source's own
-            training split.
+        which: "train" for the photographs that training sees, "test" for the others.
 
     Raises:
         UserError: the name is unknown, the fold is, or the data are not as they should be.
     """
     if data.name not in SOURCES:
         raise UserError(f"data.name = {data.name!r}: choose one of {', '.join(SOURCES)}.")
-    source = SOURCES[data.name](data, split)
+    source = SOURCES[data.name](data, data.train_split if which == "train" else test_split(data))
     if not 0 <= data.fold < len(source.folds):
         raise UserError(f"data.fold = {data.fold}: {data.name} has 0..{len(source.folds) - 1}.")
     return source
 
 
 def class_ids(source: Source, fold: int, which: str) -> tuple[int, ...]:
-    """The classes of a fold: those it holds out ("novel") or all others ("base")."""
-    novel = source.folds[fold]
+    """The classes that a fold holds out for the test ("novel"), those that the source keeps for
+    selection ("validation"), or all others ("base")."""
+    novel, validation = source.folds[fold], source.validation
     if which == "novel":
         return novel
-    return tuple(c for c in source.class_names if c not in novel)
+    if which == "validation":
+        return validation
+    return tuple(c for c in source.class_names if c not in (*novel, *validation))
 
 
 def training_items(data: ConfigDict, source: Source) -> Items:
     """What training draws from: the base classes, by `config.data`'s rules."""
-    without = class_ids(source, data.fold, "novel") if data.held_out_photographs == "drop" else ()
+    held_out = (*class_ids(source, data.fold, "novel"), *source.validation)
+    without = held_out if data.held_out_photographs == "drop" else ()
     return source.table.items(class_ids(source, data.fold, "base"), data.train_min_pixels, without)
 
 
@@ -87,11 +132,14 @@ def training_pipeline(
         "image_size": config.image_size,
         "seed": config.seed,
         "augmentation": config.data.augment,
+        "annotation": annotation_of(config),
     }
     if config.data.pipeline == "device":
         sharded, cache = config.data.device.sharded, config.data.device.cache
         size = config.data.device.size or config.image_size
-        data = device.load(source, items, size, mesh, sharded=sharded, cache=cache)
+        data = device.load(
+            source, items, size, mesh, settings["annotation"], sharded=sharded, cache=cache
+        )
         draw = functools.partial(device.draw_batch, mesh=mesh, sharded=sharded, **settings)
         return Pipeline(lambda count: data, lambda data, done, step: draw(data, step))
 

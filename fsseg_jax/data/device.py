@@ -20,9 +20,10 @@ import numpy as np
 import psutil
 from jax.scipy.ndimage import map_coordinates
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from fsseg_jax.data.annotations import DENSE, Annotation, annotated, choose, square_marks
 from fsseg_jax.data.augment import OUTSIDE, Geometry, episode_geometry
 from fsseg_jax.data.source import Source, cache_folder, parallel_map, read_square
 from fsseg_jax.devices import AXIS, replicated, split
@@ -36,17 +37,37 @@ logger = logging.getLogger(__name__)
 
 @flax.struct.dataclass
 class DeviceData:
-    """A data set on the mesh: red, green, blue and class id of every pixel, and what to draw."""
+    """A data set on the mesh, and what to draw.
 
-    pixels: UInt8[Array, "photograph stored stored 4"]
+    A pixel's channels are red, green, blue, the class id (two of them, the low byte first, where
+    there are more than 254 classes) and, where supports are not outlined densely, the marks.
+    """
+
+    pixels: UInt8[Array, "photograph stored stored channel"]
     items: Items
 
 
 # ----------------------------------------------------------------------------- loading
 
 
+def channels(source: Source, annotation: Annotation) -> int:
+    """How many bytes a pixel has; see `DeviceData`."""
+    return 3 + _label_bytes(source) + (annotation.kind != "dense")
+
+
+def _label_bytes(source: Source) -> int:
+    return 1 if max(source.class_names) < IGNORE else 2
+
+
 def load(
-    source: Source, items: Items, size: int, mesh: Mesh, *, sharded: bool, cache: bool
+    source: Source,
+    items: Items,
+    size: int,
+    mesh: Mesh,
+    annotation: Annotation = DENSE,
+    *,
+    sharded: bool,
+    cache: bool,
 ) -> DeviceData:
     """Reads a source, resized to squares, and puts it on the mesh.
 
@@ -55,6 +76,7 @@ def load(
         items: what to draw.
         size: side of the squares.
         mesh: the devices.
+        annotation: how supports are outlined.
         sharded: whether each device holds its part of the photographs, or all of them.
         cache: whether to keep the squares in the user's cache folder for the next time.
 
@@ -63,9 +85,9 @@ def load(
     """
     parts = mesh.size if sharded else 1
     rows = math.ceil(len(source) / parts) * parts  # devices hold equally many
-    shape = (rows, size, size, 4)
+    shape = (rows, size, size, channels(source, annotation))
     check_memory(shape, parts, mesh)
-    pixels = decode(source, size, cache)
+    pixels = decode(source, size, cache, annotation)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         block = pixels[index]
@@ -106,7 +128,9 @@ def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:
         )
 
 
-def decode(source: Source, size: int, cache: bool) -> UInt8[np.ndarray, "photograph size size 4"]:
+def decode(
+    source: Source, size: int, cache: bool, annotation: Annotation = DENSE
+) -> UInt8[np.ndarray, "photograph size size channel"]:
     """All photographs of a source as squares with their labels, read in parallel.
 
     Args:
@@ -114,14 +138,16 @@ def decode(source: Source, size: int, cache: bool) -> UInt8[np.ndarray, "photogr
         size: side of the squares.
         cache: whether to take them from the user's cache folder, and to put them there if they
             are not there yet. (What comes from no files is not kept there.)
+        annotation: how supports are outlined.
 
     Raises:
         UserError: a file is broken, or there is no memory for all of them.
     """
-    shape = (len(source), size, size, 4)
+    shape = (len(source), size, size, channels(source, annotation))
     file = None
     if cache and source.fingerprint:
-        name = f"{source.name}-{size}-{source.fingerprint}-{FORMAT}.npy"
+        drawn = "" if annotation.kind == "dense" else "-".join(map(str, annotation)) + "-"
+        name = f"{source.name}-{size}-{drawn}{source.fingerprint}-{FORMAT}.npy"
         file = cache_folder("decoded") / name
         if (kept := _open(file, shape)) is not None:
             return kept
@@ -135,7 +161,11 @@ def decode(source: Source, size: int, cache: bool) -> UInt8[np.ndarray, "photogr
     array = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
     def read(index: int) -> None:
-        array[index, ..., :3], array[index, ..., 3] = read_square(source, index, size)
+        image, label = read_square(source, index, size)
+        planes = [image, label & 255, label >> 8][: 1 + _label_bytes(source)]
+        if annotation.kind != "dense":
+            planes.append(square_marks(source, index, label, annotation))
+        array[index] = np.dstack(planes)
 
     parallel_map(read, range(len(source)), f"reading {source.name}")
     if file:
@@ -188,6 +218,7 @@ def draw_batch(
     image_size: int,
     seed: int,
     augmentation: ConfigDict,
+    annotation: Annotation = DENSE,
 ) -> Episode:
     """Batch number `step`, inside a compiled function: episodes step * batch_size and on.
 
@@ -195,7 +226,8 @@ def draw_batch(
         data: see `load`.
         step: the number of the batch.
         mesh, sharded: as `load` had them.
-        ways, shots, batch_size, image_size, seed, augmentation: as `tfdata.batches` has them.
+        ways, shots, batch_size, image_size, seed, augmentation, annotation: as `tfdata.batches`
+            has them.
 
     Returns:
         the batch, its episodes split over the mesh; photographs are uint8.
@@ -210,12 +242,19 @@ def draw_batch(
     if augmentation.rotation:
         largest = math.ceil(image_size * augmentation.scale[1])
         resample = functools.partial(rotated, size=image_size, largest=largest)
-    images, labels = jax.vmap(jax.vmap(resample))(pixels, geometry)
+    images, codes = jax.vmap(jax.vmap(resample))(pixels, geometry)
+    labels, marks = codes[..., 0], codes[:, :-1, ..., -1]
+    if codes.shape[-1] - (annotation.kind != "dense") > 1:
+        labels = labels + 256 * codes[..., 1].astype(jnp.int32)
     labels = jax.vmap(episode_label)(labels, ids.classes)
     shape = (batch_size, ways, shots, image_size, image_size)
+    outline = functools.partial(annotated, kind=annotation.kind, xp=jnp)
+    support_labels = jax.vmap(outline)(
+        labels[:, :-1].reshape(shape), marks.reshape(shape), choose(seed, index, ways, shots, jnp)
+    )
     return Episode(
         support_image=images[:, :-1].reshape(*shape, 3),
-        support_label=labels[:, :-1].reshape(shape),
+        support_label=support_labels,
         query_image=images[:, -1],
         query_label=labels[:, -1],
         class_id=ids.classes,
@@ -224,11 +263,11 @@ def draw_batch(
 
 
 def gather(
-    pixels: UInt8[Array, "photograph stored stored 4"],
+    pixels: UInt8[Array, "photograph stored stored channel"],
     photographs: Int[Array, "batch slot"],
     mesh: Mesh,
     sharded: bool,
-) -> UInt8[Array, "batch slot stored stored 4"]:
+) -> UInt8[Array, "batch slot stored stored channel"]:
     """The `photographs` of a batch, which is split over the mesh.
 
     Where each device holds a part of all photographs, it offers those that it has, and only
@@ -254,15 +293,16 @@ def gather(
 
 
 def upright(
-    pixels: UInt8[Array, "stored stored 4"], geometry: Geometry, size: int
-) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size"]]:
-    """Resamples a photograph and its label through a map without rotation: two matrix products.
+    pixels: UInt8[Array, "stored stored channel"], geometry: Geometry, size: int
+) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size code"]]:
+    """Resamples a photograph and its codes through a map without rotation: two matrix products.
 
-    Bilinear, with antialiasing where the photograph shrinks, as Pillow does it; labels to the
-    nearest pixel. What lies outside the photograph is grey (`OUTSIDE`) with label 255.
+    Bilinear, with antialiasing where the photograph shrinks, as Pillow does it; codes (class ids
+    and marks) to the nearest pixel. What lies outside the photograph is grey (`OUTSIDE`), with
+    the first code 255 and the others 0.
 
     Args:
-        pixels: colours and class ids of the photograph.
+        pixels: colours and codes of the photograph; see `DeviceData`.
         geometry: where the window lies on it; see `Geometry`.
         size: side of the window.
     """
@@ -285,14 +325,13 @@ def upright(
         *(rows, pixels[..., :3].astype(jnp.float32) - OUTSIDE, columns),
         precision=jax.lax.Precision.HIGHEST,
     )
-    label = pixels[..., 3][indices[0]][:, indices[1]]
-    label = jnp.where(insides[0][:, None] & insides[1], label, IGNORE).astype(jnp.uint8)
-    return _to_uint8(image + OUTSIDE), label
+    codes = pixels[..., 3:][indices[0]][:, indices[1]]
+    return _to_uint8(image + OUTSIDE), _masked(codes, insides[0][:, None] & insides[1])
 
 
 def rotated(
-    pixels: UInt8[Array, "stored stored 4"], geometry: Geometry, size: int, largest: int
-) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size"]]:
+    pixels: UInt8[Array, "stored stored channel"], geometry: Geometry, size: int, largest: int
+) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size code"]]:
     """As `upright`, through any map: the resized square first, then bilinear samples of it.
 
     Args:
@@ -313,8 +352,16 @@ def rotated(
     x, y = (z * (stored / geometry.side) for z in (x, y))
     inside = (x >= 0) & (x < stored) & (y >= 0) & (y < stored)
     row, column = (jnp.clip(jnp.floor(z).astype(int), 0, stored - 1) for z in (y, x))
-    label = jnp.where(inside, pixels[row, column, 3], IGNORE).astype(jnp.uint8)
-    return _to_uint8(jnp.moveaxis(image, 0, -1) + OUTSIDE), label
+    codes = _masked(pixels[row, column, 3:], inside)
+    return _to_uint8(jnp.moveaxis(image, 0, -1) + OUTSIDE), codes
+
+
+def _masked(
+    codes: UInt8[Array, "height width code"], inside: Bool[Array, "height width"]
+) -> UInt8[Array, "height width code"]:
+    """Codes inside a photograph; outside of it the label is 255, and nothing is marked."""
+    outside = np.array([IGNORE] + [0] * (codes.shape[-1] - 1), np.uint8)
+    return jnp.where(inside[..., None], codes, outside)
 
 
 def _to_uint8(image: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:

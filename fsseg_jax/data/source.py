@@ -121,26 +121,55 @@ class Source(abc.ABC):
         return dict(zip(numbers, self.classes, strict=True))
 
 
-def read_square(
-    source: Source, index: int, size: int
-) -> tuple[UInt8[np.ndarray, "size size 3"], Integer[np.ndarray, "size size"]]:
-    """The photograph number `index`, resized to a square: bilinear with antialiasing, as PIL does
-    it, and its label to the nearest pixel."""
-    image, label = source.read(index)
-    image = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-    label = Image.fromarray(label).resize((size, size), Image.Resampling.NEAREST)
-    return np.asarray(image), np.asarray(label)
+def square(photograph: Photograph, size: int, fit: str = "stretch") -> Photograph:
+    """A photograph resized to a square: bilinear with antialiasing, as PIL does it, and its label
+    to the nearest pixel.
+
+    Args:
+        photograph: at its own size.
+        size: side of the square.
+        fit: "stretch", or "letterbox" to keep its proportions: the longer side becomes `size`,
+            and what is left, to the right or below, is black and ignored.
+    """
+    shape = fitted(photograph.label.shape, size, fit)
+    image = Image.fromarray(photograph.image).resize(shape[::-1], Image.Resampling.BILINEAR)
+    label = Image.fromarray(photograph.label).resize(shape[::-1], Image.Resampling.NEAREST)
+    border = [(0, size - side) for side in shape]
+    return Photograph(
+        np.pad(np.asarray(image), [*border, (0, 0)]),
+        np.pad(np.asarray(label), border, constant_values=IGNORE),
+    )
+
+
+def fitted(shape: tuple[int, int], size: int, fit: str) -> tuple[int, int]:
+    """Height and width of a photograph of `shape` in the square that `square` makes of it."""
+    if fit == "stretch":
+        return size, size
+    height, width = (max(1, round(side * size / max(shape))) for side in shape)
+    return height, width
+
+
+def read_square(source: Source, index: int, size: int) -> Photograph:
+    """The photograph number `index` as a square; see `square`."""
+    return square(source.read(index), size)
 
 
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads a photograph as RGB, upright (as its EXIF orientation says).
+    """Reads a photograph as RGB, upright (as its EXIF orientation says), on white where it is
+    transparent.
 
     Raises:
         UserError: the file is absent or broken.
     """
     try:
         with Image.open(path) as file:
-            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
+            return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises about broken files
         raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
 

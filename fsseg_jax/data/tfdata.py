@@ -18,8 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, not notes on how i
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from fsseg_jax.data.annotations import DENSE, Annotation, annotated, choose, square_marks
 from fsseg_jax.data.augment import OUTSIDE, Geometry, episode_geometry
-from fsseg_jax.data.source import Source
+from fsseg_jax.data.source import Source, square
 from fsseg_jax.episode import IGNORE, Episode, Items, sample
 from fsseg_jax.errors import UserError
 
@@ -75,12 +76,12 @@ def augment(
 
     Args:
         image: (height, width, 3) uint8.
-        label: (height, width, 1) uint8.
+        label: (height, width, 1) uint8 or int32.
         geometry: of this photograph, as tensors.
         size: side of the result.
 
     Returns:
-        (size, size, 3) and (size, size) uint8.
+        (size, size, 3) uint8 and (size, size) as the label.
     """
     side, matrix, shift = geometry
     image_size = tf.cast(tf.shape(image)[:2], tf.float32)
@@ -97,11 +98,18 @@ def augment(
     # positive and sum to 1.
     image = tf.cast(image + 0.5, tf.uint8)
 
-    to_file = (image_size / side)[::-1]
+    return image[0], nearest(label, geometry, size, outside=IGNORE)
+
+
+def nearest(codes: tf.Tensor, geometry: Geometry, size: int, outside: int) -> tf.Tensor:
+    """The codes, (height, width, 1), on which the window's pixels fall: (size, size)."""
+    side, matrix, shift = geometry
+    to_file = (tf.cast(tf.shape(codes)[:2], tf.float32) / side)[::-1]
     matrix, shift = matrix * to_file[:, None], shift * to_file
-    # One more than the label, so that the fill, 0, becomes 255 when it is taken away again.
-    label = _transform(label[None] + 1, matrix, shift, size, "NEAREST", fill=0) - 1
-    return image[0], label[0, ..., 0]
+    # The operation fills with 0: what is to be there is taken away before, and added again.
+    outside = tf.cast(outside, codes.dtype)
+    moved = _transform(codes[None] - outside, matrix, shift, size, "NEAREST", fill=0) + outside
+    return moved[0, ..., 0]
 
 
 def _transform(
@@ -131,6 +139,7 @@ def batches(
     image_size: int,
     seed: int,
     augmentation: ConfigDict,
+    annotation: Annotation = DENSE,
     start: int = 0,
     process: int = 0,
     processes: int = 1,
@@ -148,6 +157,7 @@ def batches(
         image_size: side of the square that photographs are resized to.
         seed: of the episodes and of the augmentation.
         augmentation: `config.data.augment`.
+        annotation: how supports are outlined.
         start: the first step.
         process, processes: this process's number and how many there are.
 
@@ -175,10 +185,11 @@ def batches(
         photographs, classes, query_index, *geometry = map(tf.ensure_shape, drawn, shapes)
         return (photographs, Geometry(*geometry)), (classes, query_index)
 
-    if source.files:
+    marked = annotation.kind != "dense"
+    if source.files and not marked:
         image_files, label_files = (tf.constant(paths) for paths in zip(*source.files, strict=True))
 
-        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, ...]:
             # The accurate transform gives the very pixels that Pillow gives the evaluation.
             image = tf.io.decode_jpeg(
                 tf.io.read_file(image_files[photograph]),
@@ -187,35 +198,44 @@ def batches(
             )
             return image, decode_label(tf.io.read_file(label_files[photograph]))
     else:
+        # TensorFlow's operation knows no uint16.
+        label_type = tf.uint8 if max(source.class_names) < IGNORE else tf.int32
 
-        def read(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            image, label = source.read(int(photograph))
-            return image, label[..., None]
+        def read(photograph: np.ndarray) -> tuple[np.ndarray, ...]:
+            whole = source.read(int(photograph))
+            arrays = [whole.image, whole.label[..., None].astype(label_type.as_numpy_dtype)]
+            if marked:
+                label = square(whole, image_size).label
+                marks = square_marks(source, int(photograph), label, annotation)
+                arrays.append(marks[..., None])
+            return tuple(arrays)
 
-        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            image, label = tf.numpy_function(
-                read, [photograph], (tf.uint8, tf.uint8), stateful=False
-            )
+        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            types = (tf.uint8, label_type, tf.uint8)[: 2 + marked]
+            image, *codes = tf.numpy_function(read, [photograph], types, stateful=False)
             image.set_shape([None, None, 3])
-            label.set_shape([None, None, 1])
-            return image, label
+            for code in codes:
+                code.set_shape([None, None, 1])
+            return image, *codes
 
-    def photograph(number: tf.Tensor, geometry: Geometry) -> tuple[tf.Tensor, tf.Tensor]:
-        return augment(*load(number), geometry, image_size)
+    def photograph(number: tf.Tensor, geometry: Geometry) -> tuple[tf.Tensor, ...]:
+        image, label, *marks = load(number)
+        marks = [nearest(mark, geometry, image_size, outside=0) for mark in marks]
+        return *augment(image, label, geometry, image_size), *marks
 
     def assemble(
-        ids: tuple[tf.Tensor, ...], photographs: tuple[tf.Tensor, tf.Tensor]
+        ids: tuple[tf.Tensor, ...], photographs: tuple[tf.Tensor, ...]
     ) -> dict[str, tf.Tensor]:
         classes, query_index = ids
-        images, labels = photographs
+        images, labels, *marks = photographs
         images = tf.reshape(images, [local_size, slots, image_size, image_size, 3])
         labels = tf.reshape(labels, [local_size, slots, image_size, image_size])
-        renumbered = tf.where(labels == IGNORE, labels, tf.zeros_like(labels))
+        renumbered = tf.cast(tf.where(labels == IGNORE, IGNORE, 0), tf.uint8)
         for way in range(ways):
-            is_class = labels == tf.cast(classes[:, way, None, None, None], tf.uint8)
+            is_class = labels == tf.cast(classes[:, way, None, None, None], labels.dtype)
             renumbered = tf.where(is_class, tf.cast(way + 1, tf.uint8), renumbered)
         shape = [local_size, ways, shots, image_size, image_size]
-        return {
+        episodes = {
             "support_image": tf.reshape(images[:, :-1], [*shape, 3]),
             "support_label": tf.reshape(renumbered[:, :-1], shape),
             "query_image": images[:, -1],
@@ -223,6 +243,10 @@ def batches(
             "class_id": classes,
             "query_index": query_index,
         }
+        if marked:
+            whole = tf.reshape(marks[0], [local_size, slots, image_size, image_size])
+            episodes["marks"] = tf.reshape(whole[:, :-1], shape)
+        return episodes
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
     drawn = steps.map(names)
@@ -250,5 +274,14 @@ def batches(
             for number in np.unique(ids.photographs):
                 source.read(number)
             raise UserError(f"a file of step {step} cannot be decoded: {error}") from None
+        if marked:
+            labels, marks = batch["support_label"], batch.pop("marks")
+            bits = choose(seed, numbers(step), ways, shots)
+            batch["support_label"] = np.stack(
+                [
+                    annotated(*episode, annotation.kind)
+                    for episode in zip(labels, marks, bits, strict=True)
+                ]
+            )
         yield Episode(**batch)
         step += 1

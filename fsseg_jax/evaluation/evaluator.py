@@ -9,17 +9,20 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, Integer, UInt8, UInt32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsseg_jax.data.source import Source, parallel_map, read_square
+from fsseg_jax.data.annotations import annotated, annotation_of, choose, square_marks
+from fsseg_jax.data.source import Photograph, Source, parallel_map, square
 from fsseg_jax.devices import map_over_devices, replicated
 from fsseg_jax.episode import (
+    IGNORE,
     EpisodeIds,
     concatenate,
     episode_label,
@@ -27,11 +30,12 @@ from fsseg_jax.episode import (
     episodes_to_csv,
     normalise,
 )
+from fsseg_jax.evaluation import crf
 from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.report import Example, changed_options, write_report
 from fsseg_jax.models import Method
-from fsseg_jax.models.resize import resize
+from fsseg_jax.models.resize import resize, resize_into
 
 
 class Loaded(NamedTuple):
@@ -42,20 +46,55 @@ class Loaded(NamedTuple):
     config: ConfigDict | None = None  # of the training; None for a freshly initialised model
 
 
+@flax.struct.dataclass
+class Rows:
+    """Episodes by the rows of what the evaluator keeps, B of them."""
+
+    classes: Int[Array, "batch way"]
+    supports: Int[Array, "batch way shot"]  # rows of the photographs
+    query: Int[Array, " batch"]
+    turn: Int[Array, " batch"]  # the query's row among all queries
+    bits: UInt32[Array, "batch way shot"]  # which object gets a box
+
+    def take(self, rows: Any) -> "Rows":
+        """The episodes at `rows`: a slice or an array of positions."""
+        return jax.tree.map(lambda field: field[rows], self)
+
+
+@flax.struct.dataclass
+class Truth:
+    """Labels of the queries at their own sizes, on one canvas whose rest is label 255."""
+
+    label: Integer[Array, "query height width"]
+    shape: Int[Array, "query 2"]
+    extent: Int[Array, "query 2"]  # of the network's square on the photograph
+
+
+@flax.struct.dataclass
+class Cache:
+    """All that the episodes need, on the devices."""
+
+    features: Any  # of the photographs, encoded
+    images: UInt8[Array, "photograph size size 3"]
+    labels: Integer[Array, "photograph size size"]
+    marks: UInt8[Array, "photograph size size"] | None  # where supports are not outlined densely
+    # Of the queries at each of `eval.scales` but 1: features and photographs.
+    scaled: tuple[tuple[Any, UInt8[Array, "query side side 3"]], ...]
+    truth: Truth | None  # where masks are compared at the photographs' own size
+
+
 class Evaluator:
     """Scores variables of one model on one list of episodes.
 
     Reads the photographs that the episodes need once, when it is made. Results do not depend on
-    `batch_size`: every photograph and every episode is computed on its own.
+    `eval.batch_size`: every photograph and every episode is computed on its own.
 
     Args:
         model: a method.
         source: the photographs.
         episodes: what to score.
         mesh: the devices.
-        image_size: side of the square that photographs are resized to, and of scoring.
-        batch_size: episodes a dispatch.
-        feature_dtype: in which encoded photographs are kept.
+        config: says how: `image_size`, `support_annotation`, `eval`.
     """
 
     def __init__(
@@ -64,118 +103,253 @@ class Evaluator:
         source: Source,
         episodes: EpisodeIds,
         mesh: Mesh,
-        *,
-        image_size: int,
-        batch_size: int,
-        feature_dtype: str,
+        config: ConfigDict,
     ) -> None:
-        self.model, self.mesh, self.episodes = model, mesh, episodes
-        self.batch_size, self.feature_dtype = batch_size, feature_dtype
-        used = np.unique(episodes.photographs)
-        row = np.zeros(len(source), np.int32)
-        row[used] = np.arange(len(used))
-        self._rows = episodes.replace(supports=row[episodes.supports], query=row[episodes.query])
-        squares = parallel_map(
-            lambda index: read_square(source, int(index), image_size), used, "reading"
+        self.model, self.source, self.mesh, self.episodes = model, source, mesh, episodes
+        self.options, self.size = config.eval, config.image_size
+        self.annotation = annotation_of(config)
+        # Aligned corners fall on pixels where the side is a multiple of the stride and one.
+        self.sides = [scaled_side(self.size, scale) for scale in self.options.scales]
+
+        used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
+        ways, shots = episodes.supports.shape[1:]
+        numbers = np.arange(len(episodes))
+        self.rows = Rows(
+            classes=episodes.classes,
+            supports=np.searchsorted(used, episodes.supports).astype(np.int32),
+            query=np.searchsorted(used, episodes.query).astype(np.int32),
+            turn=np.searchsorted(queries, episodes.query).astype(np.int32),
+            bits=choose(self.options.seed, numbers, ways, shots),
         )
-        self.images, self.labels = (np.stack(arrays) for arrays in zip(*squares, strict=True))
+        self._read(used, queries, set(episodes.supports.ravel().tolist()))
 
         def encode(variables: Any, image: UInt8[Array, "height width 3"]) -> Any:
             features = model.apply(variables, normalise(image), method="encode")
-            return jax.tree.map(lambda x: x.astype(feature_dtype), features)
+            return jax.tree.map(lambda x: x.astype(self.options.feature_dtype), features)
 
         self._encode = map_over_devices(encode, mesh, batched=1)
         self._score = map_over_devices(self._score_one, mesh, batched=1)
         self._predict = jax.jit(self._predict_one)
 
+    # ------------------------------------------------------------------------- reading
+
+    def _read(self, used: np.ndarray, queries: np.ndarray, supports: set[int]) -> None:
+        """Reads photographs, labels and what else the options ask for."""
+        options, marked = self.options, self.annotation.kind != "dense"
+        is_query = np.isin(used, queries)
+        count = len(used), self.size, self.size
+        sides = [side for side in self.sides if side != self.size]
+        wide = np.uint8 if max(self.source.class_names) < IGNORE else np.uint16
+        self.images = np.empty((*count, 3), np.uint8)
+        self.labels = np.empty(count, wide)
+        self.marks = np.zeros(count, np.uint8) if marked else None
+        self.scaled = [np.empty((len(queries), side, side, 3), np.uint8) for side in sides]
+        own = [None] * len(queries)
+
+        def read(row: int) -> None:
+            index = int(used[row])
+            photograph = self.source.read(index)
+            self.images[row], self.labels[row] = square(photograph, self.size, options.fit)
+            if marked and index in supports:
+                label = self.labels[row]
+                self.marks[row] = square_marks(self.source, index, label, self.annotation)
+            if is_query[row]:
+                turn = np.searchsorted(queries, index)
+                for images, side in zip(self.scaled, sides, strict=True):
+                    images[turn] = square(photograph, side, options.fit).image
+                if options.scored_at == "photograph":
+                    own[turn] = photograph.label
+
+        parallel_map(read, range(len(used)), "reading")
+        self.truth = None
+        if options.scored_at == "photograph":
+            shape = np.array([label.shape for label in own], np.int32)
+            label = np.full((len(own), *shape.max(axis=0)), IGNORE, wide)
+            for canvas, part in zip(label, own, strict=True):
+                canvas[: part.shape[0], : part.shape[1]] = part
+            extent = shape
+            if options.fit == "letterbox":
+                extent = np.repeat(shape.max(axis=1, keepdims=True), 2, axis=1)
+            self.truth = Truth(label, shape, extent)
+
+    # ------------------------------------------------------------------------- one episode
+
+    def _logits(
+        self, variables: Any, cache: Cache, rows: Rows
+    ) -> tuple[Float[Array, "height width class"], Integer[Array, "height width"], Any]:
+        """The prediction of one episode at the scoring size, its label, and what was measured.
+
+        Logits, or of several scales the logarithms of their mean probabilities.
+        """
+
+        def at(values: Any, row: Array) -> Any:
+            return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
+
+        support_label = episode_label(cache.labels[rows.supports], rows.classes)
+        if cache.marks is not None:
+            marks = cache.marks[rows.supports]
+            support_label = annotated(support_label, marks, rows.bits, self.annotation.kind, jnp)
+        supports = at(cache.features, rows.supports)
+        scaled = iter(cache.scaled)
+        results, measured = [], []
+        for side in self.sides:
+            features, image, row = cache.features, cache.images, rows.query
+            if side != self.size:
+                features, image = next(scaled)
+                row = rows.turn
+            output = self.model.apply(
+                variables,
+                supports,
+                support_label,
+                at(features, row),
+                normalise(image[row]),
+                method="segment",
+            )
+            results.append(self._resize(output.logits.astype(jnp.float32), cache.truth, rows.turn))
+            measured.append(output.measured)
+        if len(results) > 1:
+            results = [jnp.log(sum(map(jax.nn.softmax, results)) / len(results) + 1e-7)]
+        label = cache.labels[rows.query] if cache.truth is None else cache.truth.label[rows.turn]
+        mean = jax.tree.map(lambda *values: sum(values) / len(values), *measured)
+        return results[0], episode_label(label, rows.classes), mean
+
+    def _resize(
+        self, logits: Float[Array, "h w class"], truth: Truth | None, turn: Int[Array, ""]
+    ) -> Float[Array, "height width class"]:
+        """Logits at the scoring size."""
+        corners = self.model.align_corners
+        if truth is None:
+            return resize(logits, (self.size, self.size), corners)
+        return resize_into(logits, truth.extent[turn], truth.label.shape[1:], corners)
+
     def _predict_one(
-        self, variables: Any, cache: tuple[Any, Array, Array], episode: EpisodeIds
-    ) -> tuple[Int[Array, "height width"], UInt8[Array, "height width"], dict[str, Array]]:
-        """The prediction for one row of `self._rows`, its label, and what the method measured."""
-        features, images, labels = cache
-
-        def cached(photographs: Array) -> Any:
-            return jax.tree.map(lambda x: x[photographs].astype(jnp.float32), features)
-
-        output = self.model.apply(
-            variables,
-            cached(episode.supports),
-            episode_label(labels[episode.supports], episode.classes),
-            cached(episode.query),
-            normalise(images[episode.query]),
-            method="segment",
-        )
-        label = episode_label(labels[episode.query], episode.classes)
-        logits = resize(output.logits, label.shape, self.model.align_corners)
-        return jnp.argmax(logits, axis=-1), label, output.measured
+        self, variables: Any, cache: Cache, rows: Rows
+    ) -> tuple[Int[Array, "height width"], Float[Array, "height width class"]]:
+        """The prediction for one row of `self.rows`, and its probabilities."""
+        logits, *_ = self._logits(variables, cache, rows)
+        return jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
 
     def _score_one(
-        self, variables: Any, cache: tuple[Any, Array, Array], episode: EpisodeIds
+        self, variables: Any, cache: Cache, rows: Rows
     ) -> tuple[Int[Array, "class 3"], dict[str, Array]]:
-        prediction, label, measured = self._predict_one(variables, cache, episode)
-        return pixel_counts(prediction, label, episode.classes.shape[0]), measured
+        logits, label, measured = self._logits(variables, cache, rows)
+        return pixel_counts(jnp.argmax(logits, axis=-1), label, rows.classes.shape[0]), measured
 
-    def encode(self, variables: Any) -> tuple[Any, Array, Array]:
-        """Features, photographs and labels of all that the episodes need, on the devices."""
+    # ------------------------------------------------------------------------- all of them
+
+    def encode(self, variables: Any) -> Cache:
+        """Encodes all photographs, and puts what the episodes need on the devices."""
+        features = self._encode_all(variables, self.images, "encoding")
+        scaled = tuple(
+            (self._encode_all(variables, images, f"encoding at {images.shape[1]} px"), images)
+            for images in self.scaled
+        )
+        cache = Cache(features, self.images, self.labels, self.marks, scaled, self.truth)
+        return jax.device_put(cache, replicated(self.mesh))
+
+    def _encode_all(
+        self, variables: Any, images: UInt8[np.ndarray, "photograph side side 3"], words: str
+    ) -> Any:
         step = self.mesh.size
         stored = None
-        with _bar("encoding", len(self.images), "photo") as progress:
-            for start in range(0, len(self.images), step):
-                chunk = self.images[start : start + step]
+        with _bar(words, len(images), "photo") as progress:
+            for start in range(0, len(images), step):
+                chunk = images[start : start + step]
                 padded = np.resize(chunk, (step, *chunk.shape[1:]))
                 features = jax.tree.map(np.asarray, self._encode(variables, padded))
                 if stored is None:
                     stored = jax.tree.map(
-                        lambda x: np.empty((len(self.images), *x.shape[1:]), x.dtype), features
+                        lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), features
                     )
                 for whole, part in zip(*map(jax.tree.leaves, (stored, features)), strict=True):
                     whole[start : start + len(chunk)] = part[: len(chunk)]
                 progress.update(len(chunk))
-        return jax.device_put((stored, self.images, self.labels), replicated(self.mesh))
+        return stored
 
     def score(
-        self, variables: Any, cache: tuple[Any, Array, Array]
+        self, variables: Any, cache: Cache
     ) -> tuple[Int[np.ndarray, "episode class 3"], dict[str, float]]:
         """Scores every episode from encoded photographs.
 
         Returns:
             pixel counts (see `metrics.pixel_counts`), and the means of what the method measured.
         """
+        if self.options.crf.iterations:
+            return self._score_refined(variables, cache), {}
         count = len(self.episodes)
-        step = -(-self.batch_size // self.mesh.size) * self.mesh.size
+        step = -(-self.options.batch_size // self.mesh.size) * self.mesh.size
         parts = []
         with _bar("scoring", count, "episode") as progress:
             for start in range(0, count, step):
                 rows = np.minimum(np.arange(start, start + step), count - 1)  # the last repeats
-                parts.append(jax.device_get(self._score(variables, cache, self._rows.take(rows))))
+                parts.append(jax.device_get(self._score(variables, cache, self.rows.take(rows))))
                 progress.update(min(step, count - start))
         counts, measured = jax.tree.map(lambda *part: np.concatenate(part)[:count], *parts)
         return counts, {name: float(values.mean()) for name, values in measured.items()}
 
-    def predict(
-        self, variables: Any, cache: tuple[Any, Array, Array], row: int
-    ) -> UInt8[np.ndarray, "height width"]:
-        """The predicted label of episode number `row`, in episode numbering."""
-        prediction, *_ = self._predict(variables, cache, self._rows.take(row))
-        return np.asarray(prediction, np.uint8)
+    def _score_refined(self, variables: Any, cache: Cache) -> Int[np.ndarray, "episode class 3"]:
+        """`score` of predictions that DenseCRF has refined, one by one on the host."""
+        ways = self.episodes.classes.shape[1]
+        counts = []
+        with _bar("scoring with DenseCRF", len(self.episodes), "episode") as progress:
+            for row in range(len(self.episodes)):
+                prediction = self.predict(variables, cache, row)
+                counts.append(pixel_counts(prediction, self._label(row), ways))
+                progress.update()
+        return np.stack(jax.device_get(counts))
 
-    def example(
-        self, variables: Any, cache: tuple[Any, Array, Array], row: int, source: Source, iou: float
-    ) -> Example:
+    def _label(self, row: int) -> UInt8[np.ndarray, "height width"]:
+        """The query's label of episode number `row` at the scoring size."""
+        rows = self.rows.take(row)
+        label = self.labels[rows.query]
+        if self.truth is not None:
+            height, width = self.truth.shape[rows.turn]
+            label = self.truth.label[rows.turn, :height, :width]
+        return np.asarray(episode_label(label, rows.classes))
+
+    def predict(self, variables: Any, cache: Cache, row: int) -> UInt8[np.ndarray, "height width"]:
+        """The predicted label of episode number `row` at the scoring size, in episode numbering."""
+        rows = self.rows.take(row)
+        prediction, probabilities = self._predict(variables, cache, rows)
+        height, width = self._label(row).shape
+        if self.options.crf.iterations:
+            image = self.images[rows.query]
+            if self.truth is not None:
+                image = self.source.read(int(self.episodes.query[row])).image
+            probabilities = np.asarray(probabilities)[:height, :width]
+            return crf.refine(probabilities, image, self.options.crf)
+        return np.asarray(prediction, np.uint8)[:height, :width]
+
+    def example(self, variables: Any, cache: Cache, row: int, iou: float) -> Example:
         """Episode number `row` with its prediction, for the report."""
-        rows, ids = self._rows.take(row), self.episodes.take(row)
+        rows, ids = self.rows.take(row), self.episodes.take(row)
+        support_label = np.asarray(episode_label(self.labels[rows.supports], ids.classes))
+        if self.marks is not None:
+            marks = self.marks[rows.supports]
+            support_label = annotated(support_label, marks, rows.bits, self.annotation.kind)
+        prediction = self.predict(variables, cache, row)
+        if self.truth is not None:  # back to the square that is shown
+            blank = np.zeros((*prediction.shape, 3), np.uint8)
+            prediction = square(Photograph(blank, prediction), self.size, self.options.fit).label
+        names = self.source.class_names
         return Example(
             title=f"Episode {row + 1}",
             iou=iou,
-            classes=tuple(source.class_names[int(c)] for c in ids.classes),
-            support_ids=tuple(tuple(source.ids[i] for i in shots) for shots in ids.supports),
-            query_id=source.ids[ids.query],
+            classes=tuple(names[int(c)] for c in ids.classes),
+            support_ids=tuple(tuple(self.source.ids[i] for i in shots) for shots in ids.supports),
+            query_id=self.source.ids[ids.query],
             support_image=self.images[rows.supports],
-            support_label=np.asarray(episode_label(self.labels[rows.supports], ids.classes)),
+            support_label=support_label,
             query_image=self.images[rows.query],
             query_label=np.asarray(episode_label(self.labels[rows.query], ids.classes)),
-            prediction=self.predict(variables, cache, row),
+            prediction=prediction,
         )
+
+
+def scaled_side(size: int, scale: float) -> int:
+    """The side of a query at a multiple of `size`; 8 n + 1 but at scale 1, so that the corners of
+    features at stride 8 lie on pixels."""
+    return size if scale == 1 else 8 * max(4, round((size * scale - 1) / 8)) + 1
 
 
 def evaluate(
@@ -206,15 +380,9 @@ def evaluate(
     variables = loaded.variables
     by_seed = protocol_episodes(config, source)
     episodes = concatenate(list(by_seed.values()))
-    evaluator = Evaluator(
-        model,
-        source,
-        episodes,
-        mesh,
-        image_size=config.image_size,
-        batch_size=config.eval.batch_size,
-        feature_dtype=config.eval.feature_dtype,
-    )
+    if config.eval.crf.iterations:
+        crf.check_installed()
+    evaluator = Evaluator(model, source, episodes, mesh, config)
     read = time.perf_counter()
     cache = evaluator.encode(variables)
     encoded = time.perf_counter()
@@ -276,7 +444,7 @@ def evaluate(
         "Worst": order[len(order) - shown :],
     }
     gallery = {
-        title: [evaluator.example(variables, cache, row, source, float(ious[row])) for row in rows]
+        title: [evaluator.example(variables, cache, row, float(ious[row])) for row in rows]
         for title, rows in chosen.items()
     }
     folder.mkdir(parents=True, exist_ok=True)

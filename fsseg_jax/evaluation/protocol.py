@@ -2,15 +2,31 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from fsseg_jax.data import class_ids
+from fsseg_jax.data import class_ids, test_split
 from fsseg_jax.data.source import Source
-from fsseg_jax.episode import EpisodeIds, check_items, read_episodes, sample
+from fsseg_jax.episode import (
+    EpisodeIds,
+    Items,
+    check_items,
+    random_bits,
+    read_episodes,
+    sample,
+)
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
+
+QUERY_ORDER = 3000  # number of the draw that puts queries in order
+FITS = {
+    "stretch": "stretched to a square",
+    "letterbox": "to a square by the longer side, the rest black and ignored",
+}
 
 
 def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeIds]:
@@ -32,12 +48,69 @@ def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeId
 def draw_episodes(
     config: ConfigDict, source: Source, which: str, seed: int, count: int | None = None
 ) -> EpisodeIds:
-    """`count` episodes (`config.eval.episodes` by default) of the "novel" or "base" classes."""
+    """`count` episodes (`config.eval.episodes` by default) of the "novel", "validation" or "base"
+    classes, by `config.eval.setup` and `.queries`.
+
+    Raises:
+        UserError: there are too few classes or photographs.
+    """
     classes = class_ids(source, config.data.fold, which)
-    items = source.table.items(classes, config.data.min_pixels)
-    check_items(items, source.class_names, config.ways, config.shots, "data.min_pixels")
-    count = config.eval.episodes if count is None else count
-    return sample(items, seed, range(count), config.ways, config.shots)
+    if not classes:
+        raise UserError(
+            f"{source.name} keeps no {which} classes from the test: choose another "
+            "train.select_on or data.folds."
+        )
+    numbers = np.arange(config.eval.episodes if count is None else count)
+    min_pixels, ways, shots = config.data.min_pixels, config.ways, config.shots
+    if config.eval.setup == "metaseg" and which == "novel":
+        if ways != 2:
+            raise UserError(f"ways = {ways}: eval.setup = metaseg is about 2 ways.")
+        return _pairs_with_person(source, classes, min_pixels, seed, numbers, shots)
+    items = source.table.items(classes, min_pixels)
+    check_items(items, source.class_names, ways, shots, "data.min_pixels")
+    query = None
+    if config.eval.queries == "each":
+        order = np.argsort(random_bits(seed, np.arange(len(items.photograph)), QUERY_ORDER))
+        query = order[numbers % len(order)].astype(np.int32)
+    return sample(items, seed, numbers, ways, shots, query_index=query)
+
+
+def _pairs_with_person(
+    source: Source,
+    classes: Sequence[int],
+    min_pixels: int,
+    seed: int,
+    numbers: Int[np.ndarray, " batch"],
+    shots: int,
+) -> EpisodeIds:
+    """MetaSeg's episodes: person and another class, both in all supports and in the query."""
+    names = source.class_names
+    person = next((c for c in classes if names[c] == "person"), None)
+    if person is None:
+        raise UserError(
+            f"eval.setup = metaseg needs a fold of {source.name} that holds out person: choose "
+            "another data.fold."
+        )
+    shows = {c: source.table.items([c], min_pixels).photograph for c in classes}
+    others = [c for c in classes if c != person]
+    both = {c: np.intersect1d(shows[person], shows[c]) for c in others}
+    both = {c: photographs for c, photographs in both.items() if len(photographs) > shots}
+    if not both:
+        raise UserError(
+            f"no class has {shots + 1} photographs that show person too: lower shots or "
+            "data.min_pixels."
+        )
+    # A pair is an item's class: one way, whose photographs serve both.
+    count = np.array([len(photographs) for photographs in both.values()], np.int32)
+    start = (np.cumsum(count) - count).astype(np.int32)
+    photographs = np.concatenate(list(both.values())).astype(np.int32)
+    pairs = sample(Items(np.array(list(both)), start, count, photographs), seed, numbers, 1, shots)
+    return EpisodeIds(
+        classes=np.concatenate([np.full_like(pairs.classes, person), pairs.classes], axis=1),
+        supports=np.repeat(pairs.supports, 2, axis=1),
+        query=pairs.query,
+        query_index=pairs.query_index,
+    )
 
 
 def _check_supports(episodes: EpisodeIds, source: Source, path: str) -> None:
@@ -66,20 +139,24 @@ def protocol(
         model: a method.
         trained: the configuration of the training, or None for a model that was not trained.
     """
-    listed = bool(config.eval.episodes_file)
+    options = config.eval
+    listed = bool(options.episodes_file)
     settings = {
         "data": source.name,
-        "photographs": f"{config.data.split}, {len(source)}",
+        "photographs": f"{test_split(config.data)}, {len(source)}",
         "folds": " | ".join(",".join(map(str, fold)) for fold in source.folds),
         "image size": config.image_size,
-        "photographs resized": "to a square, bilinear with antialiasing; labels nearest",
-        "scored at": "image size",
+        "photographs resized": f"{FITS[options.fit]}, bilinear with antialiasing; labels nearest",
+        "query scales": ", ".join(map(str, options.scales)),
+        "scored at": "image size" if options.scored_at == "network" else "each photograph's size",
+        "DenseCRF": dict(options.crf) if options.crf.iterations else None,
+        "supports outlined by": _outline(config),
         "corners": "aligned" if model.align_corners else "half-pixel",
         "ignored pixels of queries": "count for nothing",
         "ignored pixels of supports": model.ignored_pixels,
         "averaging": "pixels summed over a run, IoU a class, mean over classes; mean over runs",
         "episodes": "a list" if listed else "class uniform, then photographs uniform",
-        "query": "from one of the ways",
+        "query": None if listed else _queries(options),
         "min_pixels": None if listed else config.data.min_pixels,
         "runs": 1 if listed else config.eval.runs,
         "episodes a run": None if listed else config.eval.episodes,
@@ -92,8 +169,9 @@ def protocol(
         episodes = f"{trained.ways}-way {trained.shots}-shot"
         settings |= {
             "training episodes": "as tested" if as_tested else episodes,
+            "training supports outlined by": _outline(trained),
             "training data": trained.data.name,
-            "training photographs": trained.data.train_split or "the source's training split",
+            "training photographs": trained.data.train_split or "the data set's training split",
             "training min_pixels": trained.data.train_min_pixels,
             "held-out classes in training photographs": trained.data.held_out_photographs,
             "checkpoint": config.eval.checkpoint,
@@ -101,3 +179,15 @@ def protocol(
         }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return {**settings, "hash": digest[:8]}
+
+
+def _outline(config: ConfigDict) -> str:
+    kind = config.support_annotation
+    return kind if kind in ("dense", "box") else f"{kind}, {config.annotation_width} pixels wide"
+
+
+def _queries(options: ConfigDict) -> str:
+    if options.setup == "metaseg":
+        return "person and another class, as in all supports"
+    each = "each photograph of a class in turn, " if options.queries == "each" else ""
+    return each + "from one of the ways"

@@ -92,9 +92,8 @@ class CANet(BinaryMethod):
             train: whether there is dropout, and one pass that begins from `previous`.
         """
         ways, shots = support_label.shape[:2]
-        masks = resize_masks(
-            support_masks(support_label), query_features.shape[:2], self.align_corners
-        )
+        size = support_features.shape[-3:-1]
+        masks = resize_masks(support_masks(support_label), size, self.align_corners)
         vectors = masked_average_pool(
             support_features, masks[..., None, :, :], self.area_epsilon, self.align_corners
         )[..., 0, :]

@@ -82,13 +82,16 @@ class LTAFNet(BinaryMethod):
         self,
         support: Float[Array, "way shot h w width"],
         masks: Float[Array, "way shot h w"],
-        query: Float[Array, "h w width"],
-    ) -> tuple[Float[Array, "way shot h w width"], Float[Array, "way shot h w width"]]:
+        query: Float[Array, "height width width"],
+    ) -> tuple[Float[Array, "way shot h w width"], Float[Array, "way shot height width width"]]:
         """Support and query features of each pair, adapted to it (eq. 1-2)."""
-        query = jnp.broadcast_to(query, support.shape)
+        # The average of a 1 x 1 convolution is the 1 x 1 convolution of averages, which costs
+        # next to nothing and lets the query have another size.
         category = self.pool(support, masks)
-        x = self.pair(tile_beside(jnp.concatenate([support, query], axis=-1), category))
-        x = x.astype(jnp.float32).mean(axis=(-3, -2))
+        means = [x.astype(jnp.float32).mean(axis=(-3, -2)) for x in (support, query)]
+        means[1] = jnp.broadcast_to(means[1], means[0].shape)
+        x = jnp.concatenate([*means, category.astype(jnp.float32)], axis=-1)
+        x = self.pair(x[..., None, None, :])[..., 0, 0, :].astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)  # eq. 1, over channels
         variance = jnp.mean(centred**2, axis=-1, keepdims=True)
         x = centred / jnp.sqrt(variance + self.standardisation_epsilon)
@@ -118,10 +121,10 @@ class LTAFNet(BinaryMethod):
 
         Several shots: the pairs' adapted features are averaged, then there is one prediction.
         """
-        masks = resize_masks(
-            support_masks(support_label), query_features.shape[:2], self.align_corners
-        )
-        support, query = support_features, jnp.broadcast_to(query_features, support_features.shape)
+        size = support_features.shape[-3:-1]
+        masks = resize_masks(support_masks(support_label), size, self.align_corners)
+        shape = (*support_label.shape[:2], *query_features.shape)
+        support, query = support_features, jnp.broadcast_to(query_features, shape)
         if self.adaption:
             support, query = self.adapt(support, masks, query_features)
         aux = {}

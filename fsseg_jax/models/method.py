@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray, UInt8
 
-from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.episode import IGNORE, UNLABELLED, Episode
 from fsseg_jax.models.layers import cross_entropy
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize
@@ -130,5 +130,6 @@ def support_masks(
 def support_labels(
     label: UInt8[Array, "way shot height width"],
 ) -> UInt8[Array, "way shot height width"]:
-    """Each support's label as its own way sees it: 1 there, 0 elsewhere, 255 ignored."""
-    return jnp.where(label == IGNORE, IGNORE, support_masks(label)).astype(jnp.uint8)
+    """Each support's label as its own way sees it: 1 there, 0 elsewhere, 255 ignored or unknown."""
+    unknown = (label == IGNORE) | (label == UNLABELLED)
+    return jnp.where(unknown, IGNORE, support_masks(label)).astype(jnp.uint8)

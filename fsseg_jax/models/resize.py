@@ -8,7 +8,7 @@ resolution, which is how features are pooled at mask resolution without being up
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 
 def interpolation_matrix(
@@ -36,7 +36,9 @@ def interpolation_matrix(
 
 
 def _separable(
-    x: Float[Array, "*batch h w"], rows: np.ndarray, columns: np.ndarray
+    x: Float[Array, "*batch h w"],
+    rows: Float[Array, "height h"],
+    columns: Float[Array, "width w"],
 ) -> Float[Array, "*batch height width"]:
     # Full precision: accelerators round factors to 10 bits or fewer by default, which would show
     # in masks and logits, and these products are small.
@@ -53,11 +55,50 @@ def resize(
     return jnp.moveaxis(planes, -3, -1)
 
 
+def resize_into(
+    x: Float[Array, "h w channel"],
+    shape: Int[Array, "2"],
+    canvas: tuple[int, int],
+    align_corners: bool,
+) -> Float[Array, "height width channel"]:
+    """`resize` to a shape that is only known when the compiled function runs.
+
+    Args:
+        x: what to resize.
+        shape: height and width, at most those of the canvas.
+        canvas: height and width of the result; what lies outside of `shape` means nothing.
+        align_corners: see `interpolation_matrix`.
+    """
+
+    def matrix(n_in: int, n_out: Int[Array, ""], length: int) -> Float[Array, "length n_in"]:
+        out = jnp.arange(length, dtype=jnp.float32)
+        if align_corners:
+            position = out * ((n_in - 1) / jnp.maximum(n_out - 1, 1).astype(jnp.float32))
+        else:
+            position = (out + 0.5) * (n_in / n_out.astype(jnp.float32)) - 0.5
+        position = jnp.clip(position, 0, n_in - 1)
+        return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(n_in)), 0)
+
+    rows = matrix(x.shape[-3], shape[0], canvas[0])
+    columns = matrix(x.shape[-2], shape[1], canvas[1])
+    planes = _separable(jnp.moveaxis(x, -1, -3), rows, columns)
+    return jnp.moveaxis(planes, -3, -1)
+
+
 def resize_masks(
     masks: Shaped[Array, "*batch height width"], shape: tuple[int, int], align_corners: bool
 ) -> Float[Array, "*batch h w"]:
-    """`resize` of masks, which have no channel axis: the share of each position, 0..1."""
-    return resize(masks.astype(jnp.float32)[..., None], shape, align_corners)[..., 0]
+    """`resize` of masks, which have no channel axis: the share of each position, 0..1.
+
+    A mask that is so thin or small that it falls between the positions (a scribble, a point, a
+    bird far away) would vanish: it counts where its pixels are instead, by `pull_back`.
+    """
+    masks = masks.astype(jnp.float32)
+    resized = resize(masks[..., None], shape, align_corners)[..., 0]
+    areas = pull_back(masks, shape, align_corners)
+    areas /= jnp.maximum(areas.max((-2, -1), keepdims=True), 1e-6)
+    vanished = resized.max((-2, -1), keepdims=True) == 0
+    return jnp.where(vanished, areas, resized)
 
 
 def pull_back(

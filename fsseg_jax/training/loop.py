@@ -88,8 +88,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
     check_divides(config.train.batch_size, mesh)
-    source = open_source(config.data, config.data.train_split)
-    held_back = open_source(config.data, config.data.split)
+    source = open_source(config.data, "train")
+    held_back = open_source(config.data, "test")
     items = training_items(config.data, source)
     count = len(items.photograph)
     config = with_steps(config, count)
@@ -276,15 +276,7 @@ class Selection:
             config, source, which, config.eval.seed, config.train.eval_episodes
         )
         self.episodes_hash = episodes_hash(episodes, source.ids)
-        self.evaluator = Evaluator(
-            model,
-            source,
-            episodes,
-            mesh,
-            image_size=config.image_size,
-            batch_size=config.eval.batch_size,
-            feature_dtype=config.eval.feature_dtype,
-        )
+        self.evaluator = Evaluator(model, source, episodes, mesh, config)
         self.names = source.class_names
         self.best = -1.0
         if checkpoints.step(BEST) is not None:

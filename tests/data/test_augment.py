@@ -102,7 +102,12 @@ def on_device(image, label, size, settings):
         run = jax.jit(lambda geometry: device.rotated(pixels, geometry, size, largest))
     else:
         run = jax.jit(lambda geometry: device.upright(pixels, geometry, size))
-    return lambda geometry: [np.asarray(x) for x in run(geometry)]
+
+    def results(geometry):
+        image, codes = run(geometry)
+        return np.asarray(image), np.asarray(codes)[..., 0]
+
+    return results
 
 
 @pytest.fixture(params=[in_tensorflow, on_device])

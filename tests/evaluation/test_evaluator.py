@@ -61,16 +61,14 @@ def episodes(source):
     return sample(source.table.items(range(1, 7)), 0, range(7), ways=2, shots=2)
 
 
-def make_evaluator(model, source, episodes, batch_size=3, devices=1, feature_dtype="float32"):
-    return Evaluator(
-        model,
-        source,
-        episodes,
-        make_mesh(devices),
-        image_size=SIZE,
-        batch_size=batch_size,
-        feature_dtype=feature_dtype,
-    )
+def make_evaluator(
+    model, source, episodes, batch_size=3, devices=1, feature_dtype="float32", **options
+):
+    config = default_config()
+    config.image_size, config.eval.batch_size = SIZE, batch_size
+    config.eval.feature_dtype = feature_dtype
+    config.update_from_flattened_dict(options)
+    return Evaluator(model, source, episodes, make_mesh(devices), config)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +184,7 @@ def test_features_are_kept_in_the_type_that_was_asked_for(
 ):
     other = make_evaluator(model, source, episodes, feature_dtype="float16")
     cache = other.encode(variables)
-    assert cache[0].dtype == jnp.float16
+    assert cache.features.dtype == jnp.float16
     difference = episode_iou(other.score(variables, cache)[0]) - episode_iou(counts)
     assert np.abs(difference).max() < 1  # percent
 
@@ -361,7 +359,7 @@ def test_gallery_shows_the_best_the_median_and_the_worst(
     counts = [[[500, 0, 0], [part, 0, 100 - part]] for part in found]
     scored(counts)
     shown = {}
-    monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, s, iou: (int(row), iou))
+    monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, iou: (int(row), iou))
     monkeypatch.setattr(evaluator, "write_report", lambda path, r, gallery: shown.update(gallery))
     config = make_settings(**{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
     evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)

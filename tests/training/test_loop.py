@@ -345,8 +345,8 @@ def test_best_checkpoint_says_which_classes_chose_it(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     saved, info = checkpoints.describe(BEST)
     assert info["selected_on"] == "base"
-    held_out = set(loop.open_source(config.data, "val").folds[0])
-    names = loop.open_source(config.data, "val").class_names
+    held_out = set(loop.open_source(config.data, "test").folds[0])
+    names = loop.open_source(config.data, "test").class_names
     assert not {names[c] for c in held_out} & set(info["classes"])
     assert saved["train"]["steps"] == 2
     assert checkpoints.step(BEST) == info["step"]

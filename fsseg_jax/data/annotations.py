@@ -1,0 +1,230 @@
+"""Supports outlined with less work than a mask: a box, a scribble or a point.
+
+What a photograph's outlines look like is found once, when it is read (`square_marks`): numbers of
+its objects for boxes, drawn pixels for scribbles and points. Episodes then pick from that inside
+the compiled function (`annotated`). Pixels that nobody has marked are 254 (`UNLABELLED`): neither
+the class nor the background.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Int, Integer, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order
+from skimage.morphology import disk, skeletonize
+
+from fsseg_jax.data.source import Source
+from fsseg_jax.episode import IGNORE, UNLABELLED, random_bits
+
+KINDS = ("dense", "box", "scribble", "point")
+OBJECTS = 16  # of one class in one photograph that can get boxes: the largest ones
+# A connected part smaller than this share of the class's largest one is no object of its own but
+# a fragment behind something: nobody would draw a box around it, or a stroke in it.
+FRAGMENT = 0.05
+DRAW = 2000  # number of the draw that chooses a box; episodes and augmentation have lower ones
+
+_NEIGHBOURS = np.ones((3, 3), bool)
+
+
+class Annotation(NamedTuple):
+    """How supports are outlined."""
+
+    kind: str = "dense"  # one of `KINDS`
+    width: int = 5  # of scribbles and points, in pixels of the network's input
+    size: int = 417  # the side of that input
+
+
+DENSE = Annotation()
+
+
+def annotation_of(config: ConfigDict) -> Annotation:
+    """How a configuration outlines supports."""
+    return Annotation(config.support_annotation, config.annotation_width, config.image_size)
+
+
+def square_marks(
+    source: Source, index: int, label: Integer[np.ndarray, "size size"], annotation: Annotation
+) -> UInt8[np.ndarray, "size size"]:
+    """What is known of the outlines in the photograph number `index`.
+
+    Args:
+        source: the photographs.
+        index: of the photograph.
+        label: its label, resized to a square.
+        annotation: how supports are outlined.
+
+    Returns:
+        for boxes, each class's objects numbered from 1, the largest first, and 0; for scribbles
+        and points 1 where something is drawn, and 0; zeros for dense annotations.
+    """
+    kind, width, size = annotation
+    if kind == "dense":
+        return np.zeros(label.shape, np.uint8)
+    if kind == "box":
+        objects = source.instances(index)
+        if objects is not None:
+            square = Image.fromarray(objects).resize(label.shape[::-1], Image.Resampling.NEAREST)
+            objects = np.asarray(square)
+        return object_numbers(label, objects)
+    width = max(1, round(width * label.shape[0] / size))
+    return strokes(label, width) if kind == "scribble" else points(label, width)
+
+
+def object_numbers(
+    label: Integer[np.ndarray, "height width"],
+    objects: UInt8[np.ndarray, "height width"] | None = None,
+) -> UInt8[np.ndarray, "height width"]:
+    """Numbers the objects of each class from 1, the largest first; all but `OBJECTS` are 0.
+
+    Where `objects` says nothing of a class, its connected parts stand in for objects.
+    """
+    numbers = np.zeros(label.shape, np.uint8)
+    for class_id in np.setdiff1d(label, [0, IGNORE]):
+        mask = label == class_id
+        known = None if objects is None else np.where(mask & (objects != IGNORE), objects, 0)
+        if known is None or not known.any():
+            known = _parts(mask)
+        area = np.bincount(known.ravel())
+        area[0] = 0
+        order = np.argsort(-area, kind="stable")[: min(OBJECTS, np.count_nonzero(area))]
+        new = np.zeros(len(area), np.uint8)
+        new[order] = np.arange(1, len(order) + 1)
+        numbers += new[known]
+    return numbers
+
+
+def strokes(
+    label: Integer[np.ndarray, "height width"], width: int
+) -> UInt8[np.ndarray, "height width"]:
+    """Scribbles: in each part of each class, and of the background, the longest line along its
+    skeleton, drawn `width` pixels wide."""
+    drawn = np.zeros(label.shape, np.uint8)
+    for value in np.setdiff1d(label, [IGNORE]):
+        mask = label == value
+        parts = _parts(mask)
+        line = np.zeros(label.shape, bool)
+        for number, window in enumerate(ndimage.find_objects(parts), start=1):
+            if window is not None:
+                line[window] |= _longest_line(parts[window] == number)
+        drawn[_thicken(line, width) & mask] = 1
+    return drawn
+
+
+def points(
+    label: Integer[np.ndarray, "height width"], width: int
+) -> UInt8[np.ndarray, "height width"]:
+    """One click in each class, and in the background: a disc `width` pixels wide around the pixel
+    that lies deepest inside."""
+    drawn = np.zeros(label.shape, np.uint8)
+    for value in np.setdiff1d(label, [IGNORE]):
+        mask = label == value
+        depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+        point = np.zeros(label.shape, bool)
+        point[np.unravel_index(depth.argmax(), depth.shape)] = True
+        drawn[_thicken(point, width) & mask] = 1
+    return drawn
+
+
+def _parts(mask: Bool[np.ndarray, "height width"]) -> Int[np.ndarray, "height width"]:
+    """Numbers the connected parts of a mask that are no fragments."""
+    parts, count = ndimage.label(mask, _NEIGHBOURS)
+    area = np.bincount(parts.ravel(), minlength=count + 1)
+    area[0] = 0
+    return np.where((area >= FRAGMENT * area.max())[parts] & mask, parts, 0)
+
+
+def _longest_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The longest of the shortest paths along the skeleton of a connected mask."""
+    skeleton = skeletonize(np.pad(mask, 1))[1:-1, 1:-1]
+    rows, columns = np.nonzero(skeleton)
+    count = len(rows)
+    number = np.full(np.add(mask.shape, 2), -1)
+    number[rows + 1, columns + 1] = np.arange(count)
+    pairs = []
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        neighbour = number[rows + 1 + down, columns + 1 + right]
+        pairs.append(np.stack([np.flatnonzero(neighbour >= 0), neighbour[neighbour >= 0]]))
+    one, other = np.concatenate(pairs, axis=1)
+    graph = coo_array((np.ones(len(one)), (one, other)), (count, count)).tocsr()
+    # What is found last is farthest: from anywhere to one end of the line, from there to the other.
+    end = breadth_first_order(graph, 0, directed=False)[0][-1]
+    order, previous = breadth_first_order(graph, end, directed=False)
+    line = np.zeros(mask.shape, bool)
+    pixel = order[-1]
+    while pixel >= 0:
+        line[rows[pixel], columns[pixel]] = True
+        pixel = previous[pixel]  # a negative number ends the line
+    return line
+
+
+def _thicken(mask: Bool[np.ndarray, "height width"], width: int) -> Bool[np.ndarray, "..."]:
+    """Draws a disc of `width` pixels around each pixel."""
+    brush = disk(width // 2)
+    if width % 2 == 0:  # a disc around the corner between four pixels
+        brush = ndimage.binary_dilation(np.pad(disk(width // 2 - 1), (0, 1)), np.ones((2, 2)))
+    return ndimage.binary_dilation(mask, brush)
+
+
+def annotated(
+    label: UInt8[Array, "way shot height width"],
+    marks: UInt8[Array, "way shot height width"],
+    bits: Integer[Array, "way shot"],
+    kind: str,
+    xp: ModuleType = np,
+) -> UInt8[Array, "way shot height width"]:
+    """The labels of an episode's supports as `kind` of annotation tells them.
+
+    A box is that of one random object of the support's own way; the background is what lies
+    outside of all boxes of the episode's classes (PANet sec. 4.3.3, for one way). A scribble or a
+    point of a class that is not in the episode marks background.
+
+    Args:
+        label: the supports' dense labels in episode numbering.
+        marks: see `square_marks`.
+        bits: random, one a support: they choose the object.
+        kind: one of `KINDS`.
+        xp: `numpy`, or `jax.numpy` inside a compiled function; both give the same.
+    """
+    if kind == "dense":
+        return label
+    if kind in ("scribble", "point"):
+        return xp.where(marks > 0, label, UNLABELLED).astype(np.uint8)
+    ways = label.shape[0]
+    # Every way's objects in every support: (m, n, k, object, ...), n the support's own way.
+    each_way = xp.arange(1, ways + 1)[:, None, None, None, None, None]
+    numbers = xp.arange(1, OBJECTS + 1)[:, None, None]
+    inside = (label == each_way[:, 0])[:, :, :, None] & (marks[:, :, None] == numbers)
+    rows, columns = (_between(inside.any(axis), xp) for axis in (-1, -2))
+    boxes = xp.einsum("mnkoh,mnkow->nkhw", *(x.astype(np.float32) for x in (rows, columns))) > 0
+
+    own = xp.arange(ways)
+    rows, columns = rows[own, own], columns[own, own]  # (n, k, object, ...)
+    present = rows.any(-1)
+    wanted = (bits % xp.maximum(present.sum(-1), 1).astype(np.uint32)).astype(np.int32) + 1
+    chosen = present & (xp.cumsum(present, axis=-1) == wanted[..., None])
+    box = (rows & chosen[..., None])[..., :, None] & columns[..., None, :]
+    way = xp.arange(1, ways + 1)[:, None, None, None]
+    # Objects beyond the numbered ones have no box, but are no background either.
+    shown = (label > 0) & (label <= ways)
+    result = xp.where(boxes | shown, UNLABELLED, 0)
+    return xp.where(box.any(2), way, result).astype(np.uint8)
+
+
+def _between(line: Bool[Array, "*batch n"], xp: ModuleType) -> Bool[Array, "*batch n"]:
+    """From the first to the last true position."""
+    behind = xp.cumsum(line, axis=-1)
+    return (behind > 0) & (behind - line < behind[..., -1:])
+
+
+def choose(
+    seed: int, index: Integer[Array, " batch"], ways: int, shots: int, xp: ModuleType = np
+) -> Integer[Array, "batch way shot"]:
+    """The random bits of `annotated` for the episodes number `index` of `seed`."""
+    slots = ways * shots
+    number = xp.asarray(index)[:, None] * slots + xp.arange(slots)
+    return random_bits(seed, number, DRAW, xp).reshape(-1, ways, shots)

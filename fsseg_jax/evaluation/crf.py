@@ -1,0 +1,46 @@
+"""DenseCRF of predictions (Kraehenbuehl and Koltun, NeurIPS 2011), as CANet's table 4 tries it."""
+
+import importlib.util
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from fsseg_jax.errors import UserError
+
+
+def check_installed() -> None:
+    """Raises UserError where the library is missing."""
+    if not importlib.util.find_spec("pydensecrf"):
+        raise UserError(
+            "eval.crf.iterations needs pydensecrf, which is not installed: pip install "
+            "'fsseg_jax[crf]', or set it to 0."
+        )
+
+
+def refine(
+    probabilities: Float[np.ndarray, "height width class"],
+    image: UInt8[np.ndarray, "height width 3"],
+    options: ConfigDict,
+) -> UInt8[np.ndarray, "height width"]:
+    """The label of a prediction after mean-field inference.
+
+    Args:
+        probabilities: of each class at each pixel.
+        image: the photograph at the same size.
+        options: `config.eval.crf`.
+    """
+    from pydensecrf.densecrf import DenseCRF2D  # an extra: what needs it imports it
+
+    height, width, classes = probabilities.shape
+    field = DenseCRF2D(width, height, classes)
+    energy = -np.log(np.clip(probabilities, 1e-7, 1)).transpose(2, 0, 1).reshape(classes, -1)
+    field.setUnaryEnergy(np.ascontiguousarray(energy, np.float32))
+    distance, strength = options.smooth
+    field.addPairwiseGaussian(sxy=distance, compat=strength)
+    distance, colour, strength = options.colour
+    field.addPairwiseBilateral(
+        sxy=distance, srgb=colour, rgbim=np.ascontiguousarray(image), compat=strength
+    )
+    result = np.array(field.inference(options.iterations))
+    return result.argmax(0).reshape(height, width).astype(np.uint8)
