@@ -12,17 +12,18 @@ from fsseg_jax.errors import UserError
 
 
 def parse(
-    description: str, argv: Sequence[str] | None = None, workdir: bool = True
-) -> tuple[str | None, pathlib.Path | None, list[str]]:
+    description: str, argv: Sequence[str] | None = None, workdir: bool = True, **options: str
+) -> tuple[argparse.Namespace, list[str]]:
     """Reads a command line.
 
     Args:
         description: of the program, for --help.
         argv: the arguments; the process's own by default.
         workdir: whether the program has a working folder, which is then required.
+        **options: further options of the program, and what they mean.
 
     Returns:
-        the config file, the working folder, and the overrides (`--config.field=value`).
+        `config` (a file), `workdir` and the options, and the overrides (`--config.field=value`).
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -36,8 +37,9 @@ def parse(
         parser.add_argument(
             "--workdir", type=_path, metavar="DIR", required=True, help="the folder of the run"
         )
-    arguments, overrides = parser.parse_known_args(argv)
-    return arguments.config, getattr(arguments, "workdir", None), overrides
+    for name, meaning in options.items():
+        parser.add_argument(f"--{name}", metavar="NAME", help=meaning)
+    return parser.parse_known_args(argv)
 
 
 class _ProgressHandler(logging.Handler):

@@ -211,6 +211,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         UserError: a field does not exist or a value is not of its type.
     """
     original = config
+    # Of a field that is given twice the last value counts; the library would append to a tuple.
+    arguments = list({argument.split("=")[0]: argument for argument in arguments}.values())
     fields = [f"--config.{name}" for name in _flatten(config)]
     for argument in arguments:
         name = argument.split("=")[0]

@@ -2,6 +2,9 @@
 
 With --config=FILE and a folder without checkpoints, the freshly initialised model is evaluated.
 Writes results.json, episodes.csv and report.html into the folder `evaluation` of the run.
+
+With --table=NAME a published table is filled, as far as the runs below --workdir allow, beside
+the published figures: results.json, table.txt and table.html in `tables/NAME`.
 """
 
 import logging
@@ -12,15 +15,19 @@ from fsseg_jax.data import open_source
 from fsseg_jax.devices import choose_platform, describe, make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import evaluate, summary
+from fsseg_jax.evaluation.tables import fill
 from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fsseg_jax.evaluate")  # as a program, the module has another name
 
 
 def main() -> None:
     """The program."""
-    path, workdir, overrides = command_line.parse(__doc__)
+    arguments, overrides = command_line.parse(
+        __doc__, table="a published table, as panet-1; a wrong name lists them all"
+    )
+    path, workdir = arguments.config, arguments.workdir
     # A run may be evaluated on another machine than it was trained on: what to compute on is not
     # taken from a checkpoint. It must also be known before one is opened.
     machine = tuple(f"--config.{field}" for field in ("platform", "devices"))
@@ -32,6 +39,11 @@ def main() -> None:
     choose_platform(config.platform)
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
+    if arguments.table is not None:
+        if path is not None:
+            raise UserError("--config and --table: a table has its rows' own configs; leave one.")
+        fill(arguments.table, workdir, overrides, mesh)
+        return
     checkpoints = Checkpoints(workdir)
     which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
     if path is None:

@@ -13,12 +13,12 @@ from fsseg_jax.training.loop import train
 
 def main() -> int:
     """The program; returns its exit status."""
-    path, workdir, overrides = command_line.parse(__doc__)
-    if path is None:
+    arguments, overrides = command_line.parse(__doc__)
+    if arguments.config is None:
         raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
-    config = override(load_config(path), overrides)
+    config = override(load_config(arguments.config), overrides)
     choose_platform(config.platform)
-    return 0 if train(config, workdir) else 143
+    return 0 if train(config, arguments.workdir) else 143
 
 
 if __name__ == "__main__":

@@ -113,8 +113,9 @@ def seconds_per_step(config: ConfigDict, drawn: Pipeline, items: int, mesh: Mesh
 
 def main() -> None:
     """The program."""
-    path, _, overrides = command_line.parse(__doc__, workdir=False)
-    config = override(load_config(path) if path else benchmark_config(), overrides)
+    arguments, overrides = command_line.parse(__doc__, workdir=False)
+    config = load_config(arguments.config) if arguments.config else benchmark_config()
+    config = override(config, overrides)
     choose_platform(config.platform)
     mesh = make_mesh(config.devices)
     print(f"{describe(mesh)}; {cores()} cores")

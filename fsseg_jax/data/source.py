@@ -5,12 +5,13 @@ table until a file changes.
 """
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -154,6 +155,22 @@ def read_square(source: Source, index: int, size: int) -> Photograph:
     return square(source.read(index), size)
 
 
+@contextlib.contextmanager
+def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """A picture that is open while the context is.
+
+    Raises:
+        UserError: the file is absent or broken, be it found out now or when pixels are decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            yield file
+    except UserError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+
+
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
     """Reads a photograph as RGB, upright (as its EXIF orientation says), on white where it is
     transparent.
@@ -161,31 +178,25 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
     Raises:
         UserError: the file is absent or broken.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises about broken files
-        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+    with open_picture(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.asarray(image.convert("RGB"))
 
 
 def read_label(path: str | os.PathLike) -> UInt8[np.ndarray, "height width"]:
     """Reads a PNG of class ids (or object numbers): a palette's indices or grey values."""
-    try:
-        with Image.open(path) as file:
-            if file.mode not in ("P", "L"):
-                raise UserError(
-                    f"{path} is an image of mode {file.mode}, not of class ids: labels are 8-bit "
-                    "palette or greyscale PNGs."
-                )
-            return np.asarray(file)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+    with open_picture(path) as file:
+        if file.mode not in ("P", "L"):
+            raise UserError(
+                f"{path} is an image of mode {file.mode}, not of class ids: labels are 8-bit "
+                "palette or greyscale PNGs."
+            )
+        return np.asarray(file)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -194,12 +205,9 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         UserError: the file is absent or broken.
     """
-    try:
-        with Image.open(path) as file:
-            turned = file.getexif().get(0x0112, 1) > 4  # EXIF's orientations by a quarter
-            return file.size if turned else file.size[::-1]
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+    with open_picture(path) as file:
+        turned = file.getexif().get(0x0112, 1) > 4  # EXIF's orientations by a quarter
+        return file.size if turned else file.size[::-1]
 
 
 def check_size(

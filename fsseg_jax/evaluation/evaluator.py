@@ -451,9 +451,9 @@ def evaluate(
     listing = episodes_to_csv(
         episodes, source.ids, run=run_of.tolist(), iou=[f"{value:.2f}" for value in ious]
     )
-    _write(folder / "episodes.csv", listing)
+    write_whole(folder / "episodes.csv", listing)
     write_report(folder / "report.html", results, gallery)
-    _write(folder / "results.json", json.dumps(results, indent=1))
+    write_whole(folder / "results.json", json.dumps(results, indent=1))
     return results
 
 
@@ -493,7 +493,7 @@ def _mean(values: list[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)

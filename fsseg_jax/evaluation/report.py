@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
-from fsseg_jax.episode import IGNORE
+from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.models import default_options
 
 # One colour a way, repeated after the last: rare in photographs, and distinct to the colour-blind.
@@ -32,7 +32,8 @@ SCORES = {"mean_iou": "mean-IoU", "mean_iou_star": "mIoU*", "binary_iou": "binar
 class Example:
     """One episode of the gallery: NumPy arrays at the network's size.
 
-    Labels are in episode numbering: 0 background, n + 1 where way n's class is, 255 ignored.
+    Labels are in episode numbering: 0 background, n + 1 where way n's class is, 255 ignored, 254
+    not labelled.
     """
 
     title: str  # why this episode is shown
@@ -53,17 +54,21 @@ def overlay(
     """Colours a label in episode numbering over its photograph.
 
     A way is tinted in its colour of `WAY_COLOURS` and outlined on its inner side, ignored pixels
-    are hatched in grey, and background pixels stay as they are.
+    are hatched in grey, and background pixels stay as they are; but where some pixels are not
+    labelled, these stay, and what was marked as background is dark.
     """
+    partial = bool((label == UNLABELLED).any())
     line = max(1, round(max(label.shape) / 110))  # still visible in the gallery's small pictures
     stripes = np.where(np.add(*np.indices(label.shape)) // (2 * line) % 2, 240, 110)
     colour = np.array(WAY_COLOURS)[(label.astype(int) - 1) % len(WAY_COLOURS)]
     colour = np.where((label == IGNORE)[..., None], stripes[..., None], colour)
+    colour[label == 0] = 0
 
     plane, size = Image.fromarray(label), 2 * line + 1
     lowest = np.asarray(plane.filter(ImageFilter.MinFilter(size)))
     highest = np.asarray(plane.filter(ImageFilter.MaxFilter(size)))
-    opacity = np.select([label == 0, label == IGNORE, lowest != highest], [0, 0.7, 1], 0.4)
+    kinds = [label == UNLABELLED, label == 0, label == IGNORE, lowest != highest]
+    opacity = np.select(kinds, [0, 0.6 * partial, 0.7, 1], 0.4)
     opacity = opacity[..., None]
     return np.rint(image * (1 - opacity) + colour * opacity).astype(np.uint8)
 
@@ -108,7 +113,7 @@ def write_report(
         runs.append(("mean", *means, ""))
     classes = sorted(results["per_class"].items(), key=lambda item: item[1] or 0, reverse=True)
     page = string.Template(_PAGE).substitute(
-        style=_STYLE,
+        style=STYLE,
         model=_text(f"{results['method']} · {results['backbone']}"),
         setting=_text(f"{results['ways']}-way {results['shots']}-shot · {classes_of}"),
         scores="".join(
@@ -191,7 +196,7 @@ def _example(example: Example) -> str:
     )
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --text: #1c1d20; --dim: #686c74;
   --line: #e2e2de; --bar: #3b5fdb; --mark: #1c1d20 }
 @media (prefers-color-scheme: dark) { :root { --page: #131417; --card: #1c1e23; --text: #e8e9eb;

@@ -1,0 +1,176 @@
+"""FSS-1000: a thousand classes of ten photographs each, with its own training and test classes."""
+
+import itertools
+import logging
+import os
+import pathlib
+import zlib
+
+import numpy as np
+from jaxtyping import Integer
+
+from fsseg_jax.data.folder import existing_root, read_mask
+from fsseg_jax.data.source import (
+    Photograph,
+    Source,
+    check_size,
+    class_numbers,
+    count_classes,
+    fingerprint,
+    kept_table,
+    read_image,
+)
+from fsseg_jax.errors import UserError
+
+TRAINING_CLASSES = 520
+# The authors' name for a list of classes, and that of published codes.
+LISTS = {
+    "train": ("train.txt", "trn.txt"),
+    "val": ("val.txt",),
+    "test": ("test.txt", "fss_test_set.txt"),
+}
+
+logger = logging.getLogger(__name__)
+
+
+class FSS1000(Source):
+    """One split of the FSS-1000 folder, or of a part of it.
+
+    Each class is a folder of photographs `1.jpg`, `2.jpg`, ... with masks `1.png`, `2.png`, ... in
+    which white (above 127) is the class. Lists of class names, one a line, say which classes train
+    (`train.txt` or `trn.txt`), select (`val.txt`) and test (`test.txt` or `fss_test_set.txt`). The
+    authors publish the last one alone: without the other two, the first 520 of the other classes,
+    sorted by name, train, and the rest selects.
+
+    All classes have ids, in the order of their sorted names. The one fold holds out the test
+    classes; `validation` are those that select.
+
+    Args:
+        root: the folder that holds the class folders, or one above it that has them in
+            `fewshot_data` or `fewshot_data/fewshot_data`; the lists may be in any of these.
+        split: "train" (or empty) for the photographs of the training classes, or "test" for those
+            of all classes that training does not see: a sampler tells those that select and
+            those that test apart by their ids.
+
+    Raises:
+        UserError: the folder, a list or a mask is missing, a list names a class that has no
+            folder, or a class is in no list or in two, has no photographs or masks of another
+            size.
+    """
+
+    name = "fss1000"
+
+    def __init__(self, root: str | os.PathLike, split: str) -> None:
+        if split not in ("", "train", "test"):
+            raise UserError(
+                f"split = {split!r}: fss1000 has train and test (with validation classes in test)."
+            )
+        folders = [existing_root(root, "FSS-1000 folder")]
+        while (below := folders[-1] / "fewshot_data").is_dir():
+            folders.append(below)
+        folder = folders[-1]
+        hidden = (".", "__MACOSX")
+        paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(hidden)]
+        self.classes = tuple(path.name for path in paths if path.is_dir())
+        if not self.classes:
+            raise UserError(f"{folder} has no class folders: data.root must be FSS-1000's folder.")
+        lists = _class_lists(folders, self.classes)
+        number_of = {name: number for number, name in self.class_names.items()}
+        numbers = {kind: tuple(sorted(map(number_of.get, lists[kind]))) for kind in LISTS}
+        self.folds = (numbers["test"],)
+        self.validation = numbers["val"]
+
+        shown = numbers["test"] + numbers["val"] if split == "test" else numbers["train"]
+        self._class_of = []
+        self._files = []
+        for number in sorted(shown):
+            photographs = _photographs(folder / self.class_names[number])
+            self._class_of += [number] * len(photographs)
+            self._files += [(path, path.with_suffix(".png")) for path in photographs]
+        self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self._files)
+        self._dtype = np.min_scalar_type(class_numbers(len(self.classes))[-1])
+        # Classes that are added elsewhere renumber these.
+        key = fingerprint(itertools.chain.from_iterable(self._files))
+        self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
+        self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
+
+    def read(self, index: int) -> Photograph:
+        """The photograph number `index`; raises UserError, naming the file, if it is broken."""
+        return Photograph(read_image(self._files[index][0]), self._label(index))
+
+    def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
+        mask = read_mask(self._files[index][1], above=127)
+        return mask * self._dtype.type(self._class_of[index])
+
+    def _count(self, index: int) -> np.ndarray:
+        """Pixels of each class in one mask, checked against its photograph."""
+        photograph, mask = self._files[index]
+        label = self._label(index)
+        check_size(label, str(mask), photograph)
+        return count_classes(label, str(mask), self)
+
+
+def _photographs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """A class's photographs, in the order of their numbers."""
+    found = [path for path in folder.glob("*.jpg") if not path.name.startswith(".")]
+    if not found:
+        raise UserError(f"{folder} holds no photographs (*.jpg): add some, or remove the class.")
+    return sorted(found, key=lambda path: (len(path.stem), path.stem))
+
+
+def _class_lists(
+    folders: list[pathlib.Path], classes: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """The names of the classes that train, select and test."""
+    found = {}
+    for kind, names in LISTS.items():
+        files = [folder / name for name in names for folder in folders]
+        if file := next((file for file in files if file.is_file()), None):
+            found[kind] = file
+    if "test" not in found:
+        raise UserError(
+            f"{folders[0]} lacks the list of test classes: put fss_test_set.txt or test.txt there."
+        )
+    if len(found) == 2:
+        missing = "val.txt" if "train" in found else "train.txt"
+        raise UserError(
+            f"{folders[0]} lacks {missing}: give lists of the training and of the validation "
+            "classes, or neither."
+        )
+    lists = {kind: _read_list(file, classes) for kind, file in found.items()}
+    if len(found) == 1:
+        others = tuple(name for name in classes if name not in lists["test"])
+        lists |= {"train": others[:TRAINING_CLASSES], "val": others[TRAINING_CLASSES:]}
+        logger.info(
+            "%s lists only test classes: of the others, sorted by name, %d train and %d select.",
+            *(folders[0], len(lists["train"]), len(lists["val"])),
+        )
+    seen: dict[str, str] = {}
+    for kind, names in lists.items():
+        for name in names:
+            if other := seen.get(name):
+                raise UserError(f"{name} is in the lists {other} and {kind}: keep it in one.")
+            seen[name] = kind
+    if missing := [name for name in classes if name not in seen]:
+        raise UserError(
+            f"{folders[-1] / missing[0]} is in none of the lists of classes: add {missing[0]} to "
+            "one, or remove the folder."
+        )
+    return lists
+
+
+def _read_list(file: pathlib.Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that a list names; lines may be photographs of theirs too (`class/1.jpg`)."""
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}): replace the file.") from None
+    names = tuple(dict.fromkeys(line.split("/")[0].strip() for line in lines if line.strip()))
+    if not names:
+        raise UserError(f"{file} names no classes.")
+    if missing := [name for name in names if name not in classes]:
+        raise UserError(
+            f"{file} names the class {missing[0]}, which has no folder: add the folder, or remove "
+            "the line."
+        )
+    return names

@@ -1,0 +1,391 @@
+"""Fills a published table with the runs of a folder: `fsseg_jax.evaluate --table=panet-1`.
+
+For every row, fold and setting (ways, shots) the run is found whose configuration is the row's,
+and evaluated by the table's protocol; what lacks a run is missing in the result, with the command
+that would train it. A second call evaluates only what has changed.
+"""
+
+import html
+import json
+import logging
+import pathlib
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fsseg_jax.config import differences, load_config, override
+from fsseg_jax.data import open_source
+from fsseg_jax.data.source import Source
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.evaluator import evaluate, write_whole
+from fsseg_jax.evaluation.protocol import protocol
+from fsseg_jax.evaluation.published import TABLES, Fold, Row, Setting, Table
+from fsseg_jax.evaluation.report import SCORES, STYLE
+from fsseg_jax.models import choose_stages, create_model
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+# Fields that say where, how and how long a model was trained, but not which one it is. Those that
+# matter to a score are in its protocol, where differences are told.
+FREE = (
+    *("train.", "eval.", "init", "dtype", "seed", "platform", "devices", "image_size"),
+    *("backbone_statistics", "annotation_width", "data.root", "data.pipeline", "data.device"),
+    *("data.train_", "data.split", "data.min_pixels", "data.held_out", "data.augment"),
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """A trained model in a folder."""
+
+    folder: pathlib.Path
+    config: ConfigDict
+    step: int
+
+
+class Cell(NamedTuple):
+    """One evaluation of a table."""
+
+    row: Row
+    setting: Setting
+    fold: int
+    run: Run | None  # None where there is no such run
+    results: dict[str, Any] | None
+    neutral: dict[str, Any]  # the protocol but for what the row itself asks for
+
+
+def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh) -> dict[str, Any]:
+    """Evaluates what the table `name` needs, and writes what came out.
+
+    The files, in `workdir/tables/name`: `results.json`, `table.txt`, `table.html`, and a folder an
+    evaluation.
+
+    Args:
+        name: of the table; see `published.TABLES`.
+        workdir: the folder that holds the runs, at any depth.
+        overrides: `--config.field=value`, for all evaluations.
+        mesh: the devices.
+
+    Returns:
+        the contents of `results.json`.
+
+    Raises:
+        UserError: there is no such table, or an evaluation fails.
+    """
+    if name not in TABLES:
+        raise UserError(f"--table = {name}: choose one of {', '.join(TABLES)}.")
+    table = TABLES[name]
+    folder = workdir / "tables" / name
+    runs = list(find_runs(workdir))
+    logger.info("%s; %d runs in %s", table.title, len(runs), workdir)
+    sources: dict[str, Source] = {}
+    cells = [
+        _cell(table, row, setting, fold, runs, overrides, mesh, folder, sources)
+        for row in table.rows
+        for setting in row.settings
+        for fold in table.folds
+    ]
+    results = _results(table, cells, workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = as_text(results)
+    write_whole(folder / "table.txt", text)
+    write_whole(folder / "table.html", _as_html(results))
+    write_whole(folder / "results.json", json.dumps(results, indent=1))
+    print(text)
+    print(f"report: {folder / 'table.html'}")
+    return results
+
+
+def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
+    """The trained models below a folder."""
+    for folder in sorted(path.parent for path in workdir.rglob("checkpoints") if path.is_dir()):
+        checkpoints = Checkpoints(folder)
+        which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
+        if which is not None:
+            config, info = checkpoints.describe(which)
+            yield Run(folder, config, info["step"])
+
+
+def training_config(table: Table, row: Row, setting: Setting, fold: int) -> ConfigDict:
+    """The configuration whose training a cell needs."""
+    path = CONFIGS / row.config
+    if not path.is_file():
+        raise UserError(f"{path} is missing: tables are filled from a clone of the repository.")
+    return override(load_config(str(path)), training_overrides(table, row, setting, fold))
+
+
+def training_overrides(table: Table, row: Row, setting: Setting, fold: int) -> list[str]:
+    """What a cell's training changes in the row's configuration."""
+    ways, shots = setting
+    data = [field for field in table.data if field.startswith("data.")]
+    fields = [*data, *row.train, f"ways={ways}", f"shots={row.train_shots or shots}"]
+    return [f"--config.{field}" for field in (*fields, f"data.fold={fold}")]
+
+
+def matches(run: Run, wanted: ConfigDict, row: Row) -> bool:
+    """Whether a run trained the model that `wanted` describes."""
+    tested = {field.split("=")[0] for field in row.test}
+    if run.config.method != wanted.method:
+        return False
+    for name, (old, new) in differences(run.config, wanted).items():
+        chosen = name == "model.stages" and not new  # by the weights that were there
+        different = json.dumps(old) != json.dumps(new)
+        if different and not (chosen or name in tested or name.startswith(FREE)):
+            return False
+    return True
+
+
+def _cell(
+    table: Table,
+    row: Row,
+    setting: Setting,
+    fold: int,
+    runs: Sequence[Run],
+    overrides: Sequence[str],
+    mesh: Mesh,
+    folder: pathlib.Path,
+    sources: dict[str, Source],
+) -> Cell:
+    """Evaluates one cell, unless the same evaluation is there already."""
+    wanted = training_config(table, row, setting, fold)
+    run = None
+    if row.trained:
+        fitting = [run for run in runs if matches(run, wanted, row)]
+        if not fitting:
+            return Cell(row, setting, fold, None, None, {})
+        run = max(fitting, key=lambda run: run.step)  # the one that was trained longest
+    ways, shots = setting
+    fields = [*table.data, f"ways={ways}", f"shots={shots}", f"data.fold={fold}"]
+    start = [f"--config.{field}" for field in fields]
+    base = wanted if run is None else run.config
+    config = override(base, [*start, *(f"--config.{field}" for field in row.test), *overrides])
+    if run is None:
+        choose_stages(config)
+
+    opened = json.dumps(config.data.to_dict() | {"fold": 0}, sort_keys=True)
+    if opened not in sources:
+        sources[opened] = open_source(config.data, "test")
+    source = sources[opened]
+    model = create_model(config)
+    target = folder / "cells" / _slug(f"{row.label} {ways}-way {shots}-shot fold {fold}")
+    workdir = target if run is None else run.folder
+    trained = None if run is None else run.config
+    neutral = protocol(override(base, [*start, *overrides]), source, model, _neutral(trained, row))
+    settings = protocol(config, source, model, trained)
+    which = config.eval.checkpoint
+    # What the result depends on: the protocol and the weights, which a longer training replaces.
+    key = [settings["hash"], config.init if run is None else _stamp(run, which)]
+    if (results := _kept(target, key)) is None:
+        loaded = load_variables(config, model, workdir, mesh)
+        logger.info("%s, %d-way %d-shot, fold %d: %s", row.label, *setting, fold, loaded.words)
+        results = evaluate(config, model, loaded, source, mesh, target)
+        write_whole(target / "key.json", json.dumps(key))
+    return Cell(row, setting, fold, run, results, neutral)
+
+
+def _neutral(trained: ConfigDict | None, row: Row) -> ConfigDict | None:
+    """A training's configuration without what its row is about."""
+    if trained is None or not row.train:
+        return trained
+    plain = load_config(str(CONFIGS / row.config))
+    copy = ConfigDict(trained.to_dict())
+    for field in row.train:
+        name = field.split("=")[0]
+        copy.update_from_flattened_dict({name: _get(plain, name)})
+    return copy
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _stamp(run: Run, which: str) -> str:
+    """Names the state of a run's checkpoints."""
+    checkpoints = Checkpoints(run.folder)
+    paths = [checkpoints.folder / w / str(checkpoints.step(w)) for w in (which, LAST, BEST)]
+    path = next(path for path in paths if path.is_dir())
+    return f"{path}, {path.stat().st_mtime_ns}"
+
+
+def _kept(target: pathlib.Path, key: list[str]) -> dict[str, Any] | None:
+    """The results of an earlier evaluation of the same."""
+    files = target / "key.json", target / "results.json"
+    if not all(file.is_file() for file in files):
+        return None
+    kept, results = (json.loads(file.read_text()) for file in files)
+    return results if kept == key else None
+
+
+def _slug(words: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())
+
+
+# ----------------------------------------------------------------------------- what came out
+
+
+def _results(table: Table, cells: Sequence[Cell], workdir: pathlib.Path) -> dict[str, Any]:
+    """Ours and the published figures, cell by cell; what is missing, and what is mixed."""
+    rows = []
+    for row in table.rows:
+        figures = []
+        for setting in row.settings:
+            own = [cell for cell in cells if (cell.row, cell.setting) == (row, setting)]
+            metrics = dict.fromkeys(m for s, _, m in row.published if s == setting)
+            for metric in metrics:
+                ours: dict[Fold, float | None] = {
+                    cell.fold: cell.results and cell.results[metric] for cell in own
+                }
+                known = [value for value in ours.values() if value is not None]
+                ours["mean"] = float(np.mean(known)) if len(known) == len(ours) else None
+                paper = {f: row.published.get((setting, f, metric)) for f in ours}
+                figures.append(
+                    {
+                        "setting": f"{setting[0]}-way {setting[1]}-shot",
+                        "metric": SCORES[metric],
+                        "ours": {str(fold): value for fold, value in ours.items()},
+                        "paper": {str(fold): value for fold, value in paper.items()},
+                        "protocols": sorted(
+                            {cell.results["protocol"]["hash"] for cell in own if cell.results}
+                        ),
+                        "runs": [str(cell.run.folder) for cell in own if cell.run],
+                        "weights": [cell.results["checkpoint"] for cell in own if cell.results],
+                    }
+                )
+        rows.append({"label": row.label, "figures": figures})
+    missing = {}
+    for cell in cells:
+        if cell.results is None:
+            fields = training_overrides(table, cell.row, cell.setting, cell.fold)
+            trained = (cell.setting[0], cell.row.train_shots or cell.setting[1])
+            label = _slug(f"{pathlib.Path(cell.row.config).stem} {' '.join(cell.row.train)}")
+            label += f"-{trained[0]}way-{trained[1]}shot-fold{cell.fold}"
+            command = " ".join(
+                [
+                    "python -m fsseg_jax.train",
+                    f"--config=configs/{cell.row.config}",
+                    f"--workdir={workdir / label}",
+                    *fields,
+                ]
+            )
+            missing.setdefault(command, []).append(
+                f"{cell.row.label}, {cell.setting[0]}-way {cell.setting[1]}-shot, fold {cell.fold}"
+            )
+    return {
+        "table": table.name,
+        "title": table.title,
+        "rows": rows,
+        "missing": [{"cells": names, "command": command} for command, names in missing.items()],
+        "mixed": mixed([cell for cell in cells if cell.results]),
+    }
+
+
+def mixed(cells: Sequence[Cell]) -> list[str]:
+    """A sentence for every setting that is not the same in all cells that have it.
+
+    What a row is about does not count, nor does the number of shots of the training, which is the
+    row's as well.
+    """
+    own = {"hash", "training episodes", "corners", "ignored pixels of supports"}
+    names = dict.fromkeys(name for cell in cells for name in cell.neutral if name not in own)
+    sentences = []
+    for name in names:
+        values: dict[str, list[Cell]] = {}
+        for cell in cells:
+            if name in cell.neutral:
+                values.setdefault(str(cell.neutral[name]), []).append(cell)
+        if len(values) > 1:
+            parts = [
+                f"{value} in {', '.join(dict.fromkeys(_place(cell) for cell in those))}"
+                for value, those in values.items()
+            ]
+            sentences.append(f"{name}: {'; '.join(parts)}")
+    return sentences
+
+
+def _place(cell: Cell) -> str:
+    return f"{cell.row.label} {cell.setting[0]}-way {cell.setting[1]}-shot fold {cell.fold}"
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """A table of `fill` for the terminal."""
+    lines = [results["title"], ""]
+    head = None
+    width = max(len(row["label"]) for row in results["rows"]) + 2
+    for row in results["rows"]:
+        for figure in row["figures"]:
+            folds = list(figure["ours"])
+            if (new := [figure["setting"], figure["metric"], folds]) != head:
+                head = new
+                names = "".join(f"{_column(fold):>9}" for fold in folds)
+                lines += [f"{figure['setting']}, {figure['metric']}".ljust(width + 7) + names]
+            for who in ("ours", "paper"):
+                numbers = "".join(f"{_number(figure[who][fold], who):>9}" for fold in folds)
+                label = row["label"] if who == "ours" else ""
+                lines.append(f"  {label:<{width}}{who:<5}{numbers}")
+    hashes = {h for row in results["rows"] for f in row["figures"] for h in f["protocols"]}
+    lines += ["", f"protocols: {', '.join(sorted(hashes)) or 'none'}"]
+    lines += [f"warning: not all under one protocol: {line}" for line in results["mixed"]]
+    if results["missing"]:
+        lines += ["", "missing; these trainings would give them:"]
+        for entry in results["missing"]:
+            lines += [f"  {'; '.join(entry['cells'])}", f"    {entry['command']}"]
+    return "\n".join(lines) + "\n"
+
+
+def _column(fold: str) -> str:
+    return fold if fold == "mean" else f"fold {fold}"
+
+
+def _number(value: float | None, who: str) -> str:
+    absent = "missing" if who == "ours" else "-"
+    return absent if value is None else f"{value:.1f}"
+
+
+def _as_html(results: dict[str, Any]) -> str:
+    blocks = []
+    for row in results["rows"]:
+        for figure in row["figures"]:
+            folds = list(figure["ours"])
+            cells = [
+                "".join(f"<td>{_number(figure[who][fold], who)}</td>" for fold in folds)
+                for who in ("ours", "paper")
+            ]
+            where = "; ".join(dict.fromkeys([*figure["runs"], *figure["weights"]]))
+            caption = f"{row['label']} · {figure['setting']} · {figure['metric']}, %"
+            blocks.append(
+                f"<div class=card><h3>{html.escape(caption)}</h3><table><tr><th>"
+                + "".join(f"<th>{_column(fold)}" for fold in folds)
+                + f"</tr><tr><td>ours</td>{cells[0]}</tr><tr><td>paper</td>{cells[1]}</tr></table>"
+                f"<small>protocol {', '.join(figure['protocols']) or '-'}; "
+                f"{html.escape(where) or 'no run'}</small></div>"
+            )
+    notes = "".join(
+        f"<p>not all under one protocol: {html.escape(line)}</p>" for line in results["mixed"]
+    )
+    missing = "".join(
+        f"<li style='display:block'>{html.escape('; '.join(entry['cells']))}<br>"
+        f"<code>{html.escape(entry['command'])}</code></li>"
+        for entry in results["missing"]
+    )
+    return string.Template(_PAGE).substitute(
+        title=html.escape(results["title"]),
+        style=STYLE,
+        warnings=f"<h2>Warning</h2><div class=card>{notes}</div>" if notes else "",
+        blocks="".join(blocks),
+        missing=f"<h2>Missing</h2><div class=card><ul>{missing}</ul></div>" if missing else "",
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'">
+<link rel=icon href="data:,"><title>$title</title><style>$style</style>
+<header><h1>$title</h1></header>$warnings$blocks$missing</html>
+"""

@@ -1,0 +1,255 @@
+"""FSS-1000's folder is read truthfully, its lists say which class is for what, faults are named."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsseg_jax.data.fss1000 import FSS1000
+from fsseg_jax.errors import UserError
+
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+SPLITS = {"train": ("fox", "bee", "ant"), "val": ("dog",), "test": ("elk", "cat")}
+
+
+def write_class(folder, photographs=2, side=16, seed=0):
+    """Photographs with masks of varying kinds; returns where the class is in each of them."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    inside = []
+    for number in range(1, photographs + 1):
+        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+        grey = rng.choice(np.array([0, 20, 127, 128, 240, 255], np.uint8), (side, side))
+        mask = Image.fromarray(grey)
+        (mask.convert("RGB") if number % 2 else mask).save(folder / f"{number}.png")
+        inside.append(grey > 127)
+    return inside
+
+
+def write_lists(root, lists):
+    for name, classes in lists.items():
+        (root / f"{name}.txt").write_text("".join(f"{c}\n" for c in classes))
+
+
+@pytest.fixture
+def masks(tmp_path):
+    return {
+        f"{name}/{number}": mask
+        for seed, name in enumerate(NAMES)
+        for number, mask in enumerate(write_class(tmp_path / name, seed=seed), start=1)
+    }
+
+
+@pytest.fixture
+def root(tmp_path, masks):
+    write_lists(tmp_path, SPLITS)
+    return tmp_path
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
+    with caplog.at_level(logging.INFO, "fsseg_jax"):
+        yield caplog
+
+
+def names_of(source, class_ids):
+    return [source.class_names[class_id] for class_id in class_ids]
+
+
+def rows_of(table):
+    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    return {tuple(map(int, row)) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("split", "classes"), [("train", "ant bee fox"), ("", "ant bee fox"), ("test", "cat dog elk")]
+)
+def test_splits_have_the_photographs_of_their_classes(root, masks, split, classes):
+    source = FSS1000(root, split)
+    assert source.ids == tuple(f"{name}/{n}" for name in classes.split() for n in (1, 2))
+    assert source.classes == NAMES
+    expected = set()
+    for row, name in enumerate(source.ids):
+        class_id = NAMES.index(name.split("/")[0]) + 1
+        expected.add((row, class_id, int(masks[name].sum())))
+        image, label = source.read(row)
+        np.testing.assert_array_equal(label, np.where(masks[name], class_id, 0))
+        with Image.open(root / f"{name}.jpg") as picture:
+            np.testing.assert_array_equal(image, np.asarray(picture))
+        assert image.dtype == label.dtype == np.uint8
+        assert source.instances(row) is None
+    assert rows_of(source.table) == expected
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_fold_holds_out_the_test_classes(root, split):
+    source = FSS1000(root, split)
+    assert [names_of(source, fold) for fold in source.folds] == [["cat", "elk"]]
+    assert names_of(source, source.validation) == ["dog"]
+
+
+def test_photographs_are_in_the_order_of_their_numbers(root):
+    for number in range(3, 12):
+        for suffix in ("jpg", "png"):
+            (root / "ant" / f"{number}.{suffix}").write_bytes(
+                (root / "ant" / f"1.{suffix}").read_bytes()
+            )
+    ids = FSS1000(root, "train").ids
+    assert ids[:11] == tuple(f"ant/{number}" for number in range(1, 12))
+
+
+def test_published_codes_names_of_lists_will_do(root):
+    expected = FSS1000(root, "test")
+    (root / "train.txt").rename(root / "trn.txt")
+    (root / "test.txt").rename(root / "fss_test_set.txt")
+    (root / "val.txt").write_text("\ufeffdog/1.jpg\r\ndog/2.jpg \r\n\r\n", "utf-8")
+    source = FSS1000(root, "test")
+    assert (source.ids, source.folds) == (expected.ids, expected.folds)
+    assert source.validation == expected.validation
+
+
+@pytest.mark.parametrize("lists", ["", "fewshot_data", "fewshot_data/fewshot_data"])
+def test_classes_may_be_nested(root, tmp_path_factory, lists):
+    outer = tmp_path_factory.mktemp("outer")
+    inner = outer / "fewshot_data" / "fewshot_data"
+    inner.mkdir(parents=True)
+    for path in list(root.iterdir()):
+        path.rename((outer / lists if path.suffix == ".txt" else inner) / path.name)
+    (inner / "__MACOSX").mkdir()
+    (inner / ".cache").mkdir()
+    source = FSS1000(outer, "train")
+    assert source.ids[0] == "ant/1"
+    assert source.classes == NAMES
+    source.read(0)
+
+
+def test_test_classes_alone_leave_the_first_520_others_to_training(tmp_path, log):
+    for number in range(525):
+        write_class(tmp_path / f"{number:03d}", photographs=1, side=2)
+    write_lists(tmp_path, {"fss_test_set": ("002", "000")})
+    source = FSS1000(tmp_path, "train")
+    assert [name.split("/")[0] for name in source.ids] == [
+        "001",
+        *(f"{number:03d}" for number in range(3, 522)),
+    ]
+    assert names_of(source, source.validation) == ["522", "523", "524"]
+    assert names_of(source, source.folds[0]) == ["000", "002"]
+    assert any("520 train and 3 select" in message for message in log.messages)
+    # Ids skip 255, so that the label of ignored pixels is no class.
+    assert list(source.class_names)[253:255] == [254, 256]
+    assert 255 not in source.table.class_id
+    row = source.ids.index("521/1")
+    label = source.read(row).label
+    assert label.dtype == np.uint16
+    assert set(np.unique(label)) <= {0, 523}
+
+
+def test_a_new_class_renumbers_the_table(root):
+    before = FSS1000(root, "train")
+    write_class(root / "aardvark")
+    write_lists(root, {"test": (*SPLITS["test"], "aardvark")})
+    after = FSS1000(root, "train")
+    assert after.ids == before.ids
+    assert rows_of(after.table) == {(r, c + 1, n) for r, c, n in rows_of(before.table)}
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_changed_mask_is_counted_anew(root):
+    before = rows_of(FSS1000(root, "train").table)
+    Image.new("L", (16, 16), 255).save(root / "ant" / "1.png")
+    after = FSS1000(root, "train").table
+    assert (0, 1, 256) in rows_of(after) - before
+
+
+# ----------------------------------------------------------------------------- faults
+
+
+def message_of(function, *arguments):
+    """The one sentence of the UserError that a call must raise."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_roots_that_are_none_are_named(tmp_path):
+    assert "data.root is empty" in message_of(FSS1000, "", "train")
+    assert str(tmp_path / "no") in message_of(FSS1000, tmp_path / "no", "train")
+    assert "no class folders" in message_of(FSS1000, tmp_path, "train")
+
+
+def test_home_is_expanded(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(FSS1000(f"~/{root.name}", "train")) == 6
+
+
+def test_unknown_split_names_those_there(root):
+    message = message_of(FSS1000, root, "val")
+    assert "'val'" in message
+    assert "train and test" in message
+
+
+@pytest.mark.parametrize(
+    ("missing", "name"),
+    [(("test",), "fss_test_set.txt"), (("val",), "val.txt"), (("train",), "train.txt")],
+)
+def test_missing_lists_are_named(root, missing, name):
+    for kind in missing:
+        (root / f"{kind}.txt").unlink()
+    assert f"{name}" in message_of(FSS1000, root, "train")
+
+
+def test_lists_and_folders_must_agree(root):
+    write_lists(root, {"val": ("dog", "unicorn")})
+    message = message_of(FSS1000, root, "train")
+    assert str(root / "val.txt") in message
+    assert "unicorn" in message
+    write_lists(root, {"val": ("dog", "cat")})
+    message = message_of(FSS1000, root, "train")
+    assert message.startswith("cat is in the lists")
+    write_lists(root, {"val": ("dog",), "train": ("ant", "bee")})
+    assert str(root / "fox") in message_of(FSS1000, root, "train")
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\n", b"\xff\xfe\x00\xff"])
+def test_lists_without_names_are_named(root, content):
+    (root / "test.txt").write_bytes(content)
+    assert str(root / "test.txt") in message_of(FSS1000, root, "train")
+
+
+def test_classes_without_photographs_are_named(root):
+    for path in (root / "bee").glob("*.jpg"):
+        path.unlink()
+    message = message_of(FSS1000, root, "train")
+    assert str(root / "bee") in message
+    assert "no photographs" in message
+
+
+def test_sizes_that_differ_are_named(root):
+    Image.new("RGB", (19, 16), "white").save(root / "bee" / "2.png")
+    message = message_of(FSS1000, root, "train")
+    assert f"{root / 'bee' / '2.png'} is 19 x 16" in message
+    assert f"{root / 'bee' / '2.jpg'} is 16 x 16" in message
+
+
+def test_missing_masks_are_named(root):
+    (root / "bee" / "2.png").unlink()
+    assert str(root / "bee" / "2.png") in message_of(FSS1000, root, "train")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.3, 0.7])
+def test_truncated_files_are_named(root, suffix, part):
+    source = FSS1000(root, "train")
+    path = root / "ant" / f"1.{suffix}"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    assert str(path) in message_of(source.read, 0)
+    source.read(1)
+    if suffix == "png":
+        assert str(path) in message_of(FSS1000, root, "train")

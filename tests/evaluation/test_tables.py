@@ -1,0 +1,151 @@
+"""A published table is filled by the runs that fit it; what is missing or mixed is said."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fsseg_jax.config import default_config
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation import tables
+from fsseg_jax.evaluation.published import TABLES
+from fsseg_jax.models import create_model
+from fsseg_jax.training.checkpoints import LAST, Checkpoints
+from fsseg_jax.training.state import initial_state
+
+SMALL = {"backbone": "small", "init": "", "image_size": 32, "data.min_pixels": 1}
+
+
+@pytest.fixture(scope="module")
+def root(make_voc):
+    return make_voc(train=2, val=24)
+
+
+@pytest.fixture
+def overrides(root):
+    fields = {**SMALL, "data.root": root, "data.split": "val"}
+    fields |= {"eval.runs": 1, "eval.episodes": 4, "eval.gallery": 0}
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def save_run(folder, root, seed=0, **fields):
+    """A run of PANet that was saved before its first step."""
+    config = default_config("panet")
+    config.update_from_flattened_dict({**SMALL, "data.root": str(root), "seed": seed, **fields})
+    state = initial_state(create_model(config), config, "", 10)
+    Checkpoints(folder).save(LAST, jax.device_get(state), config)
+
+
+def figures(results, label, setting="1-way 1-shot"):
+    rows = {row["label"]: row["figures"] for row in results["rows"]}
+    return next(figure for figure in rows[label] if figure["setting"] == setting)
+
+
+def small_table(monkeypatch, name, **changes):
+    """Some rows and columns of a table, under its own name."""
+    table = TABLES[name]
+    rows = tuple(
+        row.__class__(
+            **{**vars(row), "published": {k: v for k, v in row.published.items() if k[0] == (1, 1)}}
+        )
+        for row in table.rows
+    )
+    new = table.__class__(**{**vars(table), "rows": rows, "folds": (0, 1), **changes})
+    monkeypatch.setitem(tables.TABLES, name, new)
+    monkeypatch.setattr(tables, "matches", _same_but_backbone(tables.matches))
+
+
+def _same_but_backbone(matches):
+    def compare(run, wanted, row):
+        wanted = wanted.copy_and_resolve_references()
+        wanted.backbone = "small"
+        return matches(run, wanted, row)
+
+    return compare
+
+
+def test_cells_are_filled_and_missing_ones_named_with_their_training(
+    tmp_path, root, overrides, monkeypatch, capsys
+):
+    small_table(monkeypatch, "panet-1")
+    save_run(tmp_path / "some" / "run", root, **{"data.fold": 1})
+    results = tables.fill("panet-1", tmp_path, overrides, make_mesh(1))
+
+    untrained, trained = figures(results, "PANet-init"), figures(results, "PANet")
+    assert None not in untrained["ours"].values()
+    values = [untrained["ours"][fold] for fold in ("0", "1")]
+    assert untrained["ours"]["mean"] == pytest.approx(np.mean(values))
+    assert untrained["paper"]["0"] == 30.8
+    assert trained["ours"]["0"] is None
+    assert trained["ours"]["mean"] is None  # of what is there would be another figure
+    cell = tmp_path / "tables" / "panet-1" / "cells" / "panet-1-way-1-shot-fold-1"
+    assert trained["ours"]["1"] == json.loads((cell / "results.json").read_text())["mean_iou"]
+    assert trained["runs"] == [str(tmp_path / "some" / "run")]
+
+    (missing,) = results["missing"]
+    assert missing["cells"] == ["PANet, 1-way 1-shot, fold 0"]
+    assert "--config=configs/panet_vgg16.py" in missing["command"]
+    assert "--config.data.fold=0" in missing["command"]
+    assert "eval.protocol" not in missing["command"]
+    text = capsys.readouterr().out
+    assert "missing" in text
+    assert missing["command"] in text
+    assert (tmp_path / "tables" / "panet-1" / "table.html").is_file()
+
+
+def test_second_call_evaluates_only_what_has_changed(tmp_path, root, overrides, monkeypatch):
+    small_table(monkeypatch, "panet-1", folds=(0,))
+    save_run(tmp_path / "run", root)
+    calls = []
+    original = tables.evaluate
+    monkeypatch.setattr(
+        tables, "evaluate", lambda *arguments: calls.append(1) or original(*arguments)
+    )
+    first = tables.fill("panet-1", tmp_path, overrides, make_mesh(1))
+    assert len(calls) == 2
+    assert tables.fill("panet-1", tmp_path, overrides, make_mesh(1)) == first
+    assert len(calls) == 2
+    tables.fill("panet-1", tmp_path, [*overrides, "--config.eval.seed=5"], make_mesh(1))
+    assert len(calls) == 4
+
+
+def test_runs_of_other_settings_do_not_fill_a_cell(tmp_path, root, overrides, monkeypatch):
+    small_table(monkeypatch, "panet-5", folds=(0,))
+    save_run(tmp_path / "without", root, **{"model.alignment_weight": 0.0})
+    save_run(tmp_path / "five", root, shots=5)
+    save_run(tmp_path / "two", root, ways=2)
+    save_run(tmp_path / "fold", root, **{"data.fold": 1})
+    results = tables.fill("panet-5", tmp_path, overrides, make_mesh(1))
+    assert figures(results, "PANet without PAR")["runs"] == [str(tmp_path / "without")]
+    assert figures(results, "PANet")["runs"] == []
+
+
+def test_cells_under_two_protocols_are_told(tmp_path, root, overrides, monkeypatch):
+    small_table(monkeypatch, "panet-5", folds=(0,))
+    save_run(tmp_path / "a" / "without", root, **{"model.alignment_weight": 0.0})
+    save_run(tmp_path / "a" / "with", root)
+    alike = tables.fill("panet-5", tmp_path / "a", overrides, make_mesh(1))
+    assert alike["mixed"] == []
+    save_run(tmp_path / "b" / "without", root, **{"model.alignment_weight": 0.0})
+    save_run(tmp_path / "b" / "with", root, **{"data.train_min_pixels": 77})
+    (sentence,) = tables.fill("panet-5", tmp_path / "b", overrides, make_mesh(1))["mixed"]
+    assert sentence == (
+        "training min_pixels: 2048 in PANet without PAR 1-way 1-shot fold 0; 77 in PANet 1-way "
+        "1-shot fold 0"
+    )
+
+
+def test_what_a_row_is_about_is_no_mixture(tmp_path, root, overrides, monkeypatch):
+    small_table(monkeypatch, "panet-6", folds=(0,))
+    save_run(tmp_path / "run", root)
+    results = tables.fill("panet-6", tmp_path, overrides, make_mesh(1))
+    assert results["mixed"] == []
+    protocols = {tuple(figures(results, label)["protocols"]) for label in ("dense", "scribble")}
+    assert len(protocols) == 2
+
+
+def test_unknown_table_lists_those_there_are(tmp_path):
+    with pytest.raises(UserError, match=r"--table = panet-9: choose one of panet-1, .*mfnet-11"):
+        tables.fill("panet-9", tmp_path, [], make_mesh(1))
