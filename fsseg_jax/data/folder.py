@@ -1,38 +1,36 @@
 """One's own photographs: class folders with masks, LabelMe files, or a COCO file."""
 
 import functools
-import json
 import logging
-import math
 import os
 import pathlib
 import zlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
+import ijson
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer, UInt8
-from PIL import Image, ImageDraw, ImageOps
+from jaxtyping import Integer, UInt8
 
-from fsseg_jax.data.coco import CocoAnnotations
+from fsseg_jax.data.coco_annotations import CocoAnnotations
+from fsseg_jax.data.labelme import read_labelme
 from fsseg_jax.data.source import (
     Photograph,
     Source,
     check_size,
     class_numbers,
     count_classes,
+    existing_root,
     fingerprint,
     kept_table,
     parallel_map,
     read_image,
+    read_mask,
 )
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of photographs
 SPLITS = ("train", "val", "test")
-POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # how many a LabelMe shape needs
-FARTHEST = 1e5  # from the corner of the photograph, in pixels, that any of them can be
 
 logger = logging.getLogger(__name__)
 
@@ -141,154 +139,10 @@ class Folder(Source):
         return count_classes(label, name, self)
 
 
-# ----------------------------------------------------------------------------- annotations
-
-
-def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "height width"]:
-    """Reads where a mask, a PNG of any kind, is not black; transparency does not matter.
-
-    Args:
-        path: of the mask.
-        above: what grey value, or what value of red, green or blue, still is none of the class.
-
-    Raises:
-        UserError: the file is absent or broken.
-    """
-    try:
-        with Image.open(path) as file:
-            mask = ImageOps.exif_transpose(file)
-            if mask.mode == "1":
-                mask = mask.convert("L")
-            elif mask.mode != "L" and not mask.mode.startswith("I"):
-                mask = mask.convert("RGB")
-            values = np.asarray(mask)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises about broken files
-        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
-    return values > above if values.ndim == 2 else (values > above).any(axis=-1)
-
-
-class Shape(NamedTuple):
-    """The outline of one object in a LabelMe file."""
-
-    label: str
-    kind: str  # one of POINTS
-    # x and y in pixels: of the polygon's corners, of two or more corners of the rectangle, or of
-    # the circle's centre and of any point on it.
-    points: Float[np.ndarray, "points 2"]
-
-
-class LabelMe(NamedTuple):
-    """What a LabelMe file says about its photograph."""
-
-    size: tuple[int, int]  # height and width of the photograph
-    shapes: tuple[Shape, ...]
-
-    def draw(self) -> Int[np.ndarray, "height width"]:
-        """The number of the shape that each pixel shows, from 1 in the file's order; 0 for none.
-
-        Pixels are those that LabelMe's own converters give. Where shapes overlap, the smaller one
-        is on top.
-        """
-        canvas = Image.new("I", self.size[::-1])
-        drawing = ImageDraw.Draw(canvas)
-        shapes = enumerate(self.shapes, start=1)
-        for number, shape in sorted(shapes, key=lambda item: -_area(item[1])):
-            colours = {"fill": number, "outline": number}
-            x, y = shape.points.T.tolist()
-            if shape.kind == "polygon":
-                drawing.polygon(list(zip(x, y, strict=True)), **colours)
-            elif shape.kind == "rectangle":
-                drawing.rectangle((min(x), min(y), max(x), max(y)), **colours)
-            else:
-                radius = math.dist(*shape.points)
-                box = (x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius)
-                drawing.ellipse(box, **colours)
-        return np.asarray(canvas)
-
-
-def read_labelme(path: str | os.PathLike) -> LabelMe:
-    """Reads a LabelMe file; the photograph that it may contain is ignored.
-
-    Raises:
-        UserError: the file is absent, is no LabelMe file, or has a shape that is none of POINTS or
-            has too few points.
-    """
-    content = _read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise UserError(f"{path} is no LabelMe file: it has no list of shapes.")
-    size = tuple(content.get(name) for name in ("imageHeight", "imageWidth"))
-    if not all(type(side) is int and side > 0 for side in size):
-        raise UserError(
-            f"{path} has imageHeight {size[0]} and imageWidth {size[1]}: they must be the size of "
-            "its photograph."
-        )
-    shapes = (_shape(fields, f"{path}, shape {i}") for i, fields in enumerate(content["shapes"], 1))
-    return LabelMe(size, tuple(shapes))
-
-
-def _shape(fields: Any, name: str) -> Shape:
-    """One shape of a LabelMe file; raises UserError if it is not as it should be."""
-    fields = fields if isinstance(fields, dict) else {}
-    label, points = fields.get("label"), fields.get("points")
-    kind = fields.get("shape_type") or "polygon"  # the first versions had nothing else
-    if not (isinstance(label, str) and label.strip()):
-        raise UserError(f"{name}, has the label {label!r}: it must be the name of a class.")
-    if kind not in tuple(POINTS):  # which may be a list, that no dictionary can look up
-        raise UserError(
-            f"{name}, is of the type {kind!r}: draw a {', a '.join(POINTS)} instead, or remove it."
-        )
-    try:
-        points = np.array(points, np.float64)
-    except (OverflowError, TypeError, ValueError):
-        points = np.empty(0)
-    # False for NaN too; and a circle of a million pixels takes Pillow a minute.
-    near = points.ndim == 2 and points.shape[1] == 2 and (np.abs(points) < FARTHEST).all()
-    if not near:
-        raise UserError(
-            f"{name}, has points that are no pairs of pixels in or near the photograph: draw it "
-            "again, or remove it."
-        )
-    if len(points) < POINTS[kind] or (kind == "circle" and len(points) > 2):
-        raise UserError(
-            f"{name}, is a {kind} with {len(points)} points, but it needs {POINTS[kind]}: draw it "
-            "again, or remove it."
-        )
-    return Shape(label, kind, points)
-
-
-def _area(shape: Shape) -> float:
-    """In pixels."""
-    if shape.kind == "circle":
-        return math.pi * math.dist(*shape.points) ** 2
-    if shape.kind == "rectangle":
-        return float(np.prod(np.ptp(shape.points, axis=0)))
-    x, y = (shape.points - shape.points[0]).T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-
-
-def _read_json(path: str | os.PathLike) -> Any:
-    try:
-        return json.loads(pathlib.Path(path).read_text("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid JSON ({error}): replace the file.") from None
-
-
 # ----------------------------------------------------------------------------- folders
 
 # Photographs and what annotates them, sorted by the former.
 Pairs = list[tuple[pathlib.Path, pathlib.Path]]
-
-
-def existing_root(root: str | os.PathLike, what: str) -> pathlib.Path:
-    """`data.root`, with `~` expanded; raises UserError where there is no folder."""
-    if not str(root):
-        raise UserError(f"data.root is empty: set it to the {what}.")
-    root = pathlib.Path(root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.root = {root}: there is no such folder.")
-    return root
 
 
 @functools.cache
@@ -442,5 +296,15 @@ def _is_mask(path: pathlib.Path) -> bool:
 
 
 def _is_coco(path: pathlib.Path) -> bool:
-    content = _read_json(path)
-    return isinstance(content, dict) and content.keys() >= {"images", "annotations", "categories"}
+    """Whether a JSON file is COCO's and not LabelMe's, by the first part that only one of them
+    has: it may be too large to read whole."""
+    coco, labelme = {"images", "annotations", "categories"}, {"shapes", "imagePath", "imageData"}
+    try:
+        with path.open("rb") as file:
+            keys = (value for place, event, value in ijson.parse(file) if event == "map_key")
+            return next((key in coco for key in keys if key in coco | labelme), False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0].strip()
+        raise UserError(f"{path} is no valid JSON ({reason}): replace the file.") from None

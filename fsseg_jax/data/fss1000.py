@@ -9,16 +9,17 @@ import zlib
 import numpy as np
 from jaxtyping import Integer
 
-from fsseg_jax.data.folder import existing_root, read_mask
 from fsseg_jax.data.source import (
     Photograph,
     Source,
     check_size,
     class_numbers,
     count_classes,
+    existing_root,
     fingerprint,
     kept_table,
     read_image,
+    read_mask,
 )
 from fsseg_jax.errors import UserError
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
-from jaxtyping import Int, Integer, UInt8
+from jaxtyping import Bool, Int, Integer, UInt8
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -199,6 +199,26 @@ def read_label(path: str | os.PathLike) -> UInt8[np.ndarray, "height width"]:
         return np.asarray(file)
 
 
+def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "height width"]:
+    """Reads where a mask, a PNG of any kind, is not black; transparency does not matter.
+
+    Args:
+        path: of the mask.
+        above: what grey value, or what value of red, green or blue, still is none of the class.
+
+    Raises:
+        UserError: the file is absent or broken.
+    """
+    with open_picture(path) as file:
+        mask = ImageOps.exif_transpose(file)
+        if mask.mode == "1":
+            mask = mask.convert("L")
+        elif mask.mode != "L" and not mask.mode.startswith("I"):
+            mask = mask.convert("RGB")
+        values = np.asarray(mask)
+    return values > above if values.ndim == 2 else (values > above).any(axis=-1)
+
+
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Height and width of a photograph as `read_image` gives it, without decoding it.
 
@@ -283,6 +303,16 @@ def kept_table(
     except OSError as error:
         logger.warning("the class table cannot be kept for the next time: %s", error)
     return table
+
+
+def existing_root(root: str | os.PathLike, what: str) -> pathlib.Path:
+    """`data.root`, with `~` expanded; raises UserError where there is no folder."""
+    if not str(root):
+        raise UserError(f"data.root is empty: set it to the {what}.")
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root = {root}: there is no such folder.")
+    return root
 
 
 def cache_folder(kind: str) -> pathlib.Path:

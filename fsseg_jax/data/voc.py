@@ -12,6 +12,7 @@ from fsseg_jax.data.source import (
     Source,
     check_size,
     count_classes,
+    existing_root,
     fingerprint,
     kept_table,
     read_image,
@@ -101,11 +102,7 @@ def _label_folder(root: pathlib.Path) -> pathlib.Path:
 
 def _find_root(root: str | os.PathLike) -> pathlib.Path:
     """The folder with the parts, at `root` or where VOC's archive puts it below."""
-    if not str(root):
-        raise UserError("data.root is empty: set it to the VOCdevkit folder.")
-    root = pathlib.Path(root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.root = {root}: there is no such folder.")
+    root = existing_root(root, "VOCdevkit folder")
     below = ("", "VOC2012", "VOCdevkit/VOC2012")
     found = next((root / name for name in below if (root / name / "JPEGImages").is_dir()), root)
     parts = {

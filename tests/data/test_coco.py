@@ -11,8 +11,9 @@ import pycocotools.mask
 import pytest
 from PIL import Image
 
-from fsseg_jax.data import coco
-from fsseg_jax.data.coco import COCO, CocoAnnotations
+from fsseg_jax.data import coco_annotations
+from fsseg_jax.data.coco import COCO
+from fsseg_jax.data.coco_annotations import CocoAnnotations
 from fsseg_jax.data.source import fingerprint
 from fsseg_jax.errors import UserError
 
@@ -172,13 +173,13 @@ def log(caplog, monkeypatch):
 def reads(monkeypatch):
     """The sections of annotation files that are read from now on."""
     sections = []
-    read = coco._section
+    read = coco_annotations._section
 
     def spy(path, section):
         sections.append(section)
         return read(path, section)
 
-    monkeypatch.setattr(coco, "_section", spy)
+    monkeypatch.setattr(coco_annotations, "_section", spy)
     return sections
 
 
@@ -447,7 +448,7 @@ def test_a_full_disk_leaves_nothing_behind(drawn, kept, monkeypatch, log):
     def save(file, array):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(coco.np, "save", save)
+    monkeypatch.setattr(coco_annotations.np, "save", save)
     annotations = CocoAnnotations(drawn.file)
     assert len(annotations.file_names) == 7
     assert any("No space left" in message for message in log.messages)

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from fsseg_jax.data import folder as module
-from fsseg_jax.data.folder import Folder, read_labelme, read_mask
+from fsseg_jax.data.folder import Folder
+from fsseg_jax.data.labelme import read_labelme
+from fsseg_jax.data.source import read_mask
 from fsseg_jax.errors import UserError
 
 SIZE = (20, 30)  # height and width of most photographs
@@ -693,5 +695,5 @@ def test_labelme_files_that_are_none_are_named(root, content, expected):
 
 
 def test_broken_json_beside_no_photograph_is_named(root):
-    (root / "export.json").write_text('{"images": [')
+    (root / "export.json").write_text("{export")
     assert str(root / "export.json") in message_of(Folder, root, "", 1)

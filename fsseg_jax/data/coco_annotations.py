@@ -1,0 +1,288 @@
+"""Files of COCO's format, read once with little memory and kept in a compact form."""
+
+import array
+import contextlib
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import ijson
+import numpy as np
+from jaxtyping import Int, Integer, Shaped, UInt8
+from numpy.typing import DTypeLike
+from pycocotools import mask
+from tqdm import tqdm
+
+from fsseg_jax.data.source import cache_folder, fingerprint
+from fsseg_jax.episode import IGNORE
+from fsseg_jax.errors import UserError
+
+# What is kept of an annotation file: all but `counts` and what is of images and categories is of
+# annotations, which are in the order of their images, and of painting within an image.
+ARRAYS = (
+    *("image_ids", "sizes", "file_names", "category_ids", "category_names"),
+    *("photograph", "category", "crowd", "start", "stop", "counts"),
+)
+LONGEST_SIDE = 2**16 - 1  # of an image: run lengths are 32-bit
+FARTHEST = 1e5  # coordinate of a corner: pycocotools walks along every edge
+
+logger = logging.getLogger(__name__)
+
+
+class CocoAnnotations:
+    """A JSON file of COCO's format: who is where in which image.
+
+    The file is streamed, never held as a whole. What it says is kept in the user's cache folder
+    until the file changes, with every mask run-length encoded, and mapped into memory from there.
+
+    Args:
+        path: of a JSON object with the lists `images`, `annotations` and `categories`.
+
+    Attributes:
+        file_names: of the images, in the file's order.
+        image_ids: theirs in the file.
+        sizes: (height, width) of each, in pixels.
+        categories: category id to name, in the order of the ids.
+
+    Raises:
+        UserError: the file is absent, broken, or no such object; an id occurs twice or nowhere;
+            a segmentation cannot be read.
+    """
+
+    file_names: tuple[str, ...]
+    image_ids: Int[np.ndarray, " images"]
+    sizes: Int[np.ndarray, "images 2"]
+    categories: dict[int, str]
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        path = pathlib.Path(path)
+        if not path.is_file():
+            raise UserError(f"{path} is missing: it must be a JSON file of COCO's format.")
+        kept = _kept(path, cache_folder("coco") / fingerprint([path]))
+        self.file_names = tuple(kept["file_names"].tolist())
+        self.image_ids, self.sizes = kept["image_ids"], kept["sizes"]
+        names = kept["category_names"].tolist()
+        self.categories = dict(zip(kept["category_ids"].tolist(), names, strict=True))
+        self._kept = kept
+        self._first = np.searchsorted(kept["photograph"], np.arange(len(self.file_names) + 1))
+
+    def rows_with_objects(self) -> Int[np.ndarray, " rows"]:
+        """The images that have an annotation other than crowds."""
+        return np.unique(self._kept["photograph"][~self._kept["crowd"]])
+
+    def label(
+        self, row: int, number_of: Mapping[int, int], dtype: DTypeLike = np.uint8
+    ) -> Integer[np.ndarray, "height width"]:
+        """The class ids of one image: the smaller object lies on the larger, and crowds, ignored,
+        below all objects.
+
+        Args:
+            row: number of the image.
+            number_of: category id to class id; the other categories are background.
+            dtype: of the label.
+        """
+        category, crowd = (self._of_image(row, name).tolist() for name in ("category", "crowd"))
+        values = [
+            IGNORE if is_crowd and number in number_of else number_of.get(number)
+            for number, is_crowd in zip(category, crowd, strict=True)
+        ]
+        return self._paint(row, values, dtype)
+
+    def instances(self, row: int) -> UInt8[np.ndarray, "height width"]:
+        """The objects of one image, numbered from 1 from the largest to the smallest; crowds are
+        none, nor are those beyond the 254 largest."""
+        number = np.cumsum(~self._of_image(row, "crowd"))  # crowds are first: theirs is 0
+        return self._paint(row, np.where(number < IGNORE, number, 0).tolist(), np.uint8)
+
+    def _of_image(self, row: int, name: str) -> Shaped[np.ndarray, " annotations"]:
+        """What is kept of the annotations of one image, as they are painted."""
+        return self._kept[name][slice(*self._first[row : row + 2])]
+
+    def _paint(
+        self, row: int, values: Iterable[int | None], dtype: DTypeLike
+    ) -> Integer[np.ndarray, "height width"]:
+        """Paints the annotations of one image, in their order, those that have a value."""
+        size = self.sizes[row].tolist()
+        canvas = np.zeros(size, dtype, order="F")  # as masks come out of pycocotools
+        starts, stops = self._of_image(row, "start"), self._of_image(row, "stop")
+        for start, stop, value in zip(starts, stops, values, strict=True):
+            if value is not None:
+                runs = {"size": size, "counts": self._kept["counts"][start:stop].tobytes()}
+                np.copyto(canvas, value, where=mask.decode(runs).view(bool))
+        return np.ascontiguousarray(canvas)
+
+
+# ----------------------------------------------------------------------------- reading the file
+
+
+def _kept(path: pathlib.Path, folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The ARRAYS of an annotation file, memory-mapped from `folder`, where they are put first."""
+
+    def opened() -> dict[str, np.ndarray]:
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+
+    with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged
+        return opened()
+    arrays = _convert(path)
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
+        for name in ARRAYS:
+            np.save(os.path.join(temporary, f"{name}.npy"), arrays[name])
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+        return opened()
+    except OSError as error:
+        logger.warning("what %s says cannot be kept for the next time: %s", path, error)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return arrays
+
+
+def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The ARRAYS of an annotation file."""
+    file_names, sizes, row_of, categories = [], [], {}, {}
+    for where, entry in _section(path, "images"):
+        row_of[_new_id(entry, row_of, where)] = len(row_of)
+        file_names.append(_field(entry, "file_name", str, where))
+        size = [_field(entry, side, int, where) for side in ("height", "width")]
+        if not 1 <= min(size) <= max(size) <= LONGEST_SIDE:
+            raise UserError(
+                f"{where} is {size[1]} x {size[0]} pixels: sides are 1..{LONGEST_SIDE} pixels."
+            )
+        sizes.append(size)
+    for where, entry in _section(path, "categories"):
+        categories[_new_id(entry, categories, where)] = _field(entry, "name", str, where)
+
+    photograph, category, area, crowd, length = (array.array("q") for _ in range(5))
+    counts = bytearray()
+    for where, entry in _section(path, "annotations"):
+        for name, known in (("image", row_of), ("category", categories)):
+            if (number := _field(entry, f"{name}_id", int, where)) not in known:
+                raise UserError(f"{where}.{name}_id = {number}, but no {name} has this id.")
+        if (is_crowd := entry.get("iscrowd", 0)) not in (0, 1):
+            raise UserError(f"{where}.iscrowd = {is_crowd!r}, but it must be 0 or 1.")
+        row = row_of[entry["image_id"]]
+        try:
+            runs = _compress(entry.get("segmentation"), *sizes[row])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{where}.segmentation cannot be read ({error}): it must be polygons or run "
+                "lengths, as COCO has them."
+            ) from None
+        photograph.append(row)
+        category.append(entry["category_id"])
+        area.append(int(mask.area(runs)))
+        crowd.append(is_crowd)
+        length.append(len(runs["counts"]))
+        counts += runs["counts"]
+
+    of_annotations = (np.asarray(a) for a in (photograph, category, area, crowd, length))
+    photograph, category, area, crowd, length = of_annotations
+    stop = np.cumsum(length)
+    order = np.lexsort((-area, -crowd, photograph))  # stable: equal areas keep the file's order
+    return {
+        "image_ids": np.array(list(row_of)),
+        "sizes": np.array(sizes),
+        "file_names": np.array(file_names),
+        "category_ids": np.array(sorted(categories)),
+        "category_names": np.array([categories[category] for category in sorted(categories)]),
+        "photograph": photograph[order],
+        "category": category[order],
+        "crowd": crowd[order].astype(bool),
+        "start": (stop - length)[order],
+        "stop": stop[order],
+        "counts": np.frombuffer(counts, np.uint8),
+    }
+
+
+def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
+    """The entries of one list of the file, each with what to call it, one at a time."""
+    number = -1
+    try:
+        with (
+            path.open("rb") as file,
+            tqdm.wrapattr(
+                file, "read", path.stat().st_size, desc=f"{section} of {path.name}", delay=1
+            ) as stream,
+        ):
+            entries = ijson.items(stream, f"{section}.item", use_float=True)
+            for number, entry in enumerate(entries):
+                yield f"{path}: {section}[{number}]", entry
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None
+    except ijson.JSONError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is broken JSON ({reason}): replace the file.") from None
+    if number < 0:
+        raise UserError(
+            f"{path} has no {section}: it must be a JSON file of COCO's format, with the lists "
+            "images, annotations and categories."
+        )
+
+
+def _field(entry: Any, name: str, kind: type, where: str) -> Any:
+    """A field of an entry, of the kind it must have."""
+    value = entry.get(name) if isinstance(entry, dict) else None
+    if not isinstance(value, kind) or (kind is int and not -(2**63) <= value < 2**63):
+        must_be = "a whole number" if kind is int else "a text"
+        raise UserError(f"{where}.{name} = {value!r}, but it must be {must_be}.")
+    return value
+
+
+def _new_id(entry: Any, known: Mapping[int, Any], where: str) -> int:
+    """The id of an entry, which no entry before may have."""
+    number = _field(entry, "id", int, where)
+    if number in known:
+        raise UserError(f"{where}.id = {number} occurs twice: ids must be unique.")
+    return number
+
+
+def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A mask as pycocotools's compressed run lengths, checked: pycocotools trusts what it gets.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the segmentation is none.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                raise ValueError("a polygon is the x and y of at least three corners")
+            if not max(map(abs, polygon)) < FARTHEST:
+                raise ValueError("a corner is far outside")
+        return mask.merge(mask.frPyObjects(segmentation, height, width))
+    if not isinstance(segmentation, dict):
+        kind = "empty" if segmentation == [] else f"of type {type(segmentation).__name__}"
+        raise ValueError(f"it is {kind}")
+    if segmentation.get("size") != [height, width]:
+        raise ValueError(f"its size is {segmentation.get('size')}, not {[height, width]}")
+    runs = segmentation.get("counts")
+    runs = _decompress(runs) if isinstance(runs, str) else runs
+    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
+        raise ValueError("its counts are no run lengths")
+    if sum(runs) != height * width:
+        raise ValueError(f"its counts cover {sum(runs)} pixels, not {height * width}")
+    return mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+
+
+def _decompress(counts: str) -> list[int]:
+    """The run lengths of COCO's compressed text: numbers of base 32, the lowest digit first.
+
+    A digit's bit 5 says that another one follows, bit 4 of the last that the number is negative;
+    from the fourth run on it is the difference from the run before the last.
+    """
+    runs, value, bits = [], 0, 0
+    for byte in counts.encode():
+        digit = byte - 48
+        value |= (digit & 31) << bits
+        bits += 5
+        if not digit & 32:
+            value -= (digit >> 4 & 1) << bits
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, bits = 0, 0
+    return runs
