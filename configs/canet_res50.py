@@ -2,11 +2,11 @@
 
 The paper, at the photographs' own size and with a multi-scale query: mean-IoU 52.5, 65.9, 51.3,
 51.9 on folds 0..3, 55.4 on average (54.0 at a single scale); 5-shot, with --config.shots=5: 55.5,
-67.8, 51.9, 53.2, 57.1 (55.8). Binary-IoU 66.2 and 69.6. Scores here are at the network's size.
+67.8, 51.9, 53.2, 57.1 (55.8). Binary-IoU 66.2 and 69.6.
 
     python -m fsseg_jax.train --config=configs/canet_res50.py --workdir=runs/canet_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
-    python -m fsseg_jax.evaluate --workdir=runs/canet_fold0
+    python -m fsseg_jax.evaluate --workdir=runs/canet_fold0 --config.eval.protocol=canet
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ query. Features of stages 2 to 4 are compared (sec. 5.1.3).
 
     python -m fsseg_jax.train --config=configs/canet_vgg16.py --workdir=runs/canet_vgg16_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
-    python -m fsseg_jax.evaluate --workdir=runs/canet_vgg16_fold0
+    python -m fsseg_jax.evaluate --workdir=runs/canet_vgg16_fold0 --config.eval.protocol=canet
 """
 
 from ml_collections import ConfigDict

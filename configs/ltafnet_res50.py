@@ -1,13 +1,14 @@
 """LTAF-Net on ResNet-50, PASCAL-5i, trained 1-way 1-shot.
 
 The paper's mean-IoU over the four folds, at the photographs' own size and with a multi-scale
-query: 58.59, and 61.36 with five shots (at a single scale 57.26 and 59.84). Scores here are at the
-network's size. The angle of the rotation is not in the paper: 10 degrees, as in PFENet.
+query: 58.59, and 61.36 with five shots (at a single scale 57.26 and 59.84). The angle of the
+rotation is not in the paper: 10 degrees, as in PFENet.
 
     python -m fsseg_jax.train --config=configs/ltafnet_res50.py --workdir=runs/ltafnet_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
-    python -m fsseg_jax.evaluate --workdir=runs/ltafnet_fold0
-    python -m fsseg_jax.evaluate --workdir=runs/ltafnet_fold0 --config.shots=5
+    python -m fsseg_jax.evaluate --workdir=runs/ltafnet_fold0 --config.eval.protocol=canet
+    python -m fsseg_jax.evaluate --workdir=runs/ltafnet_fold0 --config.eval.protocol=canet \
+        --config.shots=5
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
 The paper's table 1: mean-IoU 42.3, 58.0, 51.1, 41.2 on folds 0..3, 48.1 on average (5-shot, with
 --config.shots=5: 51.8, 64.6, 59.8, 46.5, 55.7); 5 runs of 1,000 episodes. The published code
-tests on `trainaug` photographs without an area filter; here it is `val` and 2,048 pixels
-(--config.data.split and --config.data.min_pixels change that).
+tests on `trainaug` photographs without an area filter (--config.eval.protocol=panet); without a
+protocol it is `val` and 2,048 pixels.
 
     python -m fsseg_jax.train --config=configs/panet_vgg16.py --workdir=runs/panet_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0

@@ -6,8 +6,10 @@ prototype, and the self-segmentation loss before and after.
 
     python -m fsseg_jax.train --config=configs/sst_res50.py --workdir=runs/sst_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
-    python -m fsseg_jax.evaluate --workdir=runs/sst_fold0
-    python -m fsseg_jax.evaluate --workdir=runs/sst_fold0 --config.shots=5
+    python -m fsseg_jax.evaluate --workdir=runs/sst_fold0 --config.eval.protocol=canet \
+        --config.eval.scales=1.0
+    python -m fsseg_jax.evaluate --workdir=runs/sst_fold0 --config.eval.protocol=canet \
+        --config.eval.scales=1.0 --config.shots=5
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,10 @@ The paper's mean-IoU over the four folds: 54.3 with one shot, 57.0 with five (CO
 
     python -m fsseg_jax.train --config=configs/sst_vgg16.py --workdir=runs/sst_vgg16_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
-    python -m fsseg_jax.evaluate --workdir=runs/sst_vgg16_fold0
-    python -m fsseg_jax.evaluate --workdir=runs/sst_vgg16_fold0 --config.shots=5
+    python -m fsseg_jax.evaluate --workdir=runs/sst_vgg16_fold0 --config.eval.protocol=canet \
+        --config.eval.scales=1.0
+    python -m fsseg_jax.evaluate --workdir=runs/sst_vgg16_fold0 --config.eval.protocol=canet \
+        --config.eval.scales=1.0 --config.shots=5
 """
 
 from ml_collections import ConfigDict

@@ -41,12 +41,16 @@ def _folder(data: ConfigDict, split: str) -> Source:
 def _tfds(data: ConfigDict, split: str) -> Source:
     from fsseg_jax.data.tfds_source import TFDS
 
-    features = {
-        "image": data.tfds.image,
-        "label": data.tfds.label,
-        "instances": data.tfds.instances,
-    }
-    return TFDS(data.tfds.name, data.root, split or "train", folds=data.folds, **features)
+    return TFDS(
+        data.tfds.name,
+        data.root,
+        split or "train",
+        image=data.tfds.image,
+        label=data.tfds.label,
+        instances=data.tfds.instances,
+        folds=data.folds,
+        variant=data.coco.folds,
+    )
 
 
 SOURCES = {

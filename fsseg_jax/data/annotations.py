@@ -166,7 +166,7 @@ def _thicken(mask: Bool[np.ndarray, "height width"], width: int) -> Bool[np.ndar
     """Draws a disc of `width` pixels around each pixel."""
     brush = disk(width // 2)
     if width % 2 == 0:  # a disc around the corner between four pixels
-        brush = ndimage.binary_dilation(np.pad(disk(width // 2 - 1), (0, 1)), np.ones((2, 2)))
+        brush = ndimage.binary_dilation(np.pad(disk(width // 2 - 1), (1, 0)), np.ones((2, 2)))
     return ndimage.binary_dilation(mask, brush)
 
 
@@ -207,12 +207,13 @@ def annotated(
     present = rows.any(-1)
     wanted = (bits % xp.maximum(present.sum(-1), 1).astype(np.uint32)).astype(np.int32) + 1
     chosen = present & (xp.cumsum(present, axis=-1) == wanted[..., None])
-    box = (rows & chosen[..., None])[..., :, None] & columns[..., None, :]
+    rows, columns = ((x & chosen[..., None]).any(2) for x in (rows, columns))
+    box = rows[..., :, None] & columns[..., None, :]
     way = xp.arange(1, ways + 1)[:, None, None, None]
     # Objects beyond the numbered ones have no box, but are no background either.
     shown = (label > 0) & (label <= ways)
     result = xp.where(boxes | shown, UNLABELLED, 0)
-    return xp.where(box.any(2), way, result).astype(np.uint8)
+    return xp.where(box, way, result).astype(np.uint8)
 
 
 def _between(line: Bool[Array, "*batch n"], xp: ModuleType) -> Bool[Array, "*batch n"]:

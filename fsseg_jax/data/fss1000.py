@@ -83,29 +83,29 @@ class FSS1000(Source):
 
         shown = numbers["test"] + numbers["val"] if split == "test" else numbers["train"]
         self._class_of = []
-        self._files = []
+        self.pairs = []
         for number in sorted(shown):
             photographs = _photographs(folder / self.class_names[number])
             self._class_of += [number] * len(photographs)
-            self._files += [(path, path.with_suffix(".png")) for path in photographs]
-        self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self._files)
+            self.pairs += [(path, path.with_suffix(".png")) for path in photographs]
+        self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self.pairs)
         self._dtype = np.min_scalar_type(class_numbers(len(self.classes))[-1])
         # Classes that are added elsewhere renumber these.
-        key = fingerprint(itertools.chain.from_iterable(self._files))
+        key = fingerprint(itertools.chain.from_iterable(self.pairs))
         self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
 
     def read(self, index: int) -> Photograph:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
-        return Photograph(read_image(self._files[index][0]), self._label(index))
+        return Photograph(read_image(self.pairs[index][0]), self._label(index))
 
     def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
-        mask = read_mask(self._files[index][1], above=127)
+        mask = read_mask(self.pairs[index][1], above=127)
         return mask * self._dtype.type(self._class_of[index])
 
     def _count(self, index: int) -> np.ndarray:
         """Pixels of each class in one mask, checked against its photograph."""
-        photograph, mask = self._files[index]
+        photograph, mask = self.pairs[index]
         label = self._label(index)
         check_size(label, str(mask), photograph)
         return count_classes(label, str(mask), self)

@@ -67,6 +67,11 @@ def draw_episodes(
             raise UserError(f"ways = {ways}: eval.setup = metaseg is about 2 ways.")
         return _pairs_with_person(source, classes, min_pixels, seed, numbers, shots)
     items = source.table.items(classes, min_pixels)
+    if which == "base" and source.validation and not items.count.any():
+        raise UserError(
+            f"the test photographs of {source.name} show no base classes: set train.select_on = "
+            "validation."
+        )
     check_items(items, source.class_names, ways, shots, "data.min_pixels")
     query = None
     if config.eval.queries == "each":
@@ -151,6 +156,7 @@ def protocol(
         "scored at": "image size" if options.scored_at == "network" else "each photograph's size",
         "DenseCRF": dict(options.crf) if options.crf.iterations else None,
         "supports outlined by": _outline(config),
+        "objects with boxes": _objects(config, source),
         "corners": "aligned" if model.align_corners else "half-pixel",
         "ignored pixels of queries": "count for nothing",
         "ignored pixels of supports": model.ignored_pixels,
@@ -184,6 +190,12 @@ def protocol(
 def _outline(config: ConfigDict) -> str:
     kind = config.support_annotation
     return kind if kind in ("dense", "box") else f"{kind}, {config.annotation_width} pixels wide"
+
+
+def _objects(config: ConfigDict, source: Source) -> str | None:
+    if config.support_annotation != "box":
+        return None
+    return "connected parts" if source.instances(0) is None else "the data set's"
 
 
 def _queries(options: ConfigDict) -> str:

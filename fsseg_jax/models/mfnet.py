@@ -116,9 +116,7 @@ class MFNet(Method):
         """Logits of the query, and the embedding of its positions for the metric loss."""
         ways = support_label.shape[0]
         support, query = support_features["support"], query_features["query"]
-        masks = resize_masks(
-            support_masks(support_label), support.shape[-3:-1], self.align_corners
-        )
+        masks = resize_masks(support_masks(support_label), support.shape[-3:-1], self.align_corners)
         vectors = masked_average_pool(
             support, masks[..., None, :, :], self.area_epsilon, self.align_corners
         )[..., 0, :]

@@ -23,6 +23,8 @@ from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
 LAST, BEST = "last", "best"
+# What says which classes a training has not seen.
+HELD_OUT = ("data.fold", "data.folds", "data.coco.folds", "data.tfds.name")
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +164,7 @@ def load_variables(config: ConfigDict, model: Method, workdir: pathlib.Path, mes
         which = other
     saved, info = checkpoints.describe(which)
     same_data = saved.data.name == config.data.name
-    checkpoints.check_same(which, config, *(["data.fold"] if same_data else []))
+    checkpoints.check_same(which, config, *(HELD_OUT if same_data else []))
     like = jax.eval_shape(initialise)
     variables = checkpoints.restore_variables(which, like, replicated(mesh))
     selected = f"best on {info['selected_on']} classes" if which == BEST else "the last"

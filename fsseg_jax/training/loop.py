@@ -26,7 +26,7 @@ from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes
 from fsseg_jax.models import Method, choose_stages, create_model
-from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
+from fsseg_jax.training.checkpoints import BEST, HELD_OUT, LAST, Checkpoints, load_variables
 from fsseg_jax.training.state import (
     TrainState,
     abstract_state,
@@ -88,6 +88,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
     check_divides(config.train.batch_size, mesh)
+    create_model(config)  # wrong options are told before the data are read
     source = open_source(config.data, "train")
     held_back = open_source(config.data, "test")
     items = training_items(config.data, source)
@@ -98,7 +99,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
     for which in (LAST, BEST):
         if checkpoints.step(which) is not None:
-            checkpoints.check_same(which, config, "data.name", "data.fold")
+            checkpoints.check_same(which, config, "data.name", *HELD_OUT)
     if start > config.train.steps:
         raise UserError(
             f"train.steps = {config.train.steps}, but {workdir} is at step {start} already: raise "

@@ -1,9 +1,10 @@
 """Resizing is PyTorch's bilinear interpolation, written as a matrix with a transpose."""
 
+import jax
 import numpy as np
 import pytest
 
-from fsseg_jax.models.resize import interpolation_matrix, pull_back, resize
+from fsseg_jax.models.resize import interpolation_matrix, pull_back, resize, resize_into
 
 CORNERS = pytest.mark.parametrize("align_corners", [False, True])
 SIZES = pytest.mark.parametrize(
@@ -84,3 +85,49 @@ def test_corners_are_where_they_are_said_to_be():
     np.testing.assert_allclose(aligned[:, 1], [0, 1 / 3, 2 / 3, 1], atol=1e-6)
     half_pixel = interpolation_matrix(2, 4, align_corners=False)
     np.testing.assert_allclose(half_pixel[:, 1], [0, 1 / 4, 3 / 4, 1], atol=1e-6)
+
+
+@CORNERS
+@pytest.mark.parametrize("before", [(9, 13), (1, 1), (60, 60)])
+def test_resize_to_a_shape_known_at_run_time_matches_pytorch(before, align_corners):
+    """One compiled function for all shapes; it is `resize` also where there is no PyTorch."""
+    x, compiled = random(*before, 3), []
+
+    @jax.jit
+    def into(x, shape):
+        compiled.append(shape)
+        return resize_into(x, shape, (70, 50), align_corners)
+
+    rng = np.random.default_rng(2)
+    corner_cases = [(1, 1), (1, 50), (70, 1), (2, 2), before, (70, 50), (5, 7), (61, 45)]
+    shapes = [*corner_cases, *zip(rng.integers(1, 71, 12), rng.integers(1, 51, 12), strict=True)]
+    for height, width in shapes:
+        shape = min(int(height), 70), min(int(width), 50)
+        result = into(x, np.array(shape, np.int32))
+        assert result.shape == (70, 50, 3)
+        result = np.asarray(result)[: shape[0], : shape[1]]
+        expected = interpolate(x, shape, align_corners)
+        np.testing.assert_allclose(result, expected, atol=2e-5, rtol=0)
+    assert len(compiled) == 1
+
+
+@CORNERS
+def test_a_shape_beyond_the_canvas_is_cut(align_corners):
+    """As where the longer side of a photograph is that of a square."""
+    x = random(9, 9, 2)
+    result = resize_into(x, np.array([64, 64], np.int32), (64, 40), align_corners)
+    expected = interpolate(x, (64, 64), align_corners)[:, :40]
+    np.testing.assert_allclose(result, expected, atol=2e-5, rtol=0)
+
+
+def interpolate(x, shape, align_corners):
+    """By PyTorch, or where it is absent by `resize`, which other tests compare with it."""
+    try:
+        import torch
+    except ImportError:
+        return resize(x, shape, align_corners)
+    planes = torch.tensor(x).permute(2, 0, 1)[None].double()
+    planes = torch.nn.functional.interpolate(
+        planes, shape, mode="bilinear", align_corners=align_corners
+    )
+    return planes[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,24 @@
+"""FSS-1000 for TensorFlow Datasets."""
+
+import os
+
+import numpy as np
+
+from fsseg_jax.data.fss1000 import FSS1000
+from fsseg_jax.data.tfds_builders.benchmark import Benchmark
+
+
+class Builder(Benchmark):
+    """FSS-1000: a thousand classes of ten photographs each; the test classes are held out."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "FSS-1000's folder, with the list of test classes."
+    SPLITS = {"train": "train", "test": "test"}  # noqa: RUF012
+    LABEL_TYPE = np.uint16
+
+    def open(self, root: os.PathLike, split: str, variant: str) -> FSS1000:
+        """The FSS-1000 folder."""
+        return FSS1000(root, split)
+
+    def photograph(self, source: FSS1000, index: int) -> str:
+        """The file of a photograph."""
+        return str(source.pairs[index][0])
