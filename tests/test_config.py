@@ -105,6 +105,37 @@ def test_wrong_arguments_are_named(argument):
     assert argument.split("=")[0] in message_of(override, default_config(), [argument])
 
 
+def test_a_value_may_stand_behind_a_space():
+    """As in any program: not only behind an equals sign."""
+    config = override(default_config(), ["--config.ways", "2", "--config.shots", "5"])
+    assert (config.ways, config.shots) == (2, 5)
+
+
+@pytest.mark.xfail(strict=True, reason="values behind a space are taken for fields given twice")
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--config.ways", "3", "--config.shots", "3"],
+        ["--config.shots", "2", "--config.ways=3", "--config.shots=3"],
+    ],
+    ids=str,
+)
+def test_two_fields_may_have_the_same_value_behind_a_space(given):
+    config = override(default_config(), given)
+    assert (config.ways, config.shots) == (3, 3)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="only --config.eval.protocol=NAME sets the protocol's fields"
+)
+def test_a_protocol_may_stand_behind_a_space():
+    one, other = (
+        override(default_config(), arguments)
+        for arguments in (["--config.eval.protocol", "hsnet"], ["--config.eval.protocol=hsnet"])
+    )
+    assert one.to_dict() == other.to_dict()
+
+
 def test_unknown_flags_are_named():
     assert "'confg.ways'" in message_of(override, default_config(), ["--confg.ways=3"])
 
@@ -276,6 +307,12 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("train.schedule=cosine", "train.schedule = 'cosine': choose step or poly or constant"),
         ("train.select_on=test", "train.select_on = 'test': choose base or validation or novel"),
         ("eval.feature_dtype=int8", "choose float16 or bfloat16 or float32"),
+        ("eval.setup=pairs", "eval.setup = 'pairs': choose one_of_ways or metaseg"),
+        ("eval.queries=all", "eval.queries = 'all': choose uniform or each"),
+        ("eval.scored_at=512", "eval.scored_at = '512': choose network or photograph"),
+        ("eval.fit=crop", "eval.fit = 'crop': choose stretch or letterbox"),
+        ("eval.crf.iterations=-1", "eval.crf.iterations = -1: it must not be negative"),
+        ("eval.crf.colour=(1.0,2.0)", "--config.eval.crf.colour = .*: expected 3 numbers"),
         ("data.augment.scale=(1.5,1.0)", r"data.augment.scale = \(1.5, 1.0\)"),
         ("data.augment.scale=(0.0,1.0)", r"data.augment.scale = \(0.0, 1.0\)"),
         ("train.steps=0", "train.steps = 0 and train.epochs = 0: one of them says how long"),

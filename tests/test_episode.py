@@ -1,6 +1,11 @@
 """Episodes are what the sampler promises, the same everywhere, and survive being listed."""
 
 import functools
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +161,115 @@ def test_seeds_give_different_episodes():
             for shift in (0, 1):  # nor the same episodes a number later
                 same = left.query[: 300 - shift] == right.query[shift:]
                 assert same.mean() < 0.15
+
+
+def test_classes_of_a_hundred_thousand_episodes_are_uniform():
+    """Every ordered set of ways as often as any other, and the query in every way."""
+    items = make_items()
+    for ways in (1, 2, 3):
+        episodes = sample(items, 1, range(100_000), ways, 1)
+        code = episodes.classes @ 100 ** np.arange(ways)
+        sets = [
+            np.array(chosen) for chosen in itertools.permutations(items.class_id.tolist(), ways)
+        ]
+        assert chi_square(code, [chosen @ 100 ** np.arange(ways) for chosen in sets]) < 4
+        if ways > 1:
+            drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
+            _, way = np.nonzero(episodes.classes == drawn_as[:, None])
+            assert chi_square(way, range(ways)) < 4
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(2, 5), (3, 2)])
+def test_no_support_of_any_way_is_the_query(ways, shots):
+    """Where all photographs show several classes, and there are hardly more than are needed."""
+    rng = np.random.default_rng(3)
+    shown = rng.integers(0, 2, (12, 4))
+    shown[: shots + 1] = 1
+    items = ClassTable.from_counts(shown).items((1, 2, 3, 4))
+    episodes = sample(items, 2, range(20_000), ways, shots)
+    assert (episodes.supports != episodes.query[:, None, None]).all()
+    ordered = np.sort(episodes.supports, axis=2)
+    assert (np.diff(ordered, axis=2) > 0).all()
+    shows = shown[episodes.supports, episodes.classes[:, :, None] - 1]
+    assert shows.all()
+    both = (episodes.supports[:, 0, :, None] == episodes.supports[:, 1, None]).any((1, 2))
+    assert both.any()  # two ways may share a support
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 5)])
+def test_queries_may_be_given(ways, shots):
+    items = make_items()
+    given = np.random.default_rng(4).permutation(np.arange(300) % len(items.photograph))
+    episodes = sample(items, 3, range(300), ways, shots, query_index=given)
+    np.testing.assert_array_equal(episodes.query_index, given)
+    np.testing.assert_array_equal(episodes.query, items.photograph[given])
+    asked = np.repeat(items.class_id, items.count)[given]
+    assert ((episodes.classes == asked[:, None]).sum(axis=1) == 1).all()
+    of_class = {int(c): photographs_of(items, c) for c in items.class_id}
+    for ids in map(episodes.take, range(300)):
+        assert len(set(ids.classes.tolist())) == ways
+        for class_id, supports in zip(ids.classes.tolist(), ids.supports.tolist(), strict=True):
+            assert set(supports) <= of_class[class_id] - {int(ids.query)}
+            assert len(set(supports)) == shots
+
+    some = np.array([250, 3, 77])
+    again = sample(items, 3, some, ways, shots, query_index=given[some])
+    assert_equal(again, episodes.take(some))
+    draw = jax.jit(
+        lambda items, index, given: sample(items, 3, index, ways, shots, jnp, query_index=given)
+    )
+    assert_equal(draw(items, np.arange(300, dtype=np.int32), given.astype(np.int32)), episodes)
+
+
+def test_what_a_given_query_leaves_open_is_uniform():
+    items = make_items()
+    row = 11
+    class_id = np.repeat(items.class_id, items.count)[row]
+    given = np.full(20_000, row)
+    episodes = sample(items, 9, range(20_000), 2, 1, query_index=given)
+    others = np.where(episodes.classes == class_id, 0, episodes.classes).sum(axis=1)
+    assert chi_square(others, [c for c in items.class_id if c != class_id]) < 4
+    own = episodes.supports[episodes.classes == class_id][:, 0]
+    left = photographs_of(items, class_id) - {int(items.photograph[row])}
+    assert chi_square(own, sorted(left)) < 4
+
+
+FAR = [0, 1, 999_999, 10**9, 2**31 - 1]
+
+
+def test_episodes_far_away_are_made_directly():
+    """Not by way of those before, which would take hours."""
+    items = make_items()
+    far = sample(items, 0, FAR, 2, 2)
+    for row, number in enumerate(FAR):
+        assert_equal(sample(items, 0, [number], 2, 2), far.take(slice(row, row + 1)))
+        around = sample(items, 0, range(max(0, number - 3), number + 1), 2, 2)
+        assert_equal(around.take(slice(-1, None)), far.take(slice(row, row + 1)))
+    block = sample(items, 0, np.arange(10**9, 10**9 + 20_000), 2, 2)
+    assert chi_square(block.classes[:, 0], items.class_id) < 4
+    assert (block.query != sample(items, 0, range(20_000), 2, 2).query).mean() > 0.9
+    draw = jax.jit(lambda items, index: sample(items, 0, index, 2, 2, xp=jnp))
+    assert_equal(draw(items, np.array(FAR, np.int32)), far)
+
+
+def hash_of_some():
+    shown = (np.arange(120).reshape(30, 4) * 7919 % 13 < 8).astype(int)
+    items = ClassTable.from_counts(shown).items((1, 2, 3, 4))
+    episodes = sample(items, 6, [5, 999_999, 2, 10**9], 2, 3)
+    return episodes_hash(episodes, [str(number) for number in range(30)])
+
+
+def test_another_process_draws_the_same_episodes():
+    here = pathlib.Path(__file__)
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {here.stem} as this; print(this.hash_of_some())"],
+        cwd=here.parent,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == hash_of_some()
 
 
 def test_episodes_are_the_same_in_every_version():

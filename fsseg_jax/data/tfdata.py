@@ -273,6 +273,8 @@ def batches(
             ids = sample(items, seed, numbers(step), ways, shots)
             for number in np.unique(ids.photographs):
                 source.read(number)
+                if annotation.kind == "box":
+                    source.instances(number)
             raise UserError(f"a file of step {step} cannot be decoded: {error}") from None
         if marked:
             labels, marks = batch["support_label"], batch.pop("marks")

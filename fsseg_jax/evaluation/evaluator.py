@@ -107,6 +107,8 @@ class Evaluator:
     ) -> None:
         self.model, self.source, self.mesh, self.episodes = model, source, mesh, episodes
         self.options, self.size = config.eval, config.image_size
+        if self.options.crf.iterations:
+            crf.check_installed()
         self.annotation = annotation_of(config)
         # Aligned corners fall on pixels where the side is a multiple of the stride and one.
         self.sides = [scaled_side(self.size, scale) for scale in self.options.scales]
@@ -380,8 +382,6 @@ def evaluate(
     variables = loaded.variables
     by_seed = protocol_episodes(config, source)
     episodes = concatenate(list(by_seed.values()))
-    if config.eval.crf.iterations:
-        crf.check_installed()
     evaluator = Evaluator(model, source, episodes, mesh, config)
     read = time.perf_counter()
     cache = evaluator.encode(variables)

@@ -75,7 +75,8 @@ def draw_episodes(
     check_items(items, source.class_names, ways, shots, "data.min_pixels")
     query = None
     if config.eval.queries == "each":
-        order = np.argsort(random_bits(seed, np.arange(len(items.photograph)), QUERY_ORDER))
+        bits = random_bits(seed, np.arange(len(items.photograph)), QUERY_ORDER)
+        order = np.argsort(bits, kind="stable")  # the same on every machine, equal bits too
         query = order[numbers % len(order)].astype(np.int32)
     return sample(items, seed, numbers, ways, shots, query_index=query)
 
@@ -152,7 +153,7 @@ def protocol(
         "folds": " | ".join(",".join(map(str, fold)) for fold in source.folds),
         "image size": config.image_size,
         "photographs resized": f"{FITS[options.fit]}, bilinear with antialiasing; labels nearest",
-        "query scales": ", ".join(map(str, options.scales)),
+        "query scales": ", ".join(str(float(scale)) for scale in options.scales),
         "scored at": "image size" if options.scored_at == "network" else "each photograph's size",
         "DenseCRF": dict(options.crf) if options.crf.iterations else None,
         "supports outlined by": _outline(config),

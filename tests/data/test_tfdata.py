@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fsseg_jax.data import tfdata
+from fsseg_jax.data.annotations import Annotation
 from fsseg_jax.data.source import ClassTable, Photograph, Source, read_square
 from fsseg_jax.data.voc import VOC
 from fsseg_jax.episode import episode_label, sample
@@ -277,6 +278,25 @@ def test_a_broken_file_is_named_at_its_batch(make_voc, part, left):
     arguments = {"ways": 1, "shots": 1, "batch_size": 1}
     count, message = steps_until_fault(stream(source, **arguments))
     assert count == step > 0
+    assert str(path) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", ["box", "scribble"])
+def test_a_broken_file_of_objects_is_named_where_boxes_need_it(make_voc, kind):
+    root = make_voc(train=12, val=1, classes=range(1, 7), shown=3, objects=True)
+    source = VOC(root, "train")
+    ids = sample(source.table.items((1, 2, 3)), 3, range(20), 1, 1)
+    number = int(ids.query[0])
+    path = root / "SegmentationObject" / f"{source.ids[number]}.png"
+    path.write_bytes(path.read_bytes()[:60])
+    settings = {"ways": 1, "shots": 1, "batch_size": 1, "annotation": Annotation(kind, 5, 32)}
+    batches = stream(source, **settings)
+    if kind == "scribble":  # which needs no objects
+        next(batches)
+        return
+    count, message = steps_until_fault(batches)
+    assert count == 0
     assert str(path) in message
     assert "\n" not in message
 

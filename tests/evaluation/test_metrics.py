@@ -177,3 +177,37 @@ def test_episode_iou_matches_a_loop(ways):
 def test_a_query_without_its_classes_has_iou_0():
     counts = counts_of(np.ones((1, 4, 4), int), np.zeros((1, 4, 4), np.uint8), 1)
     assert episode_iou(counts).tolist() == [0]
+
+
+def test_a_class_that_is_only_found_where_it_is_not_has_no_iou_but_a_star_of_0():
+    """No query shows it: mean_iou leaves it out, mean_iou_star counts the wrong pixels."""
+    label = np.zeros((3, 4, 4), np.uint8)
+    label[:2, :2] = 1
+    prediction = label.astype(int)
+    prediction[2, 3] = 1
+    result = run_metrics(counts_of(prediction, label, 1), np.array([[2], [2], [11]]), NAMES)
+    assert result["per_class"] == {"cat": 100, "rare": None}
+    assert (result["mean_iou"], result["mean_iou_star"]) == (100, 50)
+
+
+def test_classes_weigh_the_same_however_often_they_are_drawn():
+    """Repeating one class's episodes moves nothing but the binary figure."""
+    prediction, label, classes = make_run(1, density=1)
+    counts = counts_of(prediction, label, 1)
+    rows = np.concatenate([np.arange(12), *[np.flatnonzero(classes[:, 0] == 2)] * 5])
+    assert len(rows) > 12
+    once, often = (run_metrics(counts[x], classes[x], NAMES) for x in (np.arange(12), rows))
+    assert often["per_class"] == pytest.approx(once["per_class"])
+    assert often["mean_iou"] == often["mean_iou_star"] == pytest.approx(once["mean_iou"])
+    assert often["binary_iou"] != pytest.approx(once["binary_iou"])
+
+
+def test_the_order_of_the_ways_is_no_matter():
+    prediction, label, classes = make_run(3)
+    turned = np.array([0, 2, 3, 1])  # what was way 1 is way 2 now
+    other = np.where(label == 255, 255, turned[np.where(label == 255, 0, label)]).astype(np.uint8)
+    one = run_metrics(counts_of(prediction, label, 3), classes, NAMES)
+    two = run_metrics(counts_of(turned[prediction], other, 3), classes[:, [2, 0, 1]], NAMES)
+    assert one["per_class"] == pytest.approx(two["per_class"])
+    for name in ("mean_iou", "mean_iou_star", "binary_iou"):
+        assert one[name] == pytest.approx(two[name])

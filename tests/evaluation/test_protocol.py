@@ -1,10 +1,16 @@
-"""The protocol: its hash changes with what makes figures incomparable, and with nothing else."""
+"""The protocol: its hash changes with what makes figures incomparable, and with nothing else; its
+episodes are drawn as it says."""
 
+import numpy as np
 import pytest
 
-from fsseg_jax.config import default_config
-from fsseg_jax.evaluation.protocol import protocol
+from fsseg_jax.config import default_config, override
+from fsseg_jax.data.voc import CLASSES
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.protocol import draw_episodes, protocol, protocol_episodes
 from fsseg_jax.models import create_model
+
+PERSON = CLASSES.index("person") + 1
 
 
 def settings(source, trained=None, **changes):
@@ -32,6 +38,17 @@ def training(**changes):
         {"model.align_corners": True},
         {"model.ignored_is_background": False},
         {"dtype": "bfloat16"},
+        {"support_annotation": "box"},
+        {"support_annotation": "scribble"},
+        {"eval.scored_at": "photograph"},
+        {"eval.scales": (0.7, 1.0, 1.3)},
+        {"eval.scales": (0.7,)},
+        {"eval.fit": "letterbox"},
+        {"eval.queries": "each"},
+        {"eval.setup": "metaseg"},
+        {"eval.crf.iterations": 5},
+        {"data.split": "trainaug"},
+        {"eval.feature_dtype": "float32"},
     ],
     ids=str,
 )
@@ -49,6 +66,13 @@ def test_what_changes_the_scoring_changes_the_hash(make_source, change):
         {"eval.gallery": 0},
         {"train.steps": 7},
         {"train.select_on": "novel"},
+        {"data.root": "/elsewhere"},
+        {"data.fold": 1, "ways": 2, "eval.gallery": 9},
+        {"annotation_width": 9},  # of supports that have masks
+        {"eval.crf.smooth": (1.0, 1.0)},  # of a field that is not used
+        {"eval.protocol": "hsnet"},  # a name for what the other fields say
+        {"data.split": "val"},  # the default by its name
+        {"devices": 2},
     ],
     ids=str,
 )
@@ -72,3 +96,282 @@ def test_how_the_model_was_trained_belongs_to_the_protocol(make_source, change):
     plain, changed = (settings(source, training(**c)) for c in ({}, change))
     assert changed["hash"] != plain["hash"]
     assert plain["hash"] != settings(source)["hash"]
+
+
+def test_every_way_to_score_has_its_own_hash(make_source):
+    source = make_source()
+    base = {"support_annotation": "scribble", "eval.crf.iterations": 1}
+    changes = [
+        {},
+        {"annotation_width": 9},
+        {"support_annotation": "point"},
+        {"support_annotation": "point", "annotation_width": 9},
+        {"support_annotation": "box"},
+        {"eval.crf.iterations": 2},
+        {"eval.crf.smooth": (1.0, 3.0)},
+        {"eval.crf.colour": (80.0, 13.0, 11.0)},
+        {"eval.queries": "each"},
+        {"eval.setup": "metaseg"},
+        {"eval.scales": (0.7, 1.0)},
+        {"eval.scales": (1.0, 1.3)},
+        {"eval.fit": "letterbox"},
+        {"eval.scored_at": "photograph"},
+    ]
+    hashes = [settings(source, **{**base, **change})["hash"] for change in changes]
+    assert len(set(hashes)) == len(changes)
+    box = {"support_annotation": "box"}
+    assert settings(source, **box, annotation_width=9) == settings(source, **box)
+
+
+def test_what_boxes_are_drawn_around_belongs_to_the_protocol(make_source):
+    """The data set's own objects, or connected parts in their place."""
+    source, without = make_source(), make_source()
+    without.photographs = [(*pair[:2], None) for pair in without.photographs]
+    assert settings(source) == settings(without)
+    box = {"support_annotation": "box"}
+    assert settings(source, **box)["hash"] != settings(without, **box)["hash"]
+
+
+def test_scales_are_numbers_however_they_are_written(make_source):
+    source = make_source()
+    assert settings(source, **{"eval.scales": (1,)}) == settings(source)
+
+
+def test_a_list_has_the_protocol_of_its_scoring_alone(make_source):
+    source, listed = make_source(), {"eval.episodes_file": "list.csv"}
+    plain = settings(source, **listed)["hash"]
+    for name, value in {"eval.runs": 1, "eval.seed": 3, "eval.episodes": 5}.items():
+        assert settings(source, **listed, **{name: value})["hash"] == plain
+    assert settings(source, **listed, **{"eval.fit": "letterbox"})["hash"] != plain
+
+
+# ----------------------------------------------------------------------------- episodes
+
+
+def draw(source, which="novel", seed=0, count=None, **changes):
+    config = default_config()
+    config.data.min_pixels = 1
+    config.update_from_flattened_dict(changes)
+    return draw_episodes(config, source, which, seed, count)
+
+
+def shows(source, class_id):
+    """The photographs that show a class, from their labels."""
+    return {i for i in range(len(source)) if (source.read(i).label == class_id).any()}
+
+
+def arrays(episodes):
+    return episodes.classes, episodes.supports, episodes.query
+
+
+def assert_same(one, other):
+    for left, right in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def differ(one, other):
+    return (one.query != other.query).mean() > 0.2
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 2)])
+def test_each_item_is_the_query_once_before_any_comes_twice(make_source, ways, shots):
+    source = make_source()
+    options = {"eval.queries": "each", "ways": ways, "shots": shots}
+    novel = source.folds[0]
+    items = {(i, c) for c in novel for i in shows(source, c)}
+    count = 3 * len(items)
+    episodes = draw(source, count=count, **options)
+    table = [
+        (int(photograph), int(c)) for c in novel for photograph in sorted(shows(source, c))
+    ]  # the rows of items, by class and photograph
+    asked = [table[row] for row in episodes.query_index]
+    assert [photograph for photograph, _ in asked] == episodes.query.tolist()
+    for start in range(0, count, len(items)):
+        turn = asked[start : start + len(items)]
+        assert set(turn) == items
+        assert turn == asked[: len(items)]  # the same order again
+    assert asked[: len(items)] != sorted(asked[: len(items)])
+    for row in range(count):
+        classes, supports = episodes.classes[row].tolist(), episodes.supports[row]
+        assert asked[row][1] in classes
+        assert len(set(classes)) == ways
+        assert set(classes) <= set(novel)
+        assert episodes.query[row] not in supports
+        for class_id, chosen in zip(classes, supports.tolist(), strict=True):
+            assert len(set(chosen)) == shots
+            assert set(chosen) <= shows(source, class_id)
+    later = episodes.supports[len(items) :]
+    assert (later[: len(items)] != episodes.supports[: len(items)]).any()  # but other supports
+    if ways > 1:  # the other class is drawn
+        others = {
+            c for row in range(count) for c in episodes.classes[row].tolist() if c != asked[row][1]
+        }
+        assert others == set(novel)
+
+
+def test_the_order_of_queries_depends_on_the_seed_alone(make_source):
+    source = make_source()
+    options = {"eval.queries": "each"}
+    items = sum(len(shows(source, c)) for c in source.folds[0])
+    episodes = draw(source, count=items, **options)
+    assert_same(draw(source, count=items, **options), episodes)
+    assert_same(draw(source, count=7, **options), episodes.take(slice(7)))
+    assert_same(draw(source, **{**options, "eval.episodes": 7}), episodes.take(slice(7)))
+    others = draw(source, seed=1, count=items, **options)
+    assert differ(others, episodes)
+    assert set(others.query_index.tolist()) == set(episodes.query_index.tolist())
+
+
+def test_items_of_equal_numbers_keep_their_order_everywhere(make_source, monkeypatch):
+    """Where two items draw the same number, which of them is first is no matter of the machine."""
+    monkeypatch.setattr(
+        "fsseg_jax.evaluation.protocol.random_bits",
+        lambda seed, index, draw: np.asarray(index) % 2,
+    )
+    source = make_source(photographs=80)
+    episodes = draw(source, count=120, **{"eval.queries": "each"})
+    assert episodes.query_index.tolist() == [*range(0, 120, 2), *range(1, 120, 2)]
+
+
+def test_runs_have_seeds_of_their_own(make_source):
+    source = make_source()
+    config = default_config()
+    changes = {"data.min_pixels": 1, "eval.seed": 4, "eval.runs": 3, "eval.episodes": 20}
+    config.update_from_flattened_dict({**changes, "eval.queries": "each"})
+    runs = protocol_episodes(config, source)
+    assert list(runs) == [4, 5, 6]
+    for seed, episodes in runs.items():
+        assert_same(episodes, draw(source, seed=seed, count=20, **{"eval.queries": "each"}))
+
+
+def test_small_objects_are_no_items(make_source):
+    """By the pixels at the photograph's own size."""
+    source = make_source()
+    pixels = [
+        (source.read(i).label == c).sum() for c in source.folds[0] for i in range(len(source))
+    ]
+    least = int(np.median([n for n in pixels if n]))
+    changes = {"data.min_pixels": least, "eval.queries": "each"}
+    episodes = draw(source, count=60, **changes)
+    for row in range(60):
+        class_id = episodes.classes[row, 0]
+        for photograph in (*episodes.supports[row, 0], episodes.query[row]):
+            assert (source.read(photograph).label == class_id).sum() >= least
+
+
+# ----------------------------------------------------------------------------- person and another
+
+
+@pytest.fixture(scope="module")
+def crowd(make_source):
+    """A source whose second fold holds out person, with 9 other classes."""
+    source = make_source(photographs=40, classes=20, shown=8)
+    assert PERSON in source.folds[1]
+    return source
+
+
+METASEG = {"eval.setup": "metaseg", "ways": 2, "data.fold": 1}
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_person_and_another_class_are_in_all_photographs(crowd, shots):
+    episodes = draw(crowd, count=200, shots=shots, **METASEG)
+    assert episodes.classes.shape == (200, 2)
+    assert episodes.supports.shape == (200, 2, shots)
+    together = {c: shows(crowd, PERSON) & shows(crowd, c) for c in crowd.folds[1] if c != PERSON}
+    possible = {c for c, photographs in together.items() if len(photographs) > shots}
+    assert len(possible) > 2
+    np.testing.assert_array_equal(episodes.classes[:, 0], PERSON)
+    assert set(episodes.classes[:, 1].tolist()) == possible
+    np.testing.assert_array_equal(episodes.supports[:, 0], episodes.supports[:, 1])
+    for row in range(200):
+        photographs = {*episodes.supports[row, 0].tolist(), int(episodes.query[row])}
+        assert len(photographs) == shots + 1
+        assert photographs <= together[int(episodes.classes[row, 1])]
+    assert_same(draw(crowd, count=50, shots=shots, **METASEG), episodes.take(slice(50)))
+    assert differ(draw(crowd, count=200, seed=1, shots=shots, **METASEG), episodes)
+
+
+def test_pairs_are_chosen_by_the_area_of_both_classes(crowd):
+    least = 150
+    for ids in map(draw(crowd, count=50, **METASEG, **{"data.min_pixels": least}).take, range(50)):
+        for photograph in (*ids.supports[0], ids.query):
+            label = crowd.read(int(photograph)).label
+            assert all((label == class_id).sum() >= least for class_id in ids.classes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ways": 1}, "ways = 1: eval.setup = metaseg is about 2 ways."),
+        ({"ways": 3}, "ways = 3: eval.setup = metaseg is about 2 ways."),
+        ({"data.fold": 0}, "eval.setup = metaseg needs a fold of memory that holds out person"),
+        ({"shots": 30}, "no class has 31 photographs that show person too: lower shots or"),
+        ({"data.min_pixels": 9000}, "no class has 2 photographs that show person too"),
+    ],
+    ids=str,
+)
+def test_what_metaseg_cannot_do_is_told_in_one_sentence(crowd, changes, message):
+    assert message in message_of(crowd, **{**METASEG, **changes})
+
+
+def message_of(source, which="novel", **changes):
+    with pytest.raises(UserError) as caught:
+        draw(source, which, count=10, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------- other classes
+
+
+def test_validation_classes_are_those_kept_from_training_and_test(make_source):
+    source = make_source()
+    source.folds, source.validation = ((1, 2),), (3, 4)
+    found = {
+        which: set(draw(source, which, count=80).classes.ravel().tolist())
+        for which in ("novel", "validation", "base")
+    }
+    assert found == {"novel": {1, 2}, "validation": {3, 4}, "base": {5, 6}}
+    config = override(default_config(), ["--config.train.select_on=validation"])
+    config.data.min_pixels = 1
+    episodes = draw_episodes(config, source, config.train.select_on, 0, 80)
+    assert_same(episodes, draw(source, "validation", count=80))
+
+
+def test_queries_of_validation_classes_take_their_turns_too(make_source):
+    source = make_source()
+    source.folds, source.validation = source.folds[:1], source.folds[1]
+    items = sum(len(shows(source, c)) for c in source.validation)
+    episodes = draw(source, "validation", count=items, **{"eval.queries": "each"})
+    assert sorted(episodes.query_index.tolist()) == list(range(items))
+
+
+def test_selection_by_metaseg_is_by_plain_episodes(crowd):
+    """Base classes do not hold person out."""
+    episodes = draw(crowd, "base", count=50, **METASEG)
+    assert_same(episodes, draw(crowd, "base", count=50, **{**METASEG, "eval.setup": "one_of_ways"}))
+
+
+def test_photographs_of_no_base_class_select_by_validation_classes(make_source):
+    """As in FSS-1000, whose parts show different classes."""
+    source = make_source()
+    source.folds, source.validation = ((4, 5, 6),), (1, 2, 3)
+    source.classes = (*source.classes, "aeroplane too", "bicycle too")
+    message = message_of(source, "base")
+    assert "show no base classes: set train.select_on = validation" in message
+
+
+@pytest.mark.parametrize(
+    ("which", "changes", "message"),
+    [
+        ("validation", {}, "memory keeps no validation classes from the test: choose another"),
+        ("novel", {"ways": 4}, "ways = 4, but there are only 3 classes"),
+        ("novel", {"shots": 30}, "lower shots or data.min_pixels"),
+        ("base", {"data.min_pixels": 9000}, "has 0 photographs, but shots = 1 needs 2"),
+        ("novel", {"shots": 30, "eval.queries": "each"}, "lower shots or data.min_pixels"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_drawn_is_told_in_one_sentence(make_source, which, changes, message):
+    assert message in message_of(make_source(), which, **changes)

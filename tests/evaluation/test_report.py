@@ -204,6 +204,35 @@ def test_overlay_tints_ways_and_leaves_the_background():
     assert len(np.unique(hatch)) == 2  # in two shades
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_overlay_darkens_background_only_where_some_pixels_are_unlabelled(marked):
+    """What nobody has marked stays: the rest is what somebody said."""
+    rng = np.random.default_rng(2)
+    image = rng.integers(40, 256, (60, 90, 3), np.uint8)
+    label = np.zeros((60, 90), np.uint8)
+    label[5:25, 5:25], label[30:40, 5:25] = 1, 255
+    if marked:
+        label[:, 30:60] = 254
+        label[10:20, 60:70] = 254
+    shown = overlay(image, label).astype(int)
+    unlabelled, background = label == 254, label == 0
+    np.testing.assert_array_equal(shown[unlabelled], image[unlabelled])
+    if marked:
+        assert (shown[background] < image[background]).all()
+        np.testing.assert_allclose(shown[background], 0.4 * image[background], atol=1)
+    else:
+        np.testing.assert_array_equal(shown[background], image[background])
+    tinted = image[10:20, 10:20] * 0.6 + np.array(WAY_COLOURS[0]) * 0.4
+    np.testing.assert_allclose(shown[10:20, 10:20], tinted, atol=1)
+
+
+def test_overlay_of_a_photograph_without_any_mark_is_the_photograph():
+    image = np.random.default_rng(3).integers(0, 256, (20, 30, 3), np.uint8)
+    shown = overlay(image, np.full((20, 30), 254, np.uint8))
+    np.testing.assert_array_equal(shown, image)
+
+
 def test_overlay_has_a_colour_for_any_number_of_ways():
     label = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    label[label == 254] = 253  # not labelled: of no way
     assert overlay(np.zeros((16, 16, 3), np.uint8), label).any(-1).sum() == 255

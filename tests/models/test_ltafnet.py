@@ -236,6 +236,17 @@ def test_task_vector_is_added_to_support_and_query_alike():
         assert_close(new_query[0, shot], query + params["alpha"] * x, 1e-5)
 
 
+def test_query_may_have_another_size_than_the_supports():
+    """Adaption needs its average alone: with every position four times, nothing else changes."""
+    supports, masks, query = draw_features()
+    larger = query.repeat(2, axis=0).repeat(2, axis=1)
+    support, adapted = adapt((supports, masks, query))
+    again, enlarged = adapt((supports, masks, larger))
+    assert enlarged.shape == (1, 3, 10, 14, 8)
+    assert_close(again, support, 1e-5)
+    assert_close(enlarged, adapted.repeat(2, axis=2).repeat(2, axis=3), 1e-5)
+
+
 def test_standardisation_forgets_the_scale_and_the_mean_over_channels():
     """Eq. 1: of a x + b with numbers a and b nothing is left but x; b a channel is another x."""
     features = draw_features()

@@ -1,0 +1,189 @@
+"""DenseCRF moves predictions to where photographs have edges, and leaves sure ones alone."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+from fsseg_jax.backbones.small import Small
+from fsseg_jax.config import default_config
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.episode import sample
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation import crf
+from fsseg_jax.evaluation.evaluator import Evaluator
+from fsseg_jax.models import METHODS, init_variables
+
+NEEDED = pytest.mark.skipif(
+    not importlib.util.find_spec("pydensecrf"), reason="pydensecrf is not installed"
+)
+HEIGHT, WIDTH = 40, 56
+
+
+def options(iterations=5):
+    config = default_config()
+    config.eval.crf.iterations = iterations
+    return config.eval.crf
+
+
+def draw(classes=2, noise=0.3, seed=0):
+    """A photograph of bright objects on dark ground, their label, and noisy probabilities."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    label[8:30, 10:26] = 1
+    if classes == 3:
+        label[12:34, 34:50] = 2
+    colours = np.array([[30, 40, 50], [220, 60, 60], [60, 200, 80]])
+    image = np.clip(colours[label] + rng.integers(-4, 5, (HEIGHT, WIDTH, 3)), 0, 255)
+    seen = label.copy()
+    wrong = rng.random(label.shape) < noise
+    seen[wrong] = rng.integers(0, classes, wrong.sum())
+    probabilities = np.full((HEIGHT, WIDTH, classes), 0.3 / (classes - 1))
+    np.put_along_axis(probabilities, seen[..., None], 0.7, axis=2)
+    return image.astype(np.uint8), label, probabilities
+
+
+@NEEDED
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_noisy_prediction_comes_closer_to_the_truth(classes):
+    image, label, probabilities = draw(classes)
+    before = (probabilities.argmax(axis=-1) != label).mean()
+    refined = crf.refine(probabilities, image, options())
+    assert refined.shape == label.shape
+    assert refined.dtype == np.uint8
+    assert set(np.unique(refined).tolist()) <= set(range(classes))
+    assert before > 0.1
+    assert (refined != label).mean() < before / 5
+
+
+@NEEDED
+def test_what_the_photograph_shows_counts():
+    """The same prediction, an object that is too large, is cut to the object that is there."""
+    image, label, _ = draw()
+    probabilities = np.full((HEIGHT, WIDTH, 2), [0.8, 0.2])
+    probabilities[5:33, 7:29] = [0.45, 0.55]
+    too_large = probabilities.argmax(axis=-1)
+    refined = crf.refine(probabilities, image, options())
+    assert (refined != label).sum() < (too_large != label).sum() / 4
+    plain = crf.refine(probabilities, np.full_like(image, 120), options())
+    assert (plain != label).sum() > 2 * (refined != label).sum()
+
+
+@NEEDED
+def test_sure_pixels_of_a_uniform_photograph_stay():
+    """Away from borders of the prediction."""
+    image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    for value, expected in ((0.999, 1), (0.001, 0)):
+        probabilities = np.full((HEIGHT, WIDTH, 2), [1 - value, value])
+        np.testing.assert_array_equal(crf.refine(probabilities, image, options()), expected)
+    sure = np.full((HEIGHT, WIDTH, 2), [1 - 1e-7, 1e-7])
+    sure[:, WIDTH // 2 :] = sure[:, WIDTH // 2 :, ::-1]
+    refined = crf.refine(sure, image, crf_of_no_colour())
+    np.testing.assert_array_equal(refined, sure.argmax(axis=-1))
+
+
+def crf_of_no_colour():
+    chosen = options()
+    chosen.colour = (80.0, 13.0, 0.0)
+    return chosen
+
+
+@NEEDED
+def test_nothing_moves_where_neighbours_need_not_agree():
+    image, _, probabilities = draw()
+    chosen = crf_of_no_colour()
+    chosen.smooth = (3.0, 0.0)
+    refined = crf.refine(probabilities, image, chosen)
+    np.testing.assert_array_equal(refined, probabilities.argmax(axis=-1))
+
+
+@NEEDED
+def test_probabilities_of_0_and_1_are_no_trouble():
+    image, label, _ = draw()
+    probabilities = np.eye(2)[label]
+    np.testing.assert_array_equal(crf.refine(probabilities, image, options()), label)
+
+
+# ------------------------------------------------------------------------- in an evaluation
+
+
+def evaluator_of(source, iterations=1, scored_at="network", **changes):
+    config = default_config()
+    config.image_size, config.eval.batch_size = 33, 4
+    config.eval.crf.iterations, config.eval.scored_at = iterations, scored_at
+    config.eval.feature_dtype = "float32"
+    config.update_from_flattened_dict(changes)
+    episodes = sample(source.table.items(range(1, 7)), 0, range(5), 2, 1)
+    model = METHODS["panet"](backbone=Small(width=16))
+    return Evaluator(model, source, episodes, make_mesh(1), config)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    model = METHODS["panet"](backbone=Small(width=16))
+    return init_variables(model, jax.random.key(0), ways=2, shots=1)
+
+
+def count(prediction, label):
+    seen = label != 255
+    found, there = (np.stack([(x == c) & seen for c in range(3)]) for x in (prediction, label))
+    pairs = (found & there), (found & ~there), (there & ~found)
+    return np.stack([pair.sum((1, 2)) for pair in pairs], axis=-1)
+
+
+@NEEDED
+@pytest.mark.parametrize("scored_at", ["network", "photograph"])
+def test_scores_are_of_refined_predictions(make_source, variables, scored_at, monkeypatch):
+    """Every prediction is refined once, on its photograph at the size of scoring."""
+    source = make_source()
+    evaluator = evaluator_of(source, scored_at=scored_at)
+    cache = evaluator.encode(variables)
+    seen = []
+    refine = crf.refine
+
+    def watch(*arguments):
+        seen.append((*arguments[:2], refine(*arguments)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(crf, "refine", watch)
+    counts, _ = evaluator.score(variables, cache)
+    assert len(seen) == len(evaluator.episodes)
+    plain = evaluator_of(source, iterations=0, scored_at=scored_at)
+    before, _ = plain.score(variables, cache)
+    assert (counts != before).any()
+    for row, (probabilities, image, refined) in enumerate(seen):
+        ids = evaluator.episodes.take(row)
+        photograph = source.read(int(ids.query))
+        label = photograph.label
+        if scored_at == "network":
+            shown = evaluator.images[np.unique(evaluator.episodes.photographs) == ids.query][0]
+            label = evaluator.labels[np.unique(evaluator.episodes.photographs) == ids.query][0]
+            np.testing.assert_array_equal(image, shown)
+        else:
+            np.testing.assert_array_equal(image, photograph.image)
+        truth = np.where(label == 255, 255, 0)
+        for way, class_id in enumerate(ids.classes, start=1):
+            truth[label == class_id] = way
+        assert probabilities.shape == (*truth.shape, 3)
+        np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-4)
+        by_hand = count(probabilities.argmax(axis=-1), truth)
+        assert np.abs(by_hand - before[row]).max() <= 1  # what is refined is the plain prediction
+        np.testing.assert_array_equal(counts[row], count(refined, truth))
+
+
+def test_without_the_library_one_sentence_says_how_to_get_it(make_source, monkeypatch):
+    """Before anything is read."""
+    source = make_source()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "densecrf" in name else find(name)
+    )
+    monkeypatch.setattr(source, "read", lambda index: pytest.fail("a photograph was read"))
+    for call in (crf.check_installed, lambda: evaluator_of(source)):
+        with pytest.raises(UserError) as caught:
+            call()
+        message = str(caught.value)
+        assert "eval.crf.iterations" in message
+        assert "pip install 'fsseg_jax[crf]'" in message
+        assert "\n" not in message

@@ -1,0 +1,165 @@
+"""Published protocols by name: what they set, what wins over them, and that none leaves traces."""
+
+import itertools
+
+import pytest
+
+from fsseg_jax.config import default_config, differences, override
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.presets import PRESETS, apply_preset
+
+
+def change(config, *arguments):
+    return override(config, [f"--config.{argument}" for argument in arguments])
+
+
+def preset(name, *others, config=None):
+    return change(config or default_config(), f"eval.protocol={name}", *others)
+
+
+def test_names_are_those_of_the_published_codes():
+    assert set(PRESETS) == {"panet", "canet", "pfenet", "hsnet", "mfnet"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("panet", "voc", "5 x 1000, uniform, network, stretch, (1.0,), 1 px, trainaug"),
+        ("panet", "coco", "5 x 1000, uniform, network, stretch, (1.0,), 1 px, "),
+        ("canet", "voc", "1 x 1000, uniform, photograph, stretch, (0.7, 1.0, 1.3), 1 px, "),
+        ("pfenet", "voc", "5 x 1000, each, photograph, letterbox, (1.0,), 2048 px, "),
+        ("pfenet", "coco", "5 x 20000, each, photograph, letterbox, (1.0,), 2048 px, "),
+        ("hsnet", "voc", "1 x 1000, each, network, stretch, (1.0,), 2048 px, "),
+        ("hsnet", "coco", "1 x 1000, uniform, network, stretch, (1.0,), 2048 px, "),
+        ("mfnet", "voc", "5 x 1000, uniform, network, stretch, (1.0,), 2048 px, "),
+        ("mfnet", "coco", "5 x 10000, uniform, network, stretch, (1.0,), 2048 px, "),
+    ],
+)
+def test_each_sets_what_its_code_does(name, data, expected):
+    config = preset(name, f"data.name={data}")
+    options = config.eval
+    found = (
+        f"{options.runs} x {options.episodes}, {options.queries}, {options.scored_at}, "
+        f"{options.fit}, {options.scales}, {config.data.min_pixels} px, {config.data.split}"
+    )
+    assert found == expected
+    assert options.protocol == name
+    assert (options.setup, options.seed, options.episodes_file) == ("one_of_ways", 0, "")
+    assert options.crf.iterations == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_none_touches_what_the_network_sees_or_how_it_is_trained(name):
+    changed = set(differences(default_config(), preset(name))) - {"data.split", "data.min_pixels"}
+    assert all(field.startswith("eval.") for field in changed)
+
+
+BESIDE = {
+    "eval.runs": 3,
+    "eval.episodes": 77,
+    "eval.queries": "uniform",
+    "eval.scored_at": "photograph",
+    "eval.fit": "stretch",
+    "eval.scales": (0.5, 2.0),
+    "eval.crf.iterations": 4,
+    "eval.seed": 9,
+    "eval.setup": "metaseg",
+    "data.min_pixels": 5,
+    "data.split": "train",
+    "ways": 2,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("place", [0, 5, len(BESIDE)])
+def test_what_is_given_beside_it_wins_wherever_it_stands(name, place):
+    given = [f"{field}={value}" for field, value in BESIDE.items()]
+    config = change(default_config(), *given[:place], f"eval.protocol={name}", *given[place:])
+    flat = {field: new for field, (_, new) in differences(default_config(), config).items()}
+    for field, value in BESIDE.items():
+        assert flat.get(field, flatten(default_config())[field]) == value
+    only_preset = flatten(preset(name))
+    for field, value in flatten(config).items():
+        if field not in BESIDE:
+            assert value == only_preset[field], field
+
+
+def flatten(config):
+    empty = type(config)()
+    return {name: new for name, (_, new) in differences(empty, config).items()}
+
+
+@pytest.mark.parametrize("data", ["voc", "coco", "fss1000"])
+def test_one_after_another_leaves_no_traces(data):
+    """Whatever was set before: what is scored is what the last one says."""
+    fresh = {name: preset(name, f"data.name={data}").to_dict() for name in PRESETS}
+    start = change(
+        default_config(),
+        *("eval.setup=metaseg", "eval.crf.iterations=3", "eval.episodes_file=list.csv"),
+        *("eval.seed=5", "data.split=train", "eval.runs=2"),
+    )
+    assert preset("mfnet", f"data.name={data}", config=start).to_dict() == fresh["mfnet"]
+    for first, second in itertools.permutations(PRESETS, 2):
+        before = preset(first, f"data.name={data}")
+        assert preset(second, config=before).to_dict() == fresh[second], (first, second)
+
+
+def test_the_data_set_that_is_asked_for_counts_not_that_of_the_file():
+    coco = change(default_config(), "data.name=coco")
+    assert preset("pfenet", config=coco).eval.episodes == 20_000
+    assert preset("pfenet", "data.name=voc", config=coco).eval.episodes == 1000
+    config = change(default_config(), "data.name=coco", "eval.protocol=pfenet")
+    assert config.eval.episodes == 20_000
+    assert preset("panet", "data.name=voc", config=coco).data.split == "trainaug"
+    assert preset("panet", config=coco).data.split == ""
+
+
+def test_the_last_of_two_names_counts():
+    twice = preset("panet", "eval.protocol=canet")
+    assert twice.to_dict() == preset("canet").to_dict()
+
+
+def test_the_original_is_not_changed():
+    config = default_config()
+    preset("canet", config=config)
+    assert config.to_dict() == default_config().to_dict()
+
+
+def test_an_unknown_name_is_told_with_those_there_are():
+    with pytest.raises(UserError) as caught:
+        preset("pascal")
+    message = str(caught.value)
+    assert message.startswith("eval.protocol = 'pascal': choose one of ")
+    assert all(name in message for name in PRESETS)
+    assert "\n" not in message
+    with pytest.raises(UserError, match=r"eval\.protocol = 'x'"):
+        apply_preset(default_config(), "x")
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "expected"),
+    [
+        (("eval.scales=0.7,1.0", "eval.scales=(0.5,2.0)"), "scales", (0.5, 2.0)),
+        (("eval.scales=(0.5,2.0)", "eval.scales=0.5"), "scales", (0.5,)),
+        (("eval.protocol=canet", "eval.scales=(0.5,2.0)"), "scales", (0.5, 2.0)),
+        (("eval.scales=(0.5,2.0)", "eval.protocol=canet"), "scales", (0.5, 2.0)),
+        (("eval.scales=1.5", "eval.protocol=canet", "eval.scales=2.5"), "scales", (2.5,)),
+        (("eval.episodes=3", "eval.protocol=canet", "eval.episodes=4"), "episodes", 4),
+        (("eval.queries=each", "eval.queries=uniform"), "queries", "uniform"),
+    ],
+    ids=str,
+)
+def test_the_last_value_of_a_field_counts(given, field, expected):
+    """A tuple is not appended to."""
+    config = change(default_config(), *given)
+    assert config.eval[field] == expected
+    saved = change(config, *given)  # nor to that of a checkpoint
+    assert saved.eval[field] == expected
+
+
+@pytest.mark.parametrize(
+    "given", ["eval.scales=()", "eval.scales=(0.0,1.0)", "eval.scales=(1.0,-0.7)"]
+)
+def test_scales_are_positive_and_there_is_one(given):
+    with pytest.raises(UserError, match=r"eval\.scales = .* one or more positive numbers"):
+        change(default_config(), given)

@@ -1,0 +1,364 @@
+"""Scoring at each photograph's own size, at several scales of the query and with the longer side
+fitted: the same counts as resizing each episode's logits by hand."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsseg_jax.config import default_config
+from fsseg_jax.data.source import Photograph, square
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.episode import empty_episode, normalise, sample
+from fsseg_jax.evaluation.evaluator import Evaluator, scaled_side
+from fsseg_jax.evaluation.metrics import run_metrics
+from fsseg_jax.models import METHODS
+from fsseg_jax.models.resize import interpolation_matrix
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+SIZE = 33
+MULTI = 49  # a size of which 0.7, 1 and 1.3 are three different sides
+SCALES = (0.7, 1.0, 1.3)
+UNSURE = 1e-4  # two classes that differ by less at a pixel may change places by rounding
+TINY = {
+    "panet": {},
+    "canet": {"width": 8},
+    "sst": {"width": 8},
+    "ltafnet": {"width": 8, "refinement_width": 4},
+    "mfnet": {"width": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def source(make_source):
+    """Photographs of as many sizes as there are, some much longer than wide or wider than long."""
+    source = make_source(photographs=9)
+    for number, (step, axis) in enumerate([(3, 0), (2, 1), (3, 1)]):
+        keep = (slice(None),) * axis + (slice(None, None, step),)
+        source.photographs[number] = [part[keep] for part in source.photographs[number]]
+    shapes = [label.shape for _, label, _ in source.photographs]
+    assert len(set(shapes)) == len(shapes)
+    assert all((label == 255).any() for _, label, _ in source.photographs)
+    return source
+
+
+class Stem(nn.Module):
+    """A backbone of one layer, at stride 4: it is compiled in no time."""
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        return (nn.Conv(16, (5, 5), 4, 2)(image),)
+
+
+@functools.cache
+def make_panet(align_corners=False, kind=METHODS["panet"], **options):
+    model = kind(backbone=Stem(), align_corners=align_corners, **options)
+    image = np.zeros((SIZE, SIZE, 3), np.float32)
+    return model, model.init(jax.random.key(0), image, method="encode")
+
+
+def draw(source, count=5, ways=2, shots=1):
+    return sample(source.table.items(range(1, 7)), 0, range(count), ways, shots)
+
+
+def make_evaluator(model, source, episodes, size=SIZE, **options):
+    config = default_config()
+    config.image_size, config.eval.batch_size = size, 2
+    config.eval.feature_dtype, config.eval.scored_at = "float32", "photograph"
+    config.update_from_flattened_dict({f"eval.{name}": x for name, x in options.items()})
+    return Evaluator(model, source, episodes, make_mesh(1), config)
+
+
+# ------------------------------------------------------------------------- by hand
+
+
+def fit(image, label, size, letterbox):
+    """A photograph in a square of side `size`."""
+    height, width = label.shape
+    new_height = new_width = size
+    if letterbox:
+        new_height = max(1, round(height * size / max(height, width)))
+        new_width = max(1, round(width * size / max(height, width)))
+    canvas = np.zeros((size, size, 3), np.uint8)
+    labels = np.full((size, size), 255, np.uint8)
+    new = (new_width, new_height)
+    canvas[:new_height, :new_width] = Image.fromarray(image).resize(new, Image.BILINEAR)
+    labels[:new_height, :new_width] = Image.fromarray(label).resize(new, Image.NEAREST)
+    return canvas, labels
+
+
+def in_episode_numbering(label, classes):
+    result = np.where(label == 255, 255, 0).astype(np.uint8)
+    for way, class_id in enumerate(classes, start=1):
+        result[label == class_id] = way
+    return result
+
+
+def interpolate(logits, shape, align_corners):
+    logits = np.asarray(logits, np.float64)
+    if torch is None:
+        rows, columns = (
+            interpolation_matrix(n_in, n_out, align_corners).astype(np.float64)
+            for n_in, n_out in zip(logits.shape, shape, strict=False)
+        )
+        return np.einsum("Hh,hwc,Ww->HWc", rows, logits, columns)
+    planes = torch.tensor(logits).permute(2, 0, 1)[None]
+    planes = torch.nn.functional.interpolate(
+        planes, shape, mode="bilinear", align_corners=align_corners
+    )
+    return planes[0].permute(1, 2, 0).numpy()
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def probabilities_by_hand(
+    model, variables, source, ids, size=SIZE, sides=None, letterbox=False, network=False
+):
+    """Probabilities of one episode at the size of its query, and the query's label."""
+    encode = jitted(model, "encode")
+    segment = jitted(model, "segment")
+    image, own, _ = source.photographs[ids.query]
+    label = fit(image, own, size, letterbox)[1] if network else own
+    shape = label.shape
+    squares = [
+        [fit(*source.photographs[i][:2], size, letterbox) for i in shots] for shots in ids.supports
+    ]
+    images = np.array([[pair[0] for pair in shots] for shots in squares])
+    labels = np.array(
+        [[in_episode_numbering(y, ids.classes) for _, y in shots] for shots in squares]
+    )
+    features = [[encode(variables, normalise(image)) for image in shots] for shots in images]
+    features = [jax.tree.map(lambda *x: np.stack(x), *shots) for shots in features]
+    features = jax.tree.map(lambda *x: np.stack(x), *features)
+    total = 0
+    for side in sides or [size]:
+        query = normalise(fit(image, own, side, letterbox)[0])
+        logits = segment(variables, features, labels, encode(variables, query), query).logits
+        assert np.isfinite(logits).all()
+        assert logits.shape[2] == len(ids.classes) + 1
+        longer = (max(shape),) * 2 if letterbox else shape
+        logits = interpolate(logits, longer, model.align_corners)[: shape[0], : shape[1]]
+        total = total + softmax(logits)
+    return total / len(sides or [size]), in_episode_numbering(label, ids.classes)
+
+
+@functools.cache
+def jitted(model, method):
+    return jax.jit(functools.partial(model.apply, method=method))
+
+
+def count(prediction, truth, classes):
+    seen = truth != 255
+    found = [(prediction == c) & seen for c in range(classes)]
+    there = [(truth == c) & seen for c in range(classes)]
+    return np.array(
+        [[(f & t).sum(), (f & ~t).sum(), (t & ~f).sum()] for f, t in zip(found, there, strict=True)]
+    )
+
+
+def check_counts(model, variables, source, episodes, evaluator, masks=True, **options):
+    """The evaluator's counts are those by hand, but for pixels where two classes are as likely."""
+    cache = evaluator.encode(variables)
+    counts, _ = evaluator.score(variables, cache)
+    expected, unsure = [], 0
+    for row in range(len(episodes)):
+        ids = episodes.take(row)
+        probabilities, truth = probabilities_by_hand(model, variables, source, ids, **options)
+        prediction = probabilities.argmax(axis=-1)
+        first, second = np.sort(probabilities, axis=-1)[..., -1:-3:-1].transpose(2, 0, 1)
+        clear = np.log(first / second) > UNSURE
+        unsure += (~clear).sum()
+        expected.append(count(prediction, truth, len(ids.classes) + 1))
+        assert np.abs(counts[row] - expected[row]).max() <= (~clear).sum()
+        if masks:
+            predicted = evaluator.predict(variables, cache, row)
+            assert predicted.shape == truth.shape
+            np.testing.assert_array_equal(predicted[clear], prediction[clear])
+    assert unsure <= 3 * len(episodes)  # so that there is something to compare
+    expected = np.stack(expected)
+    assert (expected[:, 1:, 0].sum(axis=0) > 0).all()
+    names = source.class_names
+    result, by_hand = (run_metrics(x, episodes.classes, names) for x in (counts, expected))
+    for name in ("mean_iou", "mean_iou_star", "binary_iou"):
+        assert result[name] == pytest.approx(by_hand[name], abs=0.01)
+    return counts
+
+
+# ------------------------------------------------------------------------- own size
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("ways", [1, 2])
+def test_masks_are_compared_at_the_size_of_each_photograph(source, ways, align_corners):
+    model, variables = make_panet(align_corners)
+    episodes = draw(source, 7, ways)
+    sizes = {source.photographs[query][1].shape for query in episodes.query}
+    assert len(sizes) > 3
+    evaluator = make_evaluator(model, source, episodes)
+    counts = check_counts(model, variables, source, episodes, evaluator)
+    for row, query in enumerate(episodes.query):
+        label = source.photographs[query][1]
+        assert counts[row, :, [0, 2]].sum() == (label != 255).sum()
+
+
+class Traced(METHODS["panet"]):
+    """PANet that notes how often it is compiled."""
+
+    times = 0
+
+    def segment(self, *arguments, **options):
+        Traced.times += 1
+        return super().segment(*arguments, **options)
+
+
+def test_one_compiled_function_serves_all_sizes(source):
+    model, variables = make_panet(kind=Traced)
+    compiled = []
+    for count in (2, 12):
+        episodes = draw(source, count, ways=1)
+        evaluator = make_evaluator(model, source, episodes)
+        cache = evaluator.encode(variables)
+        Traced.times = 0
+        evaluator.score(variables, cache)
+        compiled.append(Traced.times)
+    assert len({source.photographs[query][1].shape for query in episodes.query}) > 5
+    assert compiled[1] == compiled[0]
+
+
+# ------------------------------------------------------------------------- the longer side fitted
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 60), (60, 30), (45, 45), (200, 10)])
+def test_a_letterboxed_photograph_keeps_its_proportions(height, width):
+    """The upper left quarter of a photograph is white, and of class 1."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = 255
+    label = image[..., 0] // 255
+    longer = max(height, width)
+    wide, high = max(1, width * SIZE / longer), max(1, height * SIZE / longer)
+    for side in (SIZE, 2 * SIZE):
+        scale = side / SIZE
+        picture, classes = square(Photograph(image, label), side, "letterbox")
+        assert picture.shape == (side, side, 3)
+        assert classes.shape == (side, side)
+        covered = classes != 255
+        rows, columns = covered.any(axis=1).sum(), covered.any(axis=0).sum()
+        assert covered[:rows, :columns].all()  # at the top and left, the rest below or right
+        assert (rows, columns) == pytest.approx((high * scale, wide * scale), abs=0.5 + scale)
+        assert not picture[~covered].any()
+        if min(rows, columns) > 4:
+            assert (picture[0, 0] == 255).all()
+            shown = classes == 1
+            quarter = shown.any(axis=1).sum() * 2, shown.any(axis=0).sum() * 2
+            assert quarter == pytest.approx((rows, columns), abs=2)
+            stretched = square(Photograph(image, label), side).label
+            assert (stretched != 255).all()
+            assert (stretched == 1).any(axis=0).sum() * 2 == pytest.approx(side, abs=2)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("scored_at", ["network", "photograph"])
+def test_logits_of_letterboxed_photographs_are_cut(source, scored_at, align_corners):
+    """Resized to the longer side squared, where they are compared with the photograph's label."""
+    model, variables = make_panet(align_corners)
+    episodes = draw(source)
+    evaluator = make_evaluator(model, source, episodes, fit="letterbox", scored_at=scored_at)
+    network = scored_at == "network"
+    check_counts(model, variables, source, episodes, evaluator, letterbox=True, network=network)
+
+
+def test_the_report_shows_letterboxed_photographs_with_what_was_predicted(source):
+    model, variables = make_panet()
+    episodes = draw(source)
+    evaluator = make_evaluator(model, source, episodes, fit="letterbox")
+    cache = evaluator.encode(variables)
+    for row, ids in enumerate(map(episodes.take, range(len(episodes)))):
+        example = evaluator.example(variables, cache, row, 50.0)
+        image, label, _ = source.photographs[ids.query]
+        image, label = fit(image, label, SIZE, True)
+        np.testing.assert_array_equal(example.query_image, image)
+        truth = in_episode_numbering(label, ids.classes)
+        np.testing.assert_array_equal(example.query_label, truth)
+        prediction = evaluator.predict(variables, cache, row)
+        _, expected = fit(np.zeros((*prediction.shape, 3), np.uint8), prediction, SIZE, True)
+        np.testing.assert_array_equal(example.prediction, expected)
+
+
+# ------------------------------------------------------------------------- several scales
+
+
+def test_scaled_sides_put_corners_of_features_on_pixels():
+    """At stride 8 and aligned corners: 8 n + 1, as near the wanted multiple as can be."""
+    assert [scaled_side(321, scale) for scale in SCALES] == [225, 321, 417]
+    assert [scaled_side(473, scale) for scale in SCALES] == [329, 473, 617]
+    for size in (321, 400, 473):
+        assert scaled_side(size, 1.0) == size
+        for scale in (0.5, 0.7, 0.9, 1.1, 1.3, 2.0):
+            side = scaled_side(size, scale)
+            assert side % 8 == 1
+            assert abs(side - size * scale) <= 4
+
+
+@pytest.mark.parametrize(
+    ("scored_at", "fitting"),
+    [("network", "stretch"), ("photograph", "stretch"), ("photograph", "letterbox")],
+)
+def test_probabilities_are_averaged_over_the_scales_of_the_query(source, scored_at, fitting):
+    # So sharp that the mean of probabilities is another one than that of logits.
+    model, variables = make_panet(similarity_scale=100.0)
+    episodes = draw(source)
+    sides = [scaled_side(MULTI, scale) for scale in SCALES]
+    assert len({MULTI, *sides}) == 3
+    options = {"scales": SCALES, "scored_at": scored_at, "fit": fitting}
+    evaluator = make_evaluator(model, source, episodes, MULTI, **options)
+    options = {"network": scored_at == "network", "letterbox": fitting == "letterbox"}
+    check_counts(model, variables, source, episodes, evaluator, size=MULTI, sides=sides, **options)
+
+
+class TwoStages(nn.Module):
+    """Stages of stride 4 and 8."""
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        fine = nn.relu(nn.Conv(8, (5, 5), 4, 2)(image))
+        return fine, nn.Conv(8, (3, 3), 2, 1)(fine)
+
+
+def draw_variables(model, ways, shots):
+    """Weights with which every layer matters, and predictions are clear."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        name = path[-1].key
+        if len(shape.shape) > 1:
+            values = rng.standard_normal(shape.shape) * np.sqrt(3 / np.prod(shape.shape[:-1]))
+        else:
+            values = (name in ("scale", "var", "alpha")) + 0.1 * rng.standard_normal(shape.shape)
+        return values.astype(np.float32)
+
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    episode = empty_episode(ways, shots, SIZE)
+    shapes = jax.eval_shape(functools.partial(model.init, train=True), keys, episode)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_query_of_another_size_than_the_supports(source, name):
+    """With all else at once: own size, and the longer side fitted."""
+    model = METHODS[name](backbone=TwoStages(), **TINY[name])
+    variables = draw_variables(model, ways=1, shots=2)
+    episodes = draw(source, 3, ways=1, shots=2)
+    options = {"fit": "letterbox", "scales": (1.3,)}
+    evaluator = make_evaluator(model, source, episodes, **options)
+    options = {"sides": [scaled_side(SIZE, 1.3)], "letterbox": True}
+    check_counts(model, variables, source, episodes, evaluator, False, **options)
