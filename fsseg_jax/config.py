@@ -25,6 +25,7 @@ AT_LEAST_ZERO = (
     *("devices", "train.warmup", "eval.gallery", "data.augment.rotation", "data.device.size"),
     *("train.steps", "train.epochs", "eval.crf.iterations"),
 )
+LARGEST_SCALE = 4  # of a query; beyond that memory ends before any use does
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "backbone_statistics": ("stored", "batch"),
@@ -194,7 +195,7 @@ def load_config(path: str) -> ConfigDict:
     if not isinstance(getattr(module, "get_config", None), types.FunctionType):
         raise UserError(f"--config = {path}: the file has no function get_config().")
     try:
-        return module.get_config(*argument)
+        return _with_protocol(module.get_config(*argument))
     except (AttributeError, KeyError, TypeError) as error:
         while error.args and isinstance(error.args[0], Exception):  # ml_collections nests them
             error = error.args[0]
@@ -204,6 +205,20 @@ def load_config(path: str) -> ConfigDict:
         raise UserError(f"--config = {path}: {' '.join(words)}") from None
 
 
+def _with_protocol(config: ConfigDict) -> ConfigDict:
+    """A file's configuration with what its `eval.protocol` sets, but for what the file changed."""
+    if config.eval.protocol:
+        preset, default = default_config(config.method), default_config(config.method)
+        preset.data.name, preset.data.tfds.name = config.data.name, config.data.tfds.name
+        apply_preset(preset, config.eval.protocol)
+        kept = [
+            name for name in differences(default, config) if name in differences(default, preset)
+        ]
+        fields = {name: new for name, (_, new) in differences(default, preset).items()}
+        config.update_from_flattened_dict({n: v for n, v in fields.items() if n not in kept})
+    return config
+
+
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     """A copy of `config` with `--config.field=value` arguments applied.
 
@@ -211,8 +226,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         UserError: a field does not exist or a value is not of its type.
     """
     original = config
-    # Of a field that is given twice the last value counts; the library would append to a tuple.
-    arguments = list({argument.split("=")[0]: argument for argument in arguments}.values())
+    arguments = _joined(arguments)
     fields = [f"--config.{name}" for name in _flatten(config)]
     for argument in arguments:
         name = argument.split("=")[0]
@@ -224,10 +238,12 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     if any(argument.startswith("--config.eval.protocol=") for argument in arguments):
         # The protocol of the data that is asked for, and then again what is given beside it.
         preset = ConfigDict(original.to_dict())
-        preset.data.name = changed.data.name
+        preset.data.name, preset.data.tfds.name = changed.data.name, changed.data.tfds.name
         apply_preset(preset, changed.eval.protocol)
         changed = _parse(preset, arguments)
     for name, (old, new) in differences(original, changed).items():
+        if name == "eval.scales" and {*map(type, new)} - {int, float}:
+            raise UserError(f"eval.scales = {new}: it must be one or more positive numbers.")
         if name in ("model.stages", "eval.scales"):  # as many as one likes
             old = (0,) * len(new)
         if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
@@ -244,6 +260,23 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         )
     check(changed)
     return changed
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Arguments as `--config.field=value`, each field once.
+
+    `--config.field value` is joined. Of a field that is given twice the last value counts, where
+    the library would append to a tuple.
+    """
+    joined: dict[str, str] = {}
+    for argument in arguments:
+        last = next(reversed(joined), "")
+        if last.startswith("--config.") and joined[last] == last and not argument.startswith("--"):
+            joined[last] = f"{last}={argument}"
+        else:
+            joined.pop(name := argument.split("=")[0], None)  # so that it comes last
+            joined[name] = argument
+    return list(joined.values())
 
 
 def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -296,9 +329,16 @@ def check(config: ConfigDict) -> None:
             f"data.augment.scale = ({low}, {high}): the first must be above 0 and not above the "
             "second."
         )
-    if not config.eval.scales or min(config.eval.scales) <= 0:
+    scales = tuple(config.eval.scales)
+    if not scales or min(scales) <= 0 or max(scales) > LARGEST_SCALE:
         raise UserError(
-            f"eval.scales = {tuple(config.eval.scales)}: it must be one or more positive numbers."
+            f"eval.scales = {scales}: it must be one or more numbers above 0 and up to "
+            f"{LARGEST_SCALE}."
+        )
+    if config.eval.setup == "metaseg" and config.eval.queries == "each":
+        raise UserError(
+            "eval.setup = metaseg draws its queries among photographs that show two classes: set "
+            "eval.queries = uniform."
         )
     if abs(config.seed) >= 2**32 or abs(config.eval.seed) >= 2**32:
         raise UserError("seed and eval.seed must be below 2**32.")

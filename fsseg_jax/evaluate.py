@@ -60,7 +60,7 @@ def main() -> None:
         config.model.stages = config.model.stages or saved.model.stages
     source = open_source(config.data, "test")
     model = create_model(config)
-    loaded = load_variables(config, model, workdir, mesh)
+    loaded = load_variables(config, model, workdir, mesh, source)
     logger.info("evaluating %s: %s", config.method, loaded.words)
     folder = workdir / "evaluation"
     results = evaluate(config, model, loaded, source, mesh, folder)

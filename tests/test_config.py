@@ -111,7 +111,6 @@ def test_a_value_may_stand_behind_a_space():
     assert (config.ways, config.shots) == (2, 5)
 
 
-@pytest.mark.xfail(strict=True, reason="values behind a space are taken for fields given twice")
 @pytest.mark.parametrize(
     "given",
     [
@@ -125,9 +124,6 @@ def test_two_fields_may_have_the_same_value_behind_a_space(given):
     assert (config.ways, config.shots) == (3, 3)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only --config.eval.protocol=NAME sets the protocol's fields"
-)
 def test_a_protocol_may_stand_behind_a_space():
     one, other = (
         override(default_config(), arguments)

@@ -65,13 +65,16 @@ SOURCES = {
     "folder": _folder,
     "tfds": _tfds,
 }
-# The photographs of tests and selection, where `data.split` does not say.
-TEST_SPLITS = {"fss1000": "test", "tfds": "validation"}
 
 
 def test_split(data: ConfigDict) -> str:
-    """The split of tests and selection."""
-    return data.split or TEST_SPLITS.get(data.name, "val")
+    """The split of tests and selection: that of `data.split`, or what the data set calls it."""
+    if data.split:
+        return data.split
+    name = data.tfds.name if data.name == "tfds" else data.name
+    if name.startswith("fss1000"):
+        return "test"
+    return "validation" if data.name == "tfds" else "val"
 
 
 def open_source(data: ConfigDict, which: str) -> Source:

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order
 from skimage.morphology import disk, skeletonize
 
-from fsseg_jax.data.source import Source
+from fsseg_jax.data.source import Photograph, Source, square
 from fsseg_jax.episode import IGNORE, UNLABELLED, random_bits
 
 KINDS = ("dense", "box", "scribble", "point")
@@ -48,7 +47,11 @@ def annotation_of(config: ConfigDict) -> Annotation:
 
 
 def square_marks(
-    source: Source, index: int, label: Integer[np.ndarray, "size size"], annotation: Annotation
+    source: Source,
+    index: int,
+    label: Integer[np.ndarray, "size size"],
+    annotation: Annotation,
+    fit: str = "stretch",
 ) -> UInt8[np.ndarray, "size size"]:
     """What is known of the outlines in the photograph number `index`.
 
@@ -57,6 +60,7 @@ def square_marks(
         index: of the photograph.
         label: its label, resized to a square.
         annotation: how supports are outlined.
+        fit: how the square was made; see `source.square`.
 
     Returns:
         for boxes, each class's objects numbered from 1, the largest first, and 0; for scribbles
@@ -68,8 +72,8 @@ def square_marks(
     if kind == "box":
         objects = source.instances(index)
         if objects is not None:
-            square = Image.fromarray(objects).resize(label.shape[::-1], Image.Resampling.NEAREST)
-            objects = np.asarray(square)
+            blank = np.zeros((*objects.shape, 3), np.uint8)
+            objects = square(Photograph(blank, objects), label.shape[0], fit).label
         return object_numbers(label, objects)
     width = max(1, round(width * label.shape[0] / size))
     return strokes(label, width) if kind == "scribble" else points(label, width)
@@ -101,8 +105,11 @@ def object_numbers(
 def strokes(
     label: Integer[np.ndarray, "height width"], width: int
 ) -> UInt8[np.ndarray, "height width"]:
-    """Scribbles: in each part of each class, and of the background, the longest line along its
-    skeleton, drawn `width` pixels wide."""
+    """Scribbles: in each part of each class, and of the background, one stroke `width` pixels wide.
+
+    It is the longest line along the part's skeleton; compact parts, whose skeleton is next to
+    nothing, have a straight one through their middle.
+    """
     drawn = np.zeros(label.shape, np.uint8)
     for value in np.setdiff1d(label, [IGNORE]):
         mask = label == value
@@ -110,7 +117,11 @@ def strokes(
         line = np.zeros(label.shape, bool)
         for number, window in enumerate(ndimage.find_objects(parts), start=1):
             if window is not None:
-                line[window] |= _longest_line(parts[window] == number)
+                part = parts[window] == number
+                stroke = _longest_line(part)
+                if 4 * stroke.sum() ** 2 < part.sum():  # shorter than half a square's side
+                    stroke = _straight_line(part)
+                line[window] |= stroke
         drawn[_thicken(line, width) & mask] = 1
     return drawn
 
@@ -162,6 +173,25 @@ def _longest_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "h
     return line
 
 
+def _straight_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """A line through the pixel that lies deepest in a mask, in the direction in which the mask
+    extends most, half as long as the side of a square of its area."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    middle = np.unravel_index(depth.argmax(), depth.shape)
+    pixels = np.stack(np.nonzero(mask))
+    _, directions = np.linalg.eigh(
+        np.atleast_2d(pixels @ pixels.T / pixels.shape[1])
+        - np.outer(pixels.mean(1), pixels.mean(1))
+    )
+    length = np.sqrt(mask.sum()) / 2
+    steps = np.linspace(-length / 2, length / 2, 2 * int(length) + 1)
+    points = np.rint(np.array(middle)[:, None] + directions[:, -1:] * steps).astype(int)
+    inside = ((points >= 0) & (points < np.array(mask.shape)[:, None])).all(axis=0)
+    line = np.zeros(mask.shape, bool)
+    line[tuple(points[:, inside])] = True
+    return line & mask
+
+
 def _thicken(mask: Bool[np.ndarray, "height width"], width: int) -> Bool[np.ndarray, "..."]:
     """Draws a disc of `width` pixels around each pixel."""
     brush = disk(width // 2)
@@ -180,8 +210,8 @@ def annotated(
     """The labels of an episode's supports as `kind` of annotation tells them.
 
     A box is that of one random object of the support's own way; the background is what lies
-    outside of all boxes of the episode's classes (PANet sec. 4.3.3, for one way). A scribble or a
-    point of a class that is not in the episode marks background.
+    outside of all boxes of the episode's classes (PANet sec. 4.3.3, for one way), where 255 stays
+    ignored. A scribble or a point of a class that is not in the episode marks background.
 
     Args:
         label: the supports' dense labels in episode numbering.
@@ -212,7 +242,8 @@ def annotated(
     way = xp.arange(1, ways + 1)[:, None, None, None]
     # Objects beyond the numbered ones have no box, but are no background either.
     shown = (label > 0) & (label <= ways)
-    result = xp.where(boxes | shown, UNLABELLED, 0)
+    outside = xp.where(label == IGNORE, IGNORE, 0)
+    result = xp.where(boxes | shown, UNLABELLED, outside)
     return xp.where(box, way, result).astype(np.uint8)
 
 

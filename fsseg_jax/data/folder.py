@@ -68,6 +68,11 @@ class Folder(Source):
         split = split or "train"
         folders = {folder.name: folder for folder in _folders(root)}
         if not folders.keys() & set(SPLITS):
+            if split not in SPLITS:
+                raise UserError(
+                    f"split = {split!r}: {root} has no such folder, and no splits at all: leave "
+                    "data.split and data.train_split empty."
+                )
             _log_once(
                 f"{root} has no folders train, val and test: every split is all its photographs, "
                 "and training differs from selection and test by the classes alone."

@@ -100,6 +100,8 @@ def prepare_pascal5i(
     root = pathlib.Path(root).expanduser()
     downloads = pathlib.Path(downloads).expanduser() if downloads else root / "downloads"
     places = [root / below for below in (".", "VOC2012", archives[0].folder)]
+    if root.name == pathlib.Path(archives[0].folder).parts[0]:  # VOCdevkit itself
+        places.append(root.parent / archives[0].folder)
     voc = next((place for place in places if (place / "JPEGImages").is_dir()), places[-1])
     sbd = root / archives[1].folder
     for archive, folder in zip(archives, (voc, sbd), strict=True):

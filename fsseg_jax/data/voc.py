@@ -1,5 +1,6 @@
 """PASCAL VOC 2012 with SBD's annotations, from a VOCdevkit folder: the base of PASCAL-5i."""
 
+import itertools
 import logging
 import os
 import pathlib
@@ -72,7 +73,9 @@ class VOC(Source):
         self._objects = [
             self.root / folder for folder in ("SegmentationObjectAug", "SegmentationObject")
         ]
-        self.fingerprint = fingerprint(path for files in self.files for path in files)
+        files = [path for files in self.files for path in files]
+        objects = (sorted(folder.glob("*.png")) for folder in self._objects)
+        self.fingerprint = fingerprint(itertools.chain(files, *objects))
         self.table = kept_table(self.name, self.fingerprint, self._count, self.files)
 
     def read(self, index: int) -> Photograph:

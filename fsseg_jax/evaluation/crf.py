@@ -39,8 +39,7 @@ def refine(
     distance, strength = options.smooth
     field.addPairwiseGaussian(sxy=distance, compat=strength)
     distance, colour, strength = options.colour
-    field.addPairwiseBilateral(
-        sxy=distance, srgb=colour, rgbim=np.ascontiguousarray(image), compat=strength
-    )
+    # (The library writes to nothing, but takes no read-only array.)
+    field.addPairwiseBilateral(sxy=distance, srgb=colour, rgbim=np.array(image), compat=strength)
     result = np.array(field.inference(options.iterations))
     return result.argmax(0).reshape(height, width).astype(np.uint8)

@@ -44,6 +44,7 @@ class Loaded(NamedTuple):
     variables: Any
     words: str  # for people
     config: ConfigDict | None = None  # of the training; None for a freshly initialised model
+    checkpoint: str | None = None  # "best" or "last"
 
 
 @flax.struct.dataclass
@@ -95,6 +96,8 @@ class Evaluator:
         episodes: what to score.
         mesh: the devices.
         config: says how: `image_size`, `support_annotation`, `eval`.
+        bits: choose the objects that get boxes, see `annotations.choose`; by default those of
+            `eval.seed`.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Evaluator:
         episodes: EpisodeIds,
         mesh: Mesh,
         config: ConfigDict,
+        bits: UInt32[np.ndarray, "episode way shot"] | None = None,
     ) -> None:
         self.model, self.source, self.mesh, self.episodes = model, source, mesh, episodes
         self.options, self.size = config.eval, config.image_size
@@ -115,13 +119,14 @@ class Evaluator:
 
         used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
         ways, shots = episodes.supports.shape[1:]
-        numbers = np.arange(len(episodes))
+        if bits is None:
+            bits = choose(self.options.seed, np.arange(len(episodes)), ways, shots)
         self.rows = Rows(
             classes=episodes.classes,
             supports=np.searchsorted(used, episodes.supports).astype(np.int32),
             query=np.searchsorted(used, episodes.query).astype(np.int32),
             turn=np.searchsorted(queries, episodes.query).astype(np.int32),
-            bits=choose(self.options.seed, numbers, ways, shots),
+            bits=bits,
         )
         self._read(used, queries, set(episodes.supports.ravel().tolist()))
 
@@ -154,7 +159,9 @@ class Evaluator:
             self.images[row], self.labels[row] = square(photograph, self.size, options.fit)
             if marked and index in supports:
                 label = self.labels[row]
-                self.marks[row] = square_marks(self.source, index, label, self.annotation)
+                self.marks[row] = square_marks(
+                    self.source, index, label, self.annotation, options.fit
+                )
             if is_query[row]:
                 turn = np.searchsorted(queries, index)
                 for images, side in zip(self.scaled, sides, strict=True):
@@ -292,22 +299,30 @@ class Evaluator:
     def _score_refined(self, variables: Any, cache: Cache) -> Int[np.ndarray, "episode class 3"]:
         """`score` of predictions that DenseCRF has refined, one by one on the host."""
         ways = self.episodes.classes.shape[1]
+        labels = self.labels if self.truth is None else self.truth.label
+        count = jax.jit(lambda *pictures: pixel_counts(*pictures, ways))
         counts = []
         with _bar("scoring with DenseCRF", len(self.episodes), "episode") as progress:
             for row in range(len(self.episodes)):
-                prediction = self.predict(variables, cache, row)
-                counts.append(pixel_counts(prediction, self._label(row), ways))
+                # On canvases of one size, as any other size would be compiled anew.
+                label, prediction = np.full((2, *labels.shape[1:]), IGNORE, np.uint8)
+                for canvas, part in (
+                    (label, self._label(row)),
+                    (prediction, self.predict(variables, cache, row)),
+                ):
+                    canvas[: part.shape[0], : part.shape[1]] = part
+                counts.append(count(prediction, label))
                 progress.update()
         return np.stack(jax.device_get(counts))
 
     def _label(self, row: int) -> UInt8[np.ndarray, "height width"]:
         """The query's label of episode number `row` at the scoring size."""
         rows = self.rows.take(row)
-        label = self.labels[rows.query]
-        if self.truth is not None:
-            height, width = self.truth.shape[rows.turn]
-            label = self.truth.label[rows.turn, :height, :width]
-        return np.asarray(episode_label(label, rows.classes))
+        if self.truth is None:
+            return np.asarray(episode_label(self.labels[rows.query], rows.classes))
+        height, width = self.truth.shape[rows.turn]
+        whole = np.asarray(episode_label(self.truth.label[rows.turn], rows.classes))
+        return whole[:height, :width]
 
     def predict(self, variables: Any, cache: Cache, row: int) -> UInt8[np.ndarray, "height width"]:
         """The predicted label of episode number `row` at the scoring size, in episode numbering."""
@@ -382,7 +397,10 @@ def evaluate(
     variables = loaded.variables
     by_seed = protocol_episodes(config, source)
     episodes = concatenate(list(by_seed.values()))
-    evaluator = Evaluator(model, source, episodes, mesh, config)
+    bits = [
+        choose(seed, np.arange(len(run)), *run.supports.shape[1:]) for seed, run in by_seed.items()
+    ]
+    evaluator = Evaluator(model, source, episodes, mesh, config, np.concatenate(bits))
     read = time.perf_counter()
     cache = evaluator.encode(variables)
     encoded = time.perf_counter()
@@ -423,7 +441,7 @@ def evaluate(
         "runs": runs,
         "episodes": len(episodes) // len(runs),  # a run
         "episodes_hash": episodes_hash(episodes, source.ids),
-        "protocol": protocol(config, source, model, loaded.config),
+        "protocol": protocol(config, source, model, loaded.config, loaded.checkpoint),
         "photographs": len(evaluator.images),
         "seconds": time.perf_counter() - started,
         "seconds_reading": read - started,

@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What a protocol does otherwise on other data.
 _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     ("panet", "voc"): {"data.split": "trainaug"},
+    ("panet", "pascal5i"): {"data.split": "train"},  # the same, as TFDS calls it
     ("pfenet", "coco"): {"eval.episodes": 20_000},
     ("hsnet", "coco"): {"eval.queries": "uniform"},
     ("mfnet", "coco"): {"eval.episodes": 10_000},
@@ -59,8 +60,10 @@ def apply_preset(config: ConfigDict, name: str) -> None:
     Raises:
         UserError: there is no such protocol.
     """
-    if name not in PRESETS:
+    if name and name not in PRESETS:
         raise UserError(f"eval.protocol = {name!r}: choose one of {', '.join(PRESETS)}.")
-    fields = _COMMON | PRESETS[name] | _BY_DATA.get((name, config.data.name), {})
+    data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
+    data = {"coco20i": "coco"}.get(data, data)
+    fields = _COMMON | PRESETS[name] | _BY_DATA.get((name, data), {}) if name else {}
     config.eval.protocol = name
     config.update_from_flattened_dict(fields)

@@ -64,7 +64,7 @@ def draw_episodes(
     min_pixels, ways, shots = config.data.min_pixels, config.ways, config.shots
     if config.eval.setup == "metaseg" and which == "novel":
         if ways != 2:
-            raise UserError(f"ways = {ways}: eval.setup = metaseg is about 2 ways.")
+            raise UserError(f"ways = {ways}: eval.setup = metaseg is about 2 ways: set ways = 2.")
         return _pairs_with_person(source, classes, min_pixels, seed, numbers, shots)
     items = source.table.items(classes, min_pixels)
     if which == "base" and source.validation and not items.count.any():
@@ -133,7 +133,11 @@ def _check_supports(episodes: EpisodeIds, source: Source, path: str) -> None:
 
 
 def protocol(
-    config: ConfigDict, source: Source, model: Method, trained: ConfigDict | None
+    config: ConfigDict,
+    source: Source,
+    model: Method,
+    trained: ConfigDict | None,
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Every setting that makes two figures comparable, and `hash`: eight hexadecimal digits.
 
@@ -144,18 +148,19 @@ def protocol(
         source: the test photographs.
         model: a method.
         trained: the configuration of the training, or None for a model that was not trained.
+        checkpoint: which of its checkpoints, "best" or "last"; by default `eval.checkpoint`.
     """
     options = config.eval
     listed = bool(options.episodes_file)
     settings = {
-        "data": source.name,
+        "data": f"{source.name}, {source.digest()}",
         "photographs": f"{test_split(config.data)}, {len(source)}",
         "folds": " | ".join(",".join(map(str, fold)) for fold in source.folds),
         "image size": config.image_size,
         "photographs resized": f"{FITS[options.fit]}, bilinear with antialiasing; labels nearest",
-        "query scales": ", ".join(str(float(scale)) for scale in options.scales),
+        "query scales": ", ".join(str(float(scale)) for scale in sorted(options.scales)),
         "scored at": "image size" if options.scored_at == "network" else "each photograph's size",
-        "DenseCRF": dict(options.crf) if options.crf.iterations else None,
+        "DenseCRF": _crf(options.crf),
         "supports outlined by": _outline(config),
         "objects with boxes": _objects(config, source),
         "corners": "aligned" if model.align_corners else "half-pixel",
@@ -167,7 +172,8 @@ def protocol(
         "min_pixels": None if listed else config.data.min_pixels,
         "runs": 1 if listed else config.eval.runs,
         "episodes a run": None if listed else config.eval.episodes,
-        "first seed": None if listed else config.eval.seed,
+        # Of a list it only chooses the objects that get boxes.
+        "first seed": None if listed and config.support_annotation != "box" else options.seed,
         "computed in": config.dtype,
         "features kept in": config.eval.feature_dtype,
     }
@@ -181,7 +187,7 @@ def protocol(
             "training photographs": trained.data.train_split or "the data set's training split",
             "training min_pixels": trained.data.train_min_pixels,
             "held-out classes in training photographs": trained.data.held_out_photographs,
-            "checkpoint": config.eval.checkpoint,
+            "checkpoint": checkpoint or options.checkpoint,
             "selected on": trained.train.select_on,
         }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -196,7 +202,18 @@ def _outline(config: ConfigDict) -> str:
 def _objects(config: ConfigDict, source: Source) -> str | None:
     if config.support_annotation != "box":
         return None
-    return "connected parts" if source.instances(0) is None else "the data set's"
+    looked_at = np.unique(np.linspace(0, len(source) - 1, 20).astype(int)).tolist()
+    known = sum(source.instances(index) is not None for index in looked_at)
+    if not known:
+        return "connected parts"
+    return f"the data set's (in {known} of {len(looked_at)} photographs looked at)"
+
+
+def _crf(options: ConfigDict) -> str | None:
+    if not options.iterations:
+        return None
+    values = [*map(float, (*options.smooth, *options.colour))]
+    return f"{options.iterations} iterations, smooth {values[:2]}, colour {values[2:]}"
 
 
 def _queries(options: ConfigDict) -> str:

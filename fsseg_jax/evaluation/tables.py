@@ -9,6 +9,7 @@ import html
 import json
 import logging
 import pathlib
+import shlex
 import string
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +27,13 @@ from fsseg_jax.evaluation.protocol import protocol
 from fsseg_jax.evaluation.published import TABLES, Fold, Row, Setting, Table
 from fsseg_jax.evaluation.report import SCORES, STYLE
 from fsseg_jax.models import choose_stages, create_model
-from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
+from fsseg_jax.training.checkpoints import (
+    BEST,
+    LAST,
+    Checkpoints,
+    available,
+    load_variables,
+)
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # Fields that say where, how and how long a model was trained, but not which one it is. Those that
@@ -79,7 +86,11 @@ def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh)
     """
     if name not in TABLES:
         raise UserError(f"--table = {name}: choose one of {', '.join(TABLES)}.")
+    if not workdir.is_dir():
+        raise UserError(f"--workdir = {workdir}: there is no such folder to look for runs in.")
     table = TABLES[name]
+    for row in table.rows:  # wrong overrides are told before anything is evaluated
+        override(training_config(table, row, table.settings[0], table.folds[0]), overrides)
     folder = workdir / "tables" / name
     runs = list(find_runs(workdir))
     logger.info("%s; %d runs in %s", table.title, len(runs), workdir)
@@ -90,7 +101,7 @@ def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh)
         for setting in row.settings
         for fold in table.folds
     ]
-    results = _results(table, cells, workdir)
+    results = _results(table, cells, workdir, overrides)
     folder.mkdir(parents=True, exist_ok=True)
     text = as_text(results)
     write_whole(folder / "table.txt", text)
@@ -175,13 +186,16 @@ def _cell(
     target = folder / "cells" / _slug(f"{row.label} {ways}-way {shots}-shot fold {fold}")
     workdir = target if run is None else run.folder
     trained = None if run is None else run.config
-    neutral = protocol(override(base, [*start, *overrides]), source, model, _neutral(trained, row))
-    settings = protocol(config, source, model, trained)
-    which = config.eval.checkpoint
-    # What the result depends on: the protocol and the weights, which a longer training replaces.
-    key = [settings["hash"], config.init if run is None else _stamp(run, which)]
+    stamp, which = (None, None) if run is None else _stamp(run, config.eval.checkpoint)
+    plain = override(base, [*start, *overrides])
+    neutral = protocol(plain, source, model, _neutral(trained, row), which)
+    # All that the result depends on: a longer training replaces the weights.
+    episodes = pathlib.Path(config.eval.episodes_file)
+    listed = episodes.read_text() if episodes.is_file() else None
+    fields = {**config.to_dict(), "platform": "", "devices": 0}
+    key = json.loads(json.dumps([fields, stamp, source.fingerprint, source.digest(), listed]))
     if (results := _kept(target, key)) is None:
-        loaded = load_variables(config, model, workdir, mesh)
+        loaded = load_variables(config, model, workdir, mesh, source)
         logger.info("%s, %d-way %d-shot, fold %d: %s", row.label, *setting, fold, loaded.words)
         results = evaluate(config, model, loaded, source, mesh, target)
         write_whole(target / "key.json", json.dumps(key))
@@ -206,15 +220,15 @@ def _get(config: ConfigDict, name: str) -> Any:
     return config
 
 
-def _stamp(run: Run, which: str) -> str:
-    """Names the state of a run's checkpoints."""
+def _stamp(run: Run, which: str) -> tuple[str, str]:
+    """Names a checkpoint of a run and its time; and which of them it is."""
     checkpoints = Checkpoints(run.folder)
-    paths = [checkpoints.folder / w / str(checkpoints.step(w)) for w in (which, LAST, BEST)]
-    path = next(path for path in paths if path.is_dir())
-    return f"{path}, {path.stat().st_mtime_ns}"
+    which = available(checkpoints, which)
+    path = checkpoints.folder / which / str(checkpoints.step(which))
+    return f"{path}, {path.stat().st_mtime_ns}", which
 
 
-def _kept(target: pathlib.Path, key: list[str]) -> dict[str, Any] | None:
+def _kept(target: pathlib.Path, key: list[Any]) -> dict[str, Any] | None:
     """The results of an earlier evaluation of the same."""
     files = target / "key.json", target / "results.json"
     if not all(file.is_file() for file in files):
@@ -230,7 +244,9 @@ def _slug(words: str) -> str:
 # ----------------------------------------------------------------------------- what came out
 
 
-def _results(table: Table, cells: Sequence[Cell], workdir: pathlib.Path) -> dict[str, Any]:
+def _results(
+    table: Table, cells: Sequence[Cell], workdir: pathlib.Path, overrides: Sequence[str]
+) -> dict[str, Any]:
     """Ours and the published figures, cell by cell; what is missing, and what is mixed."""
     rows = []
     for row in table.rows:
@@ -262,18 +278,16 @@ def _results(table: Table, cells: Sequence[Cell], workdir: pathlib.Path) -> dict
     missing = {}
     for cell in cells:
         if cell.results is None:
+            # Where the data and the weights are is the user's; which data, the table's.
+            own = [o for o in overrides if o.startswith(("--config.data.root", "--config.init"))]
             fields = training_overrides(table, cell.row, cell.setting, cell.fold)
             trained = (cell.setting[0], cell.row.train_shots or cell.setting[1])
-            label = _slug(f"{pathlib.Path(cell.row.config).stem} {' '.join(cell.row.train)}")
+            data = [f.split("=")[1] for f in table.data if f.startswith("data.")]
+            words = [pathlib.Path(cell.row.config).stem, *data, *cell.row.train]
+            label = _slug(" ".join(words))
             label += f"-{trained[0]}way-{trained[1]}shot-fold{cell.fold}"
-            command = " ".join(
-                [
-                    "python -m fsseg_jax.train",
-                    f"--config=configs/{cell.row.config}",
-                    f"--workdir={workdir / label}",
-                    *fields,
-                ]
-            )
+            where = [f"--config=configs/{cell.row.config}", f"--workdir={workdir / label}"]
+            command = shlex.join(["python", "-m", "fsseg_jax.train", *where, *fields, *own])
             missing.setdefault(command, []).append(
                 f"{cell.row.label}, {cell.setting[0]}-way {cell.setting[1]}-shot, fold {cell.fold}"
             )

@@ -65,8 +65,9 @@ def resize_into(
 
     Args:
         x: what to resize.
-        shape: height and width, at most those of the canvas.
-        canvas: height and width of the result; what lies outside of `shape` means nothing.
+        shape: height and width to resize to.
+        canvas: height and width of the result: what `shape` has more is cut off, and what it has
+            less means nothing.
         align_corners: see `interpolation_matrix`.
     """
 

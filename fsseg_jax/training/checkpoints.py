@@ -7,6 +7,7 @@ classes that gave it). Writing is atomic: a run that is killed meanwhile keeps t
 import functools
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
 from fsseg_jax.config import from_saved
+from fsseg_jax.data import class_ids
+from fsseg_jax.data.source import Source
 from fsseg_jax.devices import replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Loaded
@@ -23,16 +26,20 @@ from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
 LAST, BEST = "last", "best"
-# What says which classes a training has not seen.
-HELD_OUT = ("data.fold", "data.folds", "data.coco.folds", "data.tfds.name")
 
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of the run in `workdir`."""
+    """The checkpoints of a run.
 
-    def __init__(self, workdir: pathlib.Path) -> None:
+    Args:
+        workdir: the folder of the run.
+        trained_on: the names of the classes that it is trained on, to be kept with what it saves.
+    """
+
+    def __init__(self, workdir: pathlib.Path, trained_on: Sequence[str] = ()) -> None:
+        self.trained_on = list(trained_on)
         self.folder = workdir.absolute() / "checkpoints"
         self._managers = {}
 
@@ -56,13 +63,16 @@ class Checkpoints:
             **info: what else is known of it; JSON.
         """
         step = int(state.step)
+        known = {"step": step, "arrays": _shapes(state.variables)}
+        if self.trained_on:
+            known["trained_on"] = self.trained_on
         self._manager(which).save(
             step,
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(state.variables),
                 training=ocp.args.StandardSave(_rest(state)),
                 config=ocp.args.JsonSave(config.to_dict()),
-                info=ocp.args.JsonSave({"step": step, "arrays": _shapes(state.variables), **info}),
+                info=ocp.args.JsonSave({**known, **info}),
             ),
             force=True,
         )
@@ -130,6 +140,26 @@ class Checkpoints:
                 "run's own config or another --workdir."
             ) from None
 
+    def check_classes(self, which: str, config: ConfigDict, source: Source) -> None:
+        """Raises UserError if a checkpoint was trained on classes that `config` tests.
+
+        Of other data that share names with its own, it only warns: what one data set calls a
+        person may be something else in another.
+        """
+        saved, info = self.describe(which)
+        names = source.class_names
+        tested = [names[c] for c in class_ids(source, config.data.fold, "novel")]
+        seen = sorted({*tested} & {*info.get("trained_on", ())})
+        if not seen:
+            return
+        sentence = (
+            f"{self.folder.parent} was trained on {', '.join(seen)}, which fold "
+            f"{config.data.fold} of {source.name} tests"
+        )
+        if saved.data.name == config.data.name:
+            raise UserError(f"{sentence}: choose another data.fold or --workdir.")
+        logger.warning("%s: they are not new to it.", sentence)
+
     def check_same(self, which: str, config: ConfigDict, *fields: str) -> None:
         """Raises UserError unless a checkpoint's configuration has the `fields` of `config`."""
         saved, _ = self.describe(which)
@@ -142,33 +172,39 @@ class Checkpoints:
                 )
 
 
-def load_variables(config: ConfigDict, model: Method, workdir: pathlib.Path, mesh: Mesh) -> Loaded:
+def available(checkpoints: Checkpoints, which: str) -> str | None:
+    """`which` checkpoint, or the other one where only that is there, or None."""
+    other = LAST if which == BEST else BEST
+    return next((w for w in (which, other) if checkpoints.step(w) is not None), None)
+
+
+def load_variables(
+    config: ConfigDict, model: Method, workdir: pathlib.Path, mesh: Mesh, source: Source
+) -> Loaded:
     """The variables that `config.eval.checkpoint` names, or fresh ones where there are none.
 
     Raises:
         UserError: the checkpoint is another model's, or was trained on the classes of the fold
-            that `config` tests.
+            of `source` that `config` tests.
     """
     checkpoints = Checkpoints(workdir)
-    steps = {which: checkpoints.step(which) for which in (BEST, LAST)}
+    which = available(checkpoints, config.eval.checkpoint)
     key = jax.random.key(config.seed)
     initialise = functools.partial(init_variables, model, key, config.ways, config.shots)
-    if set(steps.values()) == {None}:
+    if which is None:
         variables = jax.device_put(initialise(config.init), replicated(mesh))
         weights = pathlib.Path(config.init).name or "random"
         return Loaded(variables, f"freshly initialised, {weights} weights")
-    which = config.eval.checkpoint
-    if steps[which] is None:
-        other = LAST if which == BEST else BEST
-        logger.info("%s holds no %s checkpoint yet: using the %s one", workdir, which, other)
-        which = other
+    if which != config.eval.checkpoint:
+        words = (workdir, config.eval.checkpoint, which)
+        logger.info("%s holds no %s checkpoint yet: using the %s one", *words)
     saved, info = checkpoints.describe(which)
-    same_data = saved.data.name == config.data.name
-    checkpoints.check_same(which, config, *(HELD_OUT if same_data else []))
+    checkpoints.check_same(which, config)
+    checkpoints.check_classes(which, config, source)
     like = jax.eval_shape(initialise)
     variables = checkpoints.restore_variables(which, like, replicated(mesh))
     selected = f"best on {info['selected_on']} classes" if which == BEST else "the last"
-    return Loaded(variables, f"step {info['step']}, {selected}", saved)
+    return Loaded(variables, f"step {info['step']}, {selected}", saved, which)
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax import config as configuration
-from fsseg_jax.data import open_source, training_items, training_pipeline
+from fsseg_jax.data import class_ids, open_source, training_items, training_pipeline
 from fsseg_jax.devices import check_divides, describe, make_mesh, replicated
 from fsseg_jax.episode import episodes_hash
 from fsseg_jax.errors import UserError
@@ -26,7 +26,7 @@ from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes
 from fsseg_jax.models import Method, choose_stages, create_model
-from fsseg_jax.training.checkpoints import BEST, HELD_OUT, LAST, Checkpoints, load_variables
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
 from fsseg_jax.training.state import (
     TrainState,
     abstract_state,
@@ -91,15 +91,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     create_model(config)  # wrong options are told before the data are read
     source = open_source(config.data, "train")
     held_back = open_source(config.data, "test")
+    shared = set(source.ids) & set(held_back.ids)
+    if shared and config.train.select_on == "base" and config.data.split:
+        raise UserError(
+            f"data.split = {config.data.split}: selection on base classes would score photographs "
+            "that training sees: choose another data.split, or leave it empty."
+        )
     items = training_items(config.data, source)
     count = len(items.photograph)
     config = with_steps(config, count)
-    checkpoints = Checkpoints(workdir)
+    base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
+    checkpoints = Checkpoints(workdir, trained_on=base)
     start = checkpoints.step(LAST) or 0
 
     for which in (LAST, BEST):
         if checkpoints.step(which) is not None:
-            checkpoints.check_same(which, config, "data.name", *HELD_OUT)
+            checkpoints.check_same(which, config, "data.name", "data.fold")
+            if checkpoints.describe(which)[1].get("trained_on", base) != base:
+                raise UserError(
+                    f"{workdir} holds a checkpoint that was trained on other classes than "
+                    f"{source.name} has now: choose another --workdir."
+                )
     if start > config.train.steps:
         raise UserError(
             f"train.steps = {config.train.steps}, but {workdir} is at step {start} already: raise "
@@ -240,7 +252,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     # ---------------------------------------------------------------- what came of it
     if config.train.test_before_and_after:
         folder = workdir / "evaluation"
-        trained = load_variables(config, model, workdir, mesh)
+        trained = load_variables(config, model, workdir, mesh, held_back)
         after = evaluate(config, model, trained, held_back, mesh, folder)
         logger.info("held-out classes after training: %s", summary(after))
         logger.info("report: %s", folder / "report.html")

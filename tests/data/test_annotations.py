@@ -399,7 +399,7 @@ def possible_boxes(label, marks, ways, way):
         outside[label == other] = False
         for box in boxes_of(label, marks, other):
             outside[box] = False
-    unknown = np.where(outside, 0, 254)
+    unknown = np.where(outside, np.where(label == 255, 255, 0), 254)
     boxes = boxes_of(label, marks, way)
     return [np.where(box, way, unknown) for box in boxes] or [unknown]
 
@@ -422,7 +422,7 @@ def test_boxes_are_those_of_one_object_a_support(ways, shots):
             seen |= set(np.unique(result[way, shot]).tolist())
         if seed % 2:  # nothing to have a box
             assert not (result[-1, 0] == ways).any()
-    assert seen == {*range(ways + 1), 254}
+    assert seen == {*range(ways + 1), 254, 255}
 
 
 @SHAPES
@@ -611,19 +611,7 @@ def test_strokes_are_as_wide_on_the_networks_input_where_more_detail_is_held():
 # ----------------------------------------------------------------------------- evaluation
 
 
-@pytest.mark.parametrize(
-    "fit",
-    [
-        "stretch",
-        pytest.param(
-            "letterbox",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="square_marks stretches the objects' numbers whatever eval.fit is",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
 def test_evaluation_finds_the_objects_of_its_own_squares(fit):
     source = Objects()
     config = default_config()
@@ -859,3 +847,21 @@ def test_panet_averages_marked_pixels_alone():
     for number, prototype in enumerate(prototypes):
         norms = np.linalg.norm(query, axis=-1) * np.linalg.norm(prototype)
         np.testing.assert_allclose(logits[..., number], 20 * (query @ prototype) / norms, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", ["disc", "square"])
+def test_compact_parts_have_a_stroke_and_no_dot(shape):
+    y, x = np.indices((100, 100)) - 50
+    inside = np.hypot(x, y) < 30 if shape == "disc" else np.maximum(abs(x), abs(y)) < 30
+    drawn = strokes(np.where(inside, 1, 255), 1) > 0
+    assert not (drawn & ~inside).any()
+    rows, columns = np.nonzero(drawn)
+    assert np.hypot(np.ptp(rows), np.ptp(columns)) > 20  # of a width of 60
+    assert np.hypot(rows.mean() - 50, columns.mean() - 50) < 6
+
+
+def test_stroke_of_a_compact_part_goes_the_way_in_which_the_part_extends():
+    y, x = np.indices((100, 100)) - 50
+    tilted = np.hypot((x + y) / 1.3, 1.3 * (x - y)) < 40
+    rows, columns = np.nonzero(strokes(np.where(tilted, 1, 255), 1))
+    assert np.corrcoef(rows, columns)[0, 1] > 0.9

@@ -367,7 +367,6 @@ def test_each_way_to_outline_supports_has_its_own_cache(make_voc):
     assert len(set(marks)) == len(marks)
 
 
-@pytest.mark.xfail(strict=True, reason="the fingerprint of VOC leaves files of objects out")
 def test_changed_objects_make_another_cache(make_voc):
     root = make_voc(train=3, val=1, objects=True)
     box = Annotation("box", 5, 32)

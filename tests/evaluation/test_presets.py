@@ -161,5 +161,5 @@ def test_the_last_value_of_a_field_counts(given, field, expected):
     "given", ["eval.scales=()", "eval.scales=(0.0,1.0)", "eval.scales=(1.0,-0.7)"]
 )
 def test_scales_are_positive_and_there_is_one(given):
-    with pytest.raises(UserError, match=r"eval\.scales = .* one or more positive numbers"):
+    with pytest.raises(UserError, match=r"eval\.scales = .* one or more numbers above 0"):
         change(default_config(), given)

@@ -303,8 +303,8 @@ def test_pairs_are_chosen_by_the_area_of_both_classes(crowd):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ways": 1}, "ways = 1: eval.setup = metaseg is about 2 ways."),
-        ({"ways": 3}, "ways = 3: eval.setup = metaseg is about 2 ways."),
+        ({"ways": 1}, "ways = 1: eval.setup = metaseg is about 2 ways: set ways = 2."),
+        ({"ways": 3}, "ways = 3: eval.setup = metaseg is about 2 ways: set ways = 2."),
         ({"data.fold": 0}, "eval.setup = metaseg needs a fold of memory that holds out person"),
         ({"shots": 30}, "no class has 31 photographs that show person too: lower shots or"),
         ({"data.min_pixels": 9000}, "no class has 2 photographs that show person too"),

@@ -68,7 +68,8 @@ def test_overrides_are_where_they_belong(table, row):
     # The cells say these.
     assert not {"ways", "shots", "data.fold"} & {*data, *train, *test}
     assert {name.split(".")[0] for name in data} == {"data", "eval"}
-    assert {name.split(".")[0] for name in train} <= {"model", "train"}
+    assert {name.split(".")[0] for name in train} <= {"model", "train", "data"}
+    assert {name for name in train if name.startswith("data.")} <= {"data.train_min_pixels"}
     # Neither changes what a checkpoint was trained for.
     assert not any(name.startswith(("data.", "train.")) for name in test)
     assert row.trained or not (train or row.train_shots)

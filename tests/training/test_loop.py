@@ -1,5 +1,6 @@
 """Whole runs on tiny photographs: stopping, resuming, devices, and what can go wrong."""
 
+import logging
 import os
 import signal
 
@@ -366,9 +367,10 @@ def test_checkpoint_of_another_method_is_refused(tmp_path, monkeypatch):
     config.method = "another"
     with pytest.raises(UserError, match=r"checkpoint of method = 'panet', but .* 'another'"):
         loop.train(config, tmp_path)
-    mesh = make_mesh(1)
+    source = loop.open_source(config.data, "test")
+    model = create_model(config)
     with pytest.raises(UserError, match=r"checkpoint of method = 'panet', but .* 'another'"):
-        load_variables(config, create_model(config), tmp_path, mesh)
+        load_variables(config, model, tmp_path, make_mesh(1), source)
 
 
 def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(tmp_path):
@@ -376,15 +378,16 @@ def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(tmp_pa
     config = tiny_config(steps=1)
     model = create_model(config)
     wider = model.clone(backbone=model.backbone.clone(width=32))
+    source = loop.open_source(config.data, "test")
     with pytest.raises(UserError) as raised:
-        load_variables(config, wider, tmp_path, make_mesh(1))
+        load_variables(config, wider, tmp_path, make_mesh(1), source)
     message = str(raised.value)
     assert "does not fit the model" in message
     assert "instead of" in message
     assert "trained for ways = 1, shots = 1" in message
     fewer = model.clone(stages=(4,))
     with pytest.raises(UserError, match=r"it has params/backbone/\S+ too and \d more"):
-        load_variables(config, fewer, tmp_path, make_mesh(1))
+        load_variables(config, fewer, tmp_path, make_mesh(1), source)
 
 
 @pytest.mark.parametrize(
@@ -406,8 +409,27 @@ def test_resuming_with_another_fold_is_refused(tmp_path):
     config.data.fold = 1
     with pytest.raises(UserError, match=r"checkpoint of data.fold = 0, but the config asks for 1"):
         loop.train(config, tmp_path)
-    with pytest.raises(UserError, match=r"checkpoint of data.fold = 0, but the config asks for 1"):
-        load_variables(config, create_model(config), tmp_path, make_mesh(1))
+    source = loop.open_source(config.data, "test")
+    with pytest.raises(UserError, match=r"was trained on .* which fold 1 of shapes tests"):
+        load_variables(config, create_model(config), tmp_path, make_mesh(1), source)
+
+
+def test_classes_that_a_run_was_trained_on_are_never_tested(tmp_path, monkeypatch, caplog):
+    config = tiny_config(steps=1)
+    assert loop.train(config, tmp_path)
+    source, model = loop.open_source(config.data, "test"), create_model(config)
+    load_variables(config, model, tmp_path, make_mesh(1), source)
+    # The same fold of the same data, where other classes are held out now.
+    monkeypatch.setattr(type(source), "folds", ((1, 2, 7), *source.folds[1:]))
+    with pytest.raises(UserError, match=f"was trained on {source.classes[6]}, which fold 0"):
+        load_variables(config, model, tmp_path, make_mesh(1), source)
+    with pytest.raises(UserError, match="trained on other classes than shapes has now"):
+        loop.train(config, tmp_path)
+    # Other data may mean something else by the same name.
+    config.data.name = "other"
+    monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
+    load_variables(config, model, tmp_path, make_mesh(1), source)
+    assert "not new to it" in caplog.text
 
 
 def test_fewer_steps_than_the_checkpoint_has_is_an_error(tmp_path):
