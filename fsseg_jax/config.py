@@ -174,6 +174,9 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.eval.episodes_file = ""  # score this list instead, in one run
     config.eval.batch_size = 8  # episodes; changes memory and speed, not the score
     config.eval.feature_dtype = "float16"  # in which encoded photographs are kept
+    # GiB of encoded photographs that are held at a time. Where all of them need more, episodes are
+    # scored in parts, class by class, and what parts share is encoded again.
+    config.eval.cache = 8.0
     config.eval.gallery = 4  # best, median and worst episodes in the report
     return config.lock()  # a config file that sets an unknown field fails
 
@@ -340,6 +343,8 @@ def check(config: ConfigDict) -> None:
             "eval.setup = metaseg draws its queries among photographs that show two classes: set "
             "eval.queries = uniform."
         )
+    if config.eval.cache <= 0:
+        raise UserError(f"eval.cache = {config.eval.cache}: it must be above 0, in GiB.")
     if abs(config.seed) >= 2**32 or abs(config.eval.seed) >= 2**32:
         raise UserError("seed and eval.seed must be below 2**32.")
 

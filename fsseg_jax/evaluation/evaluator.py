@@ -4,6 +4,7 @@ Then an evaluation: the lists of the protocol, and the files that tell the resul
 """
 
 import json
+import logging
 import os
 import pathlib
 import time
@@ -36,6 +37,8 @@ from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.report import Example, changed_options, write_report
 from fsseg_jax.models import Method
 from fsseg_jax.models.resize import resize, resize_into
+
+logger = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -337,7 +340,7 @@ class Evaluator:
             return crf.refine(probabilities, image, self.options.crf)
         return np.asarray(prediction, np.uint8)[:height, :width]
 
-    def example(self, variables: Any, cache: Cache, row: int, iou: float) -> Example:
+    def example(self, variables: Any, cache: Cache, row: int, title: str, iou: float) -> Example:
         """Episode number `row` with its prediction, for the report."""
         rows, ids = self.rows.take(row), self.episodes.take(row)
         support_label = np.asarray(episode_label(self.labels[rows.supports], ids.classes))
@@ -350,7 +353,7 @@ class Evaluator:
             prediction = square(Photograph(blank, prediction), self.size, self.options.fit).label
         names = self.source.class_names
         return Example(
-            title=f"Episode {row + 1}",
+            title=title,
             iou=iou,
             classes=tuple(names[int(c)] for c in ids.classes),
             support_ids=tuple(tuple(self.source.ids[i] for i in shots) for shots in ids.supports),
@@ -361,6 +364,40 @@ class Evaluator:
             query_label=np.asarray(episode_label(self.labels[rows.query], ids.classes)),
             prediction=prediction,
         )
+
+
+def portions(
+    config: ConfigDict, model: Method, variables: Any, source: Source, episodes: EpisodeIds
+) -> list[Int[np.ndarray, " part"]]:
+    """The rows of the episodes in parts whose encoded photographs fit into `eval.cache` each.
+
+    Episodes of one class stay together, as they share photographs.
+    """
+    options, channels = config.eval, 4 if max(source.class_names) < IGNORE else 5
+    size = 0
+    for side in {config.image_size, *(scaled_side(config.image_size, s) for s in options.scales)}:
+        image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
+        features = jax.eval_shape(lambda v, x: model.apply(v, x, method="encode"), variables, image)
+        values = sum(x.size for x in jax.tree.leaves(features))
+        size += values * jnp.dtype(options.feature_dtype).itemsize + side * side * channels
+    limit = options.cache * 2**30 / size
+    total = len(np.unique(episodes.photographs))
+    if total <= limit:
+        return [np.arange(len(episodes))]
+    parts, held = [[]], set()
+    photographs = episodes.photographs
+    for row in np.lexsort(episodes.classes.T[::-1]):
+        more = held.union(photographs[row].tolist())
+        if parts[-1] and len(more) > limit:
+            parts.append([])
+            more = set(photographs[row].tolist())
+        parts[-1].append(row)
+        held = more
+    logger.info(
+        "%d photographs are %.1f GiB when encoded: scored in %d parts of up to eval.cache = %g GiB",
+        *(total, total * size / 2**30, len(parts), options.cache),
+    )
+    return [np.sort(part) for part in parts]
 
 
 def scaled_side(size: int, scale: float) -> int:
@@ -400,12 +437,23 @@ def evaluate(
     bits = [
         choose(seed, np.arange(len(run)), *run.supports.shape[1:]) for seed, run in by_seed.items()
     ]
-    evaluator = Evaluator(model, source, episodes, mesh, config, np.concatenate(bits))
-    read = time.perf_counter()
-    cache = evaluator.encode(variables)
-    encoded = time.perf_counter()
-    counts, measured = evaluator.score(variables, cache)
-    scored = time.perf_counter()
+    bits = np.concatenate(bits)
+    parts = portions(config, model, variables, source, episodes)
+    ways = episodes.classes.shape[1]
+    counts = np.empty((len(episodes), ways + 1, 3), np.int64)
+    measured: dict[str, float] = {}
+    seconds = np.zeros(3)  # reading, encoding, scoring
+    for rows in parts:
+        times = [time.perf_counter()]
+        evaluator = Evaluator(model, source, episodes.take(rows), mesh, config, bits[rows])
+        times.append(time.perf_counter())
+        cache = evaluator.encode(variables)
+        times.append(time.perf_counter())
+        counts[rows], means = evaluator.score(variables, cache)
+        times.append(time.perf_counter())
+        seconds += np.diff(times)
+        for name, mean in means.items():
+            measured[name] = measured.get(name, 0.0) + mean * len(rows) / len(episodes)
 
     names = source.class_names
     runs = []
@@ -431,7 +479,7 @@ def evaluate(
         "backbone": config.backbone,
         "model": json.loads(json.dumps(config.model.to_dict())),  # as it is read back
         "fold": _fold(source, episodes, config.data.fold),
-        "ways": episodes.classes.shape[1],
+        "ways": ways,
         "shots": episodes.supports.shape[2],
         "checkpoint": loaded.words,
         **means,
@@ -442,11 +490,11 @@ def evaluate(
         "episodes": len(episodes) // len(runs),  # a run
         "episodes_hash": episodes_hash(episodes, source.ids),
         "protocol": protocol(config, source, model, loaded.config, loaded.checkpoint),
-        "photographs": len(evaluator.images),
+        "photographs": len(np.unique(episodes.photographs)),
         "seconds": time.perf_counter() - started,
-        "seconds_reading": read - started,
-        "seconds_encoding": encoded - read,
-        "seconds_scoring": scored - encoded,
+        "seconds_reading": seconds[0],
+        "seconds_encoding": seconds[1],
+        "seconds_scoring": seconds[2],
     }
 
     # Small data sets repeat episodes: the gallery shows each of them once.
@@ -461,9 +509,18 @@ def evaluate(
         "Median": order[middle : middle + shown],
         "Worst": order[len(order) - shown :],
     }
+    at = np.unique(np.concatenate(list(chosen.values()))) if len(parts) > 1 else parts[0]
+    if len(parts) > 1 and len(at):  # what was encoded for these is gone
+        evaluator = Evaluator(model, source, episodes.take(at), mesh, config, bits[at])
+        cache = evaluator.encode(variables)
     gallery = {
-        title: [evaluator.example(variables, cache, row, float(ious[row])) for row in rows]
-        for title, rows in chosen.items()
+        heading: [
+            evaluator.example(
+                variables, cache, np.searchsorted(at, row), f"Episode {row + 1}", float(ious[row])
+            )
+            for row in rows
+        ]
+        for heading, rows in chosen.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     listing = episodes_to_csv(

@@ -287,6 +287,7 @@ def test_listed_episodes_are_those_that_were_scored(folder, model, source, varia
 def scored(monkeypatch):
     """A function that says which counts an evaluation shall find, without a model."""
     monkeypatch.setattr(Evaluator, "encode", lambda self, variables: None)
+    monkeypatch.setattr(evaluator, "portions", lambda *given: [np.arange(len(given[-1]))])
 
     def give(counts):
         monkeypatch.setattr(Evaluator, "score", lambda *_: (np.asarray(counts), {}))
@@ -359,8 +360,44 @@ def test_gallery_shows_the_best_the_median_and_the_worst(
     counts = [[[500, 0, 0], [part, 0, 100 - part]] for part in found]
     scored(counts)
     shown = {}
-    monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, iou: (int(row), iou))
+    monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, title, iou: (int(row), iou))
     monkeypatch.setattr(evaluator, "write_report", lambda path, r, gallery: shown.update(gallery))
     config = make_settings(**{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
     evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
     assert shown == {"Best": [(1, 90)], "Median": [(3, 50)], "Worst": [(2, 10)]}
+
+
+def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
+    folder, model, source, variables, tmp_path, monkeypatch
+):
+    sizes = []
+    original = Evaluator.__init__
+
+    def spy(self, model, source, episodes, *others):
+        sizes.append(len(np.unique(episodes.photographs)))
+        original(self, model, source, episodes, *others)
+
+    monkeypatch.setattr(Evaluator, "__init__", spy)
+    features = model.apply(variables, np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
+    size = np.asarray(features).nbytes + SIZE**2 * 4  # of one photograph, with its label
+    config = make_settings(**{"eval.cache": 3.5 * size / 2**30})
+    results = evaluate(
+        config, model, Loaded(variables, "of the test"), source, make_mesh(1), tmp_path
+    )
+    *scored, shown = sizes
+    assert len(scored) > 1
+    assert max(scored) <= 3
+    assert shown <= 6  # those of three episodes in the gallery
+    whole = strict_json(folder / "results.json")
+    for name in whole:
+        if not name.startswith("seconds"):
+            assert results[name] == whole[name], name
+    assert (tmp_path / "episodes.csv").read_text() == (folder / "episodes.csv").read_text()
+
+
+def test_an_episode_that_does_not_fit_alone_is_scored_all_the_same(source, model, variables):
+    config = make_settings(**{"eval.cache": 1e-9})
+    episodes = sample(source.table.items(range(1, 4)), 0, range(6), ways=1, shots=2)
+    parts = evaluator.portions(config, model, variables, source, episodes)
+    assert [len(part) for part in parts] == [1] * 6
+    assert sorted(np.concatenate(parts).tolist()) == list(range(6))
