@@ -60,8 +60,8 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.ways = 1
     config.shots = 1
     # How the class is outlined in supports, in training and evaluation: by a "dense" mask, the
-    # "box" of one random object, a "scribble" along its skeleton, or a "point" inside (PANet
-    # sec. 4.3.3 has the first three).
+    # "box" of one random object (PANet sec. 4.3.3), the "largest_box" (its published code), a
+    # "scribble" along its skeleton, or a "point" inside.
     config.support_annotation = "dense"
     config.annotation_width = 5  # of scribbles and points, in pixels of the network's input
     config.image_size = 417  # photographs are resized to a square of this side

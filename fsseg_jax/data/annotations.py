@@ -20,7 +20,8 @@ from skimage.morphology import disk, skeletonize
 from fsseg_jax.data.source import Photograph, Source, square
 from fsseg_jax.episode import IGNORE, UNLABELLED, random_bits
 
-KINDS = ("dense", "box", "scribble", "point")
+KINDS = ("dense", "box", "largest_box", "scribble", "point")
+BOXES = ("box", "largest_box")
 OBJECTS = 16  # of one class in one photograph that can get boxes: the largest ones
 # A connected part smaller than this share of the class's largest one is no object of its own but
 # a fragment behind something: nobody would draw a box around it, or a stroke in it.
@@ -69,7 +70,7 @@ def square_marks(
     kind, width, size = annotation
     if kind == "dense":
         return np.zeros(label.shape, np.uint8)
-    if kind == "box":
+    if kind in BOXES:
         objects = source.instances(index)
         if objects is not None:
             blank = np.zeros((*objects.shape, 3), np.uint8)
@@ -209,9 +210,10 @@ def annotated(
 ) -> UInt8[Array, "way shot height width"]:
     """The labels of an episode's supports as `kind` of annotation tells them.
 
-    A box is that of one random object of the support's own way; the background is what lies
-    outside of all boxes of the episode's classes (PANet sec. 4.3.3, for one way), where 255 stays
-    ignored. A scribble or a point of a class that is not in the episode marks background.
+    A box is that of one random object of the support's own way, or of the largest; the background
+    is what lies outside of all boxes of the episode's classes (PANet sec. 4.3.3, for one way),
+    where 255 stays ignored. A scribble or a point of a class that is not in the episode marks
+    background.
 
     Args:
         label: the supports' dense labels in episode numbering.
@@ -224,6 +226,8 @@ def annotated(
         return label
     if kind in ("scribble", "point"):
         return xp.where(marks > 0, label, UNLABELLED).astype(np.uint8)
+    if kind == "largest_box":
+        bits = xp.zeros_like(bits)  # objects are in the order of their sizes
     ways = label.shape[0]
     # Every way's objects in every support: (m, n, k, object, ...), n the support's own way.
     each_way = xp.arange(1, ways + 1)[:, None, None, None, None, None]

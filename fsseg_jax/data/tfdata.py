@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, not notes on how i
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from fsseg_jax.data.annotations import DENSE, Annotation, annotated, choose, square_marks
+from fsseg_jax.data.annotations import BOXES, DENSE, Annotation, annotated, choose, square_marks
 from fsseg_jax.data.augment import OUTSIDE, Geometry, episode_geometry
 from fsseg_jax.data.source import Source, square
 from fsseg_jax.episode import IGNORE, Episode, Items, sample
@@ -273,7 +273,7 @@ def batches(
             ids = sample(items, seed, numbers(step), ways, shots)
             for number in np.unique(ids.photographs):
                 source.read(number)
-                if annotation.kind == "box":
+                if annotation.kind in BOXES:
                     source.instances(number)
             raise UserError(f"a file of step {step} cannot be decoded: {error}") from None
         if marked:

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from fsseg_jax.data import class_ids, test_split
+from fsseg_jax.data.annotations import BOXES
 from fsseg_jax.data.source import Source
 from fsseg_jax.episode import (
     EpisodeIds,
@@ -196,11 +197,11 @@ def protocol(
 
 def _outline(config: ConfigDict) -> str:
     kind = config.support_annotation
-    return kind if kind in ("dense", "box") else f"{kind}, {config.annotation_width} pixels wide"
+    return kind if kind in ("dense", *BOXES) else f"{kind}, {config.annotation_width} pixels wide"
 
 
 def _objects(config: ConfigDict, source: Source) -> str | None:
-    if config.support_annotation != "box":
+    if config.support_annotation not in BOXES:
         return None
     looked_at = np.unique(np.linspace(0, len(source) - 1, 20).astype(int)).tolist()
     known = sum(source.instances(index) is not None for index in looked_at)

@@ -677,7 +677,9 @@ def test_evaluation_outlines_supports_and_scores_by_dense_labels(kind):
         numbered = in_episode_numbering(numbered, episodes.classes[row])
         marks = np.stack([marks_of(index, kind) for index in episodes.supports[row].ravel()])
         label = annotated(numbered, marks.reshape(2, 2, 32, 32), bits[row], kind)
-        np.testing.assert_array_equal(evaluator.example({}, cache, row, 0.0).support_label, label)
+        np.testing.assert_array_equal(
+            evaluator.example({}, cache, row, "", 0.0).support_label, label
+        )
         weighed.append(np.sum(label * weights))
         pixels.append(np.sum(label == 1))
         truth = shrunk(source.read(episodes.query[row]).label, 32)
@@ -865,3 +867,14 @@ def test_stroke_of_a_compact_part_goes_the_way_in_which_the_part_extends():
     tilted = np.hypot((x + y) / 1.3, 1.3 * (x - y)) < 40
     rows, columns = np.nonzero(strokes(np.where(tilted, 1, 255), 1))
     assert np.corrcoef(rows, columns)[0, 1] > 0.9
+
+
+def test_largest_box_is_that_of_the_largest_object_whatever_the_bits():
+    label = np.zeros((1, 1, 20, 20), np.uint8)
+    label[..., 2:5, 2:5] = label[..., 8:18, 9:19] = 1
+    marks = object_numbers(label[0, 0])[None, None]
+    for bits in range(4):
+        result = annotated(label, marks, np.full((1, 1), bits, np.uint32), "largest_box")[0, 0]
+        assert (result[8:18, 9:19] == 1).all()
+        assert (result == 1).sum() == 100
+        assert (result[2:5, 2:5] == 254).all()
