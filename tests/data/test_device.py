@@ -269,7 +269,7 @@ def test_evaluation_tells_ids_beyond_a_byte_apart(scored_at):
         np.testing.assert_array_equal(counts[row], [[area, 0, 0] for area in areas])
         prediction = scorer.predict({}, cache, row)
         np.testing.assert_array_equal(prediction[label != 255], label[label != 255])
-    support_label = scorer.example({}, cache, 4, 1.0).support_label
+    support_label = scorer.example({}, cache, 4, "", 1.0).support_label
     expected = [[in_episode_numbering(many.read(row).label, classes[4])] for row in (0, 4)]
     np.testing.assert_array_equal(support_label, expected)
 

@@ -283,7 +283,7 @@ def test_the_report_shows_letterboxed_photographs_with_what_was_predicted(source
     evaluator = make_evaluator(model, source, episodes, fit="letterbox")
     cache = evaluator.encode(variables)
     for row, ids in enumerate(map(episodes.take, range(len(episodes)))):
-        example = evaluator.example(variables, cache, row, 50.0)
+        example = evaluator.example(variables, cache, row, "", 50.0)
         image, label, _ = source.photographs[ids.query]
         image, label = fit(image, label, SIZE, True)
         np.testing.assert_array_equal(example.query_image, image)
