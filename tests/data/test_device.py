@@ -356,7 +356,9 @@ def test_no_room_for_the_cache_is_said_and_training_goes_on(fresh, monkeypatch, 
 
 def test_each_way_to_outline_supports_has_its_own_cache(make_voc):
     source = VOC(make_voc(train=3, val=1, objects=True), "train")
-    ways = [Annotation(), *(Annotation(kind, 5, 32) for kind in KINDS[1:])]
+    # Of boxes the marks are the same, whichever is chosen.
+    kinds = [kind for kind in KINDS if kind not in ("dense", "largest_box")]
+    ways = [Annotation(), *(Annotation(kind, 5, 32) for kind in kinds)]
     ways += [Annotation("scribble", 2, 32), Annotation("scribble", 5, 160)]
     kept = [np.array(device.decode(source, 32, True, annotation)) for annotation in ways]
     for pixels, annotation in zip(kept, ways, strict=True):
