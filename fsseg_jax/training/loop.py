@@ -147,6 +147,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         *(len(source), count, len(items.class_id)),
     )
 
+    selection = Selection(config, model, held_back, mesh, checkpoints, start)
     if config.train.test_before_and_after and start == 0:
         folder = workdir / "evaluation_before"
         untrained = Loaded(state.variables, "untrained")
@@ -161,7 +162,6 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         batch_size=config.train.batch_size,
     )
     dispatch = make_dispatch(step_function, pipeline.draw, mesh)
-    selection = Selection(config, model, held_back, mesh, checkpoints, start)
 
     # ---------------------------------------------------------------- steps
     writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
