@@ -61,7 +61,7 @@ class COCO(Source):
         if len(categories) != 80:
             raise UserError(
                 f"{self._json} has {len(categories)} categories, but COCO has 80: use the "
-                "official instances files."
+                "official instances files, or data.name = folder for other data in this format."
             )
         self.classes = tuple(categories.values())
         self._number_of = dict(zip(categories, class_numbers(80).tolist(), strict=True))

@@ -23,7 +23,7 @@ import urllib.request
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import scipy.io
@@ -66,6 +66,9 @@ SBD_ARCHIVE = Archive(
 _FOLDERS = {"SegmentationClass": ("cls", "GTcls"), "SegmentationObject": ("inst", "GTinst")}
 
 # Not __name__, which is __main__ when this file is run.
+# Python before 3.11.4 knows no filter of what an archive may write.
+_SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
 logger = logging.getLogger("fsseg_jax.data.prepare")
 
 
@@ -148,8 +151,9 @@ def _unpack(archive: Archive, folder: pathlib.Path, downloads: pathlib.Path) -> 
         ):
             for member in members:
                 name = pathlib.PurePosixPath(member.name)
-                if member.isfile() and any(name.is_relative_to(part) for part in wanted):
-                    members.extract(member, partial, filter="data")
+                inside = any(name.is_relative_to(part) for part in wanted)
+                if member.isfile() and inside and ".." not in name.parts:
+                    members.extract(member, partial, **_SAFELY)
         for part in missing:
             (folder / part).parent.mkdir(parents=True, exist_ok=True)
             (partial / archive.folder / part).replace(folder / part)
