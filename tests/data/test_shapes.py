@@ -85,3 +85,9 @@ def test_colour_does_not_tell_the_class(shapes):
 def test_wrong_arguments_are_told(arguments):
     with pytest.raises(UserError, match=r"split = 'test'|must be at least one|at least 32 pixels"):
         Shapes(*arguments)
+
+
+def test_digest_tells_sizes_and_numbers_apart():
+    digests = [Shapes("val", *size).digest() for size in ((4, 32), (5, 32), (4, 40))]
+    assert len(set(digests)) == 3
+    assert Shapes("val", 4, 32).digest() == digests[0]
