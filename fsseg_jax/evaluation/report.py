@@ -219,6 +219,7 @@ td, th { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var
   gap: 0 14px } .columns section { display: flex; flex-direction: column }
 li { display: grid; grid-template-columns: 8.5em 1fr 3em; gap: 10px; align-items: center;
   margin-bottom: 6px }
+li span { overflow-wrap: anywhere; line-height: 1.15 }
 li div { position: relative; height: 12px; background: var(--line); border-radius: 3px }
 li i { display: block; height: 100%; background: var(--bar); border-radius: 3px }
 li div::after { content: ""; position: absolute; inset: -3px auto -3px var(--mean); width: 2px;
