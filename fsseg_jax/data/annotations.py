@@ -179,11 +179,7 @@ def _straight_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "
     extends most, half as long as the side of a square of its area."""
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     middle = np.unravel_index(depth.argmax(), depth.shape)
-    pixels = np.stack(np.nonzero(mask))
-    _, directions = np.linalg.eigh(
-        np.atleast_2d(pixels @ pixels.T / pixels.shape[1])
-        - np.outer(pixels.mean(1), pixels.mean(1))
-    )
+    _, directions = np.linalg.eigh(np.cov(np.nonzero(mask)))
     length = np.sqrt(mask.sum()) / 2
     steps = np.linspace(-length / 2, length / 2, 2 * int(length) + 1)
     points = np.rint(np.array(middle)[:, None] + directions[:, -1:] * steps).astype(int)
