@@ -76,6 +76,24 @@ def deal_classes(rng, classes, photographs, shown):
 
 
 @pytest.fixture(scope="session")
+def find_operations():
+    """A function that finds the equations of a jaxpr with one primitive, inner jaxprs included."""
+
+    def find(jaxpr, name):
+        found = []
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == name:
+                found.append(equation)
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    found += find(inner, name) if hasattr(inner, "eqns") else []
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def make_voc(tmp_path_factory):
     """A function that writes a VOCdevkit of small photographs and returns its folder VOC2012.
 

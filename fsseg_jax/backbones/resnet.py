@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.episode import BATCH_AXIS
 
 # (bottlenecks, their width, stride, dilation) of layer1 to layer4. From layer3 on the resolution
@@ -48,7 +49,7 @@ class ResNet50(nn.Module):
             axis_name=BATCH_AXIS if self.batch_statistics else None,
             dtype=self.dtype,
         )
-        convolution = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        convolution = functools.partial(Conv, use_bias=False, dtype=self.dtype)
         x = image.astype(self.dtype)
         x = nn.relu(norm(name="bn1")(convolution(64, (7, 7), 2, 3, name="conv1")(x)))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from fsseg_jax.backbones.convolution import Conv
+
 
 class Small(nn.Module):
     """A strided stem and dilated residual blocks at stride 4.
@@ -32,7 +34,7 @@ class Small(nn.Module):
 
         def convolution(x: Array, width: int, size: int, stride: int, dilation: int) -> Array:
             padding = dilation * (size - 1) // 2
-            x = nn.Conv(
+            x = Conv(
                 width,
                 (size, size),
                 stride,
@@ -54,5 +56,5 @@ class Small(nn.Module):
             x = nn.relu(x + convolution(y, self.width, 3, 1, dilation))
             outputs[stage] = x
         if 5 in stages:
-            outputs[5] = nn.Conv(self.width, (1, 1), dtype=self.dtype)(x)
+            outputs[5] = Conv(self.width, (1, 1), dtype=self.dtype)(x)
         return tuple(outputs[stage] for stage in stages)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from fsseg_jax.backbones.convolution import Conv
+
 # (channels of each convolution, dilation, stride of the pooling after them) of each stage.
 STAGES = (
     ((64, 64), 1, 2),
@@ -43,7 +45,7 @@ class VGG16(nn.Module):
         outputs = {}
         for number, (channels, dilation, stride) in enumerate(STAGES[: max(stages)], start=1):
             for width in channels:
-                x = nn.Conv(
+                x = Conv(
                     width,
                     (3, 3),
                     padding=dilation,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.models.resize import pull_back, resize
 
@@ -82,7 +83,7 @@ def convolution(
 ) -> nn.Conv:
     """A convolution that keeps the resolution (or divides it by `stride`), padded as in PyTorch."""
     padding = dilation * (size - 1) // 2
-    return nn.Conv(
+    return Conv(
         width,
         (size, size),
         stride,

@@ -255,13 +255,13 @@ def test_config_chooses_the_statistics():
     assert not create_backbone("resnet50", "float32", "stored").batch_statistics
 
 
-def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
+def test_bfloat16_computes_in_bfloat16_on_float32_parameters(find_operations):
     model = ResNet50(dtype=jnp.bfloat16)
     image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     assert {array.dtype for array in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     jaxpr = jax.make_jaxpr(functools.partial(model.apply, stages=(2, 4)))(variables, image)
     assert {array.dtype for array in jaxpr.out_avals} == {jnp.dtype("bfloat16")}
-    convolutions = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    convolutions = find_operations(jaxpr, "conv_general_dilated")
     assert len(convolutions) == 53
     assert {e.invars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}

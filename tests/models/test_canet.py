@@ -437,7 +437,7 @@ def test_unknown_fusion_or_stage_is_the_users_error():
         create(stages=(2, 7))
 
 
-def test_bfloat16_keeps_parameters_logits_and_loss_in_float32():
+def test_bfloat16_keeps_parameters_logits_and_loss_in_float32(find_operations):
     model, params = create(dtype="bfloat16", shots=2)
     assert {array.dtype for array in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     episode = empty_episode(1, 2, 33)
@@ -447,8 +447,6 @@ def test_bfloat16_keeps_parameters_logits_and_loss_in_float32():
     assert output.logits.dtype == jnp.float32
     jaxpr = jax.make_jaxpr(apply)(variables, episode)
     inputs = {
-        equation.invars[0].aval.dtype
-        for equation in jaxpr.eqns
-        if equation.primitive.name == "conv_general_dilated"
+        equation.invars[0].aval.dtype for equation in find_operations(jaxpr, "conv_general_dilated")
     }
     assert inputs == {jnp.dtype("bfloat16")}
