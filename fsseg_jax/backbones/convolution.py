@@ -33,6 +33,9 @@ def convolve(
 
     On a CPU only reverse-mode differentiation passes through it.
     """
+    if isinstance(padding, str):
+        window = [d * (n - 1) + 1 for n, d in zip(rhs.shape[:2], rhs_dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
     plain = functools.partial(
         jax.lax.conv_general_dilated,
         window_strides=window_strides,
@@ -44,8 +47,7 @@ def convolve(
         **options,
     )
     ordinary = (
-        not isinstance(padding, str)
-        and feature_group_count == 1
+        feature_group_count == 1
         and set(lhs_dilation or (1,)) == {1}
         and dimension_numbers == CHANNELS_LAST
     )

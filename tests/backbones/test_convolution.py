@@ -10,7 +10,10 @@ from fsseg_jax.backbones.convolution import CHANNELS_LAST, Conv, convolve
 
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "dilation"),
-    [(3, 1, 1, 1), (3, 1, 2, 2), (3, 2, 1, 1), (7, 2, 3, 1), (1, 2, 0, 1), (5, 3, 1, 2)],
+    [
+        *((3, 1, 1, 1), (3, 1, 2, 2), (3, 2, 1, 1), (7, 2, 3, 1), (1, 2, 0, 1), (5, 3, 1, 2)),
+        *((4, 2, "SAME", 2), (3, 1, "VALID", 1)),
+    ],
 )
 def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, dilation):
     rng = np.random.default_rng(0)
@@ -18,7 +21,7 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, dil
     kernel = rng.standard_normal((size, size, 3, 4), np.float32)
     settings = {
         "window_strides": (stride, stride),
-        "padding": [(padding, padding)] * 2,
+        "padding": padding if isinstance(padding, str) else [(padding, padding)] * 2,
         "rhs_dilation": (dilation, dilation),
         "dimension_numbers": CHANNELS_LAST,
     }
