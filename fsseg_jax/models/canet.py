@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from fsseg_jax.backbones.convolution import max_pool
 from fsseg_jax.models.layers import (
     ASPP,
     TORCH_INIT,
@@ -61,8 +62,10 @@ class CANet(BinaryMethod):
         self.embedding = conv(self.width, dilation=2)
         self.comparison = conv(self.width, dilation=2)
         self.attention = [conv(self.width), conv(1)]
-        self.blocks = [ResidualBlock(options) for _ in range(3)]
-        self.aspp = ASPP(options, self.width, dropout=self.dropout)
+        self.blocks = [ResidualBlock(options, self.rematerialise) for _ in range(3)]
+        self.aspp = ASPP(
+            options, self.width, dropout=self.dropout, rematerialise=self.rematerialise
+        )
         self.classifier = classifier(2, self.dtype)
 
     def encode(
@@ -132,7 +135,7 @@ class CANet(BinaryMethod):
         first, second = self.attention
         x = nn.relu(first(pairs))
         # The paper gives the window alone; stride and padding are those of ResNet's pooling.
-        x = jax.vmap(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))(x)
+        x = max_pool(x, 2)
         scores = second(x).astype(jnp.float32).mean(axis=(-3, -2, -1))
         return jax.nn.softmax(scores, axis=1)
 
@@ -142,4 +145,4 @@ class CANet(BinaryMethod):
         x = first(compared, prediction)
         for block in others:
             x = block(x)
-        return self.classifier(self.aspp(x, train)).astype(jnp.float32)
+        return self.classifier(self.aspp(x, train=train)).astype(jnp.float32)

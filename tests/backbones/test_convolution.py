@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsseg_jax.backbones.convolution import CHANNELS_LAST, Conv, convolve
+from fsseg_jax.backbones.convolution import CHANNELS_LAST, Conv, convolve, max_pool
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,25 @@ def test_unusual_convolutions_are_left_to_xla():
     ours = convolve(x, kernel, *settings, feature_group_count=2)
     theirs = jax.lax.conv_general_dilated(x, kernel, *settings, feature_group_count=2)
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(7, 10), (8, 9)])
+def test_pooling_and_its_gradient_are_those_of_windows(stride, shape):
+    """Of whole numbers, so that there are ties, which go to the first position."""
+    rng = np.random.default_rng(2)
+    x = rng.integers(-3, 3, (2, 3, *shape, 2)).astype(np.float32)
+    result, transpose = jax.vjp(lambda x: max_pool(x, stride), x)
+    height, width = ((n - 1) // stride + 1 for n in shape)
+    assert result.shape == (2, 3, height, width, 2)
+    cotangent = rng.standard_normal(result.shape).astype(np.float32)
+    padded = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
+    gradient = np.zeros_like(padded)
+    for *at, row, column, channel in np.ndindex(*result.shape):
+        rows = slice(stride * row, stride * row + 3)
+        window = padded[(*at, rows, slice(stride * column, stride * column + 3), channel)]
+        assert result[(*at, row, column, channel)] == window.max()
+        down, right = divmod(int(window.argmax()), 3)
+        position = (*at, stride * row + down, stride * column + right, channel)
+        gradient[position] += cotangent[(*at, row, column, channel)]
+    np.testing.assert_allclose(transpose(cotangent)[0], gradient[:, :, 1:-1, 1:-1], atol=1e-5)
