@@ -1,14 +1,24 @@
 """What all programs share: `--config`, `--workdir`, overrides, and errors in one sentence."""
 
 import argparse
+import functools
 import logging
+import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 
+import jax
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fsseg_jax import devices
 from fsseg_jax.errors import UserError
+
+# Seconds between an error and the end of the first of several processes: its end is theirs, and
+# usually they have found the same thing wrong and are about to end by themselves.
+LAST_WORDS = 2
 
 
 def parse(
@@ -54,6 +64,14 @@ def _path(argument: str) -> pathlib.Path:
     return pathlib.Path(argument).expanduser()
 
 
+def start(config: ConfigDict, stoppable: bool = False) -> None:
+    """`devices.start`; of several processes, the first one speaks for all."""
+    devices.start(config, stoppable)
+    if not devices.is_first_process():
+        logging.getLogger("fsseg_jax").setLevel(logging.WARNING)
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs a program and exits: with its status, or with 2 and one sentence for wrong input."""
     logger = logging.getLogger("fsseg_jax")
@@ -64,6 +82,27 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2)
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        print(
+            f"error: computing together with the other processes failed, perhaps because one of "
+            f"them has ended ({str(error).splitlines()[0]}): start all of them again; the same "
+            "command continues from the last checkpoint.",
+            file=sys.stderr,
+        )
+        _exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _exit(130)
+
+
+def _exit(status: int) -> None:
+    """Exits, without waiting for other processes, which may be waiting for this one."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if devices.is_first_process():
+            time.sleep(LAST_WORDS)
+        os._exit(status)
+    sys.exit(status)

@@ -18,7 +18,7 @@ from fsseg_jax.models import default_options
 AT_LEAST_ONE = (
     *("ways", "shots", "image_size", "train.batch_size", "train.decay_every"),
     *("train.log_every", "train.save_every", "train.eval_every", "train.eval_episodes"),
-    "train.steps_per_dispatch",
+    *("train.steps_per_dispatch", "train.accumulate", "eval.together"),
     *("annotation_width", "data.folds", "eval.runs", "eval.episodes", "eval.batch_size"),
 )
 AT_LEAST_ZERO = (
@@ -57,6 +57,9 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.backbone_statistics = "stored"
     config.init = ""  # pretrained weights: a .safetensors, .npz or .pth file or a hub repository
     config.dtype = "float32"  # of the computation: float32 or bfloat16
+    # Compute activations again in the backward pass instead of keeping them: less memory, about a
+    # third more time.
+    config.rematerialise = False
     config.ways = 1
     config.shots = 1
     # How the class is outlined in supports, in training and evaluation: by a "dense" mask, the
@@ -68,6 +71,11 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.seed = 0  # of the parameters, the training episodes and their augmentation
     config.platform = ""  # cpu, gpu or tpu; empty takes the best one that JAX finds
     config.devices = 0  # how many devices to use; 0 takes all
+    # Several processes work on this run together: what the scripts in launch/ set.
+    config.distributed = False
+    # Keep compiled programs in the user's cache folder for the next time, or in
+    # JAX_COMPILATION_CACHE_DIR where that is set.
+    config.compilation_cache = True
 
     config.data = ConfigDict()
     config.data.name = "voc"  # shapes, voc, coco, fss1000, folder or tfds
@@ -119,6 +127,9 @@ def default_config(method: str = "panet") -> ConfigDict:
     # Instead of steps, which are 0 then: passes over the base items, one episode an item.
     config.train.epochs = 0
     config.train.batch_size = 1  # episodes a step, over all devices
+    # Parts of a batch that are computed one after another, their gradients added up: the memory
+    # of one part, the same step (but for batch statistics, which are those of a part).
+    config.train.accumulate = 1
     # Steps that one call of the compiled function does. More of them keep a fast accelerator from
     # waiting for the host between steps; a CPU gains nothing, and compiles each of them. SIGTERM
     # waits for those under way, two at most; "tfdata" puts all their batches on the device.
@@ -173,9 +184,12 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.eval.seed = 0  # of the first run; the others count on
     config.eval.episodes_file = ""  # score this list instead, in one run
     config.eval.batch_size = 8  # episodes; changes memory and speed, not the score
+    # Photographs and episodes that a device computes as one batch. More of them are faster on an
+    # accelerator, but what is computed together may differ in the last digits.
+    config.eval.together = 1
     config.eval.feature_dtype = "float16"  # in which encoded photographs are kept
-    # GiB of encoded photographs that are held at a time. Where all of them need more, episodes are
-    # scored in parts, class by class, and what parts share is encoded again.
+    # GiB of encoded photographs that each device holds at a time. Where all of them need more,
+    # episodes are scored in parts, class by class; what parts share is kept in a temporary file.
     config.eval.cache = 8.0
     config.eval.gallery = 4  # best, median and worst episodes in the report
     return config.lock()  # a config file that sets an unknown field fails

@@ -1,16 +1,71 @@
-"""Devices, and the mesh over which batches are split."""
+"""Devices, processes, and the mesh over which batches are split."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import platformdirs
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from ml_collections import ConfigDict
 
 from fsseg_jax.errors import UserError
 
 AXIS = "data"
+# Seconds without a sign of life after which a process counts as dead and the others end.
+HEARTBEAT = 30
+COMPILED = 4 * 2**30  # bytes of compiled programs that are kept; the oldest go first
+
+
+def start(config: ConfigDict, stoppable: bool = False) -> None:
+    """Prepares JAX as `config` says; call before anything else of JAX.
+
+    Args:
+        config: of the run.
+        stoppable: whether SIGTERM, where there are several processes, is to be noticed by
+            `multihost_utils.reached_preemption_sync_point` instead of ending a process.
+
+    Raises:
+        UserError: the platform or the other processes are not there.
+    """
+    if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = platformdirs.user_cache_path("fsseg_jax") / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED)
+    if config.distributed:
+        jax.config.update("jax_enable_preemption_service", stoppable)
+        join_processes()
+    choose_platform(config.platform)
+
+
+def join_processes() -> None:
+    """Joins the other processes that run the same command.
+
+    Their number, this one's and the address of the first are in JAX_NUM_PROCESSES, JAX_PROCESS_ID
+    and JAX_COORDINATOR_ADDRESS; without them JAX asks SLURM, Cloud TPU, Open MPI or Kubernetes.
+
+    Raises:
+        UserError: nobody says which processes there are, or they do not come.
+    """
+    numbers = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        count, number = (None if text is None else int(text) for text in numbers)
+        jax.distributed.initialize(
+            num_processes=count, process_id=number, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
+        raise UserError(
+            f"distributed = True, but the processes do not find each other ({reason}): start them "
+            "by launch/local.py, on SLURM or on Cloud TPU (launch/README.md)."
+        ) from None
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files and speaks for all of them."""
+    return jax.process_index() == 0
 
 
 def choose_platform(platform: str) -> None:
@@ -41,9 +96,14 @@ def make_mesh(devices: int = 0) -> Mesh:
     """A mesh of one axis over the first `devices` devices of all processes, 0 for all.
 
     Raises:
-        UserError: there are fewer devices.
+        UserError: there are fewer devices, or a process would have none of them.
     """
     available = jax.devices()
+    if devices and jax.process_count() > 1 and devices != len(available):
+        raise UserError(
+            f"devices = {devices}: {jax.process_count()} processes use all their devices, "
+            f"{len(available)}; leave it at 0."
+        )
     if devices > len(available):
         raise UserError(
             f"devices = {devices}, but there are {len(available)}: lower it, or 0 for all."
@@ -51,12 +111,13 @@ def make_mesh(devices: int = 0) -> Mesh:
     return Mesh(np.array(available[: devices or None]), (AXIS,))
 
 
-def check_divides(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError unless a training batch divides into the devices of the mesh."""
-    if batch_size % mesh.size:
+def check_divides(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises UserError unless each part of a training batch divides into the mesh's devices."""
+    if batch_size % (mesh.size * accumulate):
+        parts = f" in train.accumulate = {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"train.batch_size = {batch_size} does not divide into {mesh.size} devices: make it "
-            f"a multiple of {mesh.size}, or use fewer (--config.devices)."
+            f"train.batch_size = {batch_size}{parts} does not divide into {mesh.size} devices: "
+            f"make it a multiple of {mesh.size * accumulate}, or use fewer (--config.devices)."
         )
 
 
@@ -78,22 +139,38 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Puts arrays that all processes have alike on the devices of a sharding."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, tree)
+
+
 def put_batches(batches: Sequence[Any], mesh: Mesh) -> Any:
     """Puts batches on the mesh, stacked; each process gives its own slice of each of them."""
     place = functools.partial(jax.make_array_from_process_local_data, split(mesh, axis=1))
     return jax.tree.map(lambda *arrays: place(np.stack(arrays)), *batches)
 
 
-def map_over_devices(function: Callable[..., Any], mesh: Mesh, batched: int) -> Callable[..., Any]:
+def map_over_devices(
+    function: Callable[..., Any], mesh: Mesh, batched: int, together: int = 1
+) -> Callable[..., Any]:
     """`function` of each row of its last `batched` arguments, the rows split over the mesh.
 
-    The other arguments are replicated. Rows are computed one by one on each device, so that no
-    result depends on which rows are computed together.
+    The other arguments are replicated, and so is the result. Rows are computed one by one on each
+    device, or `together` at a time, which keeps an accelerator busier; only one by one does no
+    result depend on which rows are computed together, in its last digits.
     """
 
     def per_device(*arguments: Any) -> Any:
         shared, rows = arguments[:-batched], arguments[-batched:]
-        return jax.lax.map(lambda row: function(*shared, *row), rows)
+        size = together if together > 1 else None
+        return jax.lax.map(lambda row: function(*shared, *row), rows, batch_size=size)
 
     def call(*arguments: Any) -> Any:
         shared = len(arguments) - batched
@@ -105,4 +182,4 @@ def map_over_devices(function: Callable[..., Any], mesh: Mesh, batched: int) -> 
             check_vma=False,
         )(*arguments)
 
-    return jax.jit(call)
+    return jax.jit(call, out_shardings=replicated(mesh))

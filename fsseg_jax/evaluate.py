@@ -12,7 +12,7 @@ import logging
 from fsseg_jax import command_line
 from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.data import open_source
-from fsseg_jax.devices import choose_platform, describe, make_mesh
+from fsseg_jax.devices import describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import evaluate, summary
 from fsseg_jax.evaluation.tables import fill
@@ -30,13 +30,14 @@ def main() -> None:
     path, workdir = arguments.config, arguments.workdir
     # A run may be evaluated on another machine than it was trained on: what to compute on is not
     # taken from a checkpoint. It must also be known before one is opened.
-    machine = tuple(f"--config.{field}" for field in ("platform", "devices"))
+    fields = ("platform", "devices", "distributed", "compilation_cache")
+    machine = tuple(f"--config.{field}" for field in fields)
     if path is None:
         own = [argument for argument in overrides if argument.startswith(machine)]
         config = override(default_config(), own)
     else:
         config = override(load_config(path), overrides)
-    choose_platform(config.platform)
+    command_line.start(config)
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
     if arguments.table is not None:
@@ -64,6 +65,8 @@ def main() -> None:
     logger.info("evaluating %s: %s", config.method, loaded.words)
     folder = workdir / "evaluation"
     results = evaluate(config, model, loaded, source, mesh, folder)
+    if not is_first_process():
+        return
     for name, value in results["per_class"].items():
         print(f"{name:>16} {'-' if value is None else format(value, '5.1f')}")
     print(summary(results))

@@ -6,7 +6,6 @@ after SIGTERM (with a checkpoint), 2 for wrong input.
 
 from fsseg_jax import command_line
 from fsseg_jax.config import load_config, override
-from fsseg_jax.devices import choose_platform
 from fsseg_jax.errors import UserError
 from fsseg_jax.training.loop import train
 
@@ -17,7 +16,7 @@ def main() -> int:
     if arguments.config is None:
         raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
     config = override(load_config(arguments.config), overrides)
-    choose_platform(config.platform)
+    command_line.start(config, stoppable=True)
     return 0 if train(config, arguments.workdir) else 143
 
 

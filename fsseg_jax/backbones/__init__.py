@@ -18,13 +18,16 @@ BACKBONES = {
 }
 
 
-def create_backbone(name: str, dtype: str, statistics: str = "stored") -> nn.Module:
+def create_backbone(
+    name: str, dtype: str, statistics: str = "stored", rematerialise: bool = False
+) -> nn.Module:
     """The backbone that `config.backbone` names, computing in `config.dtype`.
 
     Args:
         name: one of `BACKBONES`.
         dtype: float32 or bfloat16.
         statistics: of its batch normalisation in training, `config.backbone_statistics`.
+        rematerialise: what its blocks compute in training, instead of keeping it.
 
     Raises:
         UserError: the name or the type is unknown, or it has no batch normalisation.
@@ -33,7 +36,7 @@ def create_backbone(name: str, dtype: str, statistics: str = "stored") -> nn.Mod
         raise UserError(f"backbone = {name!r}: choose one of {', '.join(BACKBONES)}.")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}: choose float32 or bfloat16.")
-    backbone = BACKBONES[name](dtype=jnp.dtype(dtype))
+    backbone = BACKBONES[name](dtype=jnp.dtype(dtype), rematerialise=rematerialise)
     if statistics == "batch":
         if not hasattr(backbone, "batch_statistics"):
             raise UserError(

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from fsseg_jax.backbones.convolution import Conv
+from fsseg_jax.backbones.convolution import Conv, max_pool
+from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import BATCH_AXIS
 
 # (bottlenecks, their width, stride, dilation) of layer1 to layer4. From layer3 on the resolution
@@ -29,6 +30,7 @@ class ResNet50(nn.Module):
     # Normalise training photographs with statistics of their own batch, as CANet's and PFENet's
     # published codes do even with a frozen backbone, instead of the stored ones (HSNet's).
     batch_statistics: bool = False
+    rematerialise: bool = False  # each bottleneck; see `rematerialisable`
 
     stage_numbers: ClassVar = (1, 2, 3, 4)
 
@@ -52,7 +54,7 @@ class ResNet50(nn.Module):
         convolution = functools.partial(Conv, use_bias=False, dtype=self.dtype)
         x = image.astype(self.dtype)
         x = nn.relu(norm(name="bn1")(convolution(64, (7, 7), 2, 3, name="conv1")(x)))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x, 2)
         outputs = {}
         for number, (blocks, width, stride, dilation) in enumerate(LAYERS[: max(stages)], start=1):
             for block in range(blocks):
@@ -64,6 +66,7 @@ class ResNet50(nn.Module):
                     stride_in_1x1=self.stride_in_1x1,
                     norm=norm,
                     convolution=convolution,
+                    rematerialise=self.rematerialise,
                     name=f"layer{number}_{block}",
                 )(x)
             outputs[number] = x
@@ -80,7 +83,9 @@ class Bottleneck(nn.Module):
     stride_in_1x1: bool
     norm: functools.partial
     convolution: functools.partial
+    rematerialise: bool
 
+    @rematerialisable
     @nn.compact
     def __call__(self, x: Float[Array, "*batch h w c"]) -> Float[Array, "*batch H W C"]:
         """One residual block."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from fsseg_jax.backbones.convolution import Conv
+from fsseg_jax.backbones.rematerialise import rematerialisable
 
 
 class Small(nn.Module):
@@ -18,6 +19,7 @@ class Small(nn.Module):
 
     width: int = 64
     dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
+    rematerialise: bool = False  # each residual block; see `rematerialisable`
 
     stage_numbers: ClassVar = (2, 3, 4, 5)
 
@@ -31,30 +33,32 @@ class Small(nn.Module):
         """Features of normalised RGB photographs after each of `stages`: 2 to 4 are the residual
         blocks, and 5, the last, is linear."""
         stages = stages or (5,)
-
-        def convolution(x: Array, width: int, size: int, stride: int, dilation: int) -> Array:
-            padding = dilation * (size - 1) // 2
-            x = Conv(
-                width,
-                (size, size),
-                stride,
-                padding,
-                kernel_dilation=dilation,
-                use_bias=False,
-                dtype=self.dtype,
-            )(x)
-            # Named axes: the default takes the first axis for a batch, even where there is none.
-            axes = (-3, -2, -1)
-            return nn.GroupNorm(num_groups=8, reduction_axes=axes, dtype=self.dtype)(x)
-
         x = image.astype(self.dtype)
-        x = nn.relu(convolution(x, self.width // 2, 5, 2, 1))
-        x = nn.relu(convolution(x, self.width, 3, 2, 1))
+        x = nn.relu(self._convolution(x, self.width // 2, 5, 2, 1))
+        x = nn.relu(self._convolution(x, self.width, 3, 2, 1))
         outputs = {}
         for stage, dilation in ((2, 1), (3, 2), (4, 4)):
-            y = nn.relu(convolution(x, self.width, 3, 1, dilation))
-            x = nn.relu(x + convolution(y, self.width, 3, 1, dilation))
-            outputs[stage] = x
+            outputs[stage] = x = self._residual(x, dilation=dilation)
         if 5 in stages:
             outputs[5] = Conv(self.width, (1, 1), dtype=self.dtype)(x)
         return tuple(outputs[stage] for stage in stages)
+
+    @rematerialisable
+    def _residual(self, x: Array, dilation: int) -> Array:
+        y = nn.relu(self._convolution(x, self.width, 3, 1, dilation))
+        return nn.relu(x + self._convolution(y, self.width, 3, 1, dilation))
+
+    def _convolution(self, x: Array, width: int, size: int, stride: int, dilation: int) -> Array:
+        padding = dilation * (size - 1) // 2
+        x = Conv(
+            width,
+            (size, size),
+            stride,
+            padding,
+            kernel_dilation=dilation,
+            use_bias=False,
+            dtype=self.dtype,
+        )(x)
+        # Named axes: the default takes the first axis for a batch, even where there is none.
+        axes = (-3, -2, -1)
+        return nn.GroupNorm(num_groups=8, reduction_axes=axes, dtype=self.dtype)(x)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from fsseg_jax.backbones.convolution import Conv
+from fsseg_jax.backbones.convolution import Conv, max_pool
+from fsseg_jax.backbones.rematerialise import rematerialisable
 
 # (channels of each convolution, dilation, stride of the pooling after them) of each stage.
 STAGES = (
@@ -27,6 +28,7 @@ class VGG16(nn.Module):
     """
 
     dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
+    rematerialise: bool = False  # each stage; see `rematerialisable`
 
     stage_numbers: ClassVar = (1, 2, 3, 4, 5)
 
@@ -41,23 +43,28 @@ class VGG16(nn.Module):
         after the fifth."""
         stages = stages or (len(STAGES),)
         x = image.astype(self.dtype)
-        index = 0  # torchvision counts convolutions, ReLUs and pools
         outputs = {}
-        for number, (channels, dilation, stride) in enumerate(STAGES[: max(stages)], start=1):
-            for width in channels:
-                x = Conv(
-                    width,
-                    (3, 3),
-                    padding=dilation,
-                    kernel_dilation=dilation,
-                    dtype=self.dtype,
-                    kernel_init=nn.initializers.he_normal(),
-                    name=f"features_{index}",
-                )(x)
-                index += 2
-                x = nn.relu(x) if index < 30 else x  # none after the last convolution
-            if stride is not None:
-                x = nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
-                index += 1
-            outputs[number] = x
+        for number in range(1, max(stages) + 1):
+            outputs[number] = x = self._stage(x, number=number)
         return tuple(outputs[stage] for stage in stages)
+
+    @rematerialisable
+    def _stage(self, x: Array, number: int) -> Array:
+        channels, dilation, stride = STAGES[number - 1]
+        # Torchvision counts convolutions, ReLUs and pools.
+        index = sum(2 * len(stage[0]) + 1 for stage in STAGES[: number - 1])
+        for width in channels:
+            x = Conv(
+                width,
+                (3, 3),
+                padding=dilation,
+                kernel_dilation=dilation,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.he_normal(),
+                name=f"features_{index}",
+            )(x)
+            index += 2
+            x = nn.relu(x) if index < 30 else x  # none after the last convolution
+        if stride is not None:
+            x = max_pool(x, stride)
+        return x

@@ -11,7 +11,6 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,13 +20,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fsseg_jax import command_line
+from fsseg_jax.benchmarks.measure import by_turns
+from fsseg_jax.benchmarks.workloads import constant, open_pipeline, training
 from fsseg_jax.config import default_config, load_config, override
-from fsseg_jax.data import Pipeline, open_source, training_items, training_pipeline
+from fsseg_jax.data import Pipeline, open_source, training_items
 from fsseg_jax.data.shapes import Shapes
-from fsseg_jax.data.source import Source, cores
-from fsseg_jax.devices import choose_platform, describe, make_mesh, replicated
-from fsseg_jax.models import create_model
-from fsseg_jax.training.state import initial_state, make_dispatch, make_optimizer, make_step
+from fsseg_jax.data.source import cores
+from fsseg_jax.devices import describe, make_mesh
 
 WARM_UP, REPEATS, SECONDS = 20, 5, 4.0
 STEP_REPEATS = 11  # of a dispatch
@@ -59,13 +58,6 @@ def make_voc(root: pathlib.Path, photographs: int = 100) -> None:
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(source.ids))
 
 
-def open_pipeline(config: ConfigDict, name: str, source: Source, mesh: Mesh) -> Pipeline:
-    """One of the pipelines, for the same episodes."""
-    config = config.copy_and_resolve_references()
-    config.data.pipeline = name
-    return training_pipeline(config, source, training_items(config.data, source), mesh)
-
-
 def episodes_per_second(pipeline: Pipeline, batch_size: int) -> list[float]:
     """Episodes a second that a pipeline makes on its own: several repeats, after a warm-up."""
     draw, rates, step = jax.jit(pipeline.draw), [], 0
@@ -88,27 +80,9 @@ def episodes_per_second(pipeline: Pipeline, batch_size: int) -> list[float]:
 def seconds_per_step(config: ConfigDict, drawn: Pipeline, items: int, mesh: Mesh) -> np.ndarray:
     """Seconds of a training step on one constant batch and on drawn ones, by turns: (repeat, 2)."""
     batch = jax.jit(drawn.draw)(drawn.feed(1), 0, 0)
-    constant = Pipeline(lambda count: batch, lambda batch, done, step: batch)
-    model = create_model(config)
-    settings = {"seed": config.seed, "items": items, "batch_size": config.train.batch_size}
-    step = make_step(model, make_optimizer(config.train), **settings)
-    count = config.train.steps_per_dispatch
-
-    def runner(pipeline: Pipeline) -> Callable[[], float]:
-        dispatch = make_dispatch(step, pipeline.draw, mesh)
-        state = jax.device_put(initial_state(model, config, config.init, items), replicated(mesh))
-
-        def run() -> float:
-            nonlocal state
-            started = time.perf_counter()
-            state, _ = jax.block_until_ready(dispatch(state, pipeline.feed(count), count))
-            return (time.perf_counter() - started) / count
-
-        run()  # compiles
-        return run
-
-    runs = [runner(constant), runner(drawn)]
-    return np.array([[run() for run in runs] for _ in range(STEP_REPEATS)])
+    pipelines = constant(batch, mesh), drawn
+    runs = [training(config, pipeline, items, mesh).run for pipeline in pipelines]
+    return by_turns(runs, STEP_REPEATS) / config.train.steps_per_dispatch
 
 
 def main() -> None:
@@ -116,7 +90,7 @@ def main() -> None:
     arguments, overrides = command_line.parse(__doc__, workdir=False)
     config = load_config(arguments.config) if arguments.config else benchmark_config()
     config = override(config, overrides)
-    choose_platform(config.platform)
+    command_line.start(config)
     mesh = make_mesh(config.devices)
     print(f"{describe(mesh)}; {cores()} cores")
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from fsseg_jax.data.annotations import DENSE, Annotation, annotated, choose, square_marks
 from fsseg_jax.data.augment import OUTSIDE, Geometry, episode_geometry
 from fsseg_jax.data.source import Source, cache_folder, parallel_map, read_square
-from fsseg_jax.devices import AXIS, replicated, split
+from fsseg_jax.devices import AXIS, put, replicated, split
 from fsseg_jax.episode import IGNORE, Episode, Items, episode_label, sample
 from fsseg_jax.errors import UserError
 
@@ -103,7 +103,7 @@ def load(
         *(len(source), size, size, "" if mesh.size == 1 else "s"),
         math.prod(shape) / parts / 2**30,
     )
-    return DeviceData(placed, jax.device_put(items, replicated(mesh)))
+    return DeviceData(placed, put(items, replicated(mesh)))
 
 
 def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:

@@ -14,14 +14,14 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float, Int, Integer, UInt8, UInt32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax.data.annotations import annotated, annotation_of, choose, square_marks
 from fsseg_jax.data.source import Photograph, Source, parallel_map, square
-from fsseg_jax.devices import map_over_devices, replicated
+from fsseg_jax.devices import is_first_process, map_over_devices, put, replicated, split
 from fsseg_jax.episode import (
     IGNORE,
     EpisodeIds,
@@ -33,6 +33,7 @@ from fsseg_jax.episode import (
 )
 from fsseg_jax.evaluation import crf
 from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
+from fsseg_jax.evaluation.parts import Store, portions, scaled_side, shared_photographs
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.report import Example, changed_options, write_report
 from fsseg_jax.models import Method
@@ -121,6 +122,7 @@ class Evaluator:
         self.sides = [scaled_side(self.size, scale) for scale in self.options.scales]
 
         used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
+        self.used, self.queries = used, queries
         ways, shots = episodes.supports.shape[1:]
         if bits is None:
             bits = choose(self.options.seed, np.arange(len(episodes)), ways, shots)
@@ -137,9 +139,11 @@ class Evaluator:
             features = model.apply(variables, normalise(image), method="encode")
             return jax.tree.map(lambda x: x.astype(self.options.feature_dtype), features)
 
-        self._encode = map_over_devices(encode, mesh, batched=1)
-        self._score = map_over_devices(self._score_one, mesh, batched=1)
-        self._predict = jax.jit(self._predict_one)
+        together = self.options.together
+        self._encode = map_over_devices(encode, mesh, batched=1, together=together)
+        self._score = map_over_devices(self._score_one, mesh, batched=1, together=together)
+        self._predict = jax.jit(self._predict_one, out_shardings=replicated(mesh))
+        self._insert = jax.jit(insert, donate_argnums=0)
 
     # ------------------------------------------------------------------------- reading
 
@@ -249,34 +253,53 @@ class Evaluator:
 
     # ------------------------------------------------------------------------- all of them
 
-    def encode(self, variables: Any) -> Cache:
-        """Encodes all photographs, and puts what the episodes need on the devices."""
-        features = self._encode_all(variables, self.images, "encoding")
-        scaled = tuple(
-            (self._encode_all(variables, images, f"encoding at {images.shape[1]} px"), images)
-            for images in self.scaled
-        )
-        cache = Cache(features, self.images, self.labels, self.marks, scaled, self.truth)
-        return jax.device_put(cache, replicated(self.mesh))
+    def encode(self, variables: Any, store: Store | None = None) -> Cache:
+        """Encodes all photographs, and puts what the episodes need on the devices.
+
+        Args:
+            variables: of the model, on the mesh.
+            store: has photographs that are encoded already, and is given those that it asks for.
+        """
+        features = self._encode_all(variables, self.images, self.used, store, "encoding")
+        scaled = []
+        for images in self.scaled:
+            words = f"encoding at {images.shape[1]} px"
+            scaled.append((self._encode_all(variables, images, self.queries, store, words), images))
+        host = (self.images, self.labels, self.marks, tuple(i for _, i in scaled), self.truth)
+        images, labels, marks, large, truth = put(host, replicated(self.mesh))
+        scaled = tuple((features, i) for (features, _), i in zip(scaled, large, strict=True))
+        return Cache(features, images, labels, marks, scaled, truth)
 
     def _encode_all(
-        self, variables: Any, images: UInt8[np.ndarray, "photograph side side 3"], words: str
+        self,
+        variables: Any,
+        images: UInt8[np.ndarray, "photograph side side 3"],
+        photographs: Int[np.ndarray, " photograph"],
+        store: Store | None,
+        words: str,
     ) -> Any:
-        step = self.mesh.size
-        stored = None
+        """Features of photographs at one size, on the mesh, row by row as `photographs`."""
+        size = self.mesh.size * self.options.together
+        side = images.shape[1]
+        known = np.zeros(len(images), bool) if store is None else store.has(side, photographs)
+        feature = jax.eval_shape(self._encode, variables, images[:1].repeat(size, axis=0))
+        encoded = empty(feature, len(images), replicated(self.mesh))
         with _bar(words, len(images), "photo") as progress:
-            for start in range(0, len(images), step):
-                chunk = images[start : start + step]
-                padded = np.resize(chunk, (step, *chunk.shape[1:]))
-                features = jax.tree.map(np.asarray, self._encode(variables, padded))
-                if stored is None:
-                    stored = jax.tree.map(
-                        lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), features
-                    )
-                for whole, part in zip(*map(jax.tree.leaves, (stored, features)), strict=True):
-                    whole[start : start + len(chunk)] = part[: len(chunk)]
-                progress.update(len(chunk))
-        return stored
+            for kept in (True, False):
+                rows = np.flatnonzero(known == kept)
+                for start in range(0, len(rows), size):
+                    chunk = rows[start : start + size]
+                    padded = np.resize(chunk, size)
+                    if kept:
+                        part = put(store.get(side, photographs[padded]), replicated(self.mesh))
+                    else:
+                        part = self._encode(variables, put(images[padded], split(self.mesh)))
+                        if store is not None:
+                            store.put(side, photographs[chunk], part)
+                    encoded = self._insert(encoded, put(padded, replicated(self.mesh)), part)
+                    jax.block_until_ready(encoded)  # so that the progress shown is true
+                    progress.update(len(chunk))
+        return encoded
 
     def score(
         self, variables: Any, cache: Cache
@@ -294,8 +317,12 @@ class Evaluator:
         with _bar("scoring", count, "episode") as progress:
             for start in range(0, count, step):
                 rows = np.minimum(np.arange(start, start + step), count - 1)  # the last repeats
-                parts.append(jax.device_get(self._score(variables, cache, self.rows.take(rows))))
+                rows = put(self.rows.take(rows), split(self.mesh))
+                parts.append(self._score(variables, cache, rows))
+                # The devices have the next rows before these are waited for.
+                parts[-2:-1] = jax.device_get(parts[-2:-1])
                 progress.update(min(step, count - start))
+        parts = jax.device_get(parts)
         counts, measured = jax.tree.map(lambda *part: np.concatenate(part)[:count], *parts)
         return counts, {name: float(values.mean()) for name, values in measured.items()}
 
@@ -330,7 +357,8 @@ class Evaluator:
     def predict(self, variables: Any, cache: Cache, row: int) -> UInt8[np.ndarray, "height width"]:
         """The predicted label of episode number `row` at the scoring size, in episode numbering."""
         rows = self.rows.take(row)
-        prediction, probabilities = self._predict(variables, cache, rows)
+        placed = put(rows, replicated(self.mesh))
+        prediction, probabilities = self._predict(variables, cache, placed)
         height, width = self._label(row).shape
         if self.options.crf.iterations:
             image = self.images[rows.query]
@@ -366,44 +394,18 @@ class Evaluator:
         )
 
 
-def portions(
-    config: ConfigDict, model: Method, variables: Any, source: Source, episodes: EpisodeIds
-) -> list[Int[np.ndarray, " part"]]:
-    """The rows of the episodes in parts whose encoded photographs fit into `eval.cache` each.
+def empty(like: Any, count: int, sharding: Sharding) -> Any:
+    """Room for `count` rows of the trees that `like` has rows of."""
 
-    Episodes of one class stay together, as they share photographs.
-    """
-    options, channels = config.eval, 4 if max(source.class_names) < IGNORE else 5
-    size = 0
-    for side in {config.image_size, *(scaled_side(config.image_size, s) for s in options.scales)}:
-        image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
-        features = jax.eval_shape(lambda v, x: model.apply(v, x, method="encode"), variables, image)
-        values = sum(x.size for x in jax.tree.leaves(features))
-        size += values * jnp.dtype(options.feature_dtype).itemsize + side * side * channels
-    limit = options.cache * 2**30 / size
-    total = len(np.unique(episodes.photographs))
-    if total <= limit:
-        return [np.arange(len(episodes))]
-    parts, held = [[]], set()
-    photographs = episodes.photographs
-    for row in np.lexsort(episodes.classes.T[::-1]):
-        more = held.union(photographs[row].tolist())
-        if parts[-1] and len(more) > limit:
-            parts.append([])
-            more = set(photographs[row].tolist())
-        parts[-1].append(row)
-        held = more
-    logger.info(
-        "%d photographs are %.1f GiB when encoded: scored in %d parts of up to eval.cache = %g GiB",
-        *(total, total * size / 2**30, len(parts), options.cache),
-    )
-    return [np.sort(part) for part in parts]
+    def zeros() -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), like)
+
+    return jax.jit(zeros, out_shardings=sharding)()
 
 
-def scaled_side(size: int, scale: float) -> int:
-    """The side of a query at a multiple of `size`; 8 n + 1 but at scale 1, so that the corners of
-    features at stride 8 lie on pixels."""
-    return size if scale == 1 else 8 * max(4, round((size * scale - 1) / 8)) + 1
+def insert(encoded: Any, rows: Int[Array, " chunk"], part: Any) -> Any:
+    """Features with those of some rows replaced."""
+    return jax.tree.map(lambda whole, new: whole.at[rows].set(new), encoded, part)
 
 
 def evaluate(
@@ -443,11 +445,12 @@ def evaluate(
     counts = np.empty((len(episodes), ways + 1, 3), np.int64)
     measured: dict[str, float] = {}
     seconds = np.zeros(3)  # reading, encoding, scoring
+    store = Store(shared_photographs(episodes, parts)) if len(parts) > 1 else None
     for rows in parts:
         times = [time.perf_counter()]
         evaluator = Evaluator(model, source, episodes.take(rows), mesh, config, bits[rows])
         times.append(time.perf_counter())
-        cache = evaluator.encode(variables)
+        cache = evaluator.encode(variables, store)
         times.append(time.perf_counter())
         counts[rows], means = evaluator.score(variables, cache)
         times.append(time.perf_counter())
@@ -510,9 +513,9 @@ def evaluate(
         "Worst": order[len(order) - shown :],
     }
     at = np.unique(np.concatenate(list(chosen.values()))) if len(parts) > 1 else parts[0]
-    if len(parts) > 1 and len(at):  # what was encoded for these is gone
+    if len(parts) > 1 and len(at):  # what was encoded for these alone is gone
         evaluator = Evaluator(model, source, episodes.take(at), mesh, config, bits[at])
-        cache = evaluator.encode(variables)
+        cache = evaluator.encode(variables, store)
     gallery = {
         heading: [
             evaluator.example(
@@ -522,6 +525,8 @@ def evaluate(
         ]
         for heading, rows in chosen.items()
     }
+    if not is_first_process():
+        return results
     folder.mkdir(parents=True, exist_ok=True)
     listing = episodes_to_csv(
         episodes, source.ids, run=run_of.tolist(), iou=[f"{value:.2f}" for value in ious]

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from fsseg_jax.config import differences, load_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
+from fsseg_jax.devices import is_first_process
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import evaluate, write_whole
 from fsseg_jax.evaluation.protocol import protocol
@@ -102,6 +103,8 @@ def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh)
         for fold in table.folds
     ]
     results = _results(table, cells, workdir, overrides)
+    if not is_first_process():
+        return results
     folder.mkdir(parents=True, exist_ok=True)
     text = as_text(results)
     write_whole(folder / "table.txt", text)
@@ -198,7 +201,8 @@ def _cell(
         loaded = load_variables(config, model, workdir, mesh, source)
         logger.info("%s, %d-way %d-shot, fold %d: %s", row.label, *setting, fold, loaded.words)
         results = evaluate(config, model, loaded, source, mesh, target)
-        write_whole(target / "key.json", json.dumps(key))
+        if is_first_process():
+            write_whole(target / "key.json", json.dumps(key))
     return Cell(row, setting, fold, run, results, neutral)
 
 

@@ -47,7 +47,7 @@ def default_options(method: str) -> dict[str, Any]:
     return {
         field.name: field.default
         for field in dataclasses.fields(_method(method))
-        if field.name not in ("backbone", "dtype", "parent", "name")
+        if field.name not in ("backbone", "dtype", "rematerialise", "parent", "name")
     }
 
 
@@ -73,7 +73,13 @@ def create_model(config: ConfigDict) -> Method:
             f"model.width = {config.model.width} does not divide into model.heads = "
             f"{config.model.heads}."
         )
-    backbone = create_backbone(config.backbone, config.dtype, config.backbone_statistics)
+    backbone = create_backbone(
+        config.backbone,
+        config.dtype,
+        config.backbone_statistics,
+        # A frozen one has no backward pass.
+        config.rematerialise and not config.model.freeze_backbone,
+    )
     if unknown := set(config.model.stages) - set(backbone.stage_numbers):
         raise UserError(
             f"model.stages = {tuple(config.model.stages)}: {config.backbone} has no stage "
@@ -81,7 +87,13 @@ def create_model(config: ConfigDict) -> Method:
         )
     options = {name: value for name, value in config.model.items() if name != "stages"}
     stages = tuple(config.model.stages)
-    return method(backbone=backbone, dtype=jnp.dtype(config.dtype), stages=stages, **options)
+    return method(
+        backbone=backbone,
+        dtype=jnp.dtype(config.dtype),
+        rematerialise=config.rematerialise,
+        stages=stages,
+        **options,
+    )
 
 
 def choose_stages(config: ConfigDict) -> None:

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from fsseg_jax.backbones.convolution import Conv
+from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.models.resize import pull_back, resize
 
@@ -119,7 +120,9 @@ class ResidualBlock(nn.Module):
     """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 3.3)."""
 
     options: dict[str, Any]  # of the convolutions
+    rematerialise: bool = False
 
+    @rematerialisable
     @nn.compact
     def __call__(
         self,
@@ -145,7 +148,9 @@ class ASPP(nn.Module):
     width: int = 256
     dilations: tuple[int, ...] = (6, 12, 18)
     dropout: float = 0.0  # of channels
+    rematerialise: bool = False
 
+    @rematerialisable
     @nn.compact
     def __call__(
         self, x: Float[Array, "*batch h w c"], train: bool = False

@@ -63,11 +63,11 @@ class LTAFNet(BinaryMethod):
             self.pair = conv(self.width, 1)
             self.gate = [nn.Dense(self.width, dtype=self.dtype) for _ in range(2)]
             self.alpha = self.param("alpha", nn.initializers.zeros, ())
-            self.auxiliary_aspp = ASPP(options, self.width)
-            self.auxiliary_block = ResidualBlock(options)
+            self.auxiliary_aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
+            self.auxiliary_block = ResidualBlock(options, self.rematerialise)
             self.auxiliary_classifier = classifier(2, self.dtype)
         self.comparison = conv(self.width)
-        self.aspp = ASPP(options, self.width)
+        self.aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
         self.classifier = classifier(2, self.dtype)
         if self.refinement:
             self.unet = RefinementUNet(self.refinement_width, dtype=self.dtype)

@@ -16,12 +16,13 @@ from fsseg_jax.models.resize import resize
 class Method(nn.Module):
     """A pure function of one episode; batches are `jax.vmap` of it.
 
-    A subclass gives `encode`, `segment` and `loss`. Its fields, but for `backbone` and `dtype`,
-    are `config.model`.
+    A subclass gives `encode`, `segment` and `loss`. Its fields, but for `backbone`, `dtype` and
+    `rematerialise`, are `config.model`.
     """
 
     backbone: nn.Module
     dtype: DTypeLike = jnp.float32  # of the computation; parameters, losses are float32
+    rematerialise: bool = False  # blocks of the method's own; see `rematerialisable`
     # Leave the backbone as it was pretrained: it gets no gradient and no optimizer state.
     freeze_backbone: bool = False
     # Stages of the backbone whose features are taken, side by side; none for its last one.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.models.layers import (
     ResidualBlock,
@@ -76,9 +77,10 @@ class MFNet(Method):
             dense = functools.partial(nn.Dense, self.width, use_bias=False)
             self.relations = [dense() for _ in range(3)]  # W_A, W_B and W_V of all heads
         self.branches = [
-            ScaleBranch(options, self.width, self.scale_attention) for _ in range(self.scales)
+            ScaleBranch(options, self.width, self.scale_attention, self.rematerialise)
+            for _ in range(self.scales)
         ]
-        self.decoder = Decoder(options, self.width)
+        self.decoder = Decoder(options, self.width, self.rematerialise)
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
@@ -143,7 +145,7 @@ class MFNet(Method):
             joint = combined.sum(axis=0, keepdims=True)
         else:
             joint = rearrange(combined, "n h w c -> 1 h w (n c)")
-        logits, embedding = self.decoder(joint, 2 if self.binary_branches else ways + 1)
+        logits, embedding = self.decoder(joint, classes=2 if self.binary_branches else ways + 1)
         aux = {"logits": logits}
         if train:
             aux["embedding"] = embedding
@@ -187,7 +189,9 @@ class ScaleBranch(nn.Module):
     options: dict
     width: int
     attention: bool  # without it all scores are 0
+    rematerialise: bool = False
 
+    @rematerialisable
     @nn.compact
     def __call__(
         self, x: Float[Array, "way h w c"]
@@ -208,7 +212,9 @@ class Decoder(nn.Module):
 
     options: dict
     width: int
+    rematerialise: bool = False
 
+    @rematerialisable
     @nn.compact
     def __call__(
         self, x: Float[Array, "*batch h w c"], classes: int

@@ -62,8 +62,8 @@ class SST(BinaryMethod):
         conv = functools.partial(convolution, **options)
         self.embedding = conv(self.width)
         self.relation = [conv(self.width), conv(self.width)]
-        self.block = ResidualBlock(options)
-        self.aspp = ASPP(options, self.width)
+        self.block = ResidualBlock(options, self.rematerialise)
+        self.aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
         self.classifier = classifier(2, self.dtype)
 
     def encode(

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from fsseg_jax.config import from_saved
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
-from fsseg_jax.devices import replicated
+from fsseg_jax.devices import put, replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Loaded
 from fsseg_jax.models import Method, init_variables
@@ -192,7 +192,7 @@ def load_variables(
     key = jax.random.key(config.seed)
     initialise = functools.partial(init_variables, model, key, config.ways, config.shots)
     if which is None:
-        variables = jax.device_put(initialise(config.init), replicated(mesh))
+        variables = put(initialise(config.init), replicated(mesh))
         weights = pathlib.Path(config.init).name or "random"
         return Loaded(variables, f"freshly initialised, {weights} weights")
     if which != config.eval.checkpoint:

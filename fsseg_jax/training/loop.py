@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax import config as configuration
 from fsseg_jax.data import class_ids, open_source, training_items, training_pipeline
-from fsseg_jax.devices import check_divides, describe, make_mesh, replicated
+from fsseg_jax.devices import check_divides, describe, is_first_process, make_mesh, put, replicated
 from fsseg_jax.episode import episodes_hash
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
@@ -52,7 +53,8 @@ class Stopped(Exception):
 class StopRequest:
     """Whether SIGTERM has come, while the context is open; a second one ends the process.
 
-    While `at_once` is set it raises Stopped instead of waiting to be asked.
+    While `at_once` is set it raises Stopped instead of waiting to be asked. Several processes agree
+    on the step after which all of them stop, whichever has got the signal.
     """
 
     def __init__(self) -> None:
@@ -60,13 +62,20 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._previous = None
-        if threading.current_thread() is threading.main_thread():
+        if jax.process_count() > 1:
+            self._previous = signal.SIG_DFL  # JAX receives it until the context closes
+        elif threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
+
+    def agree(self, step: int) -> None:
+        """Where there are several processes: sets `received` if all stop after this step."""
+        if jax.process_count() > 1:
+            self.received = multihost_utils.reached_preemption_sync_point(step)
 
     def _receive(self, *_: object) -> None:
         self.received = True
@@ -87,7 +96,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     # ---------------------------------------------------------------- devices, data, model
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
-    check_divides(config.train.batch_size, mesh)
+    check_divides(config.train.batch_size, mesh, config.train.accumulate)
     create_model(config)  # wrong options are told before the data are read
     source = open_source(config.data, "train")
     held_back = open_source(config.data, "test")
@@ -129,7 +138,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         choose_stages(config)
         model = create_model(config)
         state = initial_state(model, config, config.init, count)
-        state = jax.device_put(state, replicated(mesh))
+        state = put(state, replicated(mesh))
     augment = config.data.augment
     moved = augment.flip or augment.rotation or tuple(augment.scale) != (1, 1)
     if state.rows is not None and augment.query and moved:
@@ -160,11 +169,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         seed=config.seed,
         items=count,
         batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
     )
     dispatch = make_dispatch(step_function, pipeline.draw, mesh)
 
     # ---------------------------------------------------------------- steps
-    writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+    folder = str(workdir / "tensorboard")
+    writer = tensorboardX.SummaryWriter(
+        folder, purge_step=start + 1, write_to_disk=is_first_process()
+    )
     schedule = learning_rate(config.train)
     batch_size, steps = config.train.batch_size, config.train.steps
     per_dispatch = config.train.steps_per_dispatch
@@ -220,6 +233,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             settle(max(1, IN_FLIGHT // per_dispatch))
             step += count
             progress.update(count * batch_size)
+            stop.agree(step)
 
             if step % config.train.log_every == 0 or step == steps:
                 settle(0)

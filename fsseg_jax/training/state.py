@@ -103,6 +103,7 @@ def make_step(
     seed: int,
     items: int,
     batch_size: int,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Episode], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """One training step, a pure function.
 
@@ -112,6 +113,7 @@ def make_step(
         seed: of the method's own randomness, if it has any.
         items: how many (class, photograph) items there are: one epoch.
         batch_size: episodes a step.
+        accumulate: in how many parts, one after another, their gradient is computed.
 
     Returns:
         a function of the state and a batch; it gives the next state and the loss with its named
@@ -124,8 +126,10 @@ def make_step(
         trained, frozen = split_frozen(model, state.variables["params"])
         previous = None if state.rows is None else state.rows[batch.query_index]
 
-        def loss(trained: Any) -> tuple[Array, tuple[Any, ...]]:
-            variables = {**state.variables, "params": {**frozen, **trained}}
+        def loss(
+            trained: Any, statistics: Any, batch: Episode, previous: Any, keys: Array
+        ) -> tuple[Array, tuple[Any, ...]]:
+            variables = {**state.variables, **statistics, "params": {**frozen, **trained}}
 
             def one(episode: Episode, previous: Any, key: Array) -> tuple[Any, ...]:
                 dropout_key, loss_key = jax.random.split(key)
@@ -145,18 +149,64 @@ def make_step(
             values, parts, rows, updated = over_batch(batch, previous, keys)
             return values.mean(), (jax.tree.map(jnp.mean, parts), rows, updated)
 
-        (value, (parts, rows, updated)), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+        def part(statistics: Any, drawn: tuple[Episode, Any, Array]) -> tuple[Any, Any]:
+            differentiate = jax.value_and_grad(loss, has_aux=True)
+            (value, (parts, rows, updated)), gradient = differentiate(trained, statistics, *drawn)
+            return {**statistics, **updated}, (gradient, {"loss": value, **parts}, rows)
+
+        drawn = (batch, previous, keys)
+        statistics = {k: v for k, v in state.variables.items() if k == "batch_stats"}
+        if accumulate == 1:
+            statistics, (gradient, metrics, rows) = part(statistics, drawn)
+        else:
+            statistics, (gradient, metrics, rows) = in_parts(part, statistics, drawn, accumulate)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
         state = TrainState(
             step=state.step + 1,
-            variables={**state.variables, **updated, "params": {**frozen, **trained}},
+            variables={**state.variables, **statistics, "params": {**frozen, **trained}},
             optimizer=optimizer_state,
             rows=None if rows is None else state.rows.at[batch.query_index].set(rows),
         )
-        return state, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
+        return state, {**metrics, "gradient_norm": optax.tree.norm(gradient)}
 
     return step
+
+
+def in_parts(
+    part: Callable[[Any, Any], tuple[Any, tuple[Any, Any, Any]]],
+    carry: Any,
+    batch: Any,
+    parts: int,
+) -> tuple[Any, tuple[Any, Any, Any]]:
+    """`part` of each part of a batch in turn: means of its first two results, all of the third.
+
+    A part takes every `parts`-th episode, so that each device has its share of each part.
+
+    Args:
+        part: a function of a carried value and some rows; it gives the next carried value and two
+            trees of means and one of rows.
+        carry: the first carried value.
+        batch: a tree of arrays of rows.
+        parts: how many; divides the number of rows.
+    """
+
+    def deal(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def gather(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+    def add(state: tuple[Any, Any], rows: Any) -> tuple[tuple[Any, Any], Any]:
+        carry, total = state
+        carry, (*means, rows) = part(carry, rows)
+        return (carry, jax.tree.map(lambda a, b: a + b / parts, total, means)), rows
+
+    dealt = jax.tree.map(deal, batch)
+    _, (*means, _) = jax.eval_shape(part, carry, jax.tree.map(lambda x: x[0], dealt))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), means)
+    (carry, means), rows = jax.lax.scan(add, (carry, zeros), dealt)
+    return carry, (*means, jax.tree.map(gather, rows))
 
 
 def make_dispatch(

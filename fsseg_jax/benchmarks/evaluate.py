@@ -1,0 +1,205 @@
+"""What evaluation costs: python -m fsseg_jax.benchmarks.evaluate
+
+Evaluates a method from random weights (PANet by default) as its protocol asks, 5 runs of 1,000
+episodes, with 1 and 5 shots: each photograph is encoded once, and episodes are scored from the
+cache. Beside it stands what encoding the photographs of each episode anew would take; of that a
+few episodes are timed, and the rest is extrapolated. A quarter, a half and all of the episodes are
+scored, and half of the photographs encoded, to show that time grows as they do. Photographs are
+made, unless --config has data; reading them is not timed.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from fsseg_jax import command_line
+from fsseg_jax.benchmarks import programs, workloads
+from fsseg_jax.benchmarks.measure import GIB, by_turns, peak_memory
+from fsseg_jax.data import open_source
+from fsseg_jax.data.source import Source, read_square
+from fsseg_jax.devices import make_mesh, replicated
+from fsseg_jax.episode import Episode, EpisodeIds, concatenate, episode_label
+from fsseg_jax.evaluation.evaluator import Evaluator
+from fsseg_jax.evaluation.metrics import pixel_counts
+from fsseg_jax.evaluation.protocol import protocol_episodes
+from fsseg_jax.models import Method, create_model, init_variables
+
+REPEATS = 3  # of encoding and scoring, after a first time that compiles
+SHOTS = (1, 5)
+
+
+def read(source: Source, ids: EpisodeIds, size: int) -> Episode:
+    """A batch of episodes, read from their photographs."""
+    squares = {
+        int(index): read_square(source, int(index), size) for index in np.unique(ids.photographs)
+    }
+
+    def stack(indices: Int[np.ndarray, "*shape"], field: int) -> np.ndarray:
+        values = np.stack([squares[int(index)][field] for index in indices.ravel()])
+        return values.reshape(*indices.shape, *values.shape[1:])
+
+    label = jax.vmap(episode_label)
+    return Episode(
+        support_image=stack(ids.supports, 0),
+        support_label=np.asarray(label(stack(ids.supports, 1), ids.classes)),
+        query_image=stack(ids.query, 0),
+        query_label=np.asarray(label(stack(ids.query, 1), ids.classes)),
+        class_id=ids.classes,
+        query_index=ids.query_index,
+    )
+
+
+def whole_episodes(model: Method, variables: Any, batch: Episode, repeats: int) -> float:
+    """Seconds of an episode whose photographs are encoded for it alone, in a compiled batch."""
+    predict, ways = workloads.prediction(model), batch.class_id.shape[1]
+
+    def score(variables: Any, batch: Episode) -> Int[Array, "episode class 3"]:
+        count = jax.vmap(lambda prediction, label: pixel_counts(prediction, label, ways))
+        return count(predict(variables, batch), batch.query_label)
+
+    run = workloads.compile(score, variables, batch).run
+    seconds = by_turns([run], repeats, description="whole episodes")
+    return float(np.median(seconds)) / len(batch.query_index)
+
+
+def parts(episodes: EpisodeIds) -> list[EpisodeIds]:
+    """The first episodes, with half of all photographs; a quarter, a half, and all of them."""
+    photographs = episodes.photographs
+    used, first = np.unique(photographs, return_index=True)
+    half = np.sort(first)[(len(used) - 1) // 2] // photographs.shape[1] + 1
+    counts = {int(half), *(-(-len(episodes) // share) for share in (4, 2, 1))}
+    return [episodes.take(slice(count)) for count in sorted(counts)]
+
+
+def evaluation_row(
+    config: ConfigDict,
+    model: Method,
+    variables: Any,
+    source: Source,
+    episodes: EpisodeIds,
+    mesh: Mesh,
+    repeats: int,
+) -> dict[str, Any]:
+    """Encoding the photographs of some episodes, and scoring these."""
+    evaluator = Evaluator(model, source, episodes, mesh, config)
+    variables, cache = jax.device_put(variables, replicated(mesh)), None
+
+    def encode() -> Any:
+        nonlocal cache
+        cache = evaluator.encode(variables)
+        return cache
+
+    seconds = by_turns([encode, lambda: evaluator.score(variables, cache)], repeats)
+    photographs = len(np.unique(episodes.photographs))
+    return {
+        "method": config.method,
+        "shots": config.shots,
+        "episodes": len(episodes),
+        "photographs": photographs,
+        "encoding": programs.timing(seconds[:, 0]),
+        "scoring": programs.timing(seconds[:, 1]),
+        "cache": sum(x.nbytes for x in jax.tree.leaves(cache.features)),
+    }
+
+
+def growth_cells(row: dict[str, Any]) -> list[str]:
+    """Each part with what one photograph and one episode took."""
+    encoding, scoring = row["encoding"], row["scoring"]
+    return [
+        *(row["method"], str(row["shots"])),
+        *(str(row["photographs"]), f"{encoding['seconds']:.3f}"),
+        f"{1e3 * encoding['seconds'] / row['photographs']:.3f}",
+        *(str(row["episodes"]), f"{scoring['seconds']:.3f}"),
+        f"{1e3 * scoring['seconds'] / row['episodes']:.3f}",
+        f"{row['cache'] / GIB:.2f}",
+    ]
+
+
+GROWTH = ["", "shots", "photos", "s", "ms each", "episodes", "s", "ms each", "cache GiB"]
+
+
+def against_whole(row: dict[str, Any], seconds: float, timed: int) -> dict[str, Any]:
+    """All of a row beside episodes that are encoded one by one."""
+    encoding, scoring = row["encoding"]["seconds"], row["scoring"]["seconds"]
+    once, anew = encoding + scoring, seconds * row["episodes"]
+    return {
+        **{name: row[name] for name in ("method", "shots", "episodes", "photographs")},
+        "photographs_per_second": row["photographs"] / encoding,
+        "episodes_per_second": row["episodes"] / scoring,
+        "seconds_once": once,
+        "seconds_whole_episode": seconds,
+        "timed": timed,
+        "seconds_anew": anew,
+        "ratio": anew / once,
+    }
+
+
+def against_cells(row: dict[str, Any]) -> list[str]:
+    """Totals and their ratio."""
+    return [
+        *(row["method"], str(row["shots"])),
+        *(f"{row[name]:.1f}" for name in ("photographs_per_second", "episodes_per_second")),
+        f"{row['seconds_once']:.3f}",
+        *(f"{1e3 * row['seconds_whole_episode']:.3f}", str(row["timed"])),
+        *(f"{row['seconds_anew']:.3f}", f"{row['ratio']:.2f}"),
+    ]
+
+
+AGAINST = ["", "shots", "photos/s", "episodes/s", "s", "ms each", "timed", "s in all", "x"]
+
+
+def main() -> None:
+    """The program."""
+    arguments, overrides = programs.parse(
+        __doc__, shots="supports a class, joined by commas; 1,5 by default"
+    )
+    repeats = programs.numbers(arguments.repeats, "repeats", [REPEATS])[0]
+    own = any(given.startswith("--config.shots") for given in overrides)
+    shots_given = programs.numbers(arguments.shots, "shots", () if own else SHOTS)
+    configs = programs.settings(arguments, overrides, "panet")
+    mesh = make_mesh(configs[0].devices)
+    models = [create_model(config) for config in configs]
+    print(programs.hardware(mesh, sorted({config.dtype for config in configs})))
+    growth, against = [], []
+    for config, model in zip(configs, models, strict=True):
+        print(
+            f"{programs.words(config)}; {config.eval.runs} x {config.eval.episodes} episodes, "
+            f"features kept in {config.eval.feature_dtype}"
+        )
+        source = open_source(config.data, "test")
+        for shots in shots_given or [config.shots]:
+            config.shots = shots
+            variables = init_variables(model, jax.random.key(0), config.ways, shots)
+            episodes = concatenate(list(protocol_episodes(config, source).values()))
+            growth += [
+                evaluation_row(config, model, variables, source, part, mesh, repeats)
+                for part in parts(episodes)
+            ]
+            few = episodes.take(slice(config.eval.batch_size))
+            batch = read(source, few, config.image_size)
+            seconds = whole_episodes(model, variables, batch, repeats)
+            against.append(against_whole(growth[-1], seconds, len(few)))
+    print("each photograph encoded once, each episode scored from the cache (medians):")
+    print(programs.table(GROWTH, [growth_cells(row) for row in growth]))
+    print(
+        "all episodes so, and with their photographs encoded anew for each of them ('timed' "
+        "episodes\nmeasured in one batch on one device, extrapolated to all), which takes x times "
+        "as long:"
+    )
+    print(programs.table(AGAINST, [against_cells(row) for row in against]))
+    peak, where = peak_memory(mesh.devices.flat[0])
+    print(f"most memory in use, {where}: {peak / GIB:.2f} GiB")
+    programs.write_json(
+        *(arguments.json, "evaluate", mesh, configs),
+        growth=growth,
+        against_encoding_anew=against,
+        peak_memory=peak,
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,167 @@
+"""The least time that hardware allows a function: its convolutions and matrix products one by one.
+
+They are counted as the function is written, exactly and with the rounds of `scan` loops, before a
+compiler changes them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fsseg_jax.benchmarks.measure import Peak, abstract
+
+
+class Operation(NamedTuple):
+    """Convolutions or matrix products of one shape."""
+
+    name: str  # with the shapes
+    dtype: str
+    count: int
+    flops: int  # of all of them
+    bytes: int  # of their inputs and outputs
+    seconds: float  # that they take at least
+    limit: str  # what takes that time: "compute" or "memory"
+
+
+class Roofline(NamedTuple):
+    """The least time that convolutions and matrix products take; all else is left out."""
+
+    operations: list[Operation]  # the longest first
+    unknown_loops: int  # loops whose length is not in the program: their bodies count once
+
+    @property
+    def flops(self) -> int:
+        """Of all operations."""
+        return sum(operation.flops for operation in self.operations)
+
+    @property
+    def seconds(self) -> float:
+        """The least time of all operations, one after another."""
+        return sum(operation.seconds for operation in self.operations)
+
+    @property
+    def memory_limited(self) -> float:
+        """The part of that time, 0..1, in which memory is what limits."""
+        limited = sum(x.seconds for x in self.operations if x.limit == "memory")
+        return limited / self.seconds if self.operations else 0.0
+
+
+def roofline(
+    function: Callable[..., Any], *arguments: Any, peak: Peak, devices: int = 1
+) -> Roofline:
+    """The convolutions and matrix products of a function, and the least time of each.
+
+    That is the longer of multiplying at the peak and of reading inputs and writing outputs once.
+    Element-wise work, reductions and pooling are left out: compilers join them to what is here,
+    and a real program can only take longer.
+
+    Args:
+        function: of arrays or of their shapes, which follow.
+        *arguments: of the function.
+        peak: of one device.
+        devices: that share the work.
+    """
+    counts: dict[tuple[str, str], list[int]] = {}
+    unknown = 0
+    for equation, times in _equations(jax.make_jaxpr(function)(*abstract(arguments)).jaxpr):
+        inputs, outputs = ([v.aval for v in side] for side in (equation.invars, equation.outvars))
+        match equation.primitive.name:
+            case "conv_general_dilated":
+                kind, flops = "conv", convolution_flops(inputs, outputs[0], equation.params)
+            case "dot_general":
+                kind, flops = "dot", product_flops(inputs, equation.params)
+            case "while":
+                unknown += 1
+                continue
+            case _:
+                continue
+        shapes = ["x".join(map(str, x.shape)) or "1" for x in (*inputs, *outputs)]
+        name = f"{kind} {shapes[0]} * {shapes[1]} -> {shapes[2]}"
+        entry = counts.setdefault((name, inputs[0].dtype.name), [0, 0, 0])
+        size = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
+        for column, value in enumerate((1, flops, size)):
+            entry[column] += times * value
+
+    operations = []
+    for (name, dtype), (count, flops, size) in counts.items():
+        computing = flops / (peak.of(dtype) * devices)
+        moving = size / (peak.bandwidth * devices)
+        limit = "memory" if moving > computing else "compute"
+        seconds = max(computing, moving)
+        operations.append(Operation(name, dtype, count, flops, size, seconds, limit))
+    return Roofline(sorted(operations, key=lambda x: -x.seconds), unknown)
+
+
+def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """All equations whose results are used, those inside others too, and how often each runs."""
+    used, needed = {v for v in jaxpr.outvars if not hasattr(v, "val")}, []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not used.isdisjoint(equation.outvars):
+            needed.append(equation)
+            used.update(v for v in equation.invars if not hasattr(v, "val"))
+    for equation in reversed(needed):
+        yield equation, times
+        name, parameters = equation.primitive.name, equation.params
+        inner = times
+        if name == "scan":
+            inner *= parameters["length"]
+        elif name == "shard_map":  # whose shapes are those of one device
+            inner *= parameters["mesh"].size
+        if name == "cond":
+            # Only one branch runs: the one that multiplies most.
+            branches = [list(_equations(x.jaxpr, inner)) for x in parameters["branches"]]
+            yield from max(branches, key=lambda found: sum(map(_multiplications, found)))
+            continue
+        for value in parameters.values():
+            value = getattr(value, "jaxpr", value)
+            if hasattr(value, "eqns"):
+                yield from _equations(value, inner)
+
+
+def _multiplications(found: tuple[Any, int]) -> int:
+    equation, times = found
+    inputs = [v.aval for v in equation.invars]
+    if equation.primitive.name == "conv_general_dilated":
+        return times * convolution_flops(inputs, equation.outvars[0].aval, equation.params)
+    if equation.primitive.name == "dot_general":
+        return times * product_flops(inputs, equation.params)
+    return 0
+
+
+def convolution_flops(inputs: Sequence[Any], output: Any, parameters: dict[str, Any]) -> int:
+    """Two for each multiplication of an input value: none with padding, nor with the zeros that
+    dilation puts between values. So a convolution's gradients count as much as it does."""
+    lhs, kernel = inputs
+    numbers = parameters["dimension_numbers"]
+    pairs = 1  # of a position of the output and one of the kernel that see an input value
+    for axis, (low, _) in enumerate(parameters["padding"]):
+        size, window, positions = (
+            x.shape[dimensions[2 + axis]]
+            for x, dimensions in (
+                (lhs, numbers.lhs_spec),
+                (kernel, numbers.rhs_spec),
+                (output, numbers.out_spec),
+            )
+        )
+        holes = parameters["lhs_dilation"][axis]
+        seen = (
+            np.arange(positions)[:, None] * parameters["window_strides"][axis]
+            + np.arange(window) * parameters["rhs_dilation"][axis]
+            - low
+        )
+        inside = (seen >= 0) & (seen <= (size - 1) * holes) & (seen % holes == 0)
+        pairs *= int(inside.sum())
+    batch, features = (output.shape[dimension] for dimension in numbers.out_spec[:2])
+    # Of a grouped convolution the kernel has only the input channels of one group.
+    return 2 * pairs * batch * features * kernel.shape[numbers.rhs_spec[1]]
+
+
+def product_flops(inputs: Sequence[Any], parameters: dict[str, Any]) -> int:
+    """Two for each multiplication of a `dot_general`."""
+    lhs, rhs = inputs
+    (_, contracted), (_, batch) = parameters["dimension_numbers"]
+    free = [n for axis, n in enumerate(rhs.shape) if axis not in (*contracted, *batch)]
+    return 2 * lhs.size * math.prod(free)

@@ -1,0 +1,147 @@
+"""Evaluations whose encoded photographs do not fit into memory: parts, and what parts share."""
+
+import logging
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+from ml_collections import ConfigDict
+
+from fsseg_jax.data.source import Source, cache_folder
+from fsseg_jax.episode import IGNORE, EpisodeIds
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import Method
+
+logger = logging.getLogger(__name__)
+
+
+def scaled_side(size: int, scale: float) -> int:
+    """The side of a query at a multiple of `size`; 8 n + 1 but at scale 1, so that the corners of
+    features at stride 8 lie on pixels."""
+    return size if scale == 1 else 8 * max(4, round((size * scale - 1) / 8)) + 1
+
+
+def portions(
+    config: ConfigDict, model: Method, variables: Any, source: Source, episodes: EpisodeIds
+) -> list[Int[np.ndarray, " part"]]:
+    """The rows of the episodes in parts whose encoded photographs fit into `eval.cache` each.
+
+    Episodes of one class stay together, as they share photographs.
+    """
+    options, channels = config.eval, 4 if max(source.class_names) < IGNORE else 5
+    size = 0
+    for side in {config.image_size, *(scaled_side(config.image_size, s) for s in options.scales)}:
+        image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
+        features = jax.eval_shape(lambda v, x: model.apply(v, x, method="encode"), variables, image)
+        values = sum(x.size for x in jax.tree.leaves(features))
+        size += values * jnp.dtype(options.feature_dtype).itemsize + side * side * channels
+    limit = options.cache * 2**30 / size
+    total = len(np.unique(episodes.photographs))
+    if total <= limit:
+        return [np.arange(len(episodes))]
+    parts, held = [[]], set()
+    photographs = episodes.photographs
+    for row in np.lexsort(episodes.classes.T[::-1]):
+        more = held.union(photographs[row].tolist())
+        if parts[-1] and len(more) > limit:
+            parts.append([])
+            more = set(photographs[row].tolist())
+        parts[-1].append(row)
+        held = more
+    logger.info(
+        "%d photographs are %.1f GiB when encoded: scored in %d parts of up to eval.cache = %g GiB",
+        *(total, total * size / 2**30, len(parts), options.cache),
+    )
+    return [np.sort(part) for part in parts]
+
+
+def shared_photographs(
+    episodes: EpisodeIds, parts: list[Int[np.ndarray, " part"]]
+) -> Int[np.ndarray, " photograph"]:
+    """The photographs that more than one part of the episodes needs, in ascending order."""
+    seen = [np.unique(episodes.take(rows).photographs) for rows in parts]
+    photographs, count = np.unique(np.concatenate(seen), return_counts=True)
+    return photographs[count > 1]
+
+
+class Store:
+    """Encoded photographs that another part needs again, in a temporary file.
+
+    The file has no name: its space is free again when the process ends, however it ends.
+
+    Args:
+        photographs: what to keep, in ascending order; all others are not kept.
+    """
+
+    def __init__(self, photographs: Int[np.ndarray, " photograph"]) -> None:
+        self.photographs = photographs
+        self._files = {}  # of each side
+        self._known = {}
+
+    def _rows(self, photographs: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
+        """Their places in the file, -1 for those that are not kept."""
+        rows = np.searchsorted(self.photographs, photographs)
+        rows = np.minimum(rows, len(self.photographs) - 1)
+        return np.where(self.photographs[rows] == photographs, rows, -1)
+
+    def has(self, side: int, photographs: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
+        """Which of the photographs have been put there, as squares of `side`."""
+        if side not in self._known:
+            return np.zeros(len(photographs), bool)
+        rows = self._rows(photographs)
+        return (rows >= 0) & self._known[side][rows]
+
+    def put(self, side: int, photographs: Int[np.ndarray, " row"], features: Any) -> None:
+        """Keeps those that are to be kept; of features the first rows count.
+
+        Raises:
+            UserError: there is no room for them.
+        """
+        rows = self._rows(photographs) if len(self.photographs) else np.array([], int)
+        if not (rows >= 0).any():
+            return
+        leaves = [np.asarray(x) for x in jax.tree.leaves(features)]
+        if side not in self._files:
+            folder = cache_folder("encoded")
+            folder.mkdir(parents=True, exist_ok=True)
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), features)
+            file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  as long as this
+            self._files[side] = file, like
+            self._known[side] = np.zeros(len(self.photographs), bool)
+        file, like = self._files[side]
+        try:
+            for position in np.flatnonzero(rows >= 0):
+                file.seek(rows[position] * _bytes(like))
+                for leaf in leaves:
+                    _write(file, leaf[position])
+        except OSError as error:
+            raise UserError(
+                f"{cache_folder('encoded')} has no room for encoded photographs "
+                f"({error.strerror}): free some, or raise eval.cache to hold more in memory."
+            ) from None
+        self._known[side][rows[rows >= 0]] = True
+
+    def get(self, side: int, photographs: Int[np.ndarray, " row"]) -> Any:
+        """The features of photographs that it has, on the host."""
+        file, like = self._files[side]
+        leaves, structure = jax.tree.flatten(like)
+        stacked = [np.empty((len(photographs), *x.shape), x.dtype) for x in leaves]
+        for position, row in enumerate(self._rows(photographs)):
+            file.seek(row * _bytes(like))
+            for leaf in stacked:
+                file.readinto(leaf[position].reshape(-1).view(np.uint8))
+        return jax.tree.unflatten(structure, stacked)
+
+
+def _write(file: Any, array: np.ndarray) -> None:
+    left = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    while left:  # a disk that is almost full takes a part, and then nothing
+        left = left[file.write(left) :]
+
+
+def _bytes(like: Any) -> int:
+    """The bytes of one photograph."""
+    return sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(like))
