@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from fsseg_jax.backbones.rematerialise import CPU_OPTIONS
 from fsseg_jax.devices import replicated, split
 from fsseg_jax.episode import BATCH_AXIS, Episode, empty_episode
 from fsseg_jax.models import Method, init_variables
@@ -229,10 +230,11 @@ def make_dispatch(
         steps to do (each number is compiled once); it gives the new state, and the step's
         results with one row a step.
     """
-    # On a CPU, XLA's gradients of convolutions are tens of times slower inside a loop than outside
-    # (https://github.com/jax-ml/jax/issues/12868): there, steps follow one another without one.
+    # On a CPU, XLA computes some of SST's operations several times slower inside a loop than
+    # outside (https://github.com/jax-ml/jax/issues/12868): there, steps follow one another.
+    on_cpu = mesh.local_devices[0].platform == "cpu"
     if loop is None:
-        loop = mesh.local_devices[0].platform != "cpu"
+        loop = not on_cpu
 
     def dispatch(state: TrainState, fed: Any, count: int) -> tuple[TrainState, dict[str, Array]]:
         def one(state: TrainState, done: Int[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
@@ -242,5 +244,9 @@ def make_dispatch(
         return jax.lax.scan(one, state, jnp.arange(count), unroll=1 if loop else count + 1)
 
     return jax.jit(
-        dispatch, static_argnames="count", donate_argnums=0, out_shardings=replicated(mesh)
+        dispatch,
+        static_argnames="count",
+        donate_argnums=0,
+        out_shardings=replicated(mesh),
+        compiler_options=CPU_OPTIONS if on_cpu else None,
     )

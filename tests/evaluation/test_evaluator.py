@@ -25,6 +25,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import evaluator
 from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
+from fsseg_jax.evaluation.parts import Store, portions, shared_photographs
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
 
@@ -286,7 +287,7 @@ def test_listed_episodes_are_those_that_were_scored(folder, model, source, varia
 @pytest.fixture
 def scored(monkeypatch):
     """A function that says which counts an evaluation shall find, without a model."""
-    monkeypatch.setattr(Evaluator, "encode", lambda self, variables: None)
+    monkeypatch.setattr(Evaluator, "encode", lambda self, variables, store: None)
     monkeypatch.setattr(evaluator, "portions", lambda *given: [np.arange(len(given[-1]))])
 
     def give(counts):
@@ -398,6 +399,6 @@ def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
 def test_an_episode_that_does_not_fit_alone_is_scored_all_the_same(source, model, variables):
     config = make_settings(**{"eval.cache": 1e-9})
     episodes = sample(source.table.items(range(1, 4)), 0, range(6), ways=1, shots=2)
-    parts = evaluator.portions(config, model, variables, source, episodes)
+    parts = portions(config, model, variables, source, episodes)
     assert [len(part) for part in parts] == [1] * 6
     assert sorted(np.concatenate(parts).tolist()) == list(range(6))
