@@ -10,18 +10,16 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
-from jaxtyping import Array, Float, Int, Integer, UInt8, UInt32
+from jax.sharding import Mesh
+from jaxtyping import Int, UInt8, UInt32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax.data.annotations import annotated, annotation_of, choose, square_marks
 from fsseg_jax.data.source import Photograph, Source, parallel_map, square
-from fsseg_jax.devices import is_first_process, map_over_devices, put, replicated, split
+from fsseg_jax.devices import is_first_process, put, replicated, split
 from fsseg_jax.episode import (
     IGNORE,
     EpisodeIds,
@@ -29,15 +27,16 @@ from fsseg_jax.episode import (
     episode_label,
     episodes_hash,
     episodes_to_csv,
-    normalise,
 )
 from fsseg_jax.evaluation import crf
 from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
 from fsseg_jax.evaluation.parts import Store, portions, scaled_side, shared_photographs
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.report import Example, changed_options, write_report
+from fsseg_jax.evaluation.scorer import Cache, Rows, Scorer, Truth
 from fsseg_jax.models import Method
-from fsseg_jax.models.resize import resize, resize_into
+
+CANVAS = 64  # what heights and widths are rounded up to where evaluators are to be alike
 
 logger = logging.getLogger(__name__)
 
@@ -49,43 +48,6 @@ class Loaded(NamedTuple):
     words: str  # for people
     config: ConfigDict | None = None  # of the training; None for a freshly initialised model
     checkpoint: str | None = None  # "best" or "last"
-
-
-@flax.struct.dataclass
-class Rows:
-    """Episodes by the rows of what the evaluator keeps, B of them."""
-
-    classes: Int[Array, "batch way"]
-    supports: Int[Array, "batch way shot"]  # rows of the photographs
-    query: Int[Array, " batch"]
-    turn: Int[Array, " batch"]  # the query's row among all queries
-    bits: UInt32[Array, "batch way shot"]  # which object gets a box
-
-    def take(self, rows: Any) -> "Rows":
-        """The episodes at `rows`: a slice or an array of positions."""
-        return jax.tree.map(lambda field: field[rows], self)
-
-
-@flax.struct.dataclass
-class Truth:
-    """Labels of the queries at their own sizes, on one canvas whose rest is label 255."""
-
-    label: Integer[Array, "query height width"]
-    shape: Int[Array, "query 2"]
-    extent: Int[Array, "query 2"]  # of the network's square on the photograph
-
-
-@flax.struct.dataclass
-class Cache:
-    """All that the episodes need, on the devices."""
-
-    features: Any  # of the photographs, encoded
-    images: UInt8[Array, "photograph size size 3"]
-    labels: Integer[Array, "photograph size size"]
-    marks: UInt8[Array, "photograph size size"] | None  # where supports are not outlined densely
-    # Of the queries at each of `eval.scales` but 1: features and photographs.
-    scaled: tuple[tuple[Any, UInt8[Array, "query side side 3"]], ...]
-    truth: Truth | None  # where masks are compared at the photographs' own size
 
 
 class Evaluator:
@@ -102,6 +64,8 @@ class Evaluator:
         config: says how: `image_size`, `support_annotation`, `eval`.
         bits: choose the objects that get boxes, see `annotations.choose`; by default those of
             `eval.seed`.
+        room: for how many photographs and queries at least; evaluators with the same room share
+            what has been compiled.
     """
 
     def __init__(
@@ -112,14 +76,22 @@ class Evaluator:
         mesh: Mesh,
         config: ConfigDict,
         bits: UInt32[np.ndarray, "episode way shot"] | None = None,
+        room: tuple[int, int] = (0, 0),
     ) -> None:
         self.model, self.source, self.mesh, self.episodes = model, source, mesh, episodes
         self.options, self.size = config.eval, config.image_size
         if self.options.crf.iterations:
             crf.check_installed()
         self.annotation = annotation_of(config)
-        # Aligned corners fall on pixels where the side is a multiple of the stride and one.
-        self.sides = [scaled_side(self.size, scale) for scale in self.options.scales]
+        self.scorer = Scorer(
+            model=model,
+            mesh=mesh,
+            size=self.size,
+            sides=tuple(scaled_side(self.size, scale) for scale in self.options.scales),
+            annotation=self.annotation.kind,
+            feature_dtype=self.options.feature_dtype,
+            together=self.options.together,
+        )
 
         used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
         self.used, self.queries = used, queries
@@ -133,31 +105,24 @@ class Evaluator:
             turn=np.searchsorted(queries, episodes.query).astype(np.int32),
             bits=bits,
         )
-        self._read(used, queries, set(episodes.supports.ravel().tolist()))
-
-        def encode(variables: Any, image: UInt8[Array, "height width 3"]) -> Any:
-            features = model.apply(variables, normalise(image), method="encode")
-            return jax.tree.map(lambda x: x.astype(self.options.feature_dtype), features)
-
-        together = self.options.together
-        self._encode = map_over_devices(encode, mesh, batched=1, together=together)
-        self._score = map_over_devices(self._score_one, mesh, batched=1, together=together)
-        self._predict = jax.jit(self._predict_one, out_shardings=replicated(mesh))
-        self._insert = jax.jit(insert, donate_argnums=0)
+        self._read(used, queries, set(episodes.supports.ravel().tolist()), room)
 
     # ------------------------------------------------------------------------- reading
 
-    def _read(self, used: np.ndarray, queries: np.ndarray, supports: set[int]) -> None:
+    def _read(
+        self, used: np.ndarray, queries: np.ndarray, supports: set[int], room: tuple[int, int]
+    ) -> None:
         """Reads photographs, labels and what else the options ask for."""
         options, marked = self.options, self.annotation.kind != "dense"
         is_query = np.isin(used, queries)
-        count = len(used), self.size, self.size
-        sides = [side for side in self.sides if side != self.size]
+        count = max(len(used), room[0]), self.size, self.size
+        turns = max(len(queries), room[1])
+        sides = [side for side in self.scorer.sides if side != self.size]
         wide = np.uint8 if max(self.source.class_names) < IGNORE else np.uint16
-        self.images = np.empty((*count, 3), np.uint8)
-        self.labels = np.empty(count, wide)
+        self.images = np.zeros((*count, 3), np.uint8)
+        self.labels = np.zeros(count, wide)
         self.marks = np.zeros(count, np.uint8) if marked else None
-        self.scaled = [np.empty((len(queries), side, side, 3), np.uint8) for side in sides]
+        self.scaled = [np.zeros((turns, side, side, 3), np.uint8) for side in sides]
         own = [None] * len(queries)
 
         def read(row: int) -> None:
@@ -179,77 +144,18 @@ class Evaluator:
         parallel_map(read, range(len(used)), "reading")
         self.truth = None
         if options.scored_at == "photograph":
-            shape = np.array([label.shape for label in own], np.int32)
-            label = np.full((len(own), *shape.max(axis=0)), IGNORE, wide)
-            for canvas, part in zip(label, own, strict=True):
+            shape = np.ones((turns, 2), np.int32)
+            shape[: len(own)] = [label.shape for label in own]
+            largest = shape.max(axis=0)
+            if room[1]:  # other evaluators have other photographs, mostly of about this size
+                largest = -(-largest // CANVAS) * CANVAS
+            label = np.full((turns, *largest), IGNORE, wide)
+            for canvas, part in zip(label, own, strict=False):
                 canvas[: part.shape[0], : part.shape[1]] = part
             extent = shape
             if options.fit == "letterbox":
                 extent = np.repeat(shape.max(axis=1, keepdims=True), 2, axis=1)
             self.truth = Truth(label, shape, extent)
-
-    # ------------------------------------------------------------------------- one episode
-
-    def _logits(
-        self, variables: Any, cache: Cache, rows: Rows
-    ) -> tuple[Float[Array, "height width class"], Integer[Array, "height width"], Any]:
-        """The prediction of one episode at the scoring size, its label, and what was measured.
-
-        Logits, or of several scales the logarithms of their mean probabilities.
-        """
-
-        def at(values: Any, row: Array) -> Any:
-            return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
-
-        support_label = episode_label(cache.labels[rows.supports], rows.classes)
-        if cache.marks is not None:
-            marks = cache.marks[rows.supports]
-            support_label = annotated(support_label, marks, rows.bits, self.annotation.kind, jnp)
-        supports = at(cache.features, rows.supports)
-        scaled = iter(cache.scaled)
-        results, measured = [], []
-        for side in self.sides:
-            features, image, row = cache.features, cache.images, rows.query
-            if side != self.size:
-                features, image = next(scaled)
-                row = rows.turn
-            output = self.model.apply(
-                variables,
-                supports,
-                support_label,
-                at(features, row),
-                normalise(image[row]),
-                method="segment",
-            )
-            results.append(self._resize(output.logits.astype(jnp.float32), cache.truth, rows.turn))
-            measured.append(output.measured)
-        if len(results) > 1:
-            results = [jnp.log(sum(map(jax.nn.softmax, results)) / len(results) + 1e-7)]
-        label = cache.labels[rows.query] if cache.truth is None else cache.truth.label[rows.turn]
-        mean = jax.tree.map(lambda *values: sum(values) / len(values), *measured)
-        return results[0], episode_label(label, rows.classes), mean
-
-    def _resize(
-        self, logits: Float[Array, "h w class"], truth: Truth | None, turn: Int[Array, ""]
-    ) -> Float[Array, "height width class"]:
-        """Logits at the scoring size."""
-        corners = self.model.align_corners
-        if truth is None:
-            return resize(logits, (self.size, self.size), corners)
-        return resize_into(logits, truth.extent[turn], truth.label.shape[1:], corners)
-
-    def _predict_one(
-        self, variables: Any, cache: Cache, rows: Rows
-    ) -> tuple[Int[Array, "height width"], Float[Array, "height width class"]]:
-        """The prediction for one row of `self.rows`, and its probabilities."""
-        logits, *_ = self._logits(variables, cache, rows)
-        return jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
-
-    def _score_one(
-        self, variables: Any, cache: Cache, rows: Rows
-    ) -> tuple[Int[Array, "class 3"], dict[str, Array]]:
-        logits, label, measured = self._logits(variables, cache, rows)
-        return pixel_counts(jnp.argmax(logits, axis=-1), label, rows.classes.shape[0]), measured
 
     # ------------------------------------------------------------------------- all of them
 
@@ -281,10 +187,11 @@ class Evaluator:
         """Features of photographs at one size, on the mesh, row by row as `photographs`."""
         size = self.mesh.size * self.options.together
         side = images.shape[1]
-        known = np.zeros(len(images), bool) if store is None else store.has(side, photographs)
-        feature = jax.eval_shape(self._encode, variables, images[:1].repeat(size, axis=0))
-        encoded = empty(feature, len(images), replicated(self.mesh))
-        with _bar(words, len(images), "photo") as progress:
+        known = np.zeros(len(photographs), bool)
+        if store is not None:
+            known = store.has(side, photographs)
+        encoded = self.scorer.room(variables, len(images), side)
+        with _bar(words, len(photographs), "photo") as progress:
             for kept in (True, False):
                 rows = np.flatnonzero(known == kept)
                 for start in range(0, len(rows), size):
@@ -293,10 +200,10 @@ class Evaluator:
                     if kept:
                         part = put(store.get(side, photographs[padded]), replicated(self.mesh))
                     else:
-                        part = self._encode(variables, put(images[padded], split(self.mesh)))
+                        part = self.scorer.encode(variables, put(images[padded], split(self.mesh)))
                         if store is not None:
                             store.put(side, photographs[chunk], part)
-                    encoded = self._insert(encoded, put(padded, replicated(self.mesh)), part)
+                    encoded = self.scorer.insert(encoded, put(padded, replicated(self.mesh)), part)
                     jax.block_until_ready(encoded)  # so that the progress shown is true
                     progress.update(len(chunk))
         return encoded
@@ -318,7 +225,7 @@ class Evaluator:
             for start in range(0, count, step):
                 rows = np.minimum(np.arange(start, start + step), count - 1)  # the last repeats
                 rows = put(self.rows.take(rows), split(self.mesh))
-                parts.append(self._score(variables, cache, rows))
+                parts.append(self.scorer.score(variables, cache, rows))
                 # The devices have the next rows before these are waited for.
                 parts[-2:-1] = jax.device_get(parts[-2:-1])
                 progress.update(min(step, count - start))
@@ -358,7 +265,7 @@ class Evaluator:
         """The predicted label of episode number `row` at the scoring size, in episode numbering."""
         rows = self.rows.take(row)
         placed = put(rows, replicated(self.mesh))
-        prediction, probabilities = self._predict(variables, cache, placed)
+        prediction, probabilities = self.scorer.predict(variables, cache, placed)
         height, width = self._label(row).shape
         if self.options.crf.iterations:
             image = self.images[rows.query]
@@ -392,20 +299,6 @@ class Evaluator:
             query_label=np.asarray(episode_label(self.labels[rows.query], ids.classes)),
             prediction=prediction,
         )
-
-
-def empty(like: Any, count: int, sharding: Sharding) -> Any:
-    """Room for `count` rows of the trees that `like` has rows of."""
-
-    def zeros() -> Any:
-        return jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), like)
-
-    return jax.jit(zeros, out_shardings=sharding)()
-
-
-def insert(encoded: Any, rows: Int[Array, " chunk"], part: Any) -> Any:
-    """Features with those of some rows replaced."""
-    return jax.tree.map(lambda whole, new: whole.at[rows].set(new), encoded, part)
 
 
 def evaluate(
@@ -445,10 +338,17 @@ def evaluate(
     counts = np.empty((len(episodes), ways + 1, 3), np.int64)
     measured: dict[str, float] = {}
     seconds = np.zeros(3)  # reading, encoding, scoring
-    store = Store(shared_photographs(episodes, parts)) if len(parts) > 1 else None
+    store, room = None, (0, 0)
+    if len(parts) > 1:
+        store = Store(shared_photographs(episodes, parts))
+        several = [episodes.take(rows) for rows in parts]
+        room = tuple(
+            max(len(np.unique(ids)) for ids in each)
+            for each in ([e.photographs for e in several], [e.query for e in several])
+        )
     for rows in parts:
         times = [time.perf_counter()]
-        evaluator = Evaluator(model, source, episodes.take(rows), mesh, config, bits[rows])
+        evaluator = Evaluator(model, source, episodes.take(rows), mesh, config, bits[rows], room)
         times.append(time.perf_counter())
         cache = evaluator.encode(variables, store)
         times.append(time.perf_counter())
@@ -514,7 +414,7 @@ def evaluate(
     }
     at = np.unique(np.concatenate(list(chosen.values()))) if len(parts) > 1 else parts[0]
     if len(parts) > 1 and len(at):  # what was encoded for these alone is gone
-        evaluator = Evaluator(model, source, episodes.take(at), mesh, config, bits[at])
+        evaluator = Evaluator(model, source, episodes.take(at), mesh, config, bits[at], room)
         cache = evaluator.encode(variables, store)
     gallery = {
         heading: [

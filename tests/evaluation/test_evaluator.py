@@ -25,7 +25,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import evaluator
 from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
-from fsseg_jax.evaluation.parts import Store, portions, shared_photographs
+from fsseg_jax.evaluation.parts import portions
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
 
@@ -394,6 +394,42 @@ def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
         if not name.startswith("seconds"):
             assert results[name] == whole[name], name
     assert (tmp_path / "episodes.csv").read_text() == (folder / "episodes.csv").read_text()
+
+
+def test_each_photograph_is_encoded_once_however_many_parts_need_it(
+    source, model, variables, tmp_path, caplog
+):
+    def compiled():
+        messages = [record.getMessage() for record in caplog.records]
+        return [
+            message for message in messages if "Finished XLA compilation of jit(score)" in message
+        ]
+
+    features = model.apply(variables, np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
+    size = np.asarray(features).nbytes + SIZE**2 * 4
+    loaded = Loaded(variables, "of the test")
+    settings = {"eval.gallery": 0, "eval.feature_dtype": "float32"}
+    figures = {}
+    for held in (100, 4.5):
+        config = make_settings(**settings, **{"eval.cache": held * size / 2**30})
+        encoded.clear()
+        folder = tmp_path / str(held)
+        with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+            results = evaluate(config, model, loaded, source, make_mesh(1), folder)
+        jax.effects_barrier()
+        assert len(encoded) == results["photographs"] == len(set(encoded))
+        figures[held] = (folder / "episodes.csv").read_text(), results["mean_iou"]
+    assert figures[100] == figures[4.5]
+    assert len(compiled()) == 2  # with all photographs, and once for all parts
+
+
+def test_photographs_and_episodes_may_be_computed_together(
+    model, source, variables, episodes, counts
+):
+    encoded.clear()
+    several = make_evaluator(model, source, episodes, devices=2, **{"eval.together": 3})
+    found, _ = several.score(variables, several.encode(variables))
+    np.testing.assert_allclose(found, counts, atol=2)  # pixels that are a tie
 
 
 def test_an_episode_that_does_not_fit_alone_is_scored_all_the_same(source, model, variables):
