@@ -1,11 +1,22 @@
-"""The optimiser against PyTorch's rule, the schedules against their formulas."""
+"""The optimiser against PyTorch's rule, the schedules against their formulas, steps in parts."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from fsseg_jax.config import default_config
-from fsseg_jax.training.state import learning_rate, make_optimizer
+from fsseg_jax.devices import make_mesh, replicated, split
+from fsseg_jax.episode import Episode
+from fsseg_jax.models import create_model
+from fsseg_jax.training.state import (
+    in_parts,
+    initial_state,
+    learning_rate,
+    make_dispatch,
+    make_optimizer,
+    make_step,
+)
 
 
 def train_config(**fields):
@@ -44,3 +55,62 @@ def test_warmup_rises_linearly_from_zero_and_then_leaves_the_schedule_alone():
     warm = learning_rate(train_config(schedule="poly", steps=50, warmup=10))
     ratios = [float(warm(step) / plain(step)) for step in range(20)]
     np.testing.assert_allclose(ratios, np.minimum(np.arange(20) / 10, 1), rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------- parts of a batch
+
+
+def small_step(accumulate, devices):
+    """A dispatch of one step, the state before it and a batch of random episodes."""
+    config = default_config("panet")
+    config.backbone, config.image_size = "small", 32
+    config.train.learning_rate = 0.1
+    model = create_model(config)
+    rng = np.random.default_rng(0)
+    size = (8, 1, 1, 32, 32)
+    batch = Episode(
+        support_image=rng.integers(0, 256, (*size, 3)).astype(np.uint8),
+        support_label=rng.integers(0, 2, size).astype(np.uint8),
+        query_image=rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8),
+        query_label=rng.integers(0, 2, (8, 32, 32)).astype(np.uint8),
+        class_id=np.ones((8, 1), np.int32),
+        query_index=rng.permutation(10)[:8].astype(np.int32),
+    )
+    step = make_step(
+        model,
+        make_optimizer(config.train),
+        **{"seed": 0, "items": 10, "batch_size": 8, "accumulate": accumulate},
+    )
+    mesh = make_mesh(devices)
+    state = jax.device_put(initial_state(model, config, "", 10), replicated(mesh))
+    dispatch = make_dispatch(step, lambda fed, done, number: fed, mesh)
+    return dispatch, state, jax.device_put(batch, split(mesh))
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole_batch_with_less_memory():
+    results, needed = [], []
+    for accumulate, devices in ((1, 2), (4, 2)):
+        dispatch, state, batch = small_step(accumulate, devices)
+        needed.append(dispatch.lower(state, batch, 1).compile().memory_analysis())
+        results.append(jax.device_get(dispatch(state, batch, 1)))
+    (whole, metrics), (parts, metrics_of_parts) = results
+    assert metrics.keys() == metrics_of_parts.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_of_parts[name], value, rtol=1e-4)
+    one, other = whole.variables["params"], parts.variables["params"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+    assert needed[1].temp_size_in_bytes < 0.7 * needed[0].temp_size_in_bytes
+
+
+def test_parts_carry_values_on_and_give_means_and_rows_in_their_order():
+    batch = {"x": jnp.arange(12.0).reshape(12, 1), "unused": None}
+
+    def part(carry, rows):
+        x = rows["x"]
+        return carry + x.sum(), ({"mean": x.mean()}, {"product": (x * x).mean()}, 10 * x)
+
+    carry, (mean, product, rows) = jax.jit(lambda b: in_parts(part, jnp.ones(()), b, 3))(batch)
+    assert carry == 1 + 66
+    assert mean["mean"] == 5.5
+    np.testing.assert_allclose(product["product"], np.mean(np.arange(12.0) ** 2), rtol=1e-6)
+    np.testing.assert_array_equal(rows, 10 * np.arange(12.0)[:, None])
