@@ -95,7 +95,8 @@ def test_a_pair_trains_what_one_process_does_ends_together_and_resumes_exactly(
                 saved = pathlib.Path("checkpoints", "last", str(step))
                 deadline = time.monotonic() + 300
                 while not (pair / saved).is_dir():
-                    assert time.monotonic() < deadline and launcher.poll() is None, log.read_text()
+                    assert time.monotonic() < deadline, log.read_text()
+                    assert launcher.poll() is None, log.read_text()
                     time.sleep(0.02)
                 shutil.copytree(pair / saved, copy / saved)
             os.kill(processes_of(pair)[1], signal.SIGKILL)
