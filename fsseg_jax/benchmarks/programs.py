@@ -18,7 +18,7 @@ from fsseg_jax.benchmarks.measure import GIB, Peak, Work, peaks, work
 from fsseg_jax.benchmarks.roofline import roofline
 from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.data.shapes import Shapes
-from fsseg_jax.devices import choose_platform, describe
+from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import write_whole
 from fsseg_jax.models import METHODS
@@ -130,7 +130,7 @@ def settings(
             config.data.shapes.pixels = config.image_size
             config.data.split = config.data.train_split = ""
             config.data.min_pixels = config.data.train_min_pixels = 1
-    choose_platform(configs[0].platform)
+    command_line.start(configs[0])
     return configs
 
 
