@@ -17,12 +17,12 @@ from fsseg_jax.backbones.convolution import max_pool
 from fsseg_jax.models.layers import (
     ASPP,
     TORCH_INIT,
+    JoinedConvolution,
     ResidualBlock,
     channel_dropout,
     classifier,
     convolution,
     masked_average_pool,
-    tile_beside,
 )
 from fsseg_jax.models.method import BinaryMethod, join_ways, support_masks
 from fsseg_jax.models.output import Output
@@ -60,8 +60,8 @@ class CANet(BinaryMethod):
         conv = functools.partial(convolution, **options)
         self.drop = channel_dropout(self.dropout)
         self.embedding = conv(self.width, dilation=2)
-        self.comparison = conv(self.width, dilation=2)
-        self.attention = [conv(self.width), conv(1)]
+        self.comparison = JoinedConvolution(self.width, dilation=2, **options)
+        self.attention = [JoinedConvolution(self.width, **options), conv(1)]
         self.blocks = [ResidualBlock(options, self.rematerialise) for _ in range(3)]
         self.aspp = ASPP(
             options, self.width, dropout=self.dropout, rematerialise=self.rematerialise
@@ -103,11 +103,12 @@ class CANet(BinaryMethod):
         fusion = self.fusion if shots > 1 else "feature_average"
         if fusion == "feature_average":
             vectors = vectors.mean(axis=1, keepdims=True)
-        pairs = tile_beside(query_features, vectors)  # (way, shot, h, w, 2 * width)
-        compared = self.drop(nn.relu(self.comparison(pairs)), deterministic=not train)
+        # The query's features with each vector beside them: (way, shot, h, w, 2 * width).
+        compared = nn.relu(self.comparison(query_features, vector=vectors))
+        compared = self.drop(compared, deterministic=not train)
         if fusion == "attention":
             # Parameters exist only where there are several shots: training is K-shot (sec. 3.4).
-            weights = self._attention(pairs)
+            weights = self._attention(query_features, vectors)
             compared = jnp.sum(compared * weights[..., None, None, None], axis=1, keepdims=True)
 
         size = compared.shape[-3:-1]
@@ -130,10 +131,12 @@ class CANet(BinaryMethod):
             row = jnp.round(255 * jax.nn.softmax(logits[0])).astype(jnp.uint8)
         return Output(join_ways(logits), {"binary_logits": logits}, row=row)
 
-    def _attention(self, pairs: Float[Array, "way shot h w pair"]) -> Float[Array, "way shot"]:
+    def _attention(
+        self, features: Float[Array, "h w width"], vectors: Float[Array, "way shot width"]
+    ) -> Float[Array, "way shot"]:
         """Softmax over the shots of one learned scalar a shot (sec. 3.4)."""
         first, second = self.attention
-        x = nn.relu(first(pairs))
+        x = nn.relu(first(features, vector=vectors))
         # The paper gives the window alone; stride and padding are those of ResNet's pooling.
         x = max_pool(x, 2)
         scores = second(x).astype(jnp.float32).mean(axis=(-3, -2, -1))

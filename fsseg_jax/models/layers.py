@@ -5,10 +5,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from fsseg_jax.backbones.convolution import Conv
+from fsseg_jax.backbones.convolution import Conv, convolve
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.models.resize import pull_back, resize
@@ -116,6 +117,65 @@ def tile_beside(
     return jnp.concatenate([features, vectors], axis=-1)
 
 
+class JoinedConvolution(nn.Module):
+    """A convolution of a map with another one and a vector beside it, without joining them.
+
+    It is the sum of each one's own convolution: what several shots or passes share is convolved
+    once. A vector is the same everywhere, and so is its convolution but near the borders: a few
+    positions are enough. Parameters are those of one convolution of all channels, in the order of
+    the arguments.
+    """
+
+    width: int
+    size: int = 3
+    dilation: int = 1
+    kernel_init: Any = TORCH_INIT
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch h w c"],
+        extra: Float[Array, "*batch h w e"] | None = None,
+        vector: Float[Array, "*batch v"] | None = None,
+    ) -> Float[Array, "*batch h w width"]:
+        """The convolution; leading axes broadcast."""
+        given = [part for part in (x, extra, vector) if part is not None]
+        ends = np.cumsum([part.shape[-1] for part in given])
+        shape = (self.size, self.size, int(ends[-1]), self.width)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        kernels = iter(jnp.split(kernel, ends[:-1], axis=2))
+        result = bias + self._convolve(x, next(kernels))
+        if extra is not None:
+            result += self._convolve(extra, next(kernels))
+        if vector is not None:
+            height, width = x.shape[-3:-1]
+            reach = self.dilation * (self.size // 2)
+            rows, columns = (kinds(length, reach) for length in (height, width))
+            small = (*vector.shape[:-1], max(rows) + 1, max(columns) + 1, vector.shape[-1])
+            constant = jnp.broadcast_to(vector[..., None, None, :], small)
+            convolved = self._convolve(constant, next(kernels))
+            result += convolved[..., rows, :, :][..., columns, :]
+        return result
+
+    def _convolve(self, x: Array, kernel: Array) -> Array:
+        padding = [(self.dilation * (self.size // 2),) * 2] * 2
+        maps = x.astype(self.dtype).reshape(-1, *x.shape[-3:])
+        maps = convolve(maps, kernel, (1, 1), padding, rhs_dilation=(self.dilation,) * 2)
+        return maps.reshape(*x.shape[:-1], self.width)
+
+
+def kinds(length: int, reach: int) -> np.ndarray:
+    """For each position of a row, the position of a shortest row that is as far from both ends, as
+    far as a window that reaches `reach` positions to either side can tell."""
+    position = np.arange(length)
+    if length <= 2 * reach:
+        return position
+    from_end = length - 1 - position
+    return np.where(from_end < reach, 2 * reach - from_end, np.minimum(position, reach))
+
+
 class ResidualBlock(nn.Module):
     """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 3.3)."""
 
@@ -131,10 +191,9 @@ class ResidualBlock(nn.Module):
     ) -> Float[Array, "*batch h w c"]:
         """One block; `extra` is seen by F alone."""
         width = x.shape[-1]
-        y = x if extra is None else jnp.concatenate([x, extra.astype(x.dtype)], axis=-1)
-        for _ in range(2):
-            y = convolution(width, **self.options)(nn.relu(y))
-        return x + y
+        first = JoinedConvolution(width, name="Conv_0", **self.options)
+        y = first(nn.relu(x), None if extra is None else nn.relu(extra))
+        return x + convolution(width, name="Conv_1", **self.options)(nn.relu(y))
 
 
 class ASPP(nn.Module):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from fsseg_jax.episode import IGNORE
-from fsseg_jax.models.layers import cosine_similarity, cross_entropy, masked_average_pool
+from fsseg_jax.models.layers import (
+    JoinedConvolution,
+    convolution,
+    cosine_similarity,
+    cross_entropy,
+    masked_average_pool,
+    tile_beside,
+)
 
 CORNERS = pytest.mark.parametrize("align_corners", [False, True])
 EPSILON = 1e-5
@@ -183,3 +190,28 @@ def test_cross_entropy_of_nothing_is_zero(align_corners):
     assert not gradient[0].any()
     assert np.isfinite(gradient).all()
     assert gradient[1].any()
+
+
+# ----------------------------------------------------------------------------- joined maps
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 6])
+@pytest.mark.parametrize("size", [(5, 11), (2, 12), (13, 14)])
+def test_joined_convolution_is_the_convolution_of_the_joined_maps(size, dilation):
+    """One query, a map of each shot, and a vector of each way and shot."""
+    x, extra, vector = random(*size, 3), random(4, *size, 2, seed=1), random(2, 4, 5, seed=2)
+    joined = JoinedConvolution(6, dilation=dilation)
+    params = joined.init(jax.random.key(0), x, extra, vector)
+    beside = jnp.concatenate([jnp.broadcast_to(x, (4, *x.shape)), extra], axis=-1)
+    beside = tile_beside(beside, vector)
+    plain = convolution(6, dilation=dilation)
+    assert jax.tree.all(
+        jax.tree.map(jnp.array_equal, params, plain.init(jax.random.key(0), beside))
+    )
+    params["params"]["bias"] += random(6, seed=3)
+    expected, result = plain.apply(params, beside), joined.apply(params, x, extra, vector)
+    assert result.shape == (2, 4, *size, 6)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    result = joined.apply(jax.tree.map(lambda k: k[..., :3, :] if k.ndim == 4 else k, params), x)
+    kernel = {"params": {**params["params"], "kernel": params["params"]["kernel"][:, :, :3]}}
+    np.testing.assert_allclose(result, plain.apply(kernel, x), atol=1e-5)
