@@ -66,7 +66,7 @@ def training(config: ConfigDict, pipeline: Pipeline, items: int, mesh: Mesh) -> 
     model, count = create_model(config), config.train.steps_per_dispatch
     step = make_step(model, make_optimizer(config.train), **step_options(config, items))
     state = jax.device_put(initial_state(model, config, config.init, items), replicated(mesh))
-    dispatch = make_dispatch(step, pipeline.draw, mesh)
+    dispatch = make_dispatch(step, pipeline.draw, mesh, rematerialise=config.rematerialise)
     compiled = dispatch.lower(state, pipeline.feed(count), count).compile()
 
     def run() -> Any:

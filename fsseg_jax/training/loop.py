@@ -171,7 +171,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
     )
-    dispatch = make_dispatch(step_function, pipeline.draw, mesh)
+    rematerialise = config.rematerialise
+    dispatch = make_dispatch(step_function, pipeline.draw, mesh, rematerialise=rematerialise)
 
     # ---------------------------------------------------------------- steps
     folder = str(workdir / "tensorboard")

@@ -215,6 +215,7 @@ def make_dispatch(
     draw: Callable[[Any, Int[Array, ""], Int[Array, ""]], Episode],
     mesh: Mesh,
     loop: bool | None = None,
+    rematerialise: bool = False,
 ) -> Callable[[TrainState, Any, int], tuple[TrainState, dict[str, Float[Array, " step"]]]]:
     """Some training steps, compiled: episodes split over the mesh, the state on every device.
 
@@ -224,6 +225,7 @@ def make_dispatch(
         mesh: see `devices.make_mesh`.
         loop: whether steps are a compiled loop or follow one another in the program; by default
             they are a loop on all but CPUs.
+        rematerialise: whether the step's model rematerialises, which CPUs have to be told.
 
     Returns:
         a function of the state, which it consumes, of what the pipeline feeds, and of how many
@@ -248,5 +250,5 @@ def make_dispatch(
         static_argnames="count",
         donate_argnums=0,
         out_shardings=replicated(mesh),
-        compiler_options=CPU_OPTIONS if on_cpu else None,
+        compiler_options=CPU_OPTIONS if on_cpu and rematerialise else None,
     )

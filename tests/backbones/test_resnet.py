@@ -262,6 +262,8 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters(find_operations):
     assert {array.dtype for array in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     jaxpr = jax.make_jaxpr(functools.partial(model.apply, stages=(2, 4)))(variables, image)
     assert {array.dtype for array in jaxpr.out_avals} == {jnp.dtype("bfloat16")}
+    # On a CPU those of 1 x 1 are products.
     convolutions = find_operations(jaxpr, "conv_general_dilated")
+    convolutions += find_operations(jaxpr, "dot_general")
     assert len(convolutions) == 53
     assert {e.invars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}

@@ -420,7 +420,7 @@ def test_each_photograph_is_encoded_once_however_many_parts_need_it(
         assert len(encoded) == results["photographs"] == len(set(encoded))
         figures[held] = (folder / "episodes.csv").read_text(), results["mean_iou"]
     assert figures[100] == figures[4.5]
-    assert len(compiled()) == 2  # with all photographs, and once for all parts
+    assert len(compiled()) <= 2  # with all photographs, and once for all parts
 
 
 def test_photographs_and_episodes_may_be_computed_together(

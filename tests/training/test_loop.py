@@ -224,8 +224,8 @@ def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, 
     counts = []
     original = loop.make_dispatch
 
-    def make_dispatch(*arguments):
-        dispatch = original(*arguments)
+    def make_dispatch(*arguments, **options):
+        dispatch = original(*arguments, **options)
         return lambda state, fed, count: counts.append(count) or dispatch(state, fed, count)
 
     monkeypatch.setattr(loop, "make_dispatch", make_dispatch)
