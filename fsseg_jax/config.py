@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import pathlib
+import sys
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -193,6 +194,31 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.eval.cache = 8.0
     config.eval.gallery = 4  # best, median and worst episodes in the report
     return config.lock()  # a config file that sets an unknown field fails
+
+
+def config_names() -> list[str]:
+    """Names of the published settings, and of whatever else is in `configs/`."""
+    return sorted(path.stem for folder in _config_folders() for path in folder.glob("*.py"))
+
+
+def config_file(name: str) -> str | None:
+    """The file of a configuration, given itself or by its name in `configs/`; None if neither.
+
+    An argument after a colon stays: see `load_config`.
+    """
+    if pathlib.Path(name.rsplit(":", 1)[0]).suffix == ".py":
+        return name
+    stem, *argument = name.split(":", 1)
+    for folder in _config_folders():
+        if stem in config_names() and (folder / f"{stem}.py").is_file():
+            return ":".join([str(folder / f"{stem}.py"), *argument])
+    return None
+
+
+def _config_folders() -> list[pathlib.Path]:
+    """Where `configs/` is: beside the package, or where an installation puts it."""
+    beside = pathlib.Path(__file__).resolve().parents[1] / "configs"
+    return [beside] if beside.is_dir() else [pathlib.Path(sys.prefix) / "share/fsseg_jax/configs"]
 
 
 def load_config(path: str) -> ConfigDict:

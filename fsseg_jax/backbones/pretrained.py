@@ -98,7 +98,7 @@ def read_weights(init: str) -> dict[str, Array]:
         raise
     except _UNREADABLE as error:
         raise UserError(
-            f"init = {init} cannot be read ({_reason(error)}): replace the file."
+            f"init = {init} cannot be read ({first_sentence(error)}): replace the file."
         ) from None
     raise UserError(f"init = {init}: weights are .safetensors, .npz or .pth files.")
 
@@ -109,11 +109,12 @@ def _download(repository: str) -> pathlib.Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             f"init = {repository} is no file and cannot be downloaded from the Hugging Face hub "
-            f"({_reason(error)}): check the name and the network, or give a local weights file."
+            f"({first_sentence(error)}): check the name and the network, or give a local "
+            "weights file."
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """The first sentence of a library's error."""
     return re.split(r"\n|\. |\.$", str(error))[0] or type(error).__name__
 

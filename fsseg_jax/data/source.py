@@ -186,13 +186,18 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
         UserError: the file is absent or broken.
     """
     with open_picture(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.asarray(image.convert("RGB"))
+        return rgb(file)
+
+
+def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of a picture of any mode, as `read_image` gives them."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
 
 
 def read_label(path: str | os.PathLike) -> UInt8[np.ndarray, "height width"]:

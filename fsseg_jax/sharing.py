@@ -1,0 +1,165 @@
+"""A model as others can have it: one folder with `config.json` and `model.safetensors`."""
+
+import functools
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import huggingface_hub
+import jax
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from ml_collections import ConfigDict
+
+from fsseg_jax.backbones.pretrained import first_sentence
+from fsseg_jax.config import from_saved, override
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import Method, create_model, init_variables
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+VERSION = 1  # of this format
+
+
+def save(
+    folder: str | os.PathLike, config: ConfigDict, variables: Any, name: str = "model"
+) -> None:
+    """Writes a model into a folder, which is made if need be; `read` reads it.
+
+    Args:
+        folder: where to; the files of a model that is there are replaced.
+        config: of the model.
+        variables: its.
+        name: of the model, for the card.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    arrays = flatten_dict(jax.device_get(variables), sep="/")
+    fields = {"fsseg_jax": VERSION, **config.to_dict()}
+    contents = {
+        WEIGHTS: safetensors.numpy.save(arrays),
+        CONFIG: json.dumps(fields, indent=2).encode(),
+        CARD: _card(config, arrays, name).encode(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Everything is written before anything is replaced.
+        with tempfile.TemporaryDirectory(prefix=".saving", dir=folder) as temporary:
+            for file, content in contents.items():
+                (pathlib.Path(temporary) / file).write_bytes(content)
+            for file in contents:
+                (pathlib.Path(temporary) / file).replace(folder / file)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error}): choose another.") from None
+
+
+def read(
+    folder: pathlib.Path, arguments: Sequence[str] = ()
+) -> tuple[ConfigDict, Method, dict[str, Any]]:
+    """The configuration, the model and the variables that `save` wrote.
+
+    Args:
+        folder: of the model.
+        arguments: `--config.field=value`, fields to change.
+
+    Raises:
+        UserError: a file is missing or broken, or the two do not fit each other.
+    """
+    path = folder / CONFIG
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        fields.pop("fsseg_jax")
+        saved = from_saved(fields)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): save the model again.") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path} is no configuration of fsseg_jax ({error!r}): save the model again."
+        ) from None
+    config = override(saved, arguments)
+    model = create_model(config)
+    initialise = functools.partial(init_variables, model, jax.random.key(0))
+    like = flatten_dict(jax.eval_shape(lambda: initialise(saved.ways, saved.shots)), sep="/")
+    try:
+        arrays = safetensors.numpy.load_file(folder / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{folder / WEIGHTS} cannot be read ({error}): save the model again."
+        ) from None
+    ours, theirs = ({name: x.shape for name, x in tree.items()} for tree in (like, arrays))
+    if ours != theirs:
+        name = min(name for name, _ in ours.items() ^ theirs.items())
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit {path}: {name} is {theirs.get(name, 'missing')} "
+            f"there, and {ours.get(name, 'no array')} in the model; save the model again."
+        )
+    return config, model, unflatten_dict(arrays, sep="/")
+
+
+def download(repository: str) -> pathlib.Path:
+    """The folder of a model from the Hugging Face hub, which is kept in the hub's own cache.
+
+    Raises:
+        UserError: there is no such model, or no network.
+    """
+    try:
+        folder = huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"model = {repository} is no folder and no configuration, and cannot be downloaded "
+            f"from the Hugging Face hub ({first_sentence(error)}): check the name and the network."
+        ) from None
+    return pathlib.Path(folder)
+
+
+def upload(folder: str | os.PathLike, repository: str, private: bool = False) -> str:
+    """Puts the folder of a model on the Hugging Face hub, as whoever is logged in there.
+
+    Returns:
+        the address of the model.
+
+    Raises:
+        UserError: nobody is logged in, the name is not allowed, or there is no network.
+    """
+    try:
+        url = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        huggingface_hub.upload_folder(
+            repo_id=url.repo_id, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"{repository} cannot be put on the Hugging Face hub ({first_sentence(error)}): log in "
+            "with `hf auth login`, and check the name and the network."
+        ) from None
+    return str(url)
+
+
+def _card(config: ConfigDict, arrays: dict[str, Any], name: str) -> str:
+    """What the hub shows of a model."""
+    count = sum(array.size for path, array in arrays.items() if path.startswith("params/"))
+    data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
+    return f"""---
+library_name: fsseg_jax
+pipeline_tag: image-segmentation
+tags: [few-shot-segmentation, jax]
+---
+
+# {name}
+
+A few-shot segmenter: {config.method} on {config.backbone}, {count:,} parameters, for photographs as
+squares of {config.image_size} pixels; {config.ways}-way {config.shots}-shot, fold
+{config.data.fold} of {data} held out from its training. `config.json` has all its settings.
+
+```python
+import fsseg_jax
+
+segmenter = fsseg_jax.load("owner/{name}")  # or a folder
+segmenter.fit(["support.jpg"], masks=["support.png"])
+mask = segmenter.predict("query.jpg")
+```
+"""
