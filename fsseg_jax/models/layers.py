@@ -105,18 +105,6 @@ def channel_dropout(rate: float) -> nn.Dropout:
     return nn.Dropout(rate, broadcast_dims=(-3, -2))
 
 
-def tile_beside(
-    features: Float[Array, "*batch h w c"], vectors: Float[Array, "*batch n"]
-) -> Float[Array, "*batch h w c+n"]:
-    """The features with a vector beside each of them; leading axes broadcast."""
-    vectors = vectors[..., None, None, :].astype(features.dtype)
-    batch = jnp.broadcast_shapes(features.shape[:-3], vectors.shape[:-3])
-    size = features.shape[-3:-1]
-    features = jnp.broadcast_to(features, (*batch, *features.shape[-3:]))
-    vectors = jnp.broadcast_to(vectors, (*batch, *size, vectors.shape[-1]))
-    return jnp.concatenate([features, vectors], axis=-1)
-
-
 class JoinedConvolution(nn.Module):
     """A convolution of a map with another one and a vector beside it, without joining them.
 

@@ -15,12 +15,12 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, UInt8
 from fsseg_jax.episode import BATCH_AXIS, Episode
 from fsseg_jax.models.layers import (
     ASPP,
+    JoinedConvolution,
     ResidualBlock,
     classifier,
     convolution,
     cross_entropy,
     masked_average_pool,
-    tile_beside,
 )
 from fsseg_jax.models.method import (
     BinaryMethod,
@@ -66,7 +66,7 @@ class LTAFNet(BinaryMethod):
             self.auxiliary_aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
             self.auxiliary_block = ResidualBlock(options, self.rematerialise)
             self.auxiliary_classifier = classifier(2, self.dtype)
-        self.comparison = conv(self.width)
+        self.comparison = JoinedConvolution(self.width, **options)
         self.aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
         self.classifier = classifier(2, self.dtype)
         if self.refinement:
@@ -133,8 +133,7 @@ class LTAFNet(BinaryMethod):
             aux["query_logits"] = self._auxiliary(query)
         # The prototype of averaged support features is the mean of the shots' prototypes.
         prototype = self.pool(support, masks).mean(axis=1)
-        pairs = tile_beside(query.mean(axis=1), prototype)
-        x = self.aspp(self.comparison(pairs))
+        x = self.aspp(self.comparison(query.mean(axis=1), vector=prototype))
         coarse = logits = self.classifier(x).astype(jnp.float32)
         if self.refinement:
             coarse = resize(coarse, query_image.shape[:2], self.align_corners)

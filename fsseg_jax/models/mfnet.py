@@ -18,12 +18,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.models.layers import (
+    JoinedConvolution,
     ResidualBlock,
     channel_dropout,
     classifier,
     convolution,
     masked_average_pool,
-    tile_beside,
 )
 from fsseg_jax.models.method import Method, join_ways, query_labels, support_masks
 from fsseg_jax.models.output import Output
@@ -130,10 +130,10 @@ class MFNet(Method):
             shape = tuple(math.ceil(side / 2**scale) for side in size)
             pooled = adaptive_pool(query, shape).astype(self.dtype)
             if self.query_fusion == "add":
-                x = pooled + prototypes[:, None, None, :].astype(self.dtype)
+                pair = (pooled + prototypes[:, None, None, :].astype(self.dtype),)
             else:
-                x = tile_beside(pooled, prototypes)
-            score, transformed = branch(x)
+                pair = pooled, prototypes
+            score, transformed = branch(*pair)
             scores.append(resize(score.astype(jnp.float32), size, self.align_corners))
             features.append(resize(transformed, size, self.align_corners).astype(self.dtype))
         weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4
@@ -194,17 +194,17 @@ class ScaleBranch(nn.Module):
     @rematerialisable
     @nn.compact
     def __call__(
-        self, x: Float[Array, "way h w c"]
+        self, x: Float[Array, "*way h w c"], vector: Float[Array, "way c"] | None = None
     ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w width"]]:
-        """Both branches."""
-        score = jnp.zeros((*x.shape[:-1], 1))
+        """Both branches, of a map with a vector beside each of its positions."""
+        joined = functools.partial(JoinedConvolution, self.width, **self.options)
+        score = jnp.zeros((1, *x.shape[-3:-1], 1))
         if self.attention:
-            y = x
-            for _ in range(2):
-                y = nn.relu(convolution(self.width, **self.options)(y))
-            score = convolution(1, 1, **self.options)(y)
-        transformed = convolution(self.width, 1, **self.options)(x)
-        return score, ResidualBlock(self.options)(transformed)
+            y = nn.relu(joined(name="Conv_0")(x, vector=vector))
+            y = nn.relu(convolution(self.width, name="Conv_1", **self.options)(y))
+            score = convolution(1, 1, name="Conv_2", **self.options)(y)
+        last = joined(1, name="Conv_3" if self.attention else "Conv_0")
+        return score, ResidualBlock(self.options)(last(x, vector=vector))
 
 
 class Decoder(nn.Module):

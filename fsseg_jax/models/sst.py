@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.models.layers import (
     ASPP,
+    JoinedConvolution,
     ResidualBlock,
     classifier,
     convolution,
     cross_entropy,
     masked_average_pool,
-    tile_beside,
 )
 from fsseg_jax.models.method import BinaryMethod, join_ways, support_labels
 from fsseg_jax.models.output import Output
@@ -61,7 +61,7 @@ class SST(BinaryMethod):
         options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         self.embedding = conv(self.width)
-        self.relation = [conv(self.width), conv(self.width)]
+        self.relation = [JoinedConvolution(self.width, **options), conv(self.width)]
         self.block = ResidualBlock(options, self.rematerialise)
         self.aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
         self.classifier = classifier(2, self.dtype)
@@ -87,10 +87,8 @@ class SST(BinaryMethod):
         self, features: Float[Array, "*batch h w width"], prototype: Float[Array, "*batch width"]
     ) -> Float[Array, "*batch h w width"]:
         """Where features are like a prototype (f_m, eq. 13)."""
-        x = tile_beside(features, prototype)
-        for layer in self.relation:
-            x = nn.relu(layer(x))
-        return x
+        first, second = self.relation
+        return nn.relu(second(nn.relu(first(features, vector=prototype))))
 
     def decode(self, response: Float[Array, "*batch h w width"]) -> Float[Array, "*batch h w 2"]:
         """Logits of a response (f_d)."""

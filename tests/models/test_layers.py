@@ -12,7 +12,6 @@ from fsseg_jax.models.layers import (
     cosine_similarity,
     cross_entropy,
     masked_average_pool,
-    tile_beside,
 )
 
 CORNERS = pytest.mark.parametrize("align_corners", [False, True])
@@ -203,7 +202,8 @@ def test_joined_convolution_is_the_convolution_of_the_joined_maps(size, dilation
     joined = JoinedConvolution(6, dilation=dilation)
     params = joined.init(jax.random.key(0), x, extra, vector)
     beside = jnp.concatenate([jnp.broadcast_to(x, (4, *x.shape)), extra], axis=-1)
-    beside = tile_beside(beside, vector)
+    tiled = jnp.broadcast_to(vector[..., None, None, :], (2, 4, *size, 5))
+    beside = jnp.concatenate([jnp.broadcast_to(beside, (2, *beside.shape)), tiled], axis=-1)
     plain = convolution(6, dilation=dilation)
     assert jax.tree.all(
         jax.tree.map(jnp.array_equal, params, plain.init(jax.random.key(0), beside))
