@@ -7,30 +7,49 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax import devices
+from fsseg_jax.config import default_config, joined, load_config, override
 from fsseg_jax.errors import UserError
 
 # Seconds between an error and the end of the first of several processes: its end is theirs, and
 # usually they have found the same thing wrong and are about to end by themselves.
 LAST_WORDS = 2
+# Fields that say what to compute on.
+MACHINE = ("platform", "devices", "distributed", "compilation_cache")
+
+
+def _path(argument: str) -> pathlib.Path:
+    return pathlib.Path(argument).expanduser()
+
+
+# How argparse reads an option that is a folder.
+FOLDER = {"type": _path, "metavar": "DIR"}
 
 
 def parse(
-    description: str, argv: Sequence[str] | None = None, workdir: bool = True, **options: str
+    description: str,
+    argv: Sequence[str] | None = None,
+    workdir: bool | str = True,
+    config: bool = True,
+    **options: str | Mapping[str, Any],
 ) -> tuple[argparse.Namespace, list[str]]:
     """Reads a command line.
 
     Args:
         description: of the program, for --help.
         argv: the arguments; the process's own by default.
-        workdir: whether the program has a working folder, which is then required.
-        **options: further options of the program, and what they mean.
+        workdir: whether the program has a working folder, which is then required; or what it
+            means where it is more than the folder of a run.
+        config: whether the program takes a file with a configuration.
+        **options: further options of the program, and what they mean, or how argparse is to read
+            them.
 
     Returns:
         `config` (a file), `workdir` and the options, and the overrides (`--config.field=value`).
@@ -42,14 +61,48 @@ def parse(
         epilog="Any field of the config may be overridden: --config.train.steps=500. "
         "fsseg_jax/config.py lists them all with their defaults and reasons.",
     )
-    parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
+    if config:
+        parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
     if workdir:
-        parser.add_argument(
-            "--workdir", type=_path, metavar="DIR", required=True, help="the folder of the run"
-        )
-    for name, meaning in options.items():
-        parser.add_argument(f"--{name}", metavar="NAME", help=meaning)
+        meaning = "the folder of the run" if workdir is True else workdir
+        parser.add_argument("--workdir", **FOLDER, required=True, help=meaning)
+    for name, option in options.items():
+        given = {"help": option} if isinstance(option, str) else option
+        parser.add_argument(f"--{name}", **{"metavar": "NAME", **given})
     return parser.parse_known_args(argv)
+
+
+def first_config(path: str | None, overrides: Sequence[str]) -> ConfigDict:
+    """The configuration that a program starts with, before it opens a run or a model.
+
+    Args:
+        path: a file with a configuration; None where it is in what is yet to be opened. That may
+            have been trained on another machine, so that what to compute on is the defaults', but
+            for overrides.
+        overrides: of the command line.
+
+    Raises:
+        UserError: the file or an override is none.
+    """
+    if path is not None:
+        return override(load_config(path), overrides)
+    machine = tuple(f"--config.{field}" for field in MACHINE)
+    return override(default_config(), [x for x in joined(overrides) if x.startswith(machine)])
+
+
+def settings(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides of the command line as `fsseg_jax.load` takes them.
+
+    Raises:
+        UserError: an argument is no override.
+    """
+    fields = {}
+    for argument in joined(overrides):
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--config.") and equals):
+            raise UserError(f"{argument}: expected --config.field=value.")
+        fields[name.removeprefix("--config.")] = value
+    return fields
 
 
 class _ProgressHandler(logging.Handler):
@@ -58,10 +111,6 @@ class _ProgressHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one message."""
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _path(argument: str) -> pathlib.Path:
-    return pathlib.Path(argument).expanduser()
 
 
 def start(config: ConfigDict, stoppable: bool = False) -> None:

@@ -269,7 +269,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         UserError: a field does not exist or a value is not of its type.
     """
     original = config
-    arguments = _joined(arguments)
+    arguments = joined(arguments)
     fields = [f"--config.{name}" for name in _flatten(config)]
     for argument in arguments:
         name = argument.split("=")[0]
@@ -305,7 +305,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     return changed
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
+def joined(arguments: Sequence[str]) -> list[str]:
     """Arguments as `--config.field=value`, each field once.
 
     `--config.field value` is joined. Of a field that is given twice the last value counts, where

@@ -10,7 +10,7 @@ the published figures: results.json, table.txt and table.html in `tables/NAME`.
 import logging
 
 from fsseg_jax import command_line
-from fsseg_jax.config import default_config, load_config, override
+from fsseg_jax.config import override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
@@ -28,15 +28,7 @@ def main() -> None:
         __doc__, table="a published table, as panet-1; a wrong name lists them all"
     )
     path, workdir = arguments.config, arguments.workdir
-    # A run may be evaluated on another machine than it was trained on: what to compute on is not
-    # taken from a checkpoint. It must also be known before one is opened.
-    fields = ("platform", "devices", "distributed", "compilation_cache")
-    machine = tuple(f"--config.{field}" for field in fields)
-    if path is None:
-        own = [argument for argument in overrides if argument.startswith(machine)]
-        config = override(default_config(), own)
-    else:
-        config = override(load_config(path), overrides)
+    config = command_line.first_config(path, overrides)
     command_line.start(config)
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))

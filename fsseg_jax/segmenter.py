@@ -4,13 +4,15 @@
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import os
 import pathlib
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
@@ -27,7 +29,14 @@ from fsseg_jax import sharing
 from fsseg_jax.config import config_file, config_names, load_config, override
 from fsseg_jax.data.pictures import as_label, as_photograph, boxes_label
 from fsseg_jax.data.source import Photograph, cores, fitted, square
-from fsseg_jax.devices import make_mesh, map_over_devices, put, replicated, split
+from fsseg_jax.devices import (
+    choose_platform,
+    make_mesh,
+    map_over_devices,
+    put,
+    replicated,
+    split,
+)
 from fsseg_jax.episode import IGNORE, UNLABELLED, normalise
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method, choose_stages, create_model, init_variables
@@ -64,8 +73,17 @@ def forward(
         a channel a class, the background first, at the queries' size.
 
     Raises:
-        UserError: the variables are for other ways or shots, and no part of the episode has those.
+        UserError: shapes do not fit each other; or the variables are for other ways or shots, and
+            no part of the episode has those.
     """
+    shapes = support_images.shape, support_labels.shape, query_images.shape
+    if [*map(len, shapes)] != [5, 4, 4] or shapes[0][:4] != shapes[1]:
+        names = "support_images", "support_labels", "query_images"
+        given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise UserError(
+            f"shapes of {given}: they must be (way, shot, height, width, 3), (way, shot, height, "
+            "width) and (query, height, width, 3)."
+        )
     features = _encode(model, variables, support_images)
     logits = _segment(model, variables, features, support_labels, query_images)
     return resize(logits, query_images.shape[1:3], model.align_corners)
@@ -99,7 +117,7 @@ def _segment(
         if not one_shot:
             return pass_(features, labels, query)
         single = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], (features, labels))
-        logits = jax.vmap(pass_, in_axes=(0, 0, None))(*single, query)
+        logits = _each(lambda row: pass_(*row, query), single)
         return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(shots)
 
     def by_ways(query: tuple[Any, Array]) -> Array:
@@ -110,9 +128,21 @@ def _segment(
         marked = (labels == IGNORE) | (labels == UNLABELLED)
         binary = jnp.where(marked, labels, labels == way).astype(jnp.uint8)
         single = jax.tree.map(lambda x: x[:, None], (features, binary))
-        return join_ways(jax.vmap(by_shots, in_axes=(0, 0, None))(*single, query))
+        return join_ways(_each(lambda row: by_shots(*row, query), single))
 
-    return jax.vmap(by_ways)((query_features, images))
+    return _each(by_ways, (query_features, images))
+
+
+def _each(function: Callable[[Any], Array], rows: Any) -> Array:
+    """`function` of each row: of all at once, but on CPUs of one after another.
+
+    A CPU gains nothing from more at once; and there jaxlib 0.10.2 and 0.11.0 write beyond arrays of
+    more than six axes that they reduce (https://github.com/jax-ml/jax/issues/39257), which maps of
+    ways, shots and queries in a `jax.vmap` would have.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, rows)
+    return jax.vmap(function)(rows)
 
 
 def _passes(model: Method, variables: Any, ways: int, shots: int) -> tuple[bool, bool]:
@@ -141,6 +171,9 @@ def _needed(model: Method, ways: int, shots: int) -> dict[tuple[str, ...], tuple
 class Segmenter:
     """A model with its variables, ready to be shown supports and to segment photographs.
 
+    Threads may share one: each call of `predict` or `stream` uses the supports of the last `fit`
+    before it.
+
     Attributes:
         config: of the model; `image_size` and `eval.fit` say what squares photographs become.
         model: the method.
@@ -158,12 +191,14 @@ class Segmenter:
         self.forward = jax.tree_util.Partial(functools.partial(forward, self.model), self.variables)
         self.classes: tuple[str, ...] = ()
         self._supports = None
+        # Programs for several devices must reach all of them in one order.
+        self._one_by_one = threading.Lock()
 
     def fit(
         self,
-        images: Sequence[Any],
-        masks: Sequence[Any] | None = None,
-        boxes: Sequence[Any] | None = None,
+        images: Any,
+        masks: Any = None,
+        boxes: Any = None,
         classes: Sequence[str] = (),
     ) -> Self:
         """Encodes supports, in place of those of the last call.
@@ -172,7 +207,8 @@ class Segmenter:
         one with most use theirs again.
 
         Args:
-            images: photographs: paths, PIL images, or uint8 arrays of (height, width, 3).
+            images: photographs: paths, PIL images, or uint8 arrays of (height, width, 3). A single
+                one need not stand in a list, nor need what outlines it.
             masks: one a photograph, of its size: see `pictures.as_label`. Numbers mean classes, so
                 that several of them can be shown at once.
             boxes: instead of masks: of each photograph the box, or the boxes, around the class,
@@ -187,9 +223,12 @@ class Segmenter:
                 one; or the model cannot take so many classes.
         """
         if (masks is None) == (boxes is None):
-            raise UserError("fit: give one of masks and boxes, to outline the class.")
+            given = "neither" if masks is None else "both"
+            raise UserError(f"masks and boxes: {given} was given; one of them outlines the class.")
         name, outlines = ("masks", masks) if boxes is None else ("boxes", boxes)
-        images, outlines = list(images), list(outlines)
+        if _is_photograph(images):
+            images, outlines = [images], [outlines]
+        images, outlines, classes = _listed(images, "images"), _listed(outlines, name), (*classes,)
         if not images:
             raise UserError("images = []: at least one photograph must show the class.")
         if len(images) != len(outlines):
@@ -209,8 +248,11 @@ class Segmenter:
                 "number the classes 1, 2 ... without gaps."
             )
         if classes and len(classes) != count:
-            raise UserError(f"classes = {tuple(classes)}: {name} show {count} classes.")
-        squares = [self._square(support) for support in supports]
+            raise UserError(
+                f"classes = {classes}: {len(classes)} names, but {name} number {count} "
+                f"{'class' if count == 1 else 'classes'}."
+            )
+        squares = [self._square(support, f"{name}[{i}]") for i, support in enumerate(supports)]
         shown = [
             [i for i, (_, label) in enumerate(squares) if (label == n).any()]
             for n in range(1, count + 1)
@@ -222,7 +264,7 @@ class Segmenter:
         encoded = [self._encode(self.variables, image[None, None]) for image in pixels]
         features = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1)[0][rows], *encoded)
         self._supports = put((features, labels[rows]), replicated(self.mesh))
-        self.classes = tuple(classes) or tuple(map(str, range(1, count + 1)))
+        self.classes = classes or tuple(map(str, range(1, count + 1)))
         return self
 
     def predict(self, images: Any, return_probabilities: bool = False, batch_size: int = 8) -> Any:
@@ -242,11 +284,10 @@ class Segmenter:
         Raises:
             UserError: `fit` was not called, or a photograph is none.
         """
-        single = isinstance(images, str | os.PathLike | Image.Image) or (
-            hasattr(images, "ndim") and np.ndim(images) < 4
-        )
-        results = self.stream([images] if single else images, return_probabilities, batch_size)
-        return next(results) if single else list(results)
+        single = _is_photograph(images)
+        stream = self.stream([images] if single else images, return_probabilities, batch_size)
+        results = list(stream)
+        return results[0] if single else results
 
     def stream(
         self,
@@ -257,27 +298,43 @@ class Segmenter:
     ) -> Iterator[Any]:
         """`predict`, one result after another, while the next photographs are read.
 
+        Memory is bounded: no more than three batches of photographs are taken before their first
+        result is given.
+
         Args:
-            images: photographs.
+            images: photographs, which are taken in the thread that takes the results.
             return_probabilities: see `predict`.
             batch_size: see `predict`.
             skip_errors: whether a photograph that cannot be read gives its UserError as its result
                 instead of raising it.
+
+        Raises:
+            UserError: `fit` was not called; later, a photograph is none.
         """
         if self._supports is None:
             raise UserError("predict: call fit first, with photographs that show the class.")
-        if batch_size < 1:
-            raise UserError(f"batch_size = {batch_size}: it must be at least 1.")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise UserError(f"batch_size = {batch_size}: it must be an integer of at least 1.")
+        if _is_photograph(images) or not isinstance(images, Iterable):
+            kind = type(images).__name__
+            raise UserError(f"images is of type {kind}: give an iterable of photographs.")
         size = -(-batch_size // self.mesh.size) * self.mesh.size
-        return self._stream(images, return_probabilities, size, skip_errors)
+        return self._stream(images, self._supports, return_probabilities, size, skip_errors)
 
     def _stream(
-        self, images: Iterable[Any], probabilities: bool, size: int, skip_errors: bool
+        self,
+        images: Iterable[Any],
+        supports: tuple[Any, Array],
+        probabilities: bool,
+        size: int,
+        skip_errors: bool,
     ) -> Iterator[Any]:
-        supports = self._supports
         finish = functools.partial(self._at_own_size, probabilities=probabilities)
         waiting: collections.deque[list[Future]] = collections.deque()
-        with ThreadPoolExecutor(cores()) as pool:
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(cores())
+            # Of who does not want the rest, what is not being read need not be.
+            stack.callback(pool.shutdown, cancel_futures=True)
 
             def read(numbered: tuple[int, Any]) -> tuple[np.ndarray, tuple[int, int]] | UserError:
                 try:
@@ -295,6 +352,7 @@ class Segmenter:
                         raise result
                     yield result
 
+            room = self.mesh.size
             numbered = enumerate(images)
             reading = [pool.submit(read, item) for item in itertools.islice(numbered, size)]
             while reading:
@@ -302,13 +360,15 @@ class Segmenter:
                 queries = [future.result() for future in reading]
                 good = [query for query in queries if not isinstance(query, UserError)]
                 if good:
-                    # Few sizes, so that little is compiled: powers of two up to the whole batch.
-                    room = self.mesh.size
+                    # Few sizes, so that little is compiled: powers of two up to the whole batch,
+                    # and the last batch is as large as the others.
                     while room < len(good):
                         room = min(2 * room, size)
                     pixels = np.stack([query[0] for query in good])
                     padded = pixels[np.arange(room) % len(good)]
-                    logits = self._logits(self.variables, *supports, put(padded, split(self.mesh)))
+                    placed = put(padded, split(self.mesh))
+                    with self._one_by_one:
+                        logits = self._logits(self.variables, *supports, placed)
                     logits = iter(np.asarray(logits))
                 batch = [
                     pool.submit(lambda error: error, query)
@@ -329,7 +389,8 @@ class Segmenter:
         Raises:
             UserError: the folder cannot be written to.
         """
-        sharing.save(folder, self.config, self.variables, pathlib.Path(folder).name)
+        name = pathlib.Path(folder).expanduser().resolve().name
+        sharing.save(folder, self.config, self.variables, name)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Puts the model on the Hugging Face hub as `owner/name`, and returns its address.
@@ -338,19 +399,25 @@ class Segmenter:
             UserError: nobody is logged in, the name is not allowed, or there is no network.
         """
         with tempfile.TemporaryDirectory() as folder:
-            sharing.save(folder, self.config, self.variables, repository.split("/")[-1])
+            sharing.save(folder, self.config, self.variables, repository)
             return sharing.upload(folder, repository, private)
 
-    def _square(self, support: Photograph) -> Photograph:
+    def _square(self, support: Photograph, name: str) -> Photograph:
         """A support as the network's square, in which every class that it shows has pixels."""
         size, fit = self.config.image_size, self.config.eval.fit
         image, label = square(support, size, fit)
-        own = support.label.shape
-        for number in np.setdiff1d(support.label, [*np.unique(label), IGNORE]):
-            label = label.copy()
-            scale = np.array(fitted(own, size, fit)) / own
+        own, label = support.label.shape, label.copy()
+        scale = np.array(fitted(own, size, fit)) / own
+        numbers = np.setdiff1d(support.label, [0, IGNORE])
+        for number in np.setdiff1d(numbers, label):
             where = (np.argwhere(support.label == number) + 0.5) * scale
             label[tuple(where.astype(int).T)] = number
+        if hidden := np.setdiff1d(numbers, label).tolist():
+            raise UserError(
+                f"{name} shows class {hidden[0]} in so few pixels that it coincides with another "
+                f"class at image_size = {size}: crop the photograph, or load the model with a "
+                "larger image_size."
+            )
         return Photograph(image, label)
 
     @functools.cached_property
@@ -392,6 +459,18 @@ class Segmenter:
         return mask, np.moveaxis(large / large.sum(axis=0), 0, -1)
 
 
+def _is_photograph(images: Any) -> bool:
+    """Whether something is one photograph, not several."""
+    one = isinstance(images, str | bytes | os.PathLike | Image.Image)
+    return one or getattr(images, "ndim", None) in (2, 3)
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        raise UserError(f"{name} = {values!r}: give a list, with one entry a photograph.")
+    return list(values)
+
+
 def _label(
     image: UInt8[np.ndarray, "height width 3"], outline: Any, name: str, i: int
 ) -> UInt8[np.ndarray, "height width"]:
@@ -421,27 +500,40 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
             in a folder or on the Hugging Face hub (`owner/name`), or a configuration: a file, or
             the name of one in `configs/`. "panet_vgg16" is useful with no training at all: PANet
             has no parameters but those of its ImageNet backbone.
-        checkpoint: of a run: "best" or "last".
+        checkpoint: of a run: "best" or "last"; where only the other one is there, that.
         **settings: fields of the configuration to change, as `image_size=321` or
-            `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`.
+            `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`. All devices
+            of the best platform are used, unless `devices` or `platform` are among them.
 
     Raises:
         UserError: there is no such model, a setting does not exist, or the weights cannot be had.
     """
+    if checkpoint not in ("best", "last"):
+        raise UserError(f"checkpoint = {checkpoint!r}: choose best or last.")
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    if "platform" in settings:
+        choose_platform(settings["platform"])
+    config, module, variables = _found(os.fspath(model), checkpoint, arguments)
+    return Segmenter(
+        config, module, variables, make_mesh(config.devices if "devices" in settings else 0)
+    )
+
+
+def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> tuple[ConfigDict, Method, Any]:
+    """What `load` loads."""
     path = pathlib.Path(model).expanduser()
+    if (path / sharing.CONFIG).is_file():
+        return sharing.read(path, arguments)
     if path.is_dir():
-        if (path / sharing.CONFIG).is_file():
-            return _ready(*sharing.read(path, arguments))
-        return _ready(*_of_run(path, checkpoint, arguments))
-    file = config_file(os.fspath(model))
+        return _of_run(path, checkpoint, arguments)
+    file = config_file(model)
     if file is not None:
-        return _ready(*_untrained(override(load_config(file), arguments)))
-    if os.fspath(model).count("/") == 1 and path.suffix != ".py":
-        return _ready(*sharing.read(sharing.download(os.fspath(model)), arguments))
+        return _untrained(override(load_config(file), arguments))
+    if model.count("/") == 1 and path.suffix != ".py":
+        return sharing.read(sharing.download(model), arguments)
     raise UserError(
-        f"model = {os.fspath(model)!r}: there is no such folder and no such configuration; choose "
-        f"one of {', '.join(config_names())}, or owner/name of a model on the hub."
+        f"model = {model!r}: there is no such folder and no such configuration; choose one of "
+        f"{', '.join(config_names())}, or owner/name of a model on the hub."
     )
 
 
@@ -469,8 +561,6 @@ def _of_run(
     # Here, because optimisers and checkpoints take seconds to import.
     from fsseg_jax.training.checkpoints import Checkpoints, available
 
-    if checkpoint not in ("best", "last"):
-        raise UserError(f"checkpoint = {checkpoint!r}: choose best or last.")
     checkpoints = Checkpoints(folder)
     which = available(checkpoints, checkpoint)
     if which is None:
@@ -479,12 +569,8 @@ def _of_run(
             "a run, nor of a saved model."
         )
     saved, _ = checkpoints.describe(which)
-    config = override(saved, arguments)
+    config = sharing.changed(saved, arguments)
     model = create_model(config)
     initialise = functools.partial(init_variables, model, jax.random.key(0))
     like = jax.eval_shape(lambda: initialise(saved.ways, saved.shots))
     return config, model, checkpoints.restore_variables(which, like, replicated(make_mesh(1)))
-
-
-def _ready(config: ConfigDict, model: Method, variables: Any) -> Segmenter:
-    return Segmenter(config, model, variables, make_mesh())

@@ -12,7 +12,7 @@ import huggingface_hub
 import jax
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.pretrained import first_sentence
@@ -22,6 +22,8 @@ from fsseg_jax.models import Method, create_model, init_variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 VERSION = 1  # of this format
+# What the hub's library raises: errors of HTTP and of connections, of files, of names, of uploads.
+_HUB_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
 
 
 def save(
@@ -33,7 +35,7 @@ def save(
         folder: where to; the files of a model that is there are replaced.
         config: of the model.
         variables: its.
-        name: of the model, for the card.
+        name: of the model, or its owner/name on the hub, for the card.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -73,15 +75,21 @@ def read(
     path = folder / CONFIG
     try:
         fields = json.loads(path.read_text("utf-8"))
-        fields.pop("fsseg_jax")
+        if (version := fields.pop("fsseg_jax")) > VERSION:
+            raise UserError(
+                f"{path} has version {version} of the format, but this fsseg_jax reads up to "
+                f"{VERSION}: install a newer one."
+            )
         saved = from_saved(fields)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): save the model again.") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{path} is no configuration of fsseg_jax ({error!r}): save the model again."
         ) from None
-    config = override(saved, arguments)
+    config = changed(saved, arguments)
     model = create_model(config)
     initialise = functools.partial(init_variables, model, jax.random.key(0))
     like = flatten_dict(jax.eval_shape(lambda: initialise(saved.ways, saved.shots)), sep="/")
@@ -96,9 +104,26 @@ def read(
         name = min(name for name, _ in ours.items() ^ theirs.items())
         raise UserError(
             f"{folder / WEIGHTS} does not fit {path}: {name} is {theirs.get(name, 'missing')} "
-            f"there, and {ours.get(name, 'no array')} in the model; save the model again."
+            f"there, and {ours.get(name, 'no array')} in the model; save the model again, or leave "
+            "its settings as they are."
         )
     return config, model, unflatten_dict(arrays, sep="/")
+
+
+def changed(saved: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """The configuration of trained variables with the fields that `arguments` change.
+
+    Raises:
+        UserError: a field does not exist, or it says what the variables were trained for.
+    """
+    config = override(saved, arguments)
+    for field in ("ways", "shots"):
+        if config[field] != saved[field]:
+            raise UserError(
+                f"{field} = {config[field]}: the model was trained for {saved[field]}, which it "
+                "keeps; show it as many supports as you have."
+            )
+    return config
 
 
 def download(repository: str) -> pathlib.Path:
@@ -109,7 +134,7 @@ def download(repository: str) -> pathlib.Path:
     """
     try:
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except _HUB_ERRORS as error:
         raise UserError(
             f"model = {repository} is no folder and no configuration, and cannot be downloaded "
             f"from the Hugging Face hub ({first_sentence(error)}): check the name and the network."
@@ -131,7 +156,7 @@ def upload(folder: str | os.PathLike, repository: str, private: bool = False) ->
         huggingface_hub.upload_folder(
             repo_id=url.repo_id, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except _HUB_ERRORS as error:
         raise UserError(
             f"{repository} cannot be put on the Hugging Face hub ({first_sentence(error)}): log in "
             "with `hf auth login`, and check the name and the network."
@@ -141,6 +166,8 @@ def upload(folder: str | os.PathLike, repository: str, private: bool = False) ->
 
 def _card(config: ConfigDict, arrays: dict[str, Any], name: str) -> str:
     """What the hub shows of a model."""
+    title = name.split("/")[-1]
+    address = name if "/" in name else f"owner/{name}"
     count = sum(array.size for path, array in arrays.items() if path.startswith("params/"))
     data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
     return f"""---
@@ -149,7 +176,7 @@ pipeline_tag: image-segmentation
 tags: [few-shot-segmentation, jax]
 ---
 
-# {name}
+# {title}
 
 A few-shot segmenter: {config.method} on {config.backbone}, {count:,} parameters, for photographs as
 squares of {config.image_size} pixels; {config.ways}-way {config.shots}-shot, fold
@@ -158,7 +185,7 @@ squares of {config.image_size} pixels; {config.ways}-way {config.shots}-shot, fo
 ```python
 import fsseg_jax
 
-segmenter = fsseg_jax.load("owner/{name}")  # or a folder
+segmenter = fsseg_jax.load("{address}")  # or a folder
 segmenter.fit(["support.jpg"], masks=["support.png"])
 mask = segmenter.predict("query.jpg")
 ```

@@ -38,6 +38,7 @@ class CocoAnnotations:
 
     The file is streamed, never held as a whole. What it says is kept in the user's cache folder
     until the file changes, with every mask run-length encoded, and mapped into memory from there.
+    An annotation that has a `bbox` and no segmentation, or an empty one, is all of its box.
 
     Args:
         path: of a JSON object with the lists `images`, `annotations` and `categories`.
@@ -50,7 +51,7 @@ class CocoAnnotations:
 
     Raises:
         UserError: the file is absent, broken, or no such object; an id occurs twice or nowhere;
-            a segmentation cannot be read.
+            a segmentation or a box cannot be read.
     """
 
     file_names: tuple[str, ...]
@@ -168,13 +169,7 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
         if (is_crowd := entry.get("iscrowd", 0)) not in (0, 1):
             raise UserError(f"{where}.iscrowd = {is_crowd!r}, but it must be 0 or 1.")
         row = row_of[entry["image_id"]]
-        try:
-            runs = _compress(entry.get("segmentation"), *sizes[row])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{where}.segmentation cannot be read ({error}): it must be polygons or run "
-                "lengths, as COCO has them."
-            ) from None
+        runs = _outline(entry, *sizes[row], where)
         photograph.append(row)
         category.append(entry["category_id"])
         area.append(int(mask.area(runs)))
@@ -241,6 +236,52 @@ def _new_id(entry: Any, known: Mapping[int, Any], where: str) -> int:
     if number in known:
         raise UserError(f"{where}.id = {number} occurs twice: ids must be unique.")
     return number
+
+
+def _outline(entry: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
+    """Where an annotation's object is, as compressed run lengths; of one that is outlined by a
+    `bbox` alone, all of that.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    segmentation, box = entry.get("segmentation"), entry.get("bbox")
+    if segmentation in (None, [], [[]]) and box is not None:
+        try:
+            return _compress_box(box, height, width)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{where}.bbox = {box!r} cannot be read ({error}): it must be x, y, width and "
+                "height in pixels, as COCO has them."
+            ) from None
+    try:
+        return _compress(segmentation, height, width)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{where}.segmentation cannot be read ({error}): it must be polygons or run "
+            "lengths, as COCO has them."
+        ) from None
+
+
+def _compress_box(box: Any, height: int, width: int) -> dict[str, Any]:
+    """A box (x, y, width, height) as pycocotools's compressed run lengths.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the box is none.
+    """
+    numbers = isinstance(box, list) and [x for x in box if isinstance(x, int | float)]
+    if not numbers or len(box) != 4 or numbers != box:
+        raise ValueError("it is no list of four numbers")
+    left, top, box_width, box_height = map(float, box)
+    corners = np.array([left, top, left + box_width, top + box_height])
+    if not np.isfinite(corners).all():
+        raise ValueError("a number is not finite")
+    left, top, right, bottom = np.rint(corners).clip(0, LONGEST_SIDE).astype(int)
+    inside = np.zeros((height, width), np.uint8, order="F")
+    inside[top:bottom, left:right] = 1
+    if not inside.any():
+        raise ValueError(f"it shows nothing of its image of {width} x {height} pixels")
+    return mask.encode(inside)
 
 
 def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -41,8 +41,9 @@ class Folder(Source):
     - Class folders: `cat/1.jpg` with a mask beside it, which shows where the folder's class is
       (`cat/1.png` or `cat/1_mask.png`, see `read_mask`), or with a LabelMe file (`cat/1.json`),
       which may outline objects of other classes too.
-    - LabelMe files beside photographs that are in no class folder; photographs without one are
-      left out.
+    - Masks beside photographs that are in no class folder: they show one class, which is named
+      after `root` (there must be no splits). Or LabelMe files beside them, which name their own
+      classes. Photographs without an annotation are left out.
     - One COCO file, with any name, whose photographs lie beside it or in `images`.
 
     Classes are what masks and LabelMe files show, or the COCO file's categories, sorted by name;
@@ -52,7 +53,8 @@ class Folder(Source):
 
     Args:
         root: the folder.
-        split: a folder of `root`, if that has splits; empty for `train`.
+        split: a folder of `root`, if that has splits; empty for `train`. None: `root` has none,
+            whatever its folders are named.
         folds: how many: the classes, in their order, are dealt into so many groups as equal as
             possible, and each fold holds out one of them. 1 holds out all, for tests alone.
 
@@ -63,29 +65,12 @@ class Folder(Source):
 
     name = "folder"
 
-    def __init__(self, root: str | os.PathLike, split: str, folds: int) -> None:
-        root = existing_root(root, "folder of your photographs")
-        split = split or "train"
-        folders = {folder.name: folder for folder in _folders(root)}
-        if not folders.keys() & set(SPLITS):
-            if split not in SPLITS:
-                raise UserError(
-                    f"split = {split!r}: {root} has no such folder, and no splits at all: leave "
-                    "data.split and data.train_split empty."
-                )
-            _log_once(
-                f"{root} has no folders train, val and test: every split is all its photographs, "
-                "and training differs from selection and test by the classes alone."
-            )
-            folders = {split: root}
-        elif split not in folders:
-            raise UserError(
-                f"split = {split!r}: {root} has the splits {', '.join(folders)}; data.train_split "
-                "and data.split choose among them."
-            )
-        contents = {name: _contents(folder) for name, folder in folders.items()}
-        self._annotated, self._coco = contents[split]
-        names = [_class_names(annotated, coco) for annotated, coco in contents.values()]
+    def __init__(self, root: str | os.PathLike, split: str | None, folds: int) -> None:
+        self._root = root = existing_root(root, "folder of your photographs")
+        folders = _splits(root, split)
+        contents = {name: _contents(folder, root) for name, folder in folders.items()}
+        folder, (self._annotated, self._coco) = (of[split or "train"] for of in (folders, contents))
+        names = [_class_names(annotated, coco, root) for annotated, coco in contents.values()]
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:
             raise UserError(f"{root} has photographs, but their annotations outline no objects.")
@@ -99,13 +84,17 @@ class Folder(Source):
         self._number_of = {name: number for number, name in self.class_names.items()}
         self._dtype = np.min_scalar_type(numbers[-1])
 
-        folder = folders[split]
         ids = [path.relative_to(folder).with_suffix("").as_posix() for path, _ in self._annotated]
         self.ids = tuple(ids)
         files = dict.fromkeys(path for pair in self._annotated for path in pair)
         # Other splits may bring other classes, which renumber these.
         self.fingerprint = f"{fingerprint(files)}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(ids)))
+
+    @property
+    def annotations(self) -> tuple[pathlib.Path, ...]:
+        """The masks, LabelMe files or COCO file, one a photograph."""
+        return tuple(path for _, path in self._annotated)
 
     def read(self, index: int) -> Photograph:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
@@ -128,7 +117,8 @@ class Folder(Source):
             number_of = {key: self._number_of[name] for key, name in self._coco.categories.items()}
             return self._coco.label(index, number_of, self._dtype)
         if _is_mask(annotation):
-            return read_mask(annotation) * self._dtype.type(self._number_of[photograph.parent.name])
+            number = self._number_of[_class_of(photograph, self._root)]
+            return read_mask(annotation) * self._dtype.type(number)
         labelme = read_labelme(annotation)
         numbers = [0, *(self._number_of[shape.label] for shape in labelme.shapes)]
         return np.array(numbers, self._dtype)[labelme.draw()]
@@ -155,7 +145,32 @@ def _log_once(message: str) -> None:
     logger.info(message)
 
 
-def _contents(folder: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
+def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
+    """The folders of the splits, by name; see `Folder`."""
+    folders = {folder.name: folder for folder in _folders(root)}
+    if split is None:
+        return {"train": root}
+    split = split or "train"
+    if not folders.keys() & set(SPLITS):
+        if split not in SPLITS:
+            raise UserError(
+                f"split = {split!r}: {root} has no such folder, and no splits at all: leave "
+                "data.split and data.train_split empty."
+            )
+        _log_once(
+            f"{root} has no folders train, val and test: every split is all its photographs, "
+            "and training differs from selection and test by the classes alone."
+        )
+        return {split: root}
+    if split not in folders:
+        raise UserError(
+            f"split = {split!r}: {root} has the splits {', '.join(folders)}; data.train_split "
+            "and data.split choose among them."
+        )
+    return folders
+
+
+def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
     """The annotated photographs of a split, and its COCO file, if that annotates them (then the
     photographs are in its order)."""
     beside = _beside(folder)
@@ -185,11 +200,13 @@ def _contents(folder: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
 
     pairs = []
     for photograph, annotations in beside.items():
-        found = [path for path in annotations if not _is_mask(path)]
-        pairs += [(photograph, path) for path in found[:1]]
+        # Within a split they would be of a class that is named after the split.
+        found = [path for path in annotations if folder == root or not _is_mask(path)]
+        if found:
+            pairs.append((photograph, _only(photograph, found)))
     if pairs and len(pairs) < len(beside):
         left_out = len(beside) - len(pairs)
-        _log_once(f"{folder}: {left_out} photographs without a LabelMe file are left out.")
+        _log_once(f"{folder}: {left_out} photographs without an annotation are left out.")
     for below, photographs in class_folders.items():
         if not photographs:
             raise UserError(
@@ -200,7 +217,8 @@ def _contents(folder: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
     if not pairs:
         raise UserError(
             f"{folder} holds no annotated photographs: it needs folders named after classes, with "
-            "a mask beside each photograph, or LabelMe files, or a COCO file."
+            "a mask beside each photograph, or such masks of one class without a class folder, or "
+            "LabelMe files, or a COCO file."
         )
     return pairs, None
 
@@ -238,15 +256,21 @@ def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
     return pairs, coco
 
 
-def _class_names(pairs: Pairs, coco: CocoAnnotations | None) -> set[str]:
+def _class_names(pairs: Pairs, coco: CocoAnnotations | None, root: pathlib.Path) -> set[str]:
     """The classes that annotations show."""
     if coco:
         return set(coco.categories.values())
-    names = {photograph.parent.name for photograph, path in pairs if _is_mask(path)}
+    names = {_class_of(photograph, root) for photograph, path in pairs if _is_mask(path)}
     labelme = [path for _, path in pairs if not _is_mask(path)]
     for content in parallel_map(read_labelme, labelme, "LabelMe files", unit="file"):
         names.update(shape.label for shape in content.shapes)
     return names
+
+
+def _class_of(photograph: pathlib.Path, root: pathlib.Path) -> str:
+    """The class of a mask."""
+    folder = photograph.parent
+    return os.path.basename(os.path.abspath(root)) if folder == root else folder.name
 
 
 def _beside(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:

@@ -1,7 +1,9 @@
 """Photographs and masks as users have them: files, Pillow's images or arrays."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
 
 CLASSES = UNLABELLED - 1  # that masks can number
+# Pillow decodes a picture when its pixels are first asked for, and not for two threads at once.
+_ONE_BY_ONE = threading.Lock()
 
 
 def as_photograph(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -29,7 +33,8 @@ def as_photograph(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"
     if isinstance(picture, str | os.PathLike):
         return read_image(picture)
     if isinstance(picture, Image.Image):
-        return rgb(picture)
+        with _decoding(name):
+            return rgb(picture)
     array = np.asarray(picture)
     kind = f"an array of {array.dtype} and shape {array.shape}"
     if array.dtype == np.uint16:
@@ -63,7 +68,8 @@ def as_label(picture: Any, name: str) -> UInt8[np.ndarray, "height width"]:
         with open_picture(picture) as file:
             return as_label(file, os.fspath(picture))
     if isinstance(picture, Image.Image):
-        picture = ImageOps.exif_transpose(picture)
+        with _decoding(name):
+            picture = ImageOps.exif_transpose(picture)
         if picture.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
             picture = (np.asarray(picture.convert("RGB")) > 0).any(axis=-1)
         elif picture.mode in ("LA", "PA"):
@@ -119,3 +125,13 @@ def _corners(boxes: Any, name: str) -> Sequence[Int[np.ndarray, "4"]]:
     if not corners.size:
         raise UserError(f"{name} holds no box: outline the class, or leave the photograph out.")
     return np.rint(corners.reshape(-1, 4)).clip(-(2**31), 2**31 - 1).astype(int).tolist()
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """While one of Pillow's images is decoded: it may have been opened without being read."""
+    try:
+        with _ONE_BY_ONE:
+            yield
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{name} cannot be read ({error}): replace the picture.") from None

@@ -613,6 +613,39 @@ def test_unreadable_segmentations_are_named(overlapping, segmentation):
     assert f"{overlapping.file}: annotations[3].segmentation cannot be read" in message
 
 
+@pytest.mark.parametrize("segmentation", ["absent", None, [], [[]]])
+def test_boxes_outline_what_has_no_segmentation(overlapping, segmentation):
+    annotation = overlapping.json["annotations"][0]
+    annotation |= {"segmentation": segmentation, "bbox": [12.4, 3.6, 5.2, 1.9]}
+    if segmentation == "absent":
+        del annotation["segmentation"]
+    overlapping.write()
+    label = CocoAnnotations(overlapping.file).label(0, {90: 7})
+    np.testing.assert_array_equal(label, 7 * rectangle((10, 20), 4, 6, 12, 18))
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([1, 2, 3], "no list of four"),
+        ("box", "no list of four"),
+        ([1, 2, 3, "4"], "no list of four"),
+        ([1, 2, 3, None], "no list of four"),
+        ([1e308, 2, 1e308, 4], "not finite"),
+        ([20, 2, 3, 4], "shows nothing"),
+        ([1, 2, 3, -4], "shows nothing"),
+        ([-9, -9, 3, 4], "shows nothing"),
+        ([1, 2, 0, 4], "shows nothing"),
+    ],
+)
+def test_unreadable_boxes_are_named(overlapping, box, expected):
+    overlapping.json["annotations"][3] |= {"segmentation": [], "bbox": box}
+    overlapping.write()
+    message = message_of(CocoAnnotations, overlapping.file)
+    assert f"{overlapping.file}: annotations[3].bbox = " in message
+    assert expected in message
+
+
 def test_other_categories_than_cocos_are_named(drawn):
     drawn.json["categories"].append({"id": 12, "name": "street sign"})
     drawn.write()

@@ -374,6 +374,55 @@ def test_first_labelme_files_have_polygons_alone(tmp_path):
     assert rows_of(source.table) == {(0, 1, 70)}
 
 
+@pytest.mark.parametrize("place", ["given", "as dot"])
+def test_flat_folders_of_masks_show_one_class_named_after_them(tmp_path, monkeypatch, log, place):
+    root = tmp_path / "mug"
+    for name in ("1.jpg", "2.png", "3.webp", "4.jpg"):
+        write_photograph(root / name)
+    masks = [
+        write_mask(root / "1.png"),
+        write_mask(root / "2_mask.png", (0, 0, 5, 5)),
+        write_mask(root / "3_mask.PNG", (1, 1, 2, 9), value=1),
+    ]
+    monkeypatch.chdir(root)
+    source = Folder("." if place == "as dot" else root, "", 1)
+    assert source.classes == ("mug",)
+    assert source.ids == ("1", "2", "3")
+    assert [path.name for path in source.annotations] == ["1.png", "2_mask.png", "3_mask.PNG"]
+    for row, mask in enumerate(masks):
+        np.testing.assert_array_equal(source.read(row).label, mask)
+        assert source.instances(row) is None
+    assert any("1 photographs without an annotation" in message for message in log.messages)
+
+
+def test_flat_masks_and_class_folders_and_labelme_files_may_be_mixed(root):
+    write_photograph(root / "x.jpg")
+    write_mask(root / "x.png")
+    write_photograph(root / "y.jpg")
+    write_labelme(root / "y.json", ("cow", "polygon", SQUARE))
+    source = Folder(root, "", 1)
+    assert source.classes == tuple(sorted(["cat", "cow", "dog", root.name]))
+    assert int((source.read(0).label == source.classes.index(root.name) + 1).sum()) == 7 * 8
+    write_labelme(root / "x.json", ("cow", "polygon", SQUARE))
+    message = message_of(Folder, root, "", 1)
+    assert f"{root / 'x.jpg'} has x.png and x.json beside it" in message
+
+
+def test_flat_masks_of_splits_are_none(tmp_path):
+    write_photograph(tmp_path / "train" / "1.jpg")
+    write_mask(tmp_path / "train" / "1.png")
+    assert f"{tmp_path / 'train'} holds no annotated" in message_of(Folder, tmp_path, "", 1)
+
+
+def test_without_splits_folders_of_any_name_are_classes(tmp_path):
+    for name in ("train", "bus"):
+        write_photograph(tmp_path / name / "1.jpg")
+        write_mask(tmp_path / name / "1.png")
+    source = Folder(tmp_path, None, 1)
+    assert source.classes == ("bus", "train")
+    assert source.ids == ("bus/1", "train/1")
+
+
 # ----------------------------------------------------------------------------- COCO
 
 
@@ -412,6 +461,22 @@ def test_coco_files(coco):
         (2, 1),
     }
     assert rows_of(source.table) == {(0, 1, 36), (0, 2, 70), (1, 1, 70)}
+
+
+def test_coco_boxes_outline_where_there_is_nothing_else(coco):
+    content = json.loads((coco / "export.json").read_text())
+    del content["annotations"][0]["segmentation"]
+    content["annotations"][0]["bbox"] = [2, 3, 10, 7]
+    content["annotations"][1] |= {"segmentation": [], "bbox": [19.6, -3, 40, 9.4]}
+    (coco / "export.json").write_text(json.dumps(content))
+    source = Folder(coco, "", 1)
+    expected = np.zeros(SIZE, int)
+    expected[3:10, 2:12] = 1
+    np.testing.assert_array_equal(source.read(1).label, expected)
+    expected = np.zeros(SIZE, int)
+    expected[0:6, 20:30] = 2
+    expected[5:9, 20:29] = 1  # its polygon, not its box
+    np.testing.assert_array_equal(source.read(0).label, expected)
 
 
 def test_coco_files_and_other_annotations_do_not_mix(coco):

@@ -1,0 +1,166 @@
+"""Masks that were predicted for files, compared with true ones.
+
+Pixels are counted as in `metrics`, over all photographs of a class, before anything is divided.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from fsseg_jax.data.pictures import as_label
+from fsseg_jax.data.source import check_size, image_size, parallel_map, read_label, read_mask
+from fsseg_jax.episode import IGNORE
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.metrics import iou
+
+
+class Truth:
+    """True masks of photographs that are in files.
+
+    That of a photograph called `name` is `name.png`: an image of class numbers, in which 255 is
+    ignored; or, where there is one class, of any kind that `pictures.as_label` takes. Or it is in
+    folders that are named after the classes, `class/name.png`, each showing where its class is not
+    black; those that are missing show nothing.
+
+    Args:
+        folder: of the masks.
+        names: of the photographs.
+        classes: names of the classes 1, 2 ...
+
+    Raises:
+        UserError: there is no mask, or one has another size than its photograph.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, names: Mapping[pathlib.Path, str], classes: Sequence[str]
+    ) -> None:
+        if not folder.is_dir():
+            raise UserError(f"--truth = {folder}: there is no such folder.")
+        self.classes = tuple(classes)
+        # Photograph to the mask of each class; that of class 0 shows all of them.
+        self._files: dict[pathlib.Path, dict[int, pathlib.Path]] = {}
+        for photograph, name in names.items():
+            places = [folder, *(folder / of_class for of_class in classes)]
+            files = {number: place / f"{name}.png" for number, place in enumerate(places)}
+            found = {number: path for number, path in files.items() if path.is_file()}
+            if found:
+                self._files[photograph] = {0: found[0]} if 0 in found else found
+        if not self._files:
+            raise UserError(
+                f"--truth = {folder} has no mask of any of the photographs: name them like those, "
+                f"as {next(iter(names.values()))}.png."
+            )
+        # Now, since comparing comes when all photographs are segmented.
+        parallel_map(self._check_sizes, list(self._files), "sizes of the true masks")
+
+    def read(self, photograph: pathlib.Path) -> UInt8[np.ndarray, "height width"] | None:
+        """The true mask of a photograph, at its size, or None if it has none: 0 background, 1, 2
+        ... the classes, 255 ignored.
+
+        Raises:
+            UserError: a file cannot be read, has another size, or shows another class.
+        """
+        files = self._files.get(photograph)
+        if files is None:
+            return None
+        if 0 not in files:
+            label = np.zeros(image_size(photograph), np.uint8)
+            for number, path in files.items():
+                inside = read_mask(path)
+                check_size(inside, str(path), photograph)
+                label[inside] = number
+            return label
+        path = files[0]
+        # 0 and 255 alone are ambiguous: of one class they show it, but several have numbers.
+        label = as_label(path, str(path)) if len(self.classes) == 1 else read_label(path)
+        check_size(label, str(path), photograph)
+        if other := np.setdiff1d(label, [*range(len(self.classes) + 1), IGNORE]).tolist():
+            raise UserError(
+                f"{path} has the number {other[0]}, but the supports show {len(self.classes)} "
+                f"classes: number them as the predicted masks do, and ignore by {IGNORE}."
+            )
+        return label
+
+    def compare(self, predicted: Mapping[pathlib.Path, pathlib.Path]) -> dict[str, Any]:
+        """Compares predicted masks with the true ones.
+
+        Args:
+            predicted: photograph to the file of its predicted mask.
+
+        Returns:
+            `per_class`, `mean_iou` and `binary_iou` in percent, as in `metrics.run_metrics` but
+            that every photograph counts for every class (there: `mean_iou_star`), and None for
+            classes that no true mask shows, and for means of nothing; and how many `photographs`
+            were compared, and how many are `without_truth`.
+
+        Raises:
+            UserError: see `read`.
+        """
+
+        def count(photograph: pathlib.Path) -> Int[np.ndarray, "class 3"]:
+            label = self.read(photograph)
+            return pixel_counts(read_label(predicted[photograph]), label, len(self.classes))
+
+        known = [photograph for photograph in predicted if photograph in self._files]
+        counts = np.zeros((1 + len(self.classes), 3), np.int64)
+        for of_photograph in parallel_map(count, known, "true masks"):
+            counts += of_photograph
+        shown = counts[:, 0] + counts[:, 2] > 0
+        values = iou(counts)
+        per_class = {
+            name: float(values[number]) if shown[number] else None
+            for number, name in enumerate(self.classes, 1)
+        }
+        ious = [value for value in per_class.values() if value is not None]
+        binary = (values[0] + iou(counts[1:].sum(0))) / 2
+        return {
+            "mean_iou": sum(ious) / len(ious) if ious else None,
+            "binary_iou": None if np.isnan(binary) else float(binary),
+            "per_class": per_class,
+            "photographs": len(known),
+            "without_truth": len(predicted) - len(known),
+        }
+
+    def _check_sizes(self, photograph: pathlib.Path) -> None:
+        try:
+            image_size(photograph)
+        except UserError:  # it will be skipped
+            return
+        for path in self._files[photograph].values():
+            size = np.broadcast_to(False, image_size(path))  # of no memory
+            check_size(size, str(path), photograph)
+
+
+def pixel_counts(
+    prediction: UInt8[np.ndarray, "height width"],
+    label: UInt8[np.ndarray, "height width"],
+    classes: int,
+) -> Int[np.ndarray, "class 3"]:
+    """TP, FP and FN of the background and each class, in pixels, where the label is not ignored.
+
+    What `metrics.pixel_counts` is to episodes, for photographs of any size.
+    """
+    counted = label != IGNORE
+    pairs = label[counted].astype(np.int64) * (classes + 1) + prediction[counted]
+    table = np.bincount(pairs, minlength=(classes + 1) ** 2).reshape(classes + 1, -1)
+    right = table.diagonal()
+    return np.stack([right, table.sum(0) - right, table.sum(1) - right], axis=1)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """What `Truth.compare` returns, as lines to print."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    lines = [f"{name:>16} {number(value):>5}" for name, value in results["per_class"].items()]
+    mean, binary = number(results["mean_iou"]), number(results["binary_iou"])
+    none = results["without_truth"]
+    lines.append(
+        f"mean-IoU {mean}, binary-IoU {binary} ({results['photographs']} photographs"
+        f"{f'; {none} more have no true mask' if none else ''})"
+    )
+    return "\n".join(lines)

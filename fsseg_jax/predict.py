@@ -1,0 +1,293 @@
+"""Segments photographs of one's own:
+python -m fsseg_jax.predict --workdir=RUN --support DIR --query DIR --out DIR
+
+RUN is the folder of a run, a saved model, a configuration or its name (as panet_vgg16), or
+owner/name of a model on the Hugging Face hub.
+
+--support holds the photographs that show the class, or the classes: folders named after them with
+a mask beside each photograph (1.jpg and 1.png, or 1_mask.png), or such masks of one class, named
+after the folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation that has a
+bbox alone, outlines by a box.
+
+--query holds the photographs to segment, in any folders below it. Only the supports' own masks,
+and what lies in --out or --truth, are no queries.
+
+In --out are then, under each photograph's own name, `masks` (class numbers) and `overlays`, and
+`predictions.json`, all of them in COCO's format. The same command goes on where it was stopped.
+
+--truth holds masks named as those in `masks`: of class numbers, or, of one class, not black where
+that is; or a folder of the latter for each class. The intersection over union is printed, and
+written to `results.json`.
+
+The exit status is 0 if all photographs were segmented, 1 if some could not be read, and 2 if
+something else was wrong.
+"""
+
+import collections
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import time
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from fsseg_jax import command_line
+from fsseg_jax.data.folder import SUFFIXES, Folder
+from fsseg_jax.data.pictures import CLASSES
+from fsseg_jax.data.source import Photograph, cores, parallel_map, read_image
+from fsseg_jax.devices import describe
+from fsseg_jax.episode import IGNORE
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.truth import Truth, table
+from fsseg_jax.files import replacing
+from fsseg_jax.predictions import (
+    MASKS,
+    OVERLAYS,
+    PREDICTIONS,
+    Predictions,
+    Query,
+    made_by,
+)
+from fsseg_jax.segmenter import Segmenter, load
+
+BATCH_SIZE = 8
+RESULTS = "results.json"
+
+logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has another name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program, which returns its exit status."""
+    arguments, overrides = command_line.parse(
+        __doc__,
+        argv,
+        workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
+        config=False,
+        support={**command_line.FOLDER, "required": True, "help": "photographs of the classes"},
+        query={**command_line.FOLDER, "required": True, "help": "photographs to segment"},
+        out={**command_line.FOLDER, "required": True, "help": "where to write the masks"},
+        truth={**command_line.FOLDER, "help": "masks to compare with"},
+        batch_size={
+            **{"type": int, "metavar": "N", "default": BATCH_SIZE},
+            "help": f"photographs at once; {BATCH_SIZE} by default, fewer need less memory",
+        },
+    )
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch_size = {arguments.batch_size}: it must be at least 1.")
+    settings = command_line.settings(overrides)
+    machine = command_line.first_config(None, overrides)
+    if machine.distributed:
+        raise UserError("--config.distributed: photographs are segmented by one process; leave it.")
+    command_line.start(machine)
+    supports = read_supports(arguments.support)
+    places = (arguments.out / MASKS, arguments.out / OVERLAYS, *filter(None, [arguments.truth]))
+    queries = find_queries(arguments.query, {*supports.files, *places})
+    segmenter = _load(arguments.workdir, settings)
+    logger.info(describe(segmenter.mesh))
+    facts = made_by(segmenter, supports.classes, supports.digest)
+    with Predictions(arguments.out, facts) as predictions:
+        predictions.choose_names(queries)
+        truth = None
+        if arguments.truth is not None:
+            outputs = {query.path: predictions.output(query) for query in queries}
+            truth = Truth(arguments.truth, outputs, supports.classes)
+        todo = [query for query in queries if not predictions.done(query)]
+        skipped, rate = 0, ""
+        if todo:
+            _show(segmenter, supports)
+            skipped, seconds = _segment(segmenter, predictions, todo, arguments.batch_size)
+            if done := len(todo) - skipped:
+                rate = f", {done / seconds:.3g} photographs a second"
+        predictions.write_coco(queries, supports.classes)
+        if truth is not None:
+            predicted = {q.path: predictions.mask_file(q) for q in queries if predictions.done(q)}
+            results = truth.compare(predicted)
+            with replacing(arguments.out / RESULTS) as file:
+                file.write(json.dumps(results | {"made_by": facts}, indent=2).encode())
+            print(table(results))
+    before = len(queries) - len(todo)
+    earlier = f" ({before} of them before)" if before else ""
+    print(
+        f"{len(queries) - skipped} photographs{earlier}, {skipped} skipped{rate}: {MASKS}, "
+        f"{OVERLAYS} and {PREDICTIONS} are in {arguments.out}"
+    )
+    return int(skipped > 0)
+
+
+def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
+    """The model; warnings about it as the program's own messages."""
+    with warnings.catch_warnings(record=True) as caught:
+        segmenter = load(model, **settings)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            logger.warning("%s", warning.message)
+    return segmenter
+
+
+# ----------------------------------------------------------------------------- photographs
+
+
+class Supports(NamedTuple):
+    """The photographs that show the classes."""
+
+    photographs: list[Photograph]  # labels are 1, 2 ... in the order of the classes
+    classes: tuple[str, ...]
+    digest: str  # of all pixels and labels
+    files: frozenset[pathlib.Path]  # that annotate them
+
+
+def read_supports(folder: pathlib.Path) -> Supports:
+    """Supports that are annotated as `Folder` has it, with the classes that they show.
+
+    Raises:
+        UserError: there are none, or one of them is broken.
+    """
+    _check_folder(folder, "--support")
+    source = Folder(folder, None, folds=1)
+    numbers = np.unique(source.table.class_id)
+    if not 1 <= len(numbers) <= CLASSES:
+        raise UserError(
+            f"--support = {folder} shows {len(numbers)} classes: annotate 1..{CLASSES}, each in at "
+            "least one photograph."
+        )
+    classes = tuple(source.class_names[number] for number in numbers.tolist())
+    if absent := [name for name in source.classes if name not in classes]:
+        logger.info("%s: no photograph shows %s", folder, ", ".join(absent))
+    own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
+    own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
+    shown = np.unique(source.table.photograph).tolist()
+    read = parallel_map(source.read, shown, "supports")
+    photographs = [Photograph(image, own[label]) for image, label in read]
+    digest = hashlib.sha256()
+    for photograph in photographs:
+        for array in photograph:
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return Supports(photographs, classes, digest.hexdigest()[:16], frozenset(source.annotations))
+
+
+def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -> list[Query]:
+    """All photographs in a folder and below, sorted, but for hidden ones.
+
+    Args:
+        folder: where.
+        without: files and folders to leave out.
+
+    Raises:
+        UserError: there are none, or a folder cannot be read.
+    """
+    _check_folder(folder, "--query")
+    # By where they really are: they may be given in another way.
+    left_out = {os.path.realpath(path) for path in without}
+    if os.path.realpath(folder) in left_out:
+        raise UserError(f"--query = {folder} is --truth or in --out: give it a folder of its own.")
+    queries = []
+    for path in _files(folder, left_out):
+        if path.suffix.lower() in SUFFIXES and os.path.realpath(path) not in left_out:
+            status = path.stat()
+            name = path.relative_to(folder).as_posix()
+            queries.append(Query(path, name, status.st_size, status.st_mtime_ns))
+    if not queries:
+        raise UserError(
+            f"--query = {folder} holds no photographs ({', '.join(SUFFIXES)}): add some."
+        )
+    return sorted(queries, key=lambda query: query.name)
+
+
+def _files(folder: pathlib.Path, left_out: Collection[str]) -> Iterator[pathlib.Path]:
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__MACOSX"))
+            and os.path.realpath(os.path.join(place, name)) not in left_out
+        ]
+        for name in files:
+            path = pathlib.Path(place, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _check_folder(folder: pathlib.Path, option: str) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{option} = {folder}: there is no such folder.")
+
+
+# ----------------------------------------------------------------------------- the work
+
+
+def _show(segmenter: Segmenter, supports: Supports) -> None:
+    """Encodes the supports, and says how long that took."""
+    start = time.perf_counter()
+    images, labels = zip(*supports.photographs, strict=True)
+    segmenter.fit(images, masks=labels, classes=supports.classes)
+    jax.block_until_ready(jax.live_arrays())  # JAX would do it in the background
+    logger.info(
+        "%d supports of %s, encoded in %.1f s",
+        *(len(images), ", ".join(supports.classes), time.perf_counter() - start),
+    )
+
+
+def _segment(
+    segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
+) -> tuple[int, float]:
+    """Segments photographs and writes what comes out; how many were skipped, and the seconds."""
+    results = segmenter.stream(
+        (query.path for query in queries),
+        return_probabilities=True,
+        batch_size=batch_size,
+        skip_errors=True,
+    )
+
+    def finish(query: Query, result: Any) -> dict[str, Any] | UserError:
+        try:
+            if isinstance(result, UserError):
+                raise result
+            label, probabilities = result
+            image = read_image(query.path)
+            if image.shape[:2] != label.shape:
+                raise UserError(f"{query.path} was changed meanwhile: start the command again.")
+        except UserError as error:
+            return error
+        return predictions.write(query, image, label, probabilities)
+
+    skipped, start = 0, time.perf_counter()
+    waiting: collections.deque[tuple[Query, Future]] = collections.deque()
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        tqdm(total=len(queries), desc="photographs", unit="photo", delay=1) as progress,
+    ):
+
+        def settle() -> int:
+            query, future = waiting.popleft()
+            result = future.result()
+            progress.update()
+            if not isinstance(result, UserError):
+                predictions.note(result)
+                return 0
+            predictions.remove(query)
+            logger.warning("skipped: %s", result)
+            return 1
+
+        for query, result in zip(queries, results, strict=True):
+            waiting.append((query, pool.submit(finish, query, result)))
+            if len(waiting) > cores():
+                skipped += settle()
+        while waiting:
+            skipped += settle()
+    return skipped, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,298 @@
+"""The folder that `predict` writes: masks, overlays, and one file in COCO's format for all of them.
+
+A journal has a line for each photograph that is done, written when its pictures are in place, so
+that a run that was stopped goes on where it was.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jaxtyping import Float, UInt8
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
+from fsseg_jax.files import lock, replacing, writing
+from fsseg_jax.segmenter import Segmenter
+
+MASKS, OVERLAYS = "masks", "overlays"
+PREDICTIONS, JOURNAL, MADE_BY = "predictions.json", "journal.jsonl", "made_by.json"
+LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, and a fraction of a photograph's file
+# Of masks: the background black, classes as in the overlays. All 256, so that a pixel is a byte.
+PALETTE = bytes([0, 0, 0, *itertools.chain(*itertools.islice(itertools.cycle(WAY_COLOURS), 255))])
+
+
+class Query(NamedTuple):
+    """A photograph to segment."""
+
+    path: pathlib.Path
+    name: str  # its path below the folder of queries, with slashes
+    size: int  # bytes
+    changed: int  # when, in nanoseconds
+
+
+class _Entry(NamedTuple):
+    """What is known of a photograph that was done."""
+
+    output: str
+    size: int
+    changed: int
+    place: int  # of its line in the journal
+
+
+def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict[str, Any]:
+    """What predictions depend on, besides the photographs.
+
+    Args:
+        segmenter: the model.
+        classes: names of the supports' classes.
+        supports: a digest of these.
+    """
+    digest = hashlib.sha256()
+    arrays = flatten_dict(jax.device_get(segmenter.variables), sep="/")
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    fields = flatten_dict(segmenter.config.to_dict(), sep=".")
+    own = ("method", "backbone", "dtype", "image_size", "eval.fit")
+    settings = {name: x for name, x in fields.items() if name in own or name.startswith("model.")}
+    facts = {"classes": classes, "supports": supports, "weights": digest.hexdigest()[:16]}
+    return json.loads(json.dumps(settings | facts))  # as they will be read again
+
+
+class Predictions:
+    """The folder of predictions, new or begun before; a context.
+
+    Args:
+        folder: where; it is made if need be.
+        made_by: see `made_by`.
+
+    Raises:
+        UserError: the folder holds something else or what something else has predicted, it cannot
+            be written to, or another process does so.
+    """
+
+    def __init__(self, folder: pathlib.Path, made_by: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._check(made_by)
+        with writing(folder):
+            self._journal = (folder / JOURNAL).open("a+b")
+        lock(self._journal.fileno(), folder)
+        self._entries: dict[str, _Entry] = {}
+        self._journal.seek(0)
+        end = 0
+        for line in self._journal:
+            if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
+                break
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                known = (record[field] for field in ("output", "size", "changed"))
+                self._entries[record["photograph"]] = _Entry(*known, end)
+            end += len(line)
+        with writing(folder):
+            self._journal.truncate(end)
+        self._outputs = {name: entry.output for name, entry in self._entries.items()}
+        self._taken = {output.casefold() for output in self._outputs.values()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._journal.close()
+
+    def choose_names(self, queries: Iterable[Query]) -> None:
+        """Names the masks and overlays of photographs, before anything else is asked of them.
+
+        They are named after their photographs, with the suffix only where one before has the name
+        without it. A name is kept when photographs are added.
+        """
+        for query in queries:
+            if query.name in self._outputs:
+                continue
+            short = pathlib.PurePosixPath(query.name).with_suffix("").as_posix()
+            further = (f"{query.name}.{n}" for n in itertools.count(2))
+            names = itertools.chain((short, query.name), further)
+            free = next(name for name in names if name.casefold() not in self._taken)
+            self._taken.add(free.casefold())
+            self._outputs[query.name] = free
+
+    def output(self, query: Query) -> str:
+        """What a photograph's mask and overlay are named."""
+        return self._outputs[query.name]
+
+    def mask_file(self, query: Query) -> pathlib.Path:
+        """Where the mask of a photograph is, or will be."""
+        return self.folder / MASKS / f"{self.output(query)}.png"
+
+    def overlay_file(self, query: Query) -> pathlib.Path:
+        """Where its overlay is, or will be."""
+        return self.folder / OVERLAYS / f"{self.output(query)}.jpg"
+
+    def done(self, query: Query) -> bool:
+        """Whether a photograph is done, and its file has not changed since."""
+        entry = self._entries.get(query.name)
+        return (
+            entry is not None
+            and (entry.size, entry.changed) == (query.size, query.changed)
+            and self.mask_file(query).is_file()
+            and self.overlay_file(query).is_file()
+        )
+
+    def write(
+        self,
+        query: Query,
+        image: UInt8[np.ndarray, "height width 3"],
+        label: UInt8[np.ndarray, "height width"],
+        probabilities: Float[np.ndarray, "height width class"],
+    ) -> dict[str, Any]:
+        """Writes the mask and the overlay of a photograph; several threads may do so at once.
+
+        Returns:
+            what `note` puts into the journal.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        picture = Image.fromarray(label)
+        picture.putpalette(PALETTE)
+        with replacing(self.mask_file(query)) as file:
+            picture.save(file, "png")
+        small = Image.fromarray(image)
+        small.thumbnail((LONG_SIDE, LONG_SIDE))
+        small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
+        with replacing(self.overlay_file(query)) as file:
+            tinted = overlay(np.asarray(small), np.asarray(small_label))
+            Image.fromarray(tinted).save(file, "jpeg", quality=90)
+        height, width = label.shape
+        return {
+            "photograph": query.name,
+            "size": query.size,
+            "changed": query.changed,
+            "output": self.output(query),
+            "height": height,
+            "width": width,
+            "objects": _objects(label, probabilities),
+        }
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Enters a photograph that `write` has written into the journal.
+
+        Raises:
+            UserError: the journal cannot be written to.
+        """
+        with writing(self.folder):
+            place = self._journal.seek(0, os.SEEK_END)
+            self._journal.write(json.dumps(record).encode() + b"\n")
+            self._journal.flush()
+        known = (record[field] for field in ("output", "size", "changed"))
+        self._entries[record["photograph"]] = _Entry(*known, place)
+
+    def remove(self, query: Query) -> None:
+        """Removes what an earlier file of this name was given, if anything."""
+        with writing(self.folder):
+            for file in (self.mask_file(query), self.overlay_file(query)):
+                file.unlink(missing_ok=True)
+
+    def write_coco(self, queries: Iterable[Query], classes: Sequence[str]) -> None:
+        """Writes `predictions.json` for those of the photographs that are done.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        # Runs of masks add up: they are read and written one photograph at a time.
+        done = [self._entries[query.name].place for query in queries if self.done(query)]
+        images = (_image(number, self._record(place)) for number, place in enumerate(done, 1))
+        objects = (
+            {"image_id": number, **found}
+            for number, place in enumerate(done, 1)
+            for found in self._record(place)["objects"]
+        )
+        lists = {
+            "images": images,
+            "categories": ({"id": n, "name": name} for n, name in enumerate(classes, 1)),
+            "annotations": ({"id": n, **found} for n, found in enumerate(objects, 1)),
+        }
+        with replacing(self.folder / PREDICTIONS) as file:
+            file.write(b'{"info": {"description": "predictions of fsseg_jax"}')
+            for name, items in lists.items():
+                file.write(f',\n"{name}": ['.encode())
+                for number, item in enumerate(items):
+                    file.write((",\n" if number else "\n").encode() + json.dumps(item).encode())
+                file.write(b"]")
+            file.write(b"}\n")
+
+    def _record(self, place: int) -> dict[str, Any]:
+        self._journal.seek(place)
+        return json.loads(self._journal.readline())
+
+    def _check(self, made_by: Mapping[str, Any]) -> None:
+        """Notes in the folder what makes its predictions, or compares."""
+        file = self.folder / MADE_BY
+        remedy = f"choose another --out, or remove {self.folder}"
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            known = file.is_file()
+            others = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+        if not known:
+            if others:
+                raise UserError(
+                    f"--out = {self.folder} holds {min(others).name} and no predictions: choose a "
+                    "new or an empty folder."
+                )
+            with replacing(file) as stream:
+                stream.write(json.dumps(made_by, indent=2).encode())
+            return
+        try:
+            before = dict(json.loads(file.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{file} cannot be read ({error}): {remedy}.") from None
+        names = dict.fromkeys([*made_by, *before])
+        other = [
+            f"{name} = {before.get(name)}, not {made_by.get(name)}"
+            for name in names
+            if made_by.get(name) != before.get(name)
+        ]
+        if other:
+            raise UserError(
+                f"--out = {self.folder} holds predictions with {'; '.join(other)}: {remedy}."
+            )
+
+
+def _image(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """An image of COCO's format, with the file of its mask."""
+    fields = {name: record[name] for name in ("height", "width")}
+    mask_file = f"{MASKS}/{record['output']}.png"
+    return {"id": number, "file_name": record["photograph"], "mask_file": mask_file, **fields}
+
+
+def _objects(
+    label: UInt8[np.ndarray, "height width"],
+    probabilities: Float[np.ndarray, "height width class"],
+) -> list[dict[str, Any]]:
+    """Annotations of COCO's format, but for their ids: one a class that occurs."""
+    objects = []
+    for number in (np.flatnonzero(np.bincount(label.ravel())[1:]) + 1).tolist():
+        inside = label == number
+        runs = coco_mask.encode(np.asfortranarray(inside.view(np.uint8)))
+        score = probabilities[..., number].mean(where=inside, dtype=np.float64)
+        objects.append(
+            {
+                "category_id": number,
+                "segmentation": {"size": [*label.shape], "counts": runs["counts"].decode()},
+                "bbox": coco_mask.toBbox(runs).tolist(),
+                "area": int(coco_mask.area(runs)),
+                "iscrowd": 0,
+                "score": float(score),
+            }
+        )
+    return objects
