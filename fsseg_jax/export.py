@@ -1,0 +1,109 @@
+"""Writes a model as one program that runs without this code:
+python -m fsseg_jax.export --workdir=RUN --out=FILE
+
+RUN is the folder of a run, a saved model, a configuration or its name (as panet_vgg16), or
+owner/name of a model on the Hugging Face hub.
+
+FILE is then `forward` of the model, its weights inside, as StableHLO that `jax.export` serialises:
+supports, their labels and any number of queries, all of them uint8 and squares of image_size, to
+float32 logits. The numbers of ways and shots are fixed; how to run it is printed.
+
+JAX promises to read such a file in releases of up to six months later, and three weeks earlier,
+than the one that wrote it: keep the model too, to write it again. The program has no gradient. One
+that is written on a CPU runs on accelerators, but query after query and with the convolutions that
+suit CPUs: write it on an accelerator for use there.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from fsseg_jax import command_line
+from fsseg_jax.errors import UserError
+from fsseg_jax.files import replacing
+from fsseg_jax.segmenter import Segmenter, load
+
+PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
+DEFAULT = "cpu,cuda,tpu"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program."""
+    count = {"type": int, "metavar": "N"}
+    arguments, overrides = command_line.parse(
+        __doc__,
+        argv,
+        workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
+        config=False,
+        out={**command_line.FOLDER, "metavar": "FILE", "required": True, "help": "what to write"},
+        ways={**count, "help": "classes at once; by default as many as in training"},
+        shots={**count, "help": "supports of each class; by default as many as in training"},
+        platforms={"default": DEFAULT, "help": f"where it is to run; by default {DEFAULT}"},
+    )
+    settings = command_line.settings(overrides)
+    command_line.start(command_line.first_config(None, overrides))
+    segmenter = load(arguments.workdir, **{"devices": 1, **settings})
+    exported = export(
+        segmenter, arguments.ways, arguments.shots, tuple(arguments.platforms.split(","))
+    )
+    program = exported.serialize()
+    with replacing(arguments.out) as file:
+        file.write(program)
+    supports, labels, _ = (array.shape for array in exported.in_avals)
+    ways, shots, size = supports[:3]
+    print(
+        f"""{arguments.out}: {ways}-way {shots}-shot {segmenter.config.method} for \
+{", ".join(exported.platforms)}, {len(program) / 2**20:.1f} MiB. With JAX {jax.__version__}, or a \
+release of up to six months later, it runs so:
+
+    import jax.export
+
+    with open({str(arguments.out)!r}, "rb") as file:
+        program = jax.export.deserialize(bytearray(file.read()))
+    forward = jax.jit(program.call)
+    logits = forward(support_images, support_labels, query_images)
+
+support_images: uint8 {supports}, RGB in 0..255
+support_labels: uint8 {labels}, 0 background, n where class n is, 255 ignored
+query_images: uint8 (any number, {size}, {size}, 3)
+logits: float32 (queries, {size}, {size}, {ways + 1}), the background first"""
+    )
+
+
+def export(
+    segmenter: Segmenter,
+    ways: int | None = None,
+    shots: int | None = None,
+    platforms: Sequence[str] = tuple(DEFAULT.split(",")),
+) -> jax.export.Exported:
+    """`forward` of a model, with its weights inside, for any number of queries.
+
+    Args:
+        segmenter: has the model; its `config.image_size` is the side of all photographs.
+        ways, shots: of the supports; None for those of the training.
+        platforms: where it is to run.
+
+    Raises:
+        UserError: a number or a platform is none, or the model cannot take so many ways.
+    """
+    config = segmenter.config
+    ways, shots = (
+        config[name] if given is None else given
+        for name, given in (("ways", ways), ("shots", shots))
+    )
+    for name, number in (("ways", ways), ("shots", shots)):
+        if number < 1:
+            raise UserError(f"{name} = {number}: it must be at least 1.")
+    if unknown := [name for name in platforms if name not in PLATFORMS]:
+        raise UserError(f"platforms: {unknown[0]!r} is none; choose among {', '.join(PLATFORMS)}.")
+    size = config.image_size
+    (queries,) = jax.export.symbolic_shape("queries")
+    shapes = (ways, shots, size, size, 3), (ways, shots, size, size), (queries, size, size, 3)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in shapes]
+    return jax.export.export(jax.jit(segmenter.forward), platforms=platforms)(*arguments)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

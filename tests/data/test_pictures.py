@@ -1,0 +1,301 @@
+"""Photographs, masks and boxes are what they look like, in whatever form they are given."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsseg_jax.data.pictures import as_label, as_photograph, boxes_label
+from fsseg_jax.errors import UserError
+
+HEIGHT, WIDTH = 5, 7
+# What EXIF's orientations say has to be done to the stored pixels.
+ORIENTATIONS = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda x: np.rot90(x),
+}
+
+
+def draw(*shape, high=256, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, high, (HEIGHT, WIDTH, *shape), dtype)
+
+
+def save(tmp_path, array, name="picture.png", **options):
+    path = tmp_path / name
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def forms(path):
+    """A picture as its path, as text, and as Pillow opens it: not decoded yet."""
+    return path, str(path), Image.open(path)
+
+
+# ----------------------------------------------------------------------------- photographs
+
+
+def check_photograph(picture, expected, tolerance=0):
+    result = as_photograph(picture, "images[0]")
+    assert result.dtype == np.uint8
+    assert result.shape == expected.shape
+    assert np.abs(result.astype(int) - expected.astype(int)).max() <= tolerance
+
+
+def test_colours_are_kept_whatever_holds_them(tmp_path):
+    array = draw(3)
+    path = save(tmp_path, array)
+    for picture in (*forms(path), array, jnp.asarray(array), array[:, ::-1][:, ::-1]):
+        check_photograph(picture, array)
+
+
+def test_grey_has_three_equal_channels(tmp_path):
+    array = draw()
+    expected = np.stack([array] * 3, axis=-1)
+    for picture in (*forms(save(tmp_path, array)), array, array[..., None], jnp.asarray(array)):
+        check_photograph(picture, expected)
+
+
+def test_what_is_transparent_lies_on_white(tmp_path):
+    array = draw(4)
+    array[0, 0, 3], array[0, 1, 3] = 0, 255
+    alpha = array[..., 3:] / 255
+    expected = array[..., :3] * alpha + 255 * (1 - alpha)
+    for picture in (*forms(save(tmp_path, array)), array):
+        check_photograph(picture, np.round(expected), tolerance=1)
+    assert as_photograph(array, "")[0, 0].tolist() == [255, 255, 255]
+    assert as_photograph(array, "")[0, 1].tolist() == array[0, 1, :3].tolist()
+
+
+def test_of_sixteen_bits_the_upper_eight_count(tmp_path):
+    grey, colours = (draw(*shape, high=2**16, dtype=np.uint16) for shape in ((), (3,)))
+    path = save(tmp_path, grey)
+    assert Image.open(path).mode.startswith("I")
+    for picture in (*forms(path), grey, jnp.asarray(grey)):
+        check_photograph(picture, np.stack([grey // 256] * 3, axis=-1))
+    check_photograph(colours, colours // 256)
+
+
+def test_printing_colours_become_those_of_screens(tmp_path):
+    array = draw(4)
+    path = tmp_path / "picture.tif"
+    Image.fromarray(array, mode="CMYK").save(path)
+    assert Image.open(path).mode == "CMYK"
+    ink, black = array[..., :3].astype(float), array[..., 3:].astype(float)
+    expected = np.round((255 - ink) * (255 - black) / 255)
+    for picture in forms(path):
+        check_photograph(picture, expected, tolerance=1)
+
+
+def test_palettes_mean_their_colours(tmp_path):
+    indices, colours = draw(high=4), draw(3, seed=1)[0, :4]
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette(colours.ravel().tolist())
+    image.putdata(indices.ravel().tolist())
+    path = tmp_path / "picture.png"
+    image.save(path)
+    for picture in forms(path):
+        check_photograph(picture, colours[indices])
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_photographs_and_masks_are_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = ORIENTATIONS[orientation]
+    photograph, mask = draw(3), draw(high=3)
+    for picture in forms(save(tmp_path, photograph, exif=exif)):
+        check_photograph(picture, turn(photograph))
+    for picture in forms(save(tmp_path, mask, name="mask.png", exif=exif)):
+        np.testing.assert_array_equal(as_label(picture, ""), turn(mask))
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (np.zeros((4, 5, 3)), r"float64 and shape \(4, 5, 3\)"),
+        (np.zeros((4, 5, 2), np.uint8), r"uint8 and shape \(4, 5, 2\)"),
+        (np.zeros((2, 4, 5, 3), np.uint8), r"uint8 and shape \(2, 4, 5, 3\)"),
+        (np.zeros((0, 5, 3), np.uint8), r"uint8 and shape \(0, 5, 3\)"),
+        (np.zeros((4, 5), bool), r"bool and shape \(4, 5\)"),
+        (None, r"object and shape \(\)"),
+        (b"photograph", r"\|S10 and shape \(\)"),
+    ],
+)
+def test_what_is_no_photograph_is_told(array, kind):
+    with pytest.raises(UserError, match=rf"^images\[3\] is an array of {kind}: a photograph is"):
+        as_photograph(array, "images[3]")
+
+
+@pytest.mark.parametrize("take", [as_photograph, as_label])
+def test_broken_pictures_are_told_by_name(tmp_path, take):
+    path = tmp_path / "truncated.png"
+    save(tmp_path, np.random.default_rng(0).integers(0, 9, (60, 60), np.uint8), name=path.name)
+    path.write_bytes(path.read_bytes()[:-200])
+    nothing, text = tmp_path / "absent.png", tmp_path / "text.png"
+    text.write_text("no picture")
+    for broken in (path, nothing, text):
+        with pytest.raises(UserError, match=rf"{broken.name} cannot be read \(.*replace the"):
+            take(broken, "pictures[2]")
+    # Pillow finds out only when the pixels are needed.
+    with pytest.raises(UserError, match=r"^pictures\[2\] cannot be read \(.*replace the picture"):
+        take(Image.open(path), "pictures[2]")
+
+
+def test_threads_may_ask_for_one_picture_that_is_not_decoded_yet(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
+    path = save(tmp_path, array, name="large.png")
+    for _ in range(3):
+        picture = Image.open(path)
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda p: as_photograph(p, ""), [picture] * 8))
+        for result in results:
+            np.testing.assert_array_equal(result, array)
+
+
+# ----------------------------------------------------------------------------- masks
+
+
+def check_label(picture, expected):
+    result = as_label(picture, "masks[0]")
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_truth_values_mean_class_1(tmp_path):
+    mask = draw(high=2) > 0
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask).save(path)
+    assert Image.open(path).mode == "1"
+    for picture in (*forms(path), mask, jnp.asarray(mask), mask.astype(np.int64)):
+        check_label(picture, mask)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_masks_of_black_and_white_mean_class_1(tmp_path, dtype):
+    white = np.iinfo(dtype).max
+    mask = draw(high=2)
+    array = mask.astype(dtype) * white
+    for picture in (*forms(save(tmp_path, array)), array):
+        check_label(picture, mask)
+    check_label(np.full((3, 4), white, dtype), np.ones((3, 4)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint16])
+def test_numbers_mean_themselves(dtype):
+    array = np.random.default_rng(0).choice(np.array([0, 1, 2, 253, 255], dtype), (HEIGHT, WIDTH))
+    check_label(array, array)
+
+
+def test_numbers_in_files_mean_themselves(tmp_path):
+    array = draw(high=4)
+    array[0, 0] = 255
+    palette = Image.fromarray(array).convert("P")
+    palette.putpalette(draw(3, seed=1).ravel().tolist())
+    palette.putdata(array.ravel().tolist())
+    path = tmp_path / "palette.png"
+    palette.save(path)
+    assert Image.open(path).mode == "P"
+    for picture in (*forms(path), *forms(save(tmp_path, array))):
+        check_label(picture, array)
+    veiled, alpha = (Image.fromarray(draw(high=4, seed=seed)) for seed in (2, 3))
+    path = tmp_path / "transparent.png"
+    Image.merge("LA", (veiled, alpha)).save(path)
+    for picture in forms(path):
+        check_label(picture, np.asarray(veiled))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_any_colour_but_black_means_class_1(tmp_path, channels):
+    array = np.zeros((HEIGHT, WIDTH, channels), np.uint8)
+    array[..., 3:] = draw(1)[..., : channels - 3]  # transparency does not matter
+    array[1, 2], array[3, 4], array[4, 0, 2] = 255, 9, 1
+    expected = np.zeros((HEIGHT, WIDTH))
+    expected[[1, 3, 4], [2, 4, 0]] = 1
+    for picture in forms(save(tmp_path, array)):
+        check_label(picture, expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (np.zeros((4, 5)), r"is an array of float64 and shape \(4, 5\): a mask is a path"),
+        (np.zeros((4, 5, 3), np.uint8), r"is an array of uint8 and shape \(4, 5, 3\): a mask is"),
+        (np.zeros((1, 4, 5), bool), r"is an array of bool and shape \(1, 4, 5\): a mask is"),
+        (np.array([[0, 254]]), r"has the value 254: classes are numbered 1..253"),
+        (np.array([[-1, 1]]), r"has the value -1: classes are numbered"),
+        (np.array([[1, 1000]]), r"has the value 1000: classes are numbered"),
+        (None, r"is an array of object and shape \(\): a mask is"),
+    ],
+)
+def test_what_is_no_mask_is_told(array, sentence):
+    with pytest.raises(UserError, match=rf"^masks\[1\] {sentence}"):
+        as_label(array, "masks[1]")
+
+
+# ----------------------------------------------------------------------------- boxes
+
+
+def inside(boxes, shape):
+    return np.array(
+        [
+            [
+                any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in boxes)
+                for x in range(shape[1])
+            ]
+            for y in range(shape[0])
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (1, 2, 4, 5),
+        [(1, 2, 4, 5)],
+        [(0, 0, 2, 2), (1, 1, 5, 3)],
+        (-3, -4, 3, 2),  # as far as the photograph goes
+        (3, 1, 100, 90),
+        np.array([[2, 0, 3, 1], [6, 4, 7, 5]]),
+    ],
+)
+def test_a_box_is_the_class_inside_of_it(boxes):
+    expected = inside(np.reshape(boxes, (-1, 4)), (HEIGHT, WIDTH))
+    assert expected.any()
+    label = boxes_label(boxes, (HEIGHT, WIDTH), "boxes[0]")
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, expected)
+
+
+def test_fractions_of_pixels_are_rounded():
+    exact = boxes_label((1, 2, 4, 5), (HEIGHT, WIDTH), "")
+    np.testing.assert_array_equal(boxes_label((1.4, 1.6, 3.9, 5.2), (HEIGHT, WIDTH), ""), exact)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "sentence"),
+    [
+        ((4, 2, 1, 5), r"has the box \(4, 2, 1, 5\), which shows nothing of the photograph of 7 x"),
+        ((1, 2, 1, 5), "which shows nothing"),
+        ((7, 0, 9, 3), r"has the box \(7, 0, 9, 3\), which shows nothing"),
+        ((-9, -9, 0, 0), "which shows nothing"),
+        ([(0, 0, 2, 2), (0, 5, 2, 6)], r"has the box \(0, 5, 2, 6\)"),
+        ((1, 2, 3), r"= \(1, 2, 3\): boxes are \(left, top, right, bottom\)"),
+        ("1 2 3 4", "= '1 2 3 4': boxes are"),
+        ((0, 0, float("nan"), 4), "= .*nan.*: boxes are"),
+        ([(1, 2, 3, 4), (1, 2)], "boxes are"),
+        (np.zeros((0, 4)), "holds no box"),
+        ([], "boxes are"),
+        (None, "= None: boxes are"),
+    ],
+)
+def test_what_is_no_box_is_told(boxes, sentence):
+    with pytest.raises(UserError, match=rf"^boxes\[2\].*{sentence}"):
+        boxes_label(boxes, (HEIGHT, WIDTH), "boxes[2]")
