@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 import platformdirs
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
@@ -59,6 +60,19 @@ def keep_memory() -> None:
         # by itself, and the heap does not shrink.
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
             mallopt(option, value)
+
+
+def avoid_corruption() -> None:
+    """Keeps jaxlib 0.10.2 from writing beyond arrays on CPUs; call before JAX has a backend.
+
+    Where it fuses a sum with what has seven axes or more (`vmap` of `vmap` comes to that), memory
+    is corrupted (https://github.com/jax-ml/jax/issues/39257). Products and convolutions, which
+    take the time, stay with the library that it hands them to.
+    """
+    name, flags = "--xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
+    if jaxlib.__version__ == "0.10.2" and name not in flags:
+        fused = f"{name}=individual_dot,individual_convolution"
+        os.environ["XLA_FLAGS"] = f"{flags} {fused}".strip()
 
 
 def join_processes() -> None:

@@ -1,7 +1,6 @@
 """COCO's annotations are painted truthfully, read once, and their faults are named."""
 
 import json
-import logging
 import os
 import pathlib
 
@@ -10,12 +9,12 @@ import pycocotools.coco
 import pycocotools.mask
 import pytest
 from PIL import Image
+from sentences import message_of
 
 from fsseg_jax.data import coco_annotations
 from fsseg_jax.data.coco import COCO
 from fsseg_jax.data.coco_annotations import CocoAnnotations
 from fsseg_jax.data.source import fingerprint
-from fsseg_jax.errors import UserError
 
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of COCO's category ids
 CATEGORIES = [number for number in range(1, 91) if number not in GAPS]
@@ -159,14 +158,6 @@ def overlapping(tmp_path):
     folder.add_object(3, 25, rectangle(size, 0, 2, 12, 16))  # 8, below the next, which is as large
     folder.add_object(3, 27, rectangle(size, 1, 3, 12, 16))
     return folder.write()
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    """What the library tells, even if a program has set logging up for itself."""
-    monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
-    with caplog.at_level(logging.INFO, "fsseg_jax"):
-        yield caplog
 
 
 @pytest.fixture
@@ -456,16 +447,6 @@ def test_a_full_disk_leaves_nothing_behind(drawn, kept, monkeypatch, log):
 
 
 # ----------------------------------------------------------------------------- faults
-
-
-def message_of(function, *arguments):
-    """The one sentence of the UserError that a call must raise."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def test_empty_root_names_the_key():

@@ -1,13 +1,11 @@
 """FSS-1000's folder is read truthfully, its lists say which class is for what, faults are named."""
 
-import logging
-
 import numpy as np
 import pytest
 from PIL import Image
+from sentences import message_of
 
 from fsseg_jax.data.fss1000 import FSS1000
-from fsseg_jax.errors import UserError
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 SPLITS = {"train": ("fox", "bee", "ant"), "val": ("dog",), "test": ("elk", "cat")}
@@ -46,13 +44,6 @@ def masks(tmp_path):
 def root(tmp_path, masks):
     write_lists(tmp_path, SPLITS)
     return tmp_path
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
-    with caplog.at_level(logging.INFO, "fsseg_jax"):
-        yield caplog
 
 
 def names_of(source, class_ids):
@@ -165,16 +156,6 @@ def test_a_changed_mask_is_counted_anew(root):
 
 
 # ----------------------------------------------------------------------------- faults
-
-
-def message_of(function, *arguments):
-    """The one sentence of the UserError that a call must raise."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def test_roots_that_are_none_are_named(tmp_path):

@@ -15,12 +15,12 @@ import pytest
 import scipy.io
 import scipy.sparse
 from PIL import Image
+from sentences import message_of
 
 from fsseg_jax import command_line
 from fsseg_jax.data import prepare
 from fsseg_jax.data.prepare import Archive, Prepared, prepare_pascal5i
 from fsseg_jax.data.voc import VOC
-from fsseg_jax.errors import UserError
 
 # Photographs of both data sets; SBD knows neither 2007_000003 nor 2007_000129.
 VOC_LISTS = {"train": ["2007_000003", "2008_000007"], "val": ["2007_000129", "2009_000001"]}
@@ -222,23 +222,6 @@ def serve(tmp_path, monkeypatch):
 @pytest.fixture
 def site(serve, originals):
     return serve(originals.voc, originals.sbd)
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
-    with caplog.at_level(logging.INFO, "fsseg_jax"):
-        yield caplog
-
-
-def message_of(function, **arguments):
-    """The one sentence of the UserError that a call must raise."""
-    with pytest.raises(UserError) as caught:
-        function(**arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def files_of(root):

@@ -16,6 +16,7 @@ pytest.importorskip("importlib_resources")  # which TFDS 4.9 needs to build, but
 pytest.importorskip("tensorflow_datasets")
 
 import tensorflow_datasets as tfds
+from sentences import message_of
 
 from fsseg_jax.data import tfds_source
 from fsseg_jax.data.fss1000 import FSS1000
@@ -37,16 +38,6 @@ def encoded(values, form="png"):
     file = io.BytesIO()
     Image.fromarray(values).save(file, form)
     return file.getvalue()
-
-
-def message_of(*arguments, **options):
-    """The one sentence of the UserError that opening a data set must raise."""
-    with pytest.raises(UserError) as caught:
-        TFDS(*arguments, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def rows_of(table):
@@ -396,7 +387,7 @@ def test_coco20i_is_its_source_with_all_lists_of_folds(tmp_path):
             assert_same(ours, COCO(tmp_path, own, variant))
             assert ours.name == f"coco20i-{variant}"
     assert TFDS("coco20i", tmp_path / "out").folds == COCO(tmp_path, "train", "a").folds
-    message = message_of("coco20i", tmp_path / "out", variant="c")
+    message = message_of(TFDS, "coco20i", tmp_path / "out", variant="c")
     assert "'c'" in message
     assert "a, b, canet" in message
 
@@ -407,13 +398,13 @@ def test_coco20i_is_its_source_with_all_lists_of_folds(tmp_path):
 def test_data_sets_that_are_not_prepared_are_told_with_the_command(spots, tmp_path):
     folder, _, _ = spots
     for name in ("mnist", "spots:9.9.9", "spots/red", "a/b/c/d", "no such name", ""):
-        message = message_of(name, folder)
+        message = message_of(TFDS, name, folder)
         assert repr(name) in message
         assert "there are spots" in message
         assert (
             f"tfds build {name or 'NAME'} --data_dir={folder} --file_format=array_record" in message
         )
-    message = message_of("pascal5i", tmp_path / "nowhere")
+    message = message_of(TFDS, "pascal5i", tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in message
     assert f"tfds build {BUILDERS / 'pascal5i'} --manual_dir=FOLDER" in message
 
@@ -422,7 +413,7 @@ def test_tfrecord_is_told_with_the_command(build):
     folder = build(make_records(make_labels()), FEATURES)
     described = folder / "spots" / "1.2.0" / "dataset_info.json"
     described.write_text(described.read_text().replace("array_record", "tfrecord"))
-    message = message_of("spots", folder, label="mask")
+    message = message_of(TFDS, "spots", folder, label="mask")
     assert "is prepared as tfrecord" in message
     assert f"tfds convert_format --dataset_version_dir={described.parent}" in message
     assert "tfds build spots --file_format=array_record" in message
@@ -430,19 +421,19 @@ def test_tfrecord_is_told_with_the_command(build):
 
 @pytest.mark.parametrize("split", ["val", "", "train[:x]"])
 def test_unknown_splits_are_told(spots, split):
-    message = message_of("spots", spots[0], split, label="mask")
+    message = message_of(TFDS, "spots", spots[0], split, label="mask")
     assert f"split = {split!r}" in message
     assert "train, test" in message
 
 
 def test_empty_splits_are_told(spots):
-    assert "no photographs" in message_of("spots", spots[0], "train[:0]", label="mask")
+    assert "no photographs" in message_of(TFDS, "spots", spots[0], "train[:0]", label="mask")
 
 
 def test_unknown_features_are_told(spots):
     for argument in ("image", "label", "instances"):
         options = {"label": "mask"} | {argument: "depth"}
-        message = message_of("spots", spots[0], **options)
+        message = message_of(TFDS, "spots", spots[0], **options)
         assert f"{argument} = 'depth'" in message
         assert "image, mask" in message
 
@@ -471,19 +462,19 @@ def test_features_of_another_kind_are_told(argument, feature):
 
 @pytest.mark.parametrize("folds", [0, 6])
 def test_too_many_folds_are_told(spots, folds):
-    assert "choose 1..5" in message_of("spots", spots[0], label="mask", folds=folds)
+    assert "choose 1..5" in message_of(TFDS, "spots", spots[0], label="mask", folds=folds)
 
 
 def test_labels_without_classes_are_told(build):
     label = np.array([[0, 255]], np.uint8)
     folder = build(make_records([label] * 2), FEATURES)
-    assert "nothing but background" in message_of("spots", folder, label="mask")
+    assert "nothing but background" in message_of(TFDS, "spots", folder, label="mask")
 
 
 def test_labels_above_the_classes_are_told(build):
     features = FEATURES | {"mask": tfds.features.LabeledImage(labels=["background", "cat"])}
     folder = build(make_records(make_labels(largest=7)), features)
-    message = message_of("spots", folder, label="mask")
+    message = message_of(TFDS, "spots", folder, label="mask")
     assert "'mask' of spots/1.2.0 train, train_000000" in message
     assert "label 7" in message
 
@@ -493,13 +484,15 @@ def test_labels_below_zero_are_told(build):
     for record in records:
         record["mask"] = np.full((8, 9), -1, np.int32)
     features = FEATURES | {"mask": tfds.features.Tensor(shape=(8, 9), dtype=np.int32)}
-    assert "values from -1 to 0" in message_of("spots", build(records, features), label="mask")
+    assert "values from -1 to 0" in message_of(
+        TFDS, "spots", build(records, features), label="mask"
+    )
 
 
 def test_sizes_that_differ_are_told(build):
     records = make_records([np.ones((8, 9), np.uint8)] * 2)
     records[0]["mask"] = encoded(np.ones((8, 10), np.uint8))
-    message = message_of("spots", build(records, FEATURES), label="mask")
+    message = message_of(TFDS, "spots", build(records, FEATURES), label="mask")
     assert "'mask' of spots/1.2.0 train, train_000000 is 10 x 8" in message
     assert "'image' of spots/1.2.0 train, train_000000 is 9 x 8" in message
 
@@ -507,7 +500,7 @@ def test_sizes_that_differ_are_told(build):
 def test_labels_in_colour_are_told(build):
     records = make_records([np.ones((8, 9), np.uint8)] * 2)
     records[0]["mask"] = encoded(np.ones((8, 9, 3), np.uint8))
-    assert "mode RGB" in message_of("spots", build(records, FEATURES), label="mask")
+    assert "mode RGB" in message_of(TFDS, "spots", build(records, FEATURES), label="mask")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -522,7 +515,7 @@ def test_broken_files_are_told(build, part, dtype):
         labels=[f"class {number}" for number in range(9)], dtype=dtype
     )
     folder = build(records, FEATURES | {"mask": mask})
-    message = message_of("spots", folder, "test", label="mask")
+    message = message_of(TFDS, "spots", folder, "test", label="mask")
     assert "'mask' of spots/1.2.0 test, test_000000 cannot be read" in message
     assert "0x" not in message
     with pytest.raises(UserError, match=r"'image' of spots/1\.2\.0 train, train_000000 cannot be"):
@@ -533,10 +526,10 @@ def test_missing_and_truncated_shards_are_told(build):
     folder = build(make_records(make_labels()), FEATURES)
     shard = next(folder.glob("spots/*/*train.array_record*"))
     shard.write_bytes(shard.read_bytes()[:1000])
-    message = message_of("spots", folder, label="mask")
+    message = message_of(TFDS, "spots", folder, label="mask")
     assert "spots/1.2.0 train, record 0 cannot be read" in message
     shard.unlink()
-    assert f"{shard} is missing" in message_of("spots", folder, label="mask")
+    assert f"{shard} is missing" in message_of(TFDS, "spots", folder, label="mask")
 
 
 @pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record"])

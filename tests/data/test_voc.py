@@ -1,11 +1,11 @@
 """A VOCdevkit folder is read truthfully, counted once, and its faults are named."""
 
-import logging
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
+from sentences import message_of
 
 from fsseg_jax.data import voc
 from fsseg_jax.data.voc import VOC
@@ -28,14 +28,6 @@ def photograph_file(root, number=0):
 def rows_of(table):
     rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
     return {tuple(map(int, row)) for row in rows}
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    """What the library tells, even if a program has set logging up for itself."""
-    monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
-    with caplog.at_level(logging.INFO, "fsseg_jax"):
-        yield caplog
 
 
 @pytest.fixture
@@ -216,16 +208,6 @@ def test_home_is_expanded(root, monkeypatch):
 
 
 # ----------------------------------------------------------------------------- faults
-
-
-def message_of(function, *arguments):
-    """The one sentence of the UserError that a call must raise."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def test_empty_root_names_the_key():

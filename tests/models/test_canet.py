@@ -316,6 +316,7 @@ def test_loss_and_gradients_match_pytorch(pytorch):
 
 def test_backbone_is_left_alone_unless_it_is_to_be_trained():
     def gradient(model):
+        @jax.jit
         def total(params):
             image = draw_episode(1, 1).query_image
             return model.apply({"params": params}, image, method="encode").sum()
@@ -331,7 +332,7 @@ def test_backbone_is_left_alone_unless_it_is_to_be_trained():
 def test_dropout_takes_whole_channels_of_each_photograph():
     model, image = make(dropout=0.5), draw_episode(1, 3).support_image[0]
     variables = {"params": draw_params(1)}
-    without = model.apply(variables, image, method="encode")
+    without = jax.jit(functools.partial(model.apply, method="encode"))(variables, image)
 
     @jax.jit
     @jax.vmap
@@ -368,7 +369,8 @@ def test_kernels_begin_small_and_biases_at_zero():
     initialise = jax.jit(functools.partial(make(width=16).init, train=True))
     key = jax.random.key(0, impl="rbg")  # compiles sooner
     keys = {"params": key, "dropout": key}
-    params = flatten_dict(initialise(keys, empty_episode(1, 2, 16))["params"])
+    params = initialise(keys, empty_episode(1, 2, 16))["params"]
+    params = flatten_dict(jax.tree.map(np.asarray, params))
     params.pop(("backbone", "gain"))
     for path, array in params.items():
         if path[-1] == "bias":

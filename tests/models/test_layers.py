@@ -199,19 +199,22 @@ def test_cross_entropy_of_nothing_is_zero(align_corners):
 def test_joined_convolution_is_the_convolution_of_the_joined_maps(size, dilation):
     """One query, a map of each shot, and a vector of each way and shot."""
     x, extra, vector = random(*size, 3), random(4, *size, 2, seed=1), random(2, 4, 5, seed=2)
-    joined = JoinedConvolution(6, dilation=dilation)
-    params = joined.init(jax.random.key(0), x, extra, vector)
-    beside = jnp.concatenate([jnp.broadcast_to(x, (4, *x.shape)), extra], axis=-1)
-    tiled = jnp.broadcast_to(vector[..., None, None, :], (2, 4, *size, 5))
-    beside = jnp.concatenate([jnp.broadcast_to(beside, (2, *beside.shape)), tiled], axis=-1)
-    plain = convolution(6, dilation=dilation)
-    assert jax.tree.all(
-        jax.tree.map(jnp.array_equal, params, plain.init(jax.random.key(0), beside))
-    )
-    params["params"]["bias"] += random(6, seed=3)
-    expected, result = plain.apply(params, beside), joined.apply(params, x, extra, vector)
+    maps = np.broadcast_to(x, (2, 4, *x.shape)), np.broadcast_to(extra, (2, *extra.shape))
+    tiled = np.broadcast_to(vector[..., None, None, :], (2, 4, *size, 5))
+    beside = np.concatenate([*maps, tiled], axis=-1)
+    joined, plain = JoinedConvolution(6, dilation=dilation), convolution(6, dilation=dilation)
+
+    @jax.jit
+    def both(beside, x, extra, vector):
+        key = jax.random.key(0)
+        params, others = joined.init(key, x, extra, vector), plain.init(key, beside)
+        kernel, bias = params["params"]["kernel"], params["params"]["bias"] + random(6, seed=3)
+        whole, part = ({"params": {"kernel": k, "bias": bias}} for k in (kernel, kernel[:, :, :3]))
+        results = joined.apply(whole, x, extra, vector), plain.apply(whole, beside)
+        return params, others, (*results, joined.apply(part, x), plain.apply(part, x))
+
+    params, others, (result, expected, alone, expected_alone) = both(beside, x, extra, vector)
+    jax.tree.map(np.testing.assert_array_equal, params, others)
     assert result.shape == (2, 4, *size, 6)
     np.testing.assert_allclose(result, expected, atol=1e-5)
-    result = joined.apply(jax.tree.map(lambda k: k[..., :3, :] if k.ndim == 4 else k, params), x)
-    kernel = {"params": {**params["params"], "kernel": params["params"]["kernel"][:, :, :3]}}
-    np.testing.assert_allclose(result, plain.apply(kernel, x), atol=1e-5)
+    np.testing.assert_allclose(alone, expected_alone, atol=1e-5)

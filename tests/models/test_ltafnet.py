@@ -16,7 +16,6 @@ from fsseg_jax.models.output import Output
 from fsseg_jax.training.state import TrainState, make_dispatch, make_optimizer, make_step
 
 # Compiling takes most of the time here, and the shapes are tiny.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class TwoStages(nn.Module):
@@ -120,7 +119,7 @@ def variables():
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def run_compiled(model, variables, episode):
     output = model.apply(variables, episode)
     return {"logits": output.logits, **output.aux}
@@ -180,9 +179,7 @@ def test_photographs_are_segmented_one_by_one_at_inference():
     """Stored statistics: nothing depends on the other episodes of a batch."""
     episodes = [draw_episode(2, 3, seed) for seed in (0, 1)]
     batch = jax.tree.map(lambda *x: np.stack(x), *episodes)
-    together = jax.jit(
-        jax.vmap(lambda episode: MODEL.apply(variables(), episode).logits), compiler_options=QUICK
-    )(batch)
+    together = jax.jit(jax.vmap(lambda episode: MODEL.apply(variables(), episode).logits))(batch)
     for result, episode in zip(together, episodes, strict=True):
         assert_close(result, run(MODEL, episode)["logits"], 1e-5)
 
@@ -197,7 +194,7 @@ def draw_features(shots=3, seed=0):
     return supports, masks, rng.standard_normal((5, 7, 8)).astype(np.float32)
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def adapt_compiled(params, features):
     return MODEL.apply({"params": params}, *features, method="adapt")
 
@@ -261,9 +258,9 @@ def test_standardisation_forgets_the_scale_and_the_mean_over_channels():
 def test_adaption_does_nothing_at_first():
     """Alpha is 0 in a fresh model."""
     features = draw_features()
-    fresh = jax.jit(functools.partial(MODEL.init, method="adapt"), compiler_options=QUICK)(
-        jax.random.key(0), *features
-    )["params"]["alpha"]
+    fresh = jax.jit(functools.partial(MODEL.init, method="adapt"))(jax.random.key(0), *features)[
+        "params"
+    ]["alpha"]
     assert fresh == 0
     support, query = adapt(features, alpha=np.float32(fresh))
     np.testing.assert_array_equal(support, features[0])
@@ -292,7 +289,7 @@ def test_auxiliary_loss_is_of_support_and_query_and_of_both_classes():
         "binary_logits": rng.standard_normal((ways, *size, 2)).astype(np.float32),
     }
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(aux):
         model = MODEL.clone(auxiliary_weight=0.3, coarse_weight=0.7)
@@ -375,14 +372,13 @@ def optimizer():
 @functools.cache
 def dispatch(devices):
     step = make_step(MODEL, optimizer(), seed=0, items=100, batch_size=8)
-    compiled = make_dispatch(step, lambda fed, *_: fed, make_mesh(devices))
-    return jax.jit(compiled, static_argnums=2, compiler_options=QUICK)
+    return make_dispatch(step, lambda fed, *_: fed, make_mesh(devices))
 
 
 def train(devices, batch):
     """One step of plain gradient descent with rate 1: variables, the step's results, gradients."""
     trained = {k: v for k, v in variables()["params"].items() if k != "backbone"}
-    state = TrainState(jnp.zeros((), jnp.int32), variables(), optimizer().init(trained))
+    state = TrainState(jnp.zeros((), jnp.int32), variables(), jax.jit(optimizer().init)(trained))
     state = jax.tree.map(jnp.array, state)  # it is consumed
     state, results = dispatch(devices)(state, batch, 1)
     assert len(state.step.devices()) == devices
@@ -398,7 +394,7 @@ def test_training_step_matches_pytorch_and_stores_the_statistics_of_the_whole_ba
     def check(seed):
         episodes, batch = draw_batch(seed)
         new, results, gradient = train(1, batch)
-        normalised = [jax.device_get(episode.normalised()) for episode in episodes]
+        normalised = jax.device_get([jax.jit(Episode.normalised)(episode) for episode in episodes])
         weights, expected = run_pytorch(pytorch, normalised, training=True)
         expected.total.backward()
         for ours, theirs in (

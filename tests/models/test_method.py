@@ -27,8 +27,6 @@ from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize
 from fsseg_jax.training.state import abstract_state, make_optimizer, make_step
 
-# These functions run once or twice: less time goes into making them fast.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 ITEMS = 5
 
 
@@ -121,7 +119,7 @@ def test_stages_are_brought_to_the_resolution_of_the_last_one():
     init = functools.partial(backbone.init, stages=stages)
     params = draw_variables(jax.eval_shape(init, jax.random.key(0), image))["params"]
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params):
         joined = [
             Method(backbone=backbone, stages=stages, **options).apply(
@@ -211,7 +209,7 @@ def tiny_config(shots=2, **train):
 def draw_state(model, config):
     """A state of drawn parameters, and an optimizer that has seen nothing."""
     state = abstract_state(model, config, ITEMS)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
     return zeros.replace(variables=draw_variables(state.variables))
 
 
@@ -235,7 +233,7 @@ def draw_batch(shots=2, size=32, query_index=(3, 1)):
 def stepper(model, config, seed=0):
     optimizer = make_optimizer(config.train)
     step = make_step(model, optimizer, seed=seed, items=ITEMS, batch_size=2)
-    return jax.jit(step, compiler_options=QUICK)
+    return jax.jit(step)
 
 
 def leaves(tree):

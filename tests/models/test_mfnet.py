@@ -15,8 +15,6 @@ from fsseg_jax.models.mfnet import MFNet, focal_loss, metric_loss
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import adaptive_pool
 
-# These functions run once or twice: less time goes into making them fast.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 MANY = 4000  # keys, for statistics
 
 
@@ -69,7 +67,7 @@ def draw_params(model, episode):
     return jax.tree_util.tree_map_with_path(draw, param_shapes(model, episode))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def run(model, params, episode):
     """The network in training mode: logits and the embedding."""
     output = model.apply({"params": params}, episode, train=True)
@@ -159,7 +157,7 @@ def test_gradients_of_all_parameters_match_pytorch():
         output = model.apply({"params": params}, episode, train=True)
         return jnp.sum(output.logits * weight)
 
-    result = jax.jit(jax.grad(weighted), compiler_options=QUICK)(params)
+    result = jax.jit(jax.grad(weighted))(params)
     for leaf in jax.tree.leaves(expected):
         assert np.abs(leaf).max() > 0
     jax.tree.map(functools.partial(assert_close, relative=1e-3), result, expected)
@@ -312,7 +310,7 @@ def draw_logits(*shape, seed=0):
     return 2 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-focal = jax.jit(jax.value_and_grad(focal_loss), static_argnames="gamma", compiler_options=QUICK)
+focal = jax.jit(jax.value_and_grad(focal_loss), static_argnames="gamma")
 
 
 @pytest.mark.parametrize("gamma", [2.0, 0.0, 1.5])
@@ -369,9 +367,7 @@ def draw_embedding(seed=0):
     return np.random.default_rng(seed).standard_normal((ROWS, COLUMNS, 2)).astype(np.float32)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("positives", "anchors", "keys"), compiler_options=QUICK
-)
+@functools.partial(jax.jit, static_argnames=("positives", "anchors", "keys"))
 def metric(label, predicted, embedding, margin=1.0, positives="spatial", anchors=20, keys=50):
     """The losses for so many keys, and the gradient of the mean."""
     logits = 3 * jax.nn.one_hot(predicted, 3)
@@ -640,7 +636,7 @@ def centred_triplet():
     return logits, embedding, episode
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def whole_loss(model, logits, embedding, episode, epoch):
     """The total, its parts and the gradient of the total with respect to the embedding."""
 

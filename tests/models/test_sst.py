@@ -17,7 +17,6 @@ MODEL = SST(backbone=None, width=WIDTH)
 # so that an outer gradient that does not pass through the inner loop is far off.
 RATE, RATE_OF_SUM = 10.0, 0.3
 # Compiling takes most of the time here, and the shapes are tiny.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture
@@ -136,7 +135,7 @@ def forward(model, params, drawn, rate, auxiliary_weight):
 def make_run(gradients):
     """`forward`, compiled, and if asked for with gradients for parameters and features."""
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    @functools.partial(jax.jit, static_argnums=0)
     def run(model, params, drawn, rate, auxiliary_weight):
         if not gradients:
             return forward(model, params, drawn, rate, auxiliary_weight)[1]
@@ -523,7 +522,7 @@ def test_batch_of_photographs_matches_pytorch_with_gradients_of_the_backbone(pyt
     shapes = jax.eval_shape(model.init, jax.random.key(0), one)
     params = draw_weights(shapes["params"], seed=6)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def ours(params, batch):
         def loss(episode):

@@ -28,14 +28,11 @@ from fsseg_jax.training.state import (
 @pytest.fixture(autouse=True)
 def compile_once(tmp_path_factory):
     """Runs of one test compile the same step: the later ones take it from a cache."""
+    before = jax.config.jax_compilation_cache_dir
     folder = tmp_path_factory.getbasetemp() / "compilation"
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(folder), 0.5), strict=True):
-        jax.config.update(name, value)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def tiny_config(**train):
