@@ -63,7 +63,8 @@ def convolve(
 
     fast = plain
     if suits_winograd(lhs, rhs, window_strides, rhs_dilation):
-        fast = functools.partial(winograd, padding=padding, dilation=rhs_dilation[0])
+        pads = tuple(map(tuple, padding))
+        fast = functools.partial(winograd, padding=pads, dilation=rhs_dilation[0])
 
     @jax.custom_vjp
     def convolution(x: Array, kernel: Array) -> Array:
@@ -157,10 +158,11 @@ def suits_winograd(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("padding", "dilation"))  # traced once for a shape
 def winograd(
     x: Float[Array, "batch height width c"],
     kernel: Float[Array, "3 3 c d"],
-    padding: Sequence[tuple[int, int]],
+    padding: tuple[tuple[int, int], tuple[int, int]],
     dilation: int,
 ) -> Float[Array, "batch h w d"]:
     """A convolution by Winograd's F(2 x 2, 3 x 3): 16 products for four positions instead of 36.

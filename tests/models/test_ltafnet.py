@@ -379,7 +379,7 @@ def train(devices, batch):
     """One step of plain gradient descent with rate 1: variables, the step's results, gradients."""
     trained = {k: v for k, v in variables()["params"].items() if k != "backbone"}
     state = TrainState(jnp.zeros((), jnp.int32), variables(), jax.jit(optimizer().init)(trained))
-    state = jax.tree.map(jnp.array, state)  # it is consumed
+    state = jax.tree.map(np.array, state)  # it is consumed
     state, results = dispatch(devices)(state, batch, 1)
     assert len(state.step.devices()) == devices
     state, results = jax.device_get((state, results))
