@@ -19,6 +19,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from fsseg_jax.backbones.extent import masked
+
 CHANNELS_LAST = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
@@ -35,8 +37,11 @@ def convolve(
 ) -> Float[Array, "batch h w d"]:
     """`jax.lax.conv_general_dilated` of channels-last maps, whose arguments it takes.
 
-    On a CPU only reverse-mode differentiation passes through it.
+    On a CPU only reverse-mode differentiation passes through it. Beyond an `extent` maps are zero,
+    as padding is.
     """
+    if max(rhs.shape[:2]) > 1:
+        lhs = masked(lhs)
     if isinstance(padding, str):
         window = [d * (n - 1) + 1 for n, d in zip(rhs.shape[:2], rhs_dilation, strict=True)]
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
@@ -232,4 +237,5 @@ def max_pool(x: Float[Array, "*batch height width c"], stride: int) -> Float[Arr
             best = jnp.where(other > best, other, best)
         return best
 
-    return along(along(x, x.ndim - 2), x.ndim - 3)
+    x = masked(x, -jnp.inf)
+    return masked(along(along(x, x.ndim - 2), x.ndim - 3))  # zeros again: all stays finite

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from fsseg_jax.backbones.convolution import Conv
+from fsseg_jax.backbones.extent import positions
 from fsseg_jax.backbones.rematerialise import rematerialisable
 
 
@@ -61,4 +62,7 @@ class Small(nn.Module):
         )(x)
         # Named axes: the default takes the first axis for a batch, even where there is none.
         axes = (-3, -2, -1)
-        return nn.GroupNorm(num_groups=8, reduction_axes=axes, dtype=self.dtype)(x)
+        mask = positions(x)
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, x.shape[-3:])
+        return nn.GroupNorm(num_groups=8, reduction_axes=axes, dtype=self.dtype)(x, mask=mask)

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from fsseg_jax.backbones.convolution import Conv, convolve
+from fsseg_jax.backbones.extent import average, inside, is_open, masked
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.models.resize import pull_back, resize
@@ -105,6 +106,12 @@ def channel_dropout(rate: float) -> nn.Dropout:
     return nn.Dropout(rate, broadcast_dims=(-3, -2))
 
 
+def halve(x: Float[Array, "*batch height width c"]) -> Float[Array, "*batch h w c"]:
+    """The maximum of each 2 x 2 window; a side of n becomes ceil(n / 2), as by strides elsewhere
+    (PyTorch's `MaxPool2d(2, ceil_mode=True)`)."""
+    return masked(nn.max_pool(masked(x, -jnp.inf), (2, 2), (2, 2), "SAME"))
+
+
 class JoinedConvolution(nn.Module):
     """A convolution of a map with another one and a vector beside it, without joining them.
 
@@ -138,14 +145,31 @@ class JoinedConvolution(nn.Module):
         if extra is not None:
             result += self._convolve(extra, next(kernels))
         if vector is not None:
-            height, width = x.shape[-3:-1]
-            reach = self.dilation * (self.size // 2)
-            rows, columns = (kinds(length, reach) for length in (height, width))
-            small = (*vector.shape[:-1], max(rows) + 1, max(columns) + 1, vector.shape[-1])
-            constant = jnp.broadcast_to(vector[..., None, None, :], small)
-            convolved = self._convolve(constant, next(kernels))
-            result += convolved[..., rows, :, :][..., columns, :]
+            tile = self._tile_within_extent if is_open() else self._tile
+            result += tile(vector, next(kernels), x)
         return result
+
+    def _tile(self, vector: Array, kernel: Array, like: Array) -> Array:
+        """The convolution of a map as large as `like` that is a vector everywhere."""
+        height, width = like.shape[-3:-1]
+        reach = self.dilation * (self.size // 2)
+        rows, columns = (kinds(length, reach) for length in (height, width))
+        small = (*vector.shape[:-1], max(rows) + 1, max(columns) + 1, vector.shape[-1])
+        constant = jnp.broadcast_to(vector[..., None, None, :], small)
+        convolved = self._convolve(constant, kernel)
+        return convolved[..., rows, :, :][..., columns, :]
+
+    def _tile_within_extent(self, vector: Array, kernel: Array, like: Array) -> Array:
+        """The same where the map's end is known only when the compiled function runs: the products
+        with the kernel's elements, each where it falls on the map."""
+        offset = self.dilation * (np.arange(self.size) - self.size // 2)
+        seen = [np.arange(length)[:, None] + offset for length in like.shape[-3:-1]]
+        rows, columns = (
+            jnp.asarray((position >= 0) & (position < length), self.dtype)
+            for position, length in zip(seen, inside(like), strict=True)
+        )
+        products = jnp.einsum("...v,abvc->...abc", vector.astype(self.dtype), kernel)
+        return jnp.einsum("ha,wb,...abc->...hwc", rows, columns, products)
 
     def _convolve(self, x: Array, kernel: Array) -> Array:
         padding = [(self.dilation * (self.size // 2),) * 2] * 2
@@ -208,7 +232,7 @@ class ASPP(nn.Module):
             x = nn.relu(convolution(self.width, size, dilation, **self.options)(x))
             return channel_dropout(self.dropout)(x, deterministic=not train)
 
-        image = branch(x.mean(axis=(-3, -2), keepdims=True), 1)
+        image = branch(average(x, keepdims=True), 1)
         branches = [jnp.broadcast_to(image, (*x.shape[:-1], self.width)), branch(x, 1)]
         branches += [branch(x, 3, dilation) for dilation in self.dilations]
         return branch(jnp.concatenate(branches, axis=-1), 1)

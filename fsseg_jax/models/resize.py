@@ -5,10 +5,14 @@ PyTorch's `F.interpolate` (without antialiasing). Its transpose pulls a mask bac
 resolution, which is how features are pooled at mask resolution without being up-sampled.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
+
+from fsseg_jax.backbones.extent import inside, true_shape
 
 
 def interpolation_matrix(
@@ -48,7 +52,13 @@ def _separable(
 def resize(
     x: Float[Array, "*batch h w channel"], shape: tuple[int, int], align_corners: bool
 ) -> Float[Array, "*batch height width channel"]:
-    """Resizes the last two spatial axes to `shape`, as `F.interpolate(mode="bilinear")` does."""
+    """Resizes the last two spatial axes to `shape`, as `F.interpolate(mode="bilinear")` does.
+
+    In an `extent`, the photograph's part of x becomes that of the result.
+    """
+    source, target = inside(x), true_shape(shape)
+    if not (isinstance(source, tuple) and isinstance(target, tuple)):
+        return resize_into(x, target, shape, align_corners, source)
     rows = interpolation_matrix(x.shape[-3], shape[0], align_corners)
     columns = interpolation_matrix(x.shape[-2], shape[1], align_corners)
     planes = _separable(jnp.moveaxis(x, -1, -3), rows, columns)
@@ -56,12 +66,13 @@ def resize(
 
 
 def resize_into(
-    x: Float[Array, "h w channel"],
-    shape: Int[Array, "2"],
+    x: Float[Array, "*batch h w channel"],
+    shape: Int[Array, "2"] | tuple[int, int],
     canvas: tuple[int, int],
     align_corners: bool,
-) -> Float[Array, "height width channel"]:
-    """`resize` to a shape that is only known when the compiled function runs.
+    source: Int[Array, "2"] | tuple[int, int] | None = None,
+) -> Float[Array, "*batch height width channel"]:
+    """`resize` between shapes that are only known when the compiled function runs.
 
     Args:
         x: what to resize.
@@ -69,19 +80,25 @@ def resize_into(
         canvas: height and width of the result: what `shape` has more is cut off, and what it has
             less means nothing.
         align_corners: see `interpolation_matrix`.
+        source: height and width of the part of x to resize, its upper left corner; None for all.
     """
 
-    def matrix(n_in: int, n_out: Int[Array, ""], length: int) -> Float[Array, "length n_in"]:
-        out = jnp.arange(length, dtype=jnp.float32)
+    def matrix(n_in: Any, n_out: Any, before: int, after: int) -> Float[Array, "after before"]:
+        # In whole numbers, which round nowhere, as long as a position is a fraction.
+        out = jnp.arange(after)
         if align_corners:
-            position = out * ((n_in - 1) / jnp.maximum(n_out - 1, 1).astype(jnp.float32))
+            numerator, denominator = out * (n_in - 1), jnp.maximum(n_out - 1, 1)
         else:
-            position = (out + 0.5) * (n_in / n_out.astype(jnp.float32)) - 0.5
-        position = jnp.clip(position, 0, n_in - 1)
-        return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(n_in)), 0)
+            numerator, denominator = (2 * out + 1) * n_in - n_out, jnp.asarray(2 * n_out)
+        numerator = jnp.clip(numerator, 0, (n_in - 1) * denominator)
+        left = (numerator // denominator)[:, None]
+        weight = ((numerator % denominator) / denominator)[:, None]
+        column = jnp.arange(before)
+        return jnp.where(column == left, 1 - weight, jnp.where(column == left + 1, weight, 0.0))
 
-    rows = matrix(x.shape[-3], shape[0], canvas[0])
-    columns = matrix(x.shape[-2], shape[1], canvas[1])
+    source = x.shape[-3:-1] if source is None else source
+    rows = matrix(source[0], shape[0], x.shape[-3], canvas[0])
+    columns = matrix(source[1], shape[1], x.shape[-2], canvas[1])
     planes = _separable(jnp.moveaxis(x, -1, -3), rows, columns)
     return jnp.moveaxis(planes, -3, -1)
 
@@ -118,12 +135,18 @@ def adaptive_pool(
     x: Float[Array, "*batch h w channel"], shape: tuple[int, int]
 ) -> Float[Array, "*batch height width channel"]:
     """Averages over windows, as PyTorch's `F.adaptive_avg_pool2d`: from floor(i n / m) to
-    ceil((i + 1) n / m), which overlap where m does not divide n."""
+    ceil((i + 1) n / m), which overlap where m does not divide n.
 
-    def matrix(n_in: int, n_out: int) -> np.ndarray:
-        i, column = np.arange(n_out)[:, None], np.arange(n_in)
+    In an `extent`, the photograph's part of x becomes that of the result.
+    """
+
+    def matrix(n_in: Any, n_out: Any, before: int, after: int) -> Float[Any, "after before"]:
+        i, column = np.arange(after)[:, None], np.arange(before)
         window = (column >= i * n_in // n_out) & (column < -(-(i + 1) * n_in // n_out))
-        return (window / window.sum(axis=1, keepdims=True)).astype(np.float32)
+        window &= column < n_in
+        return (window / window.sum(axis=1, keepdims=True).clip(1)).astype(np.float32)
 
-    rows, columns = matrix(x.shape[-3], shape[0]), matrix(x.shape[-2], shape[1])
+    source, target = inside(x), true_shape(shape)
+    rows = matrix(source[0], target[0], x.shape[-3], shape[0])
+    columns = matrix(source[1], target[1], x.shape[-2], shape[1])
     return jnp.moveaxis(_separable(jnp.moveaxis(x, -1, -3), rows, columns), -3, -1)

@@ -1,0 +1,113 @@
+"""Photographs of several sizes through one compiled function.
+
+A photograph stands in the upper left corner of a larger canvas, and its height and width are
+arrays. What a network computes of it is what it would compute of the photograph alone, up to the
+rounding of sums, however large the canvas is:
+
+    with extent((512, 512), shape):
+        features = model.apply(variables, image, method="encode")
+
+All that makes maps smaller in this library gives ceil(side / 2), so that the size of a map tells
+how often the canvas was halved, and the photograph's part of it is known. Layers that see more
+than one position ask here what is the photograph's: windows find zeros beyond it, as padding
+would be; means leave the rest out; resizing starts from its corners. What a map holds outside of
+that part means nothing.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class _Extent(NamedTuple):
+    canvas: tuple[int, int]
+    shape: Int[Array, "2"]
+
+
+_current: contextvars.ContextVar[_Extent | None] = contextvars.ContextVar("extent", default=None)
+
+
+@contextlib.contextmanager
+def extent(canvas: tuple[int, int], shape: Int[Array, "2"]) -> Iterator[None]:
+    """Maps of the canvas, at any resolution, belong to a photograph of `shape` in its corner.
+
+    It holds for what is traced inside it, so it is opened inside the function that is compiled,
+    and a function compiled before must not be called in it. Maps of other sizes, as those of
+    supports, are whole: their sizes must not be among the canvas's (`fits`). Losses and training
+    know nothing of it.
+
+    Args:
+        canvas: height and width in pixels.
+        shape: height and width of the photograph, at least 1 and at most those of the canvas.
+    """
+    token = _current.set(_Extent(tuple(canvas), jnp.asarray(shape)))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def is_open() -> bool:
+    """Whether there is an extent."""
+    return _current.get() is not None
+
+
+def fits(canvas: tuple[int, int], size: int) -> bool:
+    """Whether maps of a canvas can be told from those of square supports of `size` pixels.
+
+    Where it is False, another canvas serves, larger by 32 pixels, say. Supports are never seen
+    below 1/32 of their resolution.
+    """
+    levels = range(6)
+    return not {_halved(canvas, level) for level in levels} & {
+        _halved((size, size), level) for level in levels
+    }
+
+
+def true_shape(size: tuple[int, int]) -> Int[Array, "2"] | tuple[int, int]:
+    """The photograph's part of a map with the given height and width: an array if the map is of
+    the canvas, and else `size` itself."""
+    current = _current.get()
+    if current is not None:
+        for level in range(max(current.canvas).bit_length() + 1):
+            if _halved(current.canvas, level) == tuple(size):
+                return -(-current.shape // 2**level)
+    return tuple(size)
+
+
+def inside(x: Float[Array, "*batch h w channel"]) -> Int[Array, "2"] | tuple[int, int]:
+    """The photograph's part of a map: height and width, see `true_shape`."""
+    return true_shape(x.shape[-3:-1])
+
+
+def positions(x: Float[Array, "*batch h w channel"]) -> Bool[Array, "h w 1"] | None:
+    """Which positions of a map are the photograph's; None for all."""
+    shape = inside(x)
+    if isinstance(shape, tuple):
+        return None
+    rows, columns = (jnp.arange(n) < own for n, own in zip(x.shape[-3:-1], shape, strict=True))
+    return (rows[:, None] & columns)[..., None]
+
+
+def masked(
+    x: Float[Array, "*batch h w channel"], value: float = 0.0
+) -> Float[Array, "*batch h w channel"]:
+    """A map with `value` where the photograph is not."""
+    where = positions(x)
+    return x if where is None else jnp.where(where, x, jnp.asarray(value, x.dtype))
+
+
+def average(
+    x: Float[Array, "*batch h w channel"], keepdims: bool = False
+) -> Float[Array, "*batch channel"]:
+    """The mean of a map over the photograph's positions."""
+    return x.mean(axis=(-3, -2), keepdims=keepdims, where=positions(x))
+
+
+def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:
+    """A map's height and width after so many layers of stride 2."""
+    return tuple(-(-side // 2**times) for side in size)
