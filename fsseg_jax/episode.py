@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -95,14 +95,43 @@ class Items:
     """Which photographs show which class: one row an item, that is a (class, photograph) pair.
 
     The rows of a class are consecutive and ascend by photograph: class `class_id[j]` has rows
-    `start[j]` to `start[j] + count[j]`. A pytree of arrays, so that the sampler can run inside a
-    compiled function as well as in NumPy.
+    `start[j]` to `start[j] + count[j]`. The other way round, the j-th photograph that shows a
+    class has the rows `by_photograph[shown_start[j]]` and on, `shown_count[j]` of them. A pytree
+    of arrays, so that the sampler can run inside a compiled function as well as in NumPy.
+
+    Where supports are drawn from others than queries are, `supports` has them, of the same classes.
     """
 
     class_id: Integer[Array, " classes"]
     start: Integer[Array, " classes"]
     count: Integer[Array, " classes"]
     photograph: Integer[Array, " items"]
+    by_photograph: Integer[Array, " items"]
+    shown_start: Integer[Array, " photographs"]
+    shown_count: Integer[Array, " photographs"]
+    supports: "Items | None" = None
+
+    @classmethod
+    def from_photographs(
+        cls, class_ids: Sequence[int], photographs: Sequence[Integer[np.ndarray, " count"]]
+    ) -> "Items":
+        """From each class's photographs, in ascending order, as rows of the source."""
+        count = np.array([len(shown) for shown in photographs], np.int32)
+        photograph = np.concatenate(photographs).astype(np.int32)
+        shown_count = np.unique(photograph, return_counts=True)[1].astype(np.int32)
+        return cls(
+            class_id=np.asarray(class_ids, np.int32),
+            start=(np.cumsum(count) - count).astype(np.int32),
+            count=count,
+            photograph=photograph,
+            by_photograph=np.argsort(photograph, kind="stable").astype(np.int32),
+            shown_start=(np.cumsum(shown_count) - shown_count).astype(np.int32),
+            shown_count=shown_count,
+        )
+
+    def epoch(self, sampling: str) -> int:
+        """How many episodes one epoch has: one a photograph where they take turns, or an item."""
+        return len(self.shown_start if sampling == "photographs" else self.photograph)
 
 
 @flax.struct.dataclass
@@ -145,7 +174,8 @@ def check_items(
             f"ways = {ways}, but there are only {len(items.class_id)} classes to draw from: "
             "lower ways or choose another fold."
         )
-    for class_id, count in zip(items.class_id, items.count, strict=True):
+    supports = items.supports or items
+    for class_id, count in zip(supports.class_id, supports.count, strict=True):
         if count < shots + 1:
             raise UserError(
                 f"class {names[int(class_id)]!r} has {count} photographs, but shots = {shots} "
@@ -170,6 +200,49 @@ def random_bits(
     seed_bits, draw_bits = constants.astype(np.uint32)
     mixed_seed = _mix(np.array([seed_bits]) ^ np.uint32(golden))[0]
     return _mix(_mix(xp.asarray(index).astype(np.uint32) ^ mixed_seed) + draw_bits)
+
+
+ROUNDS = 64  # of a shuffle
+SHUFFLE = 4000  # number of the draw that keys a round; episodes and augmentation have lower ones
+
+
+def permuted(
+    seed: int,
+    epoch: Integer[Array, " batch"],
+    position: Integer[Array, " batch"],
+    count: int,
+    xp: ModuleType = np,
+) -> Int[Array, " batch"]:
+    """Which of 0..count-1 comes at `position` in the order that belongs to `seed` and `epoch`.
+
+    The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012), which needs no table: each
+    round pairs every number x with key - x, and a random bit of the pair says whether the two
+    change places. Every round is a permutation, for every count. By the paper's bound on its
+    mixing, after 64 rounds the places of any two of 10,000 numbers are those of a perfect shuffle
+    to within 1e-5.
+
+    Args:
+        seed: any integer.
+        epoch: from 0; each has another order.
+        position: 0..count-1.
+        count: how many there are, up to 2^30.
+        xp: `numpy`, or `jax.numpy` inside a compiled function; both give the same.
+    """
+    first_round = xp.asarray(epoch) * ROUNDS
+
+    def swap_or_not(number: Any, place: Integer[Array, " batch"]) -> Integer[Array, " batch"]:
+        key = random_bits(seed, first_round + number, SHUFFLE, xp)
+        partner = (key % np.uint32(count) + (np.uint32(count) - place)) % np.uint32(count)
+        bits = _mix(_mix(xp.maximum(place, partner)) ^ key)  # the same for both of the pair
+        return xp.where(bits >> 31 == 1, partner, place)
+
+    place = xp.asarray(position).astype(np.uint32)
+    if xp is np:
+        for number in range(ROUNDS):
+            place = swap_or_not(number, place)
+    else:  # a loop, as so many operations would take long to compile
+        place = jax.lax.fori_loop(0, ROUNDS, swap_or_not, place, unroll=4)
+    return place.astype(np.int32)
 
 
 def _draw_outside(
@@ -217,13 +290,13 @@ def sample(
     ways: int,
     shots: int,
     xp: ModuleType = np,
-    query_index: Integer[Array, " batch"] | None = None,
+    sampling: str = "classes",
 ) -> EpisodeIds:
     """The episodes number `index` of `seed`.
 
-    The classes are uniform among those of `items` and distinct; the query shows one of them,
-    drawn uniformly (which of the others it shows is left to chance); the supports of a way are
-    distinct photographs of its class, none of them the query.
+    The classes of an episode are distinct; the query shows one of them (which of the others it
+    shows is left to chance), any with the same probability; the supports of a way are distinct
+    photographs of its class, none of them the query.
 
     Args:
         items: what can be drawn; see `check_items`.
@@ -231,7 +304,12 @@ def sample(
         index: numbers of the episodes, from 0.
         ways, shots: N and K.
         xp: `numpy`, or `jax.numpy` inside a compiled function; both give the same episodes.
-        query_index: rows of the queries' items, instead of drawn ones; the other classes are drawn.
+        sampling: where the queries come from. "classes": all classes are uniform, and so are the
+            photographs of each. "items": every item is the query once in an epoch of as many
+            episodes as there are items, in an order of the epoch's own, so that classes count as
+            often as they occur. "photographs": so is every photograph, in an epoch of as many as
+            there are, its class drawn uniformly among those that it shows. The other ways'
+            classes, and all supports, are uniform.
     """
     index = xp.asarray(index)
     draws = iter(range(1 + ways * (1 + shots) + 1))
@@ -239,11 +317,9 @@ def sample(
     def bits() -> Integer[Array, " batch"]:
         return random_bits(seed, index, next(draws), xp)
 
-    def photograph(row: Integer[Array, " batch"], position: Integer[Array, " batch"]) -> Any:
-        return items.photograph[items.start[row] + position]
-
     rows = []
-    if query_index is not None:
+    if sampling != "classes":
+        query_index = _in_turn(items, seed, index, sampling, bits, xp)
         past = items.start[None] + items.count[None] <= query_index[:, None]
         rows.append(past.sum(axis=1).astype(np.int32))
     class_count = xp.full(index.shape, items.class_id.shape[0], np.int32)
@@ -251,28 +327,47 @@ def sample(
         rows.append(_draw_outside(bits(), class_count, rows, xp))
     rows = xp.stack(rows, axis=1)
 
-    if query_index is None:
-        query_way = (bits() % np.uint32(ways)).astype(np.int32)
-        query_row = xp.take_along_axis(rows, query_way[:, None], axis=1)[:, 0]
-        query_position = _draw_outside(bits(), items.count[query_row], [], xp)
-    else:
-        query_row = rows[:, 0]
-        query_position = query_index - items.start[query_row]
-    query = photograph(query_row, query_position)
+    query_way = (bits() % np.uint32(ways)).astype(np.int32)[:, None]
+    if sampling == "classes":
+        query_row = xp.take_along_axis(rows, query_way, axis=1)[:, 0]
+        query_index = items.start[query_row] + _draw_outside(bits(), items.count[query_row], [], xp)
+    else:  # the query's class, which is the first, changes places: no way has it always
+        way = xp.arange(ways)[None]
+        order = xp.where(way == query_way, 0, xp.where(way == 0, query_way, way))
+        rows = xp.take_along_axis(rows, order, axis=1)
+    query = items.photograph[query_index]
 
-    supports = []
+    candidates, supports = items.supports or items, []
     for way in range(ways):
         row = rows[:, way]
-        taken = [_position(items, row, query, xp)]
+        taken = [_position(candidates, row, query, xp)]
         for _ in range(shots):
-            taken.append(_draw_outside(bits(), items.count[row], taken, xp))
-        supports.append(xp.stack([photograph(row, position) for position in taken[1:]], axis=1))
+            taken.append(_draw_outside(bits(), candidates.count[row], taken, xp))
+        rows_of = candidates.start[row][:, None] + xp.stack(taken[1:], axis=1)
+        supports.append(candidates.photograph[rows_of])
     return EpisodeIds(
         classes=items.class_id[rows],
         supports=xp.stack(supports, axis=1),
         query=query,
-        query_index=items.start[query_row] + query_position,
+        query_index=query_index,
     )
+
+
+def _in_turn(
+    items: Items,
+    seed: int,
+    index: Integer[Array, " batch"],
+    sampling: str,
+    bits: Callable[[], Integer[Array, " batch"]],
+    xp: ModuleType,
+) -> Int[Array, " batch"]:
+    """The query's item in each episode where "items" or "photographs" take turns."""
+    count = items.epoch(sampling)
+    turn = permuted(seed, index // count, index % count, count, xp)
+    if sampling == "items":
+        return turn
+    shown = _draw_outside(bits(), items.shown_count[turn], [], xp)
+    return items.by_photograph[items.shown_start[turn] + shown]
 
 
 # ----------------------------------------------------------------------------- lists

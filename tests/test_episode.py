@@ -14,12 +14,15 @@ import pytest
 
 from fsseg_jax.data.source import ClassTable
 from fsseg_jax.episode import (
+    SHUFFLE,
     EpisodeIds,
+    _mix,
     check_items,
     concatenate,
     episode_label,
     episodes_hash,
     episodes_to_csv,
+    permuted,
     random_bits,
     read_episodes,
     sample,
@@ -27,6 +30,7 @@ from fsseg_jax.episode import (
 from fsseg_jax.errors import UserError
 
 SETTINGS = [(1, 1), (1, 5), (2, 1), (2, 5)]
+IN_TURN = ("items", "photographs")
 NAMES = {class_id: f"class {class_id}" for class_id in range(1, 30)}
 
 
@@ -196,15 +200,41 @@ def test_no_support_of_any_way_is_the_query(ways, shots):
     assert both.any()  # two ways may share a support
 
 
-@pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 5)])
-def test_queries_may_be_given(ways, shots):
+# ----------------------------------------------------------------------------- queries in turn
+
+SETTINGS_IN_TURN = [(sampling, *setting) for sampling in IN_TURN for setting in [(1, 1), (3, 2)]]
+
+
+def turns(items, sampling):
+    """What takes turns, and how to tell it from an episode."""
+    if sampling == "items":
+        return list(range(len(items.photograph))), lambda episodes: episodes.query_index
+    return np.unique(items.photograph).tolist(), lambda episodes: episodes.query
+
+
+@pytest.mark.parametrize(("sampling", "ways", "shots"), SETTINGS_IN_TURN)
+def test_everything_is_the_query_once_in_an_epoch(sampling, ways, shots):
     items = make_items()
-    given = np.random.default_rng(4).permutation(np.arange(300) % len(items.photograph))
-    episodes = sample(items, 3, range(300), ways, shots, query_index=given)
-    np.testing.assert_array_equal(episodes.query_index, given)
-    np.testing.assert_array_equal(episodes.query, items.photograph[given])
-    asked = np.repeat(items.class_id, items.count)[given]
-    assert ((episodes.classes == asked[:, None]).sum(axis=1) == 1).all()
+    everything, told = turns(items, sampling)
+    count = items.epoch(sampling)
+    assert count == len(everything)
+    episodes = sample(items, 3, range(4 * count), ways, shots, sampling=sampling)
+    epochs = told(episodes).reshape(4, count)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == everything
+    for one, other in itertools.combinations(epochs, 2):  # in an order of its own
+        assert (one == other).mean() < 5 / np.sqrt(count)
+    np.testing.assert_array_equal(items.photograph[episodes.query_index], episodes.query)
+    other_seed = told(sample(items, 4, range(count), ways, shots, sampling=sampling))
+    assert (other_seed == epochs[0]).mean() < 5 / np.sqrt(count)
+
+
+@pytest.mark.parametrize(("sampling", "ways", "shots"), SETTINGS_IN_TURN)
+def test_supports_of_queries_in_turn_show_their_class(sampling, ways, shots):
+    items = make_items()
+    episodes = sample(items, 5, range(300), ways, shots, sampling=sampling)
+    drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
+    assert ((episodes.classes == drawn_as[:, None]).sum(axis=1) == 1).all()
     of_class = {int(c): photographs_of(items, c) for c in items.class_id}
     for ids in map(episodes.take, range(300)):
         assert len(set(ids.classes.tolist())) == ways
@@ -212,26 +242,146 @@ def test_queries_may_be_given(ways, shots):
             assert set(supports) <= of_class[class_id] - {int(ids.query)}
             assert len(set(supports)) == shots
 
-    some = np.array([250, 3, 77])
-    again = sample(items, 3, some, ways, shots, query_index=given[some])
-    assert_equal(again, episodes.take(some))
-    draw = jax.jit(
-        lambda items, index, given: sample(items, 3, index, ways, shots, jnp, query_index=given)
-    )
-    assert_equal(draw(items, np.arange(300, dtype=np.int32), given.astype(np.int32)), episodes)
 
-
-def test_what_a_given_query_leaves_open_is_uniform():
+@pytest.mark.parametrize("sampling", IN_TURN)
+def test_an_epoch_may_be_begun_anywhere_and_shared_out(sampling):
+    """What a restart draws, and what several processes draw together."""
     items = make_items()
-    row = 11
+    whole = sample(items, 2, range(300), 2, 1, sampling=sampling)
+    assert_equal(
+        sample(items, 2, range(131, 300), 2, 1, sampling=sampling), whole.take(slice(131, None))
+    )
+    some = np.random.default_rng(1).permutation(300)[:50]
+    assert_equal(sample(items, 2, some, 2, 1, sampling=sampling), whole.take(some))
+
+
+@pytest.mark.parametrize(("sampling", "ways", "shots"), SETTINGS_IN_TURN)
+def test_numpy_and_compiled_jax_take_the_same_turns(sampling, ways, shots):
+    items = make_items()
+    draw = jax.jit(lambda items, index: sample(items, 3, index, ways, shots, jnp, sampling))
+    index = np.concatenate([np.arange(200), 2**31 - 1 - np.arange(200)]).astype(np.int32)
+    expected = sample(items, 3, index, ways, shots, sampling=sampling)
+    assert_equal(draw(items, index), expected)
+
+
+def test_classes_of_items_in_turn_count_as_often_as_they_occur():
+    items = make_items()
+    episodes = sample(items, 0, range(7 * len(items.photograph)), 2, 1, sampling="items")
+    drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
+    for class_id, count in zip(items.class_id, items.count, strict=True):
+        assert (drawn_as == class_id).sum() == 7 * count
+
+
+def test_classes_of_photographs_in_turn_are_uniform_among_those_shown():
+    items = make_items()
+    count = items.epoch("photographs")
+    episodes = sample(items, 0, range(2000 * count), 1, 1, sampling="photographs")
+    of_class = {int(c): photographs_of(items, c) for c in items.class_id}
+    for photograph in np.unique(items.photograph)[:12].tolist():
+        shown = [c for c in of_class if photograph in of_class[c]]
+        drawn = episodes.classes[episodes.query == photograph, 0]
+        assert len(drawn) == 2000
+        assert (drawn == shown[0]).all() if len(shown) == 1 else chi_square(drawn, shown) < 4
+
+
+@pytest.mark.parametrize("sampling", IN_TURN)
+def test_the_class_of_a_query_in_turn_is_any_way(sampling):
+    """A network that sees it always in one place would learn the place."""
+    items = make_items()
+    episodes = sample(items, 6, range(30_000), 3, 1, sampling=sampling)
+    drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
+    _, way = np.nonzero(episodes.classes == drawn_as[:, None])
+    assert chi_square(way, range(3)) < 4
+    for class_id in items.class_id:  # and the other classes are uniform
+        own = drawn_as == class_id
+        others = episodes.classes[own & (way != 0), 0]
+        assert chi_square(others, [c for c in items.class_id if c != class_id]) < 4
+
+
+def test_what_a_query_in_turn_leaves_open_is_uniform():
+    items = make_items()
+    row, count = 11, len(items.photograph)
+    episodes = sample(items, 9, range(2000 * count), 1, 1, sampling="items")
+    own = episodes.supports[episodes.query_index == row, 0, 0]
     class_id = np.repeat(items.class_id, items.count)[row]
-    given = np.full(20_000, row)
-    episodes = sample(items, 9, range(20_000), 2, 1, query_index=given)
-    others = np.where(episodes.classes == class_id, 0, episodes.classes).sum(axis=1)
-    assert chi_square(others, [c for c in items.class_id if c != class_id]) < 4
-    own = episodes.supports[episodes.classes == class_id][:, 0]
     left = photographs_of(items, class_id) - {int(items.photograph[row])}
     assert chi_square(own, sorted(left)) < 4
+
+
+def test_items_know_what_each_photograph_shows():
+    shown = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    items = ClassTable.from_counts(shown).items((1, 2, 3))
+    class_of = np.repeat(items.class_id, items.count)
+    told = {}
+    for start, count in zip(items.shown_start, items.shown_count, strict=True):
+        rows = items.by_photograph[start : start + count]
+        (photograph,) = set(items.photograph[rows].tolist())
+        told[photograph] = sorted(class_of[rows].tolist())
+    assert told == {0: [1, 3], 2: [1, 2, 3], 3: [2]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 1000, 11_394])
+def test_every_number_has_its_place(count):
+    order = permuted(0, np.full(count, 7), np.arange(count), count)
+    assert order.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(order), np.arange(count))
+
+
+def test_a_permutation_is_that_of_the_published_shuffle():
+    """Swap-or-not on the whole table, pair by pair, as the paper's figure 1 draws it."""
+    count, epoch = 10, 3
+    table = list(range(count))  # which number stands at which place
+    for number in range(64):
+        key = int(random_bits(5, np.array([epoch * 64 + number]), SHUFFLE)[0])
+        for place in range(count):
+            partner = (key % count - place) % count
+            mixed = _mix(_mix(np.array([place], np.uint32)) ^ np.uint32(key))
+            if partner < place and mixed[0] >> 31:
+                table = [{place: partner, partner: place}.get(at, at) for at in table]
+    order = permuted(5, np.full(count, epoch), np.arange(count), count)
+    assert order.tolist() == table
+
+
+@pytest.mark.parametrize("count", [11_394, 500_000, 2**30])
+def test_numpy_and_compiled_jax_permute_alike(count):
+    position = np.unique(np.linspace(0, count - 1, 5000).astype(np.int32))
+    epoch = (position % 11).astype(np.int32)
+    draw = jax.jit(lambda epoch, position: permuted(8, epoch, position, count, jnp))
+    result = np.asarray(draw(epoch, position))
+    np.testing.assert_array_equal(result, permuted(8, epoch, position, count))
+    assert result.min() >= 0
+    assert result.max() < count
+
+
+def test_places_are_uniform():
+    """Each number's place over many epochs and seeds, and where its neighbours come to stand."""
+    count, epochs = 12, 2000
+    for seed in (0, 1):
+        epoch, position = np.divmod(np.arange(epochs * count), count)
+        orders = permuted(seed, epoch, position, count).reshape(epochs, count)
+        for place in range(count):
+            assert chi_square(orders[:, place], range(count)) < 4.5
+        for step in (1, 2, count // 2):  # pairs of places: distances take any value but 0
+            distance = (orders - np.roll(orders, step, axis=1)) % count
+            assert chi_square(distance.ravel(), range(1, count)) < 4.5
+        # The same place in the next epoch knows nothing of this one.
+        both = orders[:-1, 0] * count + orders[1:, 0]
+        assert chi_square(both, range(count**2)) < 4.5
+    first = np.zeros(1, int)
+    seeds = np.concatenate([permuted(seed, first, first + 5, count) for seed in range(800)])
+    assert chi_square(seeds, range(count)) < 4.5
+
+
+def test_a_large_order_looks_random():
+    """Ascents, fixed points and displacement of one long order, as of a random permutation."""
+    count = 50_000
+    order = permuted(0, np.zeros(count, int), np.arange(count), count)
+    ascents = (np.diff(order) > 0).sum()
+    assert abs(ascents - (count - 1) / 2) < 4.5 * np.sqrt((count + 1) / 12)
+    assert (order == np.arange(count)).sum() < 8  # Poisson, of mean 1
+    assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 4.5 / np.sqrt(count)
+    halves = (order[: count // 2] < count // 2).sum()
+    assert abs(halves - count / 4) < 4.5 * np.sqrt(count / 16)
 
 
 FAR = [0, 1, 999_999, 10**9, 2**31 - 1]

@@ -23,7 +23,12 @@ from fsseg_jax.errors import UserError
 def _coco(data: ConfigDict, split: str) -> Source:
     from fsseg_jax.data.coco import COCO
 
-    return COCO(data.root, split, data.coco.folds)
+    if data.coco.masks == "category" and data.held_out_photographs == "drop":
+        raise UserError(
+            "data.held_out_photographs = drop asks what else a photograph shows, which "
+            "data.coco.masks = category leaves out: set data.held_out_photographs = keep."
+        )
+    return COCO(data.root, split, data.coco.folds, data.coco.masks)
 
 
 def _fss1000(data: ConfigDict, split: str) -> Source:
@@ -110,7 +115,8 @@ def training_items(data: ConfigDict, source: Source) -> Items:
     """What training draws from: the base classes, by `config.data`'s rules."""
     held_out = (*class_ids(source, data.fold, "novel"), *source.validation)
     without = held_out if data.held_out_photographs == "drop" else ()
-    return source.table.items(class_ids(source, data.fold, "base"), data.train_min_pixels, without)
+    base = class_ids(source, data.fold, "base")
+    return source.table.items(base, data.train_min_pixels, without, data.sampling)
 
 
 class Pipeline(NamedTuple):
@@ -140,12 +146,14 @@ def training_pipeline(
         "seed": config.seed,
         "augmentation": config.data.augment,
         "annotation": annotation_of(config),
+        "sampling": config.data.sampling,
     }
+    border = config.data.border
     if config.data.pipeline == "device":
         sharded, cache = config.data.device.sharded, config.data.device.cache
         size = config.data.device.size or config.image_size
         data = device.load(
-            source, items, size, mesh, settings["annotation"], sharded=sharded, cache=cache
+            source, items, size, mesh, settings["annotation"], border, sharded=sharded, cache=cache
         )
         draw = functools.partial(device.draw_batch, mesh=mesh, sharded=sharded, **settings)
         return Pipeline(lambda count: data, lambda data, done, step: draw(data, step))
@@ -159,7 +167,13 @@ def training_pipeline(
         ) from None
     process, processes = jax.process_index(), jax.process_count()
     batches = tfdata.batches(
-        source, items, start=start, process=process, processes=processes, **settings
+        source,
+        items,
+        border=border,
+        start=start,
+        process=process,
+        processes=processes,
+        **settings,
     )
     return Pipeline(
         lambda count: put_batches(list(itertools.islice(batches, count)), mesh),

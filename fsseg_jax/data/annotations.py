@@ -1,9 +1,9 @@
 """Supports outlined with less work than a mask: a box, a scribble or a point.
 
 What a photograph's outlines look like is found once, when it is read (`square_marks`): numbers of
-its objects for boxes, drawn pixels for scribbles and points. Episodes then pick from that inside
-the compiled function (`annotated`). Pixels that nobody has marked are 254 (`UNLABELLED`): neither
-the class nor the background.
+its objects for boxes, drawn pixels for scribbles and points, numbered ones where one scribble is
+to be chosen. Episodes then pick from that inside the compiled function (`annotated`). Pixels that
+nobody has marked are 254 (`UNLABELLED`): neither the class nor the background.
 """
 
 from types import ModuleType
@@ -20,9 +20,12 @@ from skimage.morphology import disk, skeletonize
 from fsseg_jax.data.source import Photograph, Source, square
 from fsseg_jax.episode import IGNORE, UNLABELLED, random_bits
 
-KINDS = ("dense", "box", "largest_box", "scribble", "point")
+KINDS = ("dense", "box", "largest_box", "scribble", "one_scribble", "point")
 BOXES = ("box", "largest_box")
-OBJECTS = 16  # of one class in one photograph that can get boxes: the largest ones
+RANDOM = ("box", "one_scribble")  # those that an episode chooses at random
+# Of one class in one photograph that can get boxes, or the one scribble: the largest ones.
+OBJECTS = 16
+BACKGROUND = 255  # instead of a number: the background's scribbles, where one scribble is chosen
 # A connected part smaller than this share of the class's largest one is no object of its own but
 # a fragment behind something: nobody would draw a box around it, or a stroke in it.
 FRAGMENT = 0.05
@@ -65,7 +68,8 @@ def square_marks(
 
     Returns:
         for boxes, each class's objects numbered from 1, the largest first, and 0; for scribbles
-        and points 1 where something is drawn, and 0; zeros for dense annotations.
+        and points 1 where something is drawn, and 0; for one scribble the number of the class's
+        part that it is drawn in, or `BACKGROUND`, and 0; zeros for dense annotations.
     """
     kind, width, size = annotation
     if kind == "dense":
@@ -77,7 +81,12 @@ def square_marks(
             objects = square(Photograph(blank, objects), label.shape[0], fit).label
         return object_numbers(label, objects)
     width = max(1, round(width * label.shape[0] / size))
-    return strokes(label, width) if kind == "scribble" else points(label, width)
+    if kind == "point":
+        return points(label, width)
+    drawn = strokes(label, width)
+    if kind == "one_scribble":
+        drawn *= np.where(label == 0, np.uint8(BACKGROUND), object_numbers(label))
+    return drawn
 
 
 def object_numbers(
@@ -209,7 +218,9 @@ def annotated(
     A box is that of one random object of the support's own way, or of the largest; the background
     is what lies outside of all boxes of the episode's classes (PANet sec. 4.3.3, for one way),
     where 255 stays ignored. A scribble or a point of a class that is not in the episode marks
-    background.
+    background. "one_scribble" is what PANet's published code takes (`getMask` in
+    dataloaders/customized.py, lines 50 to 60; its scribbles are not widened): a random one of the
+    support's own way, and those of the background, where nothing but background is.
 
     Args:
         label: the supports' dense labels in episode numbering.
@@ -225,26 +236,38 @@ def annotated(
     if kind == "largest_box":
         bits = xp.zeros_like(bits)  # objects are in the order of their sizes
     ways = label.shape[0]
+    way = xp.arange(1, ways + 1)[:, None, None, None]
+    numbers = xp.arange(1, OBJECTS + 1)[:, None, None]
+    if kind == "one_scribble":
+        inside = (label == way)[:, :, None] & (marks[:, :, None] == numbers)
+        chosen = _choice(inside.any((-2, -1)), bits, xp)
+        stroke = (inside & chosen[..., None, None]).any(2)
+        rest = xp.where(marks == BACKGROUND, 0, UNLABELLED)
+        return xp.where(stroke, way, rest).astype(np.uint8)
     # Every way's objects in every support: (m, n, k, object, ...), n the support's own way.
     each_way = xp.arange(1, ways + 1)[:, None, None, None, None, None]
-    numbers = xp.arange(1, OBJECTS + 1)[:, None, None]
     inside = (label == each_way[:, 0])[:, :, :, None] & (marks[:, :, None] == numbers)
     rows, columns = (_between(inside.any(axis), xp) for axis in (-1, -2))
     boxes = xp.einsum("mnkoh,mnkow->nkhw", *(x.astype(np.float32) for x in (rows, columns))) > 0
 
     own = xp.arange(ways)
     rows, columns = rows[own, own], columns[own, own]  # (n, k, object, ...)
-    present = rows.any(-1)
-    wanted = (bits % xp.maximum(present.sum(-1), 1).astype(np.uint32)).astype(np.int32) + 1
-    chosen = present & (xp.cumsum(present, axis=-1) == wanted[..., None])
+    chosen = _choice(rows.any(-1), bits, xp)
     rows, columns = ((x & chosen[..., None]).any(2) for x in (rows, columns))
     box = rows[..., :, None] & columns[..., None, :]
-    way = xp.arange(1, ways + 1)[:, None, None, None]
     # Objects beyond the numbered ones have no box, but are no background either.
     shown = (label > 0) & (label <= ways)
     outside = xp.where(label == IGNORE, IGNORE, 0)
     result = xp.where(boxes | shown, UNLABELLED, outside)
     return xp.where(box, way, result).astype(np.uint8)
+
+
+def _choice(
+    present: Bool[Array, "*batch n"], bits: Integer[Array, "*batch"], xp: ModuleType
+) -> Bool[Array, "*batch n"]:
+    """One of the true positions, by random bits; none where there is none."""
+    wanted = (bits % xp.maximum(present.sum(-1), 1).astype(np.uint32)).astype(np.int32) + 1
+    return present & (xp.cumsum(present, axis=-1) == wanted[..., None])
 
 
 def _between(line: Bool[Array, "*batch n"], xp: ModuleType) -> Bool[Array, "*batch n"]:

@@ -38,22 +38,30 @@ class COCO(Source):
     fourth class. "canet" is CANet's one fold: its lists of 40 training, 20 validation and 20 test
     classes were never published, so the classes are taken in their order.
 
+    With `masks` = "category" a photograph counts once for each category that it shows, with that
+    category's mask alone: crowds belong to it, and so does what lies under other objects. So
+    PANet's published code reads COCO (dataloaders/coco.py, lines 53 to 64).
+
     Args:
         root: the folder that holds `annotations` and the photographs' folders (`train2014`, ...,
             there or in `images`).
         split: "train2014", "val2017", ... as in `annotations/instances_*.json`; "train" or "val"
             where there is only one year; empty for "train".
         folds: "a", "b" or "canet".
+        masks: "label" for one class a pixel, crowds ignored, or "category".
 
     Raises:
         UserError: parts are missing, the annotations are broken or of other categories, or a
             photograph does not have the size that they say.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, folds: str) -> None:
+    def __init__(
+        self, root: str | os.PathLike, split: str, folds: str, masks: str = "label"
+    ) -> None:
         if folds not in FOLDS:
             raise UserError(f"folds = {folds!r} of coco: choose one of {', '.join(FOLDS)}.")
-        self.name = f"coco-20i-{folds}"
+        kind = "coco-20i" if masks == "label" else f"coco-20i-{masks}"
+        self.name = f"{kind}-{folds}"
         self.folds, self.validation = FOLDS[folds], VALIDATION.get(folds, ())
         self._json, folder = _find_split(root, split)
         self._annotations = CocoAnnotations(self._json)
@@ -68,20 +76,26 @@ class COCO(Source):
         self._rows = self._annotations.rows_with_objects().tolist()
         if not self._rows:
             raise UserError(f"{self._json} has no photograph with an object other than crowds.")
+        self._category: list[int | None] = [None] * len(self._rows)
+        if masks == "category":
+            self._rows, self._category = self._annotations.pairs().T.tolist()
         names = [self._annotations.file_names[row] for row in self._rows]
-        self.ids = tuple(os.path.splitext(name)[0] for name in names)
+        shown = ["" if c is None else f":{categories[c]}" for c in self._category]
+        self.ids = tuple(
+            os.path.splitext(name)[0] + what for name, what in zip(names, shown, strict=True)
+        )
         if len(set(self.ids)) < len(self.ids):
             raise UserError(f"{self._json} has two images of one name: names must be unique.")
         self.photographs = [str(folder / name) for name in names]
         try:
-            self.fingerprint = fingerprint([self._json, *self.photographs])
+            self.fingerprint = fingerprint([self._json, *dict.fromkeys(self.photographs)])
         except OSError as error:
             raise UserError(
                 f"{error.filename} cannot be read ({error.strerror}): {self._json} has "
                 "photographs there."
             ) from None
         rows = range(len(self.ids))
-        self.table = kept_table("coco-20i", self.fingerprint, self._count, rows)
+        self.table = kept_table(kind, self.fingerprint, self._count, rows)
 
     def read(self, index: int) -> Photograph:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
@@ -89,10 +103,14 @@ class COCO(Source):
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """The objects of the photograph number `index`."""
-        return self._annotations.instances(self._rows[index])
+        return self._annotations.instances(self._rows[index], self._category[index])
 
     def _label(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        return self._annotations.label(self._rows[index], self._number_of)
+        row, category = self._rows[index], self._category[index]
+        if category is None:
+            return self._annotations.label(row, self._number_of)
+        alone = {category: self._number_of[category]}
+        return self._annotations.label(row, alone, crowds_are_ignored=False)
 
     def _count(self, index: int) -> np.ndarray:
         """Pixels of each class in one label, checked against its photograph."""

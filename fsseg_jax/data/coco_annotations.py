@@ -75,29 +75,51 @@ class CocoAnnotations:
         """The images that have an annotation other than crowds."""
         return np.unique(self._kept["photograph"][~self._kept["crowd"]])
 
+    def pairs(self) -> Int[np.ndarray, "pairs 2"]:
+        """The images and the category ids that have annotations there, crowds among them."""
+        pairs = np.stack([self._kept["photograph"], self._kept["category"]], axis=1)
+        return np.unique(pairs, axis=0)
+
     def label(
-        self, row: int, number_of: Mapping[int, int], dtype: DTypeLike = np.uint8
+        self,
+        row: int,
+        number_of: Mapping[int, int],
+        dtype: DTypeLike = np.uint8,
+        crowds_are_ignored: bool = True,
     ) -> Integer[np.ndarray, "height width"]:
-        """The class ids of one image: the smaller object lies on the larger, and crowds, ignored,
-        below all objects.
+        """The class ids of one image: the smaller object lies on the larger, and crowds below all
+        objects.
 
         Args:
             row: number of the image.
             number_of: category id to class id; the other categories are background.
             dtype: of the label.
+            crowds_are_ignored: rather than of their category.
         """
         category, crowd = (self._of_image(row, name).tolist() for name in ("category", "crowd"))
         values = [
-            IGNORE if is_crowd and number in number_of else number_of.get(number)
+            IGNORE
+            if is_crowd and crowds_are_ignored and number in number_of
+            else number_of.get(number)
             for number, is_crowd in zip(category, crowd, strict=True)
         ]
         return self._paint(row, values, dtype)
 
-    def instances(self, row: int) -> UInt8[np.ndarray, "height width"]:
+    def instances(self, row: int, category: int | None = None) -> UInt8[np.ndarray, "height width"]:
         """The objects of one image, numbered from 1 from the largest to the smallest; crowds are
-        none, nor are those beyond the 254 largest."""
-        number = np.cumsum(~self._of_image(row, "crowd"))  # crowds are first: theirs is 0
-        return self._paint(row, np.where(number < IGNORE, number, 0).tolist(), np.uint8)
+        none, nor are those beyond the 254 largest.
+
+        Args:
+            row: number of the image.
+            category: the only one whose objects count, or None for all of them.
+        """
+        counts = ~self._of_image(row, "crowd")
+        if category is not None:
+            counts &= self._of_image(row, "category") == category
+        number = np.cumsum(counts)
+        number[number >= IGNORE] = 0
+        values = [n if c else None for n, c in zip(number.tolist(), counts.tolist(), strict=True)]
+        return self._paint(row, values, np.uint8)
 
     def _of_image(self, row: int, name: str) -> Shaped[np.ndarray, " annotations"]:
         """What is kept of the annotations of one image, as they are painted."""

@@ -65,6 +65,7 @@ def load(
     size: int,
     mesh: Mesh,
     annotation: Annotation = DENSE,
+    border: str = "ignored",
     *,
     sharded: bool,
     cache: bool,
@@ -77,6 +78,7 @@ def load(
         size: side of the squares.
         mesh: the devices.
         annotation: how supports are outlined.
+        border: what pixels of label 255 count as, see `source.bordered`.
         sharded: whether each device holds its part of the photographs, or all of them.
         cache: whether to keep the squares in the user's cache folder for the next time.
 
@@ -87,7 +89,7 @@ def load(
     rows = math.ceil(len(source) / parts) * parts  # devices hold equally many
     shape = (rows, size, size, channels(source, annotation))
     check_memory(shape, parts, mesh)
-    pixels = decode(source, size, cache, annotation)
+    pixels = decode(source, size, cache, annotation, border)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         block = pixels[index]
@@ -129,7 +131,11 @@ def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:
 
 
 def decode(
-    source: Source, size: int, cache: bool, annotation: Annotation = DENSE
+    source: Source,
+    size: int,
+    cache: bool,
+    annotation: Annotation = DENSE,
+    border: str = "ignored",
 ) -> UInt8[np.ndarray, "photograph size size channel"]:
     """All photographs of a source as squares with their labels, read in parallel.
 
@@ -139,6 +145,7 @@ def decode(
         cache: whether to take them from the user's cache folder, and to put them there if they
             are not there yet. (What comes from no files is not kept there.)
         annotation: how supports are outlined.
+        border: what pixels of label 255 count as, see `source.bordered`.
 
     Raises:
         UserError: a file is broken, or there is no memory for all of them.
@@ -147,6 +154,7 @@ def decode(
     file = None
     if cache and source.fingerprint:
         drawn = "" if annotation.kind == "dense" else "-".join(map(str, annotation)) + "-"
+        drawn += "" if border == "ignored" else f"{border}-"
         name = f"{source.name}-{size}-{drawn}{source.fingerprint}-{FORMAT}.npy"
         file = cache_folder("decoded") / name
         if (kept := _open(file, shape)) is not None:
@@ -161,7 +169,7 @@ def decode(
     array = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
     def read(index: int) -> None:
-        image, label = read_square(source, index, size)
+        image, label = read_square(source, index, size, border)
         planes = [image, label & 255, label >> 8][: 1 + _label_bytes(source)]
         if annotation.kind != "dense":
             planes.append(square_marks(source, index, label, annotation))
@@ -219,6 +227,7 @@ def draw_batch(
     seed: int,
     augmentation: ConfigDict,
     annotation: Annotation = DENSE,
+    sampling: str = "classes",
 ) -> Episode:
     """Batch number `step`, inside a compiled function: episodes step * batch_size and on.
 
@@ -226,14 +235,14 @@ def draw_batch(
         data: see `load`.
         step: the number of the batch.
         mesh, sharded: as `load` had them.
-        ways, shots, batch_size, image_size, seed, augmentation, annotation: as `tfdata.batches`
-            has them.
+        ways, shots, batch_size, image_size, seed, augmentation, annotation, sampling: as
+            `tfdata.batches` has them.
 
     Returns:
         the batch, its episodes split over the mesh; photographs are uint8.
     """
     index = step * batch_size + jnp.arange(batch_size)
-    ids = sample(data.items, seed, index, ways, shots, jnp)
+    ids = sample(data.items, seed, index, ways, shots, jnp, sampling)
     pixels = gather(data.pixels, ids.photographs, mesh, sharded)
     slots = ways * shots + 1
     geometry = episode_geometry(seed, index, slots, image_size, augmentation, jnp)

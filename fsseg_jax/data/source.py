@@ -57,26 +57,36 @@ class ClassTable:
         return cls(photograph, class_numbers(counts.shape[1])[column], counts[photograph, column])
 
     def items(
-        self, class_ids: Sequence[int], min_pixels: int = 1, without: Sequence[int] = ()
+        self,
+        class_ids: Sequence[int],
+        min_pixels: int = 1,
+        without: Sequence[int] = (),
+        sampling: str = "classes",
     ) -> Items:
         """What can be drawn: photographs with at least `min_pixels` of one of `class_ids`.
+
+        Where "photographs" take turns, a query may be asked for any of the classes that such a
+        photograph shows, by however few pixels; supports may not. (So in PFENet's and BAM's codes,
+        util/dataset.py, lines 157 and 220.)
 
         Args:
             class_ids: the classes to draw, in any order.
             min_pixels: the least area, in pixels at the photograph's own size.
             without: photographs that show any of these classes are left out.
+            sampling: see `episode.sample`.
         """
         banned = self.photograph[np.isin(self.class_id, without)]
         keep = (self.pixels >= min_pixels) & ~np.isin(self.photograph, banned)
         class_ids = np.sort(np.asarray(class_ids, np.int32))
-        rows = [np.sort(self.photograph[keep & (self.class_id == c)]) for c in class_ids]
-        count = np.array([len(row) for row in rows], np.int32)
-        return Items(
-            class_id=class_ids,
-            start=(np.cumsum(count) - count).astype(np.int32),
-            count=count,
-            photograph=np.concatenate(rows).astype(np.int32),
-        )
+
+        def items(keep: Bool[np.ndarray, " rows"]) -> Items:
+            shown = [np.sort(self.photograph[keep & (self.class_id == c)]) for c in class_ids]
+            return Items.from_photographs(class_ids, shown)
+
+        filtered = items(keep)
+        if sampling != "photographs":
+            return filtered
+        return items(np.isin(self.photograph, filtered.photograph)).replace(supports=filtered)
 
 
 class Source(abc.ABC):
@@ -136,8 +146,8 @@ def square(photograph: Photograph, size: int, fit: str = "stretch") -> Photograp
     Args:
         photograph: at its own size.
         size: side of the square.
-        fit: "stretch", or "letterbox" to keep its proportions: the longer side becomes `size`,
-            and what is left, to the right or below, is black and ignored.
+        fit: "stretch", or "letterbox" to keep its proportions: the photograph stands in the upper
+            left corner (see `fitted`), and the rest is black and ignored.
     """
     shape = fitted(photograph.label.shape, size, fit)
     image = Image.fromarray(photograph.image).resize(shape[::-1], Image.Resampling.BILINEAR)
@@ -150,16 +160,29 @@ def square(photograph: Photograph, size: int, fit: str = "stretch") -> Photograp
 
 
 def fitted(shape: tuple[int, int], size: int, fit: str) -> tuple[int, int]:
-    """Height and width of a photograph of `shape` in the square that `square` makes of it."""
+    """Height and width of a photograph of `shape` in the square that `square` makes of it.
+
+    "letterbox" is PFENet's `Resize` (util/transform.py, lines 70 to 122): the longer side becomes
+    `size`, the other one follows, and then both are floored to multiples of 8.
+    """
     if fit == "stretch":
         return size, size
-    height, width = (max(1, round(side * size / max(shape))) for side in shape)
-    return height, width
+    ratio, longer = size / max(shape), max(shape)
+    height, width = (size if side == longer else int(side * ratio) for side in shape)
+    return max(8, height // 8 * 8), max(8, width // 8 * 8)
 
 
-def read_square(source: Source, index: int, size: int) -> Photograph:
-    """The photograph number `index` as a square; see `square`."""
-    return square(source.read(index), size)
+def bordered(photograph: Photograph, border: str) -> Photograph:
+    """A photograph whose pixels of label 255 stay "ignored", or are "background"."""
+    if border == "ignored":
+        return photograph
+    label = photograph.label
+    return photograph._replace(label=np.where(label == IGNORE, 0, label).astype(label.dtype))
+
+
+def read_square(source: Source, index: int, size: int, border: str = "ignored") -> Photograph:
+    """The photograph number `index` as a square; see `bordered` and `square`."""
+    return square(bordered(source.read(index), border), size)
 
 
 @contextlib.contextmanager

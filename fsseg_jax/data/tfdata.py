@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.data.annotations import BOXES, DENSE, Annotation, annotated, choose, square_marks
 from fsseg_jax.data.augment import OUTSIDE, Geometry, episode_geometry
-from fsseg_jax.data.source import Source, square
+from fsseg_jax.data.source import Source, bordered, square
 from fsseg_jax.episode import IGNORE, Episode, Items, sample
 from fsseg_jax.errors import UserError
 
@@ -140,6 +140,8 @@ def batches(
     seed: int,
     augmentation: ConfigDict,
     annotation: Annotation = DENSE,
+    sampling: str = "classes",
+    border: str = "ignored",
     start: int = 0,
     process: int = 0,
     processes: int = 1,
@@ -158,6 +160,9 @@ def batches(
         seed: of the episodes and of the augmentation.
         augmentation: `config.data.augment`.
         annotation: how supports are outlined.
+        sampling: how queries come, see `episode.sample`.
+        border: what pixels of label 255 count as, see `source.bordered`; those outside of the
+            photographs are ignored all the same.
         start: the first step.
         process, processes: this process's number and how many there are.
 
@@ -172,7 +177,7 @@ def batches(
 
     def draw(step: np.ndarray) -> tuple[np.ndarray, ...]:
         index = numbers(int(step))
-        ids = sample(items, seed, index, ways, shots)
+        ids = sample(items, seed, index, ways, shots, sampling=sampling)
         geometry = episode_geometry(seed, index, slots, image_size, augmentation)
         geometry = (field.reshape(-1, *field.shape[2:]) for field in geometry)
         integers = (ids.photographs.ravel(), ids.classes, ids.query_index)
@@ -196,13 +201,16 @@ def batches(
                 channels=3,
                 dct_method="INTEGER_ACCURATE",
             )
-            return image, decode_label(tf.io.read_file(label_files[photograph]))
+            label = decode_label(tf.io.read_file(label_files[photograph]))
+            if border == "background":
+                label = tf.where(label == IGNORE, tf.zeros_like(label), label)
+            return image, label
     else:
         # TensorFlow's operation knows no uint16.
         label_type = tf.uint8 if max(source.class_names) < IGNORE else tf.int32
 
         def read(photograph: np.ndarray) -> tuple[np.ndarray, ...]:
-            whole = source.read(int(photograph))
+            whole = bordered(source.read(int(photograph)), border)
             arrays = [whole.image, whole.label[..., None].astype(label_type.as_numpy_dtype)]
             if marked:
                 label = square(whole, image_size).label
@@ -270,7 +278,7 @@ def batches(
         # Messages that quote the file are not always text.
         except (tf.errors.OpError, UnicodeDecodeError) as error:
             # The decoder does not say which file: read this batch's again, one by one.
-            ids = sample(items, seed, numbers(step), ways, shots)
+            ids = sample(items, seed, numbers(step), ways, shots, sampling=sampling)
             for number in np.unique(ids.photographs):
                 source.read(number)
                 if annotation.kind in BOXES:

@@ -442,7 +442,7 @@ def test_dense_labels_are_left_alone():
 
 
 @SHAPES
-@pytest.mark.parametrize("kind", ["box", "scribble"])
+@pytest.mark.parametrize("kind", ["box", "scribble", "one_scribble"])
 def test_compiled_annotations_are_those_of_numpy(ways, shots, kind):
     """As the device pipeline has it: a batch of episodes inside a compiled function."""
     labels, marks = map(
@@ -555,9 +555,9 @@ def test_supports_are_outlined_and_queries_stay_dense(pipeline, kind):
         assert way + 1 in result
 
 
-@pytest.mark.parametrize("kind", ["box", "scribble"])
+@pytest.mark.parametrize("kind", ["box", "scribble", "one_scribble"])
 def test_both_pipelines_outline_the_same(kind):
-    """The same object has the box, too."""
+    """The same object has the box, too, and the same part the scribble."""
     ours, theirs = (first_batches(pipeline, kind) for pipeline in ("device", "tfdata"))
     np.testing.assert_array_equal(ours.support_label, theirs.support_label)
 
@@ -867,6 +867,42 @@ def test_stroke_of_a_compact_part_goes_the_way_in_which_the_part_extends():
     tilted = np.hypot((x + y) / 1.3, 1.3 * (x - y)) < 40
     rows, columns = np.nonzero(strokes(np.where(tilted, 1, 255), 1))
     assert np.corrcoef(rows, columns)[0, 1] > 0.9
+
+
+@SHAPES
+def test_one_scribble_is_one_of_the_parts_of_its_own_way(ways, shots):
+    """Of every class the strokes are those of "scribble"; one of them is left, and the
+    background's."""
+    annotation, values = Annotation("one_scribble", 1, 40), (1, 2, 1, 3, 2, 200)
+    several = 0
+    for seed in range(6):
+        dense = [draw_label(100 * seed + number, values=values) for number in range(ways * shots)]
+        marks = [square_marks(None, 0, label, annotation) for label in dense]
+        dense, marks = (np.reshape(x, (ways, shots, 40, 50)) for x in (dense, marks))
+        label = np.where((dense <= ways) | (dense == 255), dense, 0).astype(np.uint8)
+        result = annotated(label, marks, choose(seed, np.arange(1), ways, shots)[0], "one_scribble")
+        assert result.dtype == np.uint8
+        for way, shot in np.ndindex(ways, shots):
+            one, drawn = dense[way, shot], strokes(dense[way, shot], 1) > 0
+            kept = result[way, shot] == way + 1
+            assert set(np.unique(result[way, shot])) <= {0, way + 1, 254}
+            np.testing.assert_array_equal(result[way, shot] == 0, drawn & (one == 0))
+            possible = [set(part) for part in parts_of(drawn & (one == way + 1))]
+            assert set(zip(*np.nonzero(kept), strict=True)) in (possible or [set()])
+            several += len(possible) > 1
+    assert several
+
+
+def test_all_scribbles_of_a_class_are_chosen_equally_often():
+    shots, label = 3000, np.zeros((40, 40), np.uint8)
+    label[2:8, 2:30] = label[20:23, 5:25] = label[30:36, 20:26] = 1
+    marks = square_marks(None, 0, label, Annotation("one_scribble", 1, 40))
+    assert set(marks[label == 1].tolist()) == {0, 1, 2, 3}
+    labels, all_marks = (np.broadcast_to(x, (1, shots, 40, 40)) for x in (label, marks))
+    chosen = annotated(labels, all_marks, choose(0, np.arange(1), 1, shots)[0], "one_scribble")[0]
+    counts = [((chosen == 1) == (marks == number)).all((1, 2)).sum() for number in (1, 2, 3)]
+    assert sum(counts) == shots
+    assert np.abs(np.array(counts) - shots / 3).max() < 4.5 * np.sqrt(shots * 2 / 9)
 
 
 def test_largest_box_is_that_of_the_largest_object_whatever_the_bits():

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pycocotools.coco
 import pycocotools.mask
@@ -11,10 +12,14 @@ import pytest
 from PIL import Image
 from sentences import message_of
 
-from fsseg_jax.data import coco_annotations
+from fsseg_jax.config import default_config
+from fsseg_jax.data import coco_annotations, open_source, training_pipeline
 from fsseg_jax.data.coco import COCO
 from fsseg_jax.data.coco_annotations import CocoAnnotations
 from fsseg_jax.data.source import fingerprint
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.episode import sample
+from fsseg_jax.errors import UserError
 
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of COCO's category ids
 CATEGORIES = [number for number in range(1, 91) if number not in GAPS]
@@ -234,6 +239,84 @@ def test_objects_beyond_the_254th_are_none(tmp_path):
     expected[253:299] = 0
     np.testing.assert_array_equal(source.instances(0).ravel(), expected)
     assert (source.read(0).label.ravel()[:299] == 2).all()
+
+
+def test_every_category_may_have_a_mask_of_its_own(drawn):
+    """As PANet's code reads COCO: nothing hides anything, and crowds belong to their category."""
+    source = COCO(drawn.root, "train", "a", "category")
+    assert source.name == "coco-20i-category-a"
+    expected, table = {}, set()
+    for image_id, objects in drawn.objects.items():
+        for category, _, mask in objects:
+            name = f"{image_id:012d}:thing {category}"
+            expected[name] = mask | expected.get(name, np.zeros_like(mask))
+    assert set(source.ids) == set(expected)
+    assert len(source) == len(expected)
+    assert "000000000077:thing 1" in source.ids  # which shows a crowd alone
+    of_objects = COCO(drawn.root, "train", "a")
+    for row, name in enumerate(source.ids):
+        image, label = source.read(row)
+        class_id = CATEGORIES.index(int(name.rpartition(" ")[2])) + 1
+        np.testing.assert_array_equal(label, class_id * expected[name].astype(np.uint8))
+        assert label.dtype == np.uint8
+        table.add((row, class_id, int(expected[name].sum())))
+        photograph, _, _ = name.partition(":")
+        if photograph in of_objects.ids:
+            other = of_objects.read(of_objects.ids.index(photograph))
+            np.testing.assert_array_equal(image, other.image)
+    assert rows_of(source.table) == table
+    assert rows_of(of_objects.table) != table
+
+
+def test_objects_of_a_category_alone_are_hidden_by_no_others(overlapping):
+    source = COCO(overlapping.root, "val", "a", "category")
+    row = source.ids.index("000000000003:thing 13")
+    expected = np.zeros((10, 20), np.uint8)
+    expected[2:8, 2:8] = 1
+    np.testing.assert_array_equal(source.instances(row), expected)
+    crowd = source.ids.index("000000000003:thing 1")
+    assert not source.instances(crowd).any()
+    assert (source.read(crowd).label[0:9, 0:10] == 1).all()
+
+
+def test_episodes_of_masks_of_their_own_hold_the_drawn_class_alone(tmp_path):
+    """No other class of the photograph, and nothing ignored, though all overlap."""
+    folder = Drawn(tmp_path / "coco", "train2014", np.random.default_rng(1))
+    for image_id in range(1, 5):
+        folder.add_image(image_id, (32, 32))
+        folder.add_object(image_id, 1, rectangle((32, 32), 2, 20, 2, 20))
+        folder.add_object(image_id, 2, rectangle((32, 32), 10, 30, 2 + image_id, 30))
+        folder.add_object(image_id, 3, rectangle((32, 32), 0, 12, 0, 32), crowd=True)
+    config = default_config("panet")
+    config.image_size = 32
+    config.data.update(name="coco", root=str(folder.write().root), pipeline="device")
+    config.data.coco.masks = "category"
+    config.data.augment.flip = False
+    source = open_source(config.data, "train")
+    items = source.table.items((1, 2, 3))
+    assert items.count.tolist() == [4, 4, 4]
+    made = training_pipeline(config, source, items, make_mesh(1))
+    draw = jax.jit(made.draw)
+    ids = sample(items, config.seed, np.arange(8), 1, 1)
+    assert len(set(ids.classes.ravel().tolist())) == 3
+    for step in range(8):
+        batch = draw(made.feed(1), 0, step)
+        for index, label in (
+            (ids.query[step], batch.query_label[0]),
+            (ids.supports[step, 0, 0], batch.support_label[0, 0, 0]),
+        ):
+            image_id, _, category = source.ids[index].partition(":")
+            objects = {c: mask for c, _, mask in folder.objects[int(image_id)]}
+            assert category == f"thing {ids.classes[step, 0]}"
+            np.testing.assert_array_equal(label, objects[int(ids.classes[step, 0])])
+
+
+def test_photographs_of_held_out_classes_cannot_be_dropped_by_masks_of_their_own():
+    config = default_config("panet")
+    config.data.update(name="coco", held_out_photographs="drop")
+    config.data.coco.masks = "category"
+    with pytest.raises(UserError, match=r"set data\.held_out_photographs = keep"):
+        open_source(config.data, "train")
 
 
 def test_categories_without_a_number_are_background(drawn):

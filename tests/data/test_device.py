@@ -12,7 +12,7 @@ from PIL import Image
 from fsseg_jax.config import default_config
 from fsseg_jax.data import device, training_items, training_pipeline
 from fsseg_jax.data.annotations import KINDS, Annotation
-from fsseg_jax.data.augment import episode_geometry
+from fsseg_jax.data.augment import OUTSIDE, episode_geometry
 from fsseg_jax.data.source import (
     ClassTable,
     Photograph,
@@ -24,7 +24,7 @@ from fsseg_jax.data.source import (
 )
 from fsseg_jax.data.voc import VOC
 from fsseg_jax.devices import AXIS, make_mesh
-from fsseg_jax.episode import EpisodeIds, sample
+from fsseg_jax.episode import IGNORE, UNLABELLED, EpisodeIds, sample
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.models.panet import PANet
@@ -86,6 +86,51 @@ def test_both_pipelines_make_the_same_episodes(source, ways, shots):
         assert (left != right).mean() < 0.02
         assert set(np.unique(left)) == {*range(ways + 1), 255}
     assert len(set(ours.query_index.tolist())) > 6
+
+
+@pytest.mark.parametrize("sampling", ["items", "photographs"])
+def test_both_pipelines_take_the_same_turns(source, sampling):
+    """An epoch and a part of the next one, from the compiled step."""
+    config = make_config(ways=2)
+    config.data.sampling, config.data.fold = sampling, 3
+    items = training_items(config.data, source)
+    count = items.epoch(sampling)
+    steps = count // 4 + 2
+    ours = first_batches(config, source, steps, devices=2)
+    expected = sample(items, 7, np.arange(4 * steps), 2, 1, sampling=sampling)
+    np.testing.assert_array_equal(ours.query_index, expected.query_index)
+    np.testing.assert_array_equal(ours.class_id, expected.classes)
+    turns = ours.query_index if sampling == "items" else items.photograph[ours.query_index]
+    assert len(set(turns[:count].tolist())) == count
+    config.data.pipeline = "tfdata"
+    theirs = first_batches(config, source, 2)
+    np.testing.assert_array_equal(theirs.query_index, ours.query_index[:8])
+    np.testing.assert_array_equal(theirs.class_id, ours.class_id[:8])
+
+
+@pytest.mark.parametrize("kind", ["dense", "scribble"])
+def test_borders_may_be_background_in_both_pipelines(fresh, kind):
+    """The label 255 of photographs, not what augmentation leaves outside of them."""
+    batches = {}
+    for pipeline in ("device", "tfdata"):
+        for border in ("ignored", "background", "ignored"):  # what is kept is not mixed up
+            config = make_config(pipeline, support_annotation=kind, annotation_width=3)
+            config.data.border = border
+            config.data.augment.scale = (0.5, 0.5)
+            batches[pipeline, border] = first_batches(config, fresh, 2)
+    for pipeline in ("device", "tfdata"):
+        ignored, background = (batches[pipeline, b] for b in ("ignored", "background"))
+        np.testing.assert_array_equal(ignored.query_image, background.query_image)
+        inside = (ignored.query_image != OUTSIDE).any(axis=-1)
+        assert (ignored.query_label[inside] == IGNORE).any()
+        expected = np.where(inside & (ignored.query_label == IGNORE), 0, ignored.query_label)
+        assert (background.query_label == expected).mean() > 0.99
+        inside = (ignored.support_image != OUTSIDE).any(axis=-1)
+        assert (background.support_label[inside] == IGNORE).mean() < 0.01
+        outside = IGNORE if kind == "dense" else UNLABELLED
+        assert (background.support_label[~inside] == outside).mean() > 0.99
+    ours, theirs = (batches[pipeline, "background"] for pipeline in ("device", "tfdata"))
+    assert (ours.query_label != theirs.query_label).mean() < 0.02
 
 
 @pytest.mark.parametrize("rotation", [0.0, 30.0])

@@ -14,9 +14,10 @@ from PIL import Image
 
 from fsseg_jax.data import tfdata
 from fsseg_jax.data.annotations import Annotation
+from fsseg_jax.data.augment import OUTSIDE
 from fsseg_jax.data.source import ClassTable, Photograph, Source, read_square
 from fsseg_jax.data.voc import VOC
-from fsseg_jax.episode import episode_label, sample
+from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label, sample
 from fsseg_jax.errors import UserError
 
 # ----------------------------------------------------------------------------- labels
@@ -218,6 +219,63 @@ def test_batches_hold_the_photographs_that_the_sampler_names(request, kind, ways
             for result, label in pairs:
                 expected = episode_label(label, ids.classes[row])
                 assert (result != expected).mean() < 0.005
+
+
+@pytest.mark.parametrize("sampling", ["items", "photographs"])
+def test_everything_is_the_query_once_in_an_epoch(sampling):
+    """Over two processes, each with its slice of every batch, and from a restart on."""
+    source = Numbered()
+    count = {"items": 18, "photographs": 9}[sampling]  # batches of 4 end within an epoch
+    settings = {"sampling": sampling, "image_size": 8}
+    slices = [
+        [
+            *take(3, stream(source, NONE, process=process, processes=2, **settings)),
+            *take(6, stream(source, NONE, process=process, processes=2, start=3, **settings)),
+        ]
+        for process in range(2)
+    ]
+    in_order = itertools.chain.from_iterable(zip(*slices, strict=True))
+    episodes = jax.tree.map(lambda *x: np.concatenate(x), *in_order)
+    photograph = episodes.query_image[:, 0, 0, 2]
+    told = episodes.query_index if sampling == "items" else photograph
+    epochs = told.reshape(-1, count)
+    assert len(epochs) == 36 // count
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(count))
+    assert (epochs[0] != epochs[1]).any()
+    items = source.table.items((1, 2, 3))
+    np.testing.assert_array_equal(items.photograph[episodes.query_index], photograph)
+    assert {0, 1} <= set(np.argmax(episodes.class_id == class_of(items, episodes), axis=1))
+
+
+def class_of(items, episodes):
+    """The class that each query was drawn as."""
+    return np.repeat(items.class_id, items.count)[episodes.query_index][:, None]
+
+
+@pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
+@pytest.mark.parametrize("outline", ["dense", "scribble"])
+def test_borders_may_be_background(request, kind, outline):
+    """The label 255 of photographs, not what augmentation leaves outside of them."""
+    source = request.getfixturevalue(kind)
+    smaller = ConfigDict({"flip": False, "scale": (0.5, 0.5), "rotation": 0.0, "query": True})
+    annotation = Annotation(outline, 3, 32)
+    settings = {"annotation": annotation, "ways": 1, "shots": 1, "batch_size": 8}
+    ignored, background = (
+        take(1, stream(source, smaller, border=border, **settings))[0]
+        for border in ("ignored", "background")
+    )
+    np.testing.assert_array_equal(ignored.query_image, background.query_image)
+    outside = (ignored.query_image == OUTSIDE).all(axis=-1)
+    inside = ~outside
+    assert (ignored.query_label[inside] == IGNORE).any()
+    assert not (background.query_label[inside] == IGNORE).any()
+    assert (background.query_label[outside] == IGNORE).mean() > 0.99
+    expected = np.where(inside & (ignored.query_label == IGNORE), 0, ignored.query_label)
+    assert (background.query_label == expected).mean() > 0.99
+    outside = (ignored.support_image == OUTSIDE).all(axis=-1)
+    marked = background.support_label[~outside]
+    assert set(np.unique(marked)) == {"dense": {0, 1}, "scribble": {0, 1, UNLABELLED}}[outline]
 
 
 def test_no_support_is_the_query():
