@@ -21,26 +21,35 @@ AT_LEAST_ONE = (
     *("train.log_every", "train.save_every", "train.eval_every", "train.eval_episodes"),
     *("train.steps_per_dispatch", "train.accumulate", "eval.together"),
     *("annotation_width", "data.folds", "eval.runs", "eval.episodes", "eval.batch_size"),
+    "eval.buckets",
 )
 AT_LEAST_ZERO = (
     *("devices", "train.warmup", "eval.gallery", "data.augment.rotation", "data.device.size"),
     *("train.steps", "train.epochs", "eval.crf.iterations"),
 )
 LARGEST_SCALE = 4  # of a query; beyond that memory ends before any use does
+# How queries are drawn: a class and then a photograph of it; all (class, photograph) items in turn,
+# in a random order that is new each time; all photographs in turn, one of their classes.
+SAMPLING = ("classes", "items", "photographs")
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "backbone_statistics": ("stored", "batch"),
     "support_annotation": annotations.KINDS,
     "data.held_out_photographs": ("keep", "drop"),
+    "data.sampling": SAMPLING,
+    "data.border": ("ignored", "background"),
     "data.coco.folds": ("a", "b", "canet"),
+    "data.coco.masks": ("label", "category"),
     "data.pipeline": ("tfdata", "device"),
     "train.schedule": ("step", "poly", "constant"),
-    "train.select_on": ("base", "validation", "novel"),
-    "eval.checkpoint": ("best", "last"),
+    "train.select_on": ("base", "validation", "novel", "base+novel", "validation+novel"),
+    "eval.checkpoint": ("best", "last", "best_base", "best_validation", "best_novel"),
     "eval.setup": ("one_of_ways", "metaseg"),
-    "eval.queries": ("uniform", "each"),
+    "eval.sampling": SAMPLING,
     "eval.scored_at": ("network", "photograph"),
-    "eval.fit": ("stretch", "letterbox"),
+    "eval.fit": ("stretch", "letterbox", "own"),
+    "eval.border": ("ignored", "background"),
+    "eval.threshold": ("", "base", "validation"),
     "eval.feature_dtype": ("float16", "bfloat16", "float32"),
 }
 
@@ -65,7 +74,8 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.shots = 1
     # How the class is outlined in supports, in training and evaluation: by a "dense" mask, the
     # "box" of one random object (PANet sec. 4.3.3), the "largest_box" (its published code), a
-    # "scribble" along its skeleton, or a "point" inside.
+    # "scribble" along its skeleton and one in the background, "one_scribble" of those in a class
+    # (with annotation_width = 1 as PANet's published code has it), or a "point" inside.
     config.support_annotation = "dense"
     config.annotation_width = 5  # of scribbles and points, in pixels of the network's input
     config.image_size = 417  # photographs are resized to a square of this side
@@ -89,6 +99,9 @@ def default_config(method: str = "panet") -> ConfigDict:
     # Fold i holds out categories 20 i + 1 to 20 i + 20 ("a": PANet, MFNet) or i + 1, i + 5, ...
     # ("b": FWB, HSNet); "canet": 40 for training, 20 for selection, 20 for the test.
     config.data.coco.folds = "a"
+    # One "label" a photograph, the smaller object on the larger and crowds ignored; or a mask for
+    # each "category" alone, to which overlaps and crowds belong (PANet's published code).
+    config.data.coco.masks = "label"
     config.data.tfds = ConfigDict()  # of data.name = "tfds"; data.root is its data_dir
     config.data.tfds.name = ""  # a data set that is prepared as ArrayRecord
     config.data.tfds.image = "image"  # the name of the photographs' feature
@@ -112,6 +125,15 @@ def default_config(method: str = "panet") -> ConfigDict:
     # Training photographs that show held-out classes: "keep" them, with those classes as
     # background (PANet's published code and most others), or "drop" them.
     config.data.held_out_photographs = "keep"
+    # How training draws its queries: see SAMPLING above. "classes", as PANet's published code,
+    # trains all classes alike. "items" makes an epoch one pass over the items (CANet's code; SST,
+    # LTAF-Net and MFNet count in epochs too), and classes as frequent as they are in the data;
+    # "photographs" is PFENet's.
+    config.data.sampling = "classes"
+    # What the label 255 of training photographs counts as (on VOC the border of objects, on COCO
+    # crowds): "ignored", as in PANet's code, or "background", as in CANet's. What augmentation
+    # leaves outside of a photograph is ignored all the same.
+    config.data.border = "ignored"
     config.data.augment = ConfigDict()
     config.data.augment.flip = True  # horizontally, half the time (PANet sec. 4.1)
     config.data.augment.scale = (1.0, 1.0)  # resize to a random multiple of image_size, and crop
@@ -125,7 +147,8 @@ def default_config(method: str = "panet") -> ConfigDict:
     # Optimisation as PANet sec. 4.1 has it.
     config.train = ConfigDict()
     config.train.steps = 30_000
-    # Instead of steps, which are 0 then: passes over the base items, one episode an item.
+    # Instead of steps, which are 0 then: passes over the base items, one episode an item (or over
+    # their photographs, one episode each, with data.sampling = photographs).
     config.train.epochs = 0
     config.train.batch_size = 1  # episodes a step, over all devices
     # Parts of a batch that are computed one after another, their gradients added up: the memory
@@ -150,36 +173,49 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.train.eval_episodes = 500  # of each of them
     # Classes that select the best checkpoint: "base" (validation photographs of training
     # classes), those that the data set keeps for "validation" (fss1000; coco with folds = canet),
-    # or "novel", as published codes do, which leaks the test into the training.
+    # or "novel", as published codes do, which leaks the test into the training. "base+novel" keeps
+    # the best ones by either, so that both figures can be told; "best" means the first.
     config.train.select_on = "base"
     # Evaluate on the held-out classes before the first step and after the last one too.
     config.train.test_before_and_after = False
 
     config.eval = ConfigDict()
-    # A published protocol (panet, canet, pfenet, hsnet or mfnet): sets the fields that
+    # A published protocol (panet, canet, pfenet, hsnet, bam or mfnet): sets the fields that
     # fsseg_jax/evaluation/presets.py lists, before any that are given beside it.
     config.eval.protocol = ""
     # Queries show at least "one_of_ways"; or person and one other held-out class are in all
     # photographs of an episode ("metaseg", MFNet sec. IV-B).
     config.eval.setup = "one_of_ways"
-    # "uniform": a class at random, then a photograph of it. "each": all photographs of all
-    # classes take their turn as the query, in a random order, again and again (PFENet, HSNet).
-    config.eval.queries = "uniform"
+    # How queries are drawn: see SAMPLING above. PANet's code takes "classes", CANet's and HSNet's
+    # "items", so that classes count as often as they occur, PFENet's "photographs".
+    config.eval.sampling = "classes"
     # Masks are compared at the "network" size, as PANet's and HSNet's codes do, or at the size of
     # each "photograph", as CANet's and PFENet's do.
     config.eval.scored_at = "network"
-    # Photographs become squares of image_size: "stretch"ed, or ("letterbox") the longer side
-    # shrunk to it and the rest black and ignored (PFENet).
+    # Photographs become squares of image_size: "stretch"ed, or ("letterbox") the longer side as
+    # long as it, both sides multiples of 8, and the rest black and ignored (PFENet). "own" leaves
+    # queries as large as they are and stretches supports alone (CANet's best figure).
     config.eval.fit = "stretch"
-    # The query at these multiples of image_size, its predicted probabilities averaged (CANet).
+    # With "own", photographs of about the same size share one compiled function, in this many
+    # groups: fewer take longer to compute, more to compile; no figure depends on it.
+    config.eval.buckets = 4
+    # The query at these multiples of its size, its predicted probabilities averaged (CANet).
     config.eval.scales = (1.0,)
+    # What the label 255 of queries, on VOC the border of objects, counts as: "ignored" or, as in
+    # CANet's published code, "background". Results tell both, and this one first.
+    config.eval.border = "ignored"
+    # Also tell the figures at the threshold that is best on validation photographs of "base"
+    # classes (or those kept for "validation"): how much of a difference is one of calibration.
+    config.eval.threshold = ""
     # DenseCRF of every prediction (CANet table 4), which needs the extra "crf"; 0 leaves it out.
     # CANet gives no settings: these are the ones in the library's own example.
     config.eval.crf = ConfigDict()
     config.eval.crf.iterations = 0
     config.eval.crf.smooth = (3.0, 3.0)  # how far in pixels, and how strongly, neighbours agree
     config.eval.crf.colour = (80.0, 13.0, 10.0)  # pixels, grey levels, strength: of like colours
-    config.eval.checkpoint = "best"  # "best" or "last"
+    # "last", "best", or of several "best" ones that by "best_base", "best_validation" or
+    # "best_novel" classes; where a run has no such checkpoint, the nearest to it, and it says so.
+    config.eval.checkpoint = "best"
     config.eval.runs = 5  # of different seeds (PANet sec. 4.1)
     config.eval.episodes = 1000  # a run
     config.eval.seed = 0  # of the first run; the others count on
@@ -378,10 +414,15 @@ def check(config: ConfigDict) -> None:
             f"eval.scales = {scales}: it must be one or more numbers above 0 and up to "
             f"{LARGEST_SCALE}."
         )
-    if config.eval.setup == "metaseg" and config.eval.queries == "each":
+    if config.eval.setup == "metaseg" and config.eval.sampling != "classes":
         raise UserError(
             "eval.setup = metaseg draws its queries among photographs that show two classes: set "
-            "eval.queries = uniform."
+            "eval.sampling = classes."
+        )
+    if config.eval.fit == "own" and config.eval.scored_at == "network":
+        raise UserError(
+            "eval.fit = own leaves queries as large as they are, so that there is no size of the "
+            "network to compare masks at: set eval.scored_at = photograph."
         )
     if config.eval.cache <= 0:
         raise UserError(f"eval.cache = {config.eval.cache}: it must be above 0, in GiB.")
@@ -402,9 +443,27 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 def from_saved(saved: dict[str, Any]) -> ConfigDict:
     """The configuration that a checkpoint holds; fields that it lacks have their defaults."""
     config = default_config(saved["method"])
+    saved = {**saved, "model": _renewed(saved["method"], saved.get("model", {}))}
     with config.unlocked():
         _update(config, saved)
+        if "queries" in config.eval:  # what it was called in checkpoints of version 0.1
+            renamed = {"uniform": "classes", "each": "items"}
+            config.eval.sampling = renamed[config.eval.queries]
+            del config.eval.queries
     return config
+
+
+def _renewed(method: str, model: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a method in checkpoints of version 0.1, as they are called and chosen now."""
+    model = {**model}
+    if method == "ltafnet" and isinstance(model.get("adaption"), bool):
+        model["adaption"] = "concatenation" if model["adaption"] else "none"
+        model |= {"before_aspp": "plain", "dropout": 0.0}
+    if method == "sst" and model.pop("inner_reduction", "mean") != "mean":
+        raise UserError(
+            "model.inner_reduction = sum is no more, since it diverged: train the model anew."
+        )
+    return model
 
 
 def _kind(value: Any) -> type:

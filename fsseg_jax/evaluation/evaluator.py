@@ -3,22 +3,25 @@
 Then an evaluation: the lists of the protocol, and the files that tell the result.
 """
 
+import dataclasses
 import json
 import logging
+import operator
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8, UInt32
+from jaxtyping import Float, Int, UInt8, UInt32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax.data.annotations import annotated, annotation_of, choose, square_marks
-from fsseg_jax.data.source import Photograph, Source, parallel_map, square
+from fsseg_jax.data.source import Photograph, Source, fitted, parallel_map, square
 from fsseg_jax.devices import is_first_process, put, replicated, split
 from fsseg_jax.episode import (
     IGNORE,
@@ -28,12 +31,28 @@ from fsseg_jax.episode import (
     episodes_hash,
     episodes_to_csv,
 )
+from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import crf
-from fsseg_jax.evaluation.metrics import episode_iou, pixel_counts, run_metrics
+from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
+from fsseg_jax.evaluation.metrics import MEANS, best_threshold, episode_iou, run_metrics
 from fsseg_jax.evaluation.parts import Store, portions, scaled_side, shared_photographs
-from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
+from fsseg_jax.evaluation.protocol import (
+    draw_episodes,
+    protocol,
+    protocol_episodes,
+    tell_difference,
+)
 from fsseg_jax.evaluation.report import Example, changed_options, write_report
-from fsseg_jax.evaluation.scorer import Cache, Rows, Scorer, Truth
+from fsseg_jax.evaluation.scorer import (
+    THRESHOLDS,
+    Cache,
+    Counts,
+    Queries,
+    Rows,
+    Scorer,
+    View,
+    border_counts,
+)
 from fsseg_jax.models import Method
 
 CANVAS = 64  # what heights and widths are rounded up to where evaluators are to be alike
@@ -47,13 +66,20 @@ class Loaded(NamedTuple):
     variables: Any
     words: str  # for people
     config: ConfigDict | None = None  # of the training; None for a freshly initialised model
-    checkpoint: str | None = None  # "best" or "last"
+    checkpoint: str | None = None  # "best", "last", "best_novel" ...
+
+
+class Bucket(NamedTuple):
+    """Queries that one compiled function scores, on the host; their features are not there yet."""
+
+    photographs: Int[np.ndarray, " query"]
+    queries: Queries
 
 
 class Evaluator:
     """Scores variables of one model on one list of episodes.
 
-    Reads the photographs that the episodes need once, when it is made. Results do not depend on
+    Reads the photographs that the episodes need when it is made. Results do not depend on
     `eval.batch_size`: every photograph and every episode is computed on its own.
 
     Args:
@@ -87,110 +113,185 @@ class Evaluator:
             model=model,
             mesh=mesh,
             size=self.size,
-            sides=tuple(scaled_side(self.size, scale) for scale in self.options.scales),
+            border=self.options.border,
+            thresholds=bool(self.options.threshold),
             annotation=self.annotation.kind,
             feature_dtype=self.options.feature_dtype,
             together=self.options.together,
         )
 
-        used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
-        self.used, self.queries = used, queries
+        self.used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
+        self._read_squares(set(episodes.supports.ravel().tolist()), room[0])
+        self.buckets = self._read_queries(queries, room[1])
         ways, shots = episodes.supports.shape[1:]
         if bits is None:
             bits = choose(self.options.seed, np.arange(len(episodes)), ways, shots)
+        # Where each query stands: in which bucket, and in which of its rows.
+        standing = {
+            int(index): (number, row)
+            for number, bucket in enumerate(self.buckets)
+            for row, index in enumerate(bucket.photographs)
+        }
+        places = np.array([standing[index] for index in episodes.query.tolist()], np.int32)
+        self.bucket_of = places[:, 0]
         self.rows = Rows(
             classes=episodes.classes,
-            supports=np.searchsorted(used, episodes.supports).astype(np.int32),
-            query=np.searchsorted(used, episodes.query).astype(np.int32),
-            turn=np.searchsorted(queries, episodes.query).astype(np.int32),
+            supports=np.searchsorted(self.used, episodes.supports).astype(np.int32),
+            query=np.searchsorted(self.used, episodes.query).astype(np.int32),
+            turn=places[:, 1],
             bits=bits,
         )
-        self._read(used, queries, set(episodes.supports.ravel().tolist()), room)
 
     # ------------------------------------------------------------------------- reading
 
-    def _read(
-        self, used: np.ndarray, queries: np.ndarray, supports: set[int], room: tuple[int, int]
-    ) -> None:
-        """Reads photographs, labels and what else the options ask for."""
+    def _read_squares(self, supports: set[int], room: int) -> None:
+        """Reads all photographs as squares, with their labels and what outlines need."""
         options, marked = self.options, self.annotation.kind != "dense"
-        is_query = np.isin(used, queries)
-        count = max(len(used), room[0]), self.size, self.size
-        turns = max(len(queries), room[1])
-        sides = [side for side in self.scorer.sides if side != self.size]
-        wide = np.uint8 if max(self.source.class_names) < IGNORE else np.uint16
+        fit = "stretch" if options.fit == "own" else options.fit
+        count = max(len(self.used), room), self.size, self.size
         self.images = np.zeros((*count, 3), np.uint8)
-        self.labels = np.zeros(count, wide)
+        self.labels = np.zeros(count, self._label_type)
         self.marks = np.zeros(count, np.uint8) if marked else None
-        self.scaled = [np.zeros((turns, side, side, 3), np.uint8) for side in sides]
-        own = [None] * len(queries)
+        self.shapes = np.ones((len(self.used), 2), np.int32)  # own sizes
 
         def read(row: int) -> None:
-            index = int(used[row])
+            index = int(self.used[row])
             photograph = self.source.read(index)
-            self.images[row], self.labels[row] = square(photograph, self.size, options.fit)
+            self.shapes[row] = photograph.label.shape
+            self.images[row], self.labels[row] = square(photograph, self.size, fit)
             if marked and index in supports:
                 label = self.labels[row]
-                self.marks[row] = square_marks(
-                    self.source, index, label, self.annotation, options.fit
-                )
-            if is_query[row]:
-                turn = np.searchsorted(queries, index)
-                for images, side in zip(self.scaled, sides, strict=True):
-                    images[turn] = square(photograph, side, options.fit).image
-                if options.scored_at == "photograph":
-                    own[turn] = photograph.label
+                self.marks[row] = square_marks(self.source, index, label, self.annotation, fit)
 
-        parallel_map(read, range(len(used)), "reading")
-        self.truth = None
+        parallel_map(read, range(len(self.used)), "reading")
+
+    @property
+    def _label_type(self) -> type:
+        return np.uint8 if max(self.source.class_names) < IGNORE else np.uint16
+
+    def _read_queries(self, queries: Int[np.ndarray, " query"], room: int) -> list["Bucket"]:
+        """What the options ask of queries beside their squares, by buckets."""
+        options, scales = self.options, sorted(self.options.scales)
+        shapes = self.shapes[np.searchsorted(self.used, queries)]
+        if options.fit == "own":
+            buckets = group(shapes, options.buckets)
+            return [self._read_own(queries[rows], shapes[rows], scales) for rows in buckets]
+        sides = [scaled_side(self.size, scale) for scale in scales]
+        turns = max(len(queries), room)
+        views = [
+            None if side == self.size else np.zeros((turns, side, side, 3), np.uint8)
+            for side in sides
+        ]
+        padded = np.ones((turns, 2), np.int32)
+        label = None
         if options.scored_at == "photograph":
-            shape = np.ones((turns, 2), np.int32)
-            shape[: len(own)] = [label.shape for label in own]
-            largest = shape.max(axis=0)
-            if room[1]:  # other evaluators have other photographs, mostly of about this size
+            padded[: len(queries)] = shapes
+            largest = padded.max(axis=0)
+            if room:  # other evaluators have other photographs, mostly of about this size
                 largest = -(-largest // CANVAS) * CANVAS
-            label = np.full((turns, *largest), IGNORE, wide)
-            for canvas, part in zip(label, own, strict=False):
-                canvas[: part.shape[0], : part.shape[1]] = part
-            extent = shape
-            if options.fit == "letterbox":
-                extent = np.repeat(shape.max(axis=1, keepdims=True), 2, axis=1)
-            self.truth = Truth(label, shape, extent)
+            label = np.full((turns, *largest), IGNORE, self._label_type)
+        else:
+            padded[: len(queries)] = [fitted(tuple(s), self.size, options.fit) for s in shapes]
+        extent = padded
+        if options.fit == "letterbox":
+            extent = np.repeat(padded.max(axis=1, keepdims=True), 2, axis=1)
+
+        def read(turn: int) -> None:
+            photograph = self.source.read(int(queries[turn]))
+            for images, side in zip(views, sides, strict=True):
+                if images is not None:
+                    images[turn] = square(photograph, side, options.fit).image
+            if label is not None:
+                place(label[turn], photograph.label)
+
+        if label is not None or any(images is not None for images in views):
+            parallel_map(read, range(len(queries)), "reading queries")
+        views = tuple(None if images is None else View(None, images, None) for images in views)
+        return [Bucket(queries, Queries(views, label, padded, extent))]
+
+    def _read_own(
+        self,
+        queries: Int[np.ndarray, " query"],
+        shapes: Int[np.ndarray, "query 2"],
+        scales: Sequence[float],
+    ) -> "Bucket":
+        """Queries of about the same size, at multiples of it, on one canvas a scale."""
+        sizes = [np.maximum(np.rint(shapes * scale), 8).astype(np.int32) for scale in scales]
+        canvases = [canvas_for(size.max(axis=0), avoid=self.size) for size in sizes]
+        views = [
+            View(None, np.zeros((len(queries), *canvas, 3), np.uint8), size)
+            for canvas, size in zip(canvases, sizes, strict=True)
+        ]
+        label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self._label_type)
+
+        def read(turn: int) -> None:
+            photograph = self.source.read(int(queries[turn]))
+            place(label[turn], photograph.label)
+            for view in views:
+                place(view.images[turn], resized(photograph.image, view.shape[turn]))
+
+        parallel_map(read, range(len(queries)), "reading queries")
+        return Bucket(queries, Queries(tuple(views), label, shapes, shapes))
 
     # ------------------------------------------------------------------------- all of them
 
-    def encode(self, variables: Any, store: Store | None = None) -> Cache:
+    def encode(self, variables: Any, store: Store | None = None) -> list[Cache]:
         """Encodes all photographs, and puts what the episodes need on the devices.
 
         Args:
             variables: of the model, on the mesh.
             store: has photographs that are encoded already, and is given those that it asks for.
+
+        Returns:
+            what the episodes of each bucket need.
         """
-        features = self._encode_all(variables, self.images, self.used, store, "encoding")
-        scaled = []
-        for images in self.scaled:
-            words = f"encoding at {images.shape[1]} px"
-            scaled.append((self._encode_all(variables, images, self.queries, store, words), images))
-        host = (self.images, self.labels, self.marks, tuple(i for _, i in scaled), self.truth)
-        images, labels, marks, large, truth = put(host, replicated(self.mesh))
-        scaled = tuple((features, i) for (features, _), i in zip(scaled, large, strict=True))
-        return Cache(features, images, labels, marks, scaled, truth)
+        key = (self.images.shape[1:3], 1.0)
+        features = self._encode_all(variables, self.images, self.used, store, key)
+        squares = (self.images, self.labels, self.marks)
+        images, labels, marks = put(squares, replicated(self.mesh))
+        caches = []
+        for bucket in self.buckets:
+            views = []
+            for scale, view in zip(sorted(self.options.scales), bucket.queries.views, strict=True):
+                if view is not None:
+                    key = (view.images.shape[1:3], scale)
+                    encoded = self._encode_all(
+                        variables, view.images, bucket.photographs, store, key, view.shape
+                    )
+                    placed = put((view.images, view.shape), replicated(self.mesh))
+                    view = View(encoded, *placed)
+                views.append(view)
+            host = bucket.queries.replace(views=())
+            queries = put(host, replicated(self.mesh)).replace(views=tuple(views))
+            caches.append(Cache(features, images, labels, marks, queries))
+        return caches
 
     def _encode_all(
         self,
         variables: Any,
-        images: UInt8[np.ndarray, "photograph side side 3"],
+        images: UInt8[np.ndarray, "photograph height width 3"],
         photographs: Int[np.ndarray, " photograph"],
         store: Store | None,
-        words: str,
+        key: Any,
+        shapes: Int[np.ndarray, "photograph 2"] | None = None,
     ) -> Any:
-        """Features of photographs at one size, on the mesh, row by row as `photographs`."""
+        """Features of photographs at one size, on the mesh, row by row as `photographs`.
+
+        Args:
+            variables: of the model.
+            images: the photographs.
+            photographs: their numbers.
+            store: see `encode`.
+            key: of this size in the store.
+            shapes: of the photographs where they stand on canvases.
+        """
         size = self.mesh.size * self.options.together
-        side = images.shape[1]
+        height, width = images.shape[1:3]
+        words = "encoding" if images is self.images else f"encoding at {width} x {height} px"
         known = np.zeros(len(photographs), bool)
         if store is not None:
-            known = store.has(side, photographs)
-        encoded = self.scorer.room(variables, len(images), side)
+            known = store.has(key, photographs)
+        encoded = self.scorer.room(variables, len(images), images.shape[1:3])
         with _bar(words, len(photographs), "photo") as progress:
             for kept in (True, False):
                 rows = np.flatnonzero(known == kept)
@@ -198,94 +299,126 @@ class Evaluator:
                     chunk = rows[start : start + size]
                     padded = np.resize(chunk, size)
                     if kept:
-                        part = put(store.get(side, photographs[padded]), replicated(self.mesh))
+                        part = put(store.get(key, photographs[padded]), replicated(self.mesh))
                     else:
-                        part = self.scorer.encode(variables, put(images[padded], split(self.mesh)))
+                        given = images[padded], None if shapes is None else shapes[padded]
+                        part = self.scorer.encode(variables, *put(given, split(self.mesh)))
                         if store is not None:
-                            store.put(side, photographs[chunk], part)
+                            store.put(key, photographs[chunk], part)
                     encoded = self.scorer.insert(encoded, put(padded, replicated(self.mesh)), part)
                     jax.block_until_ready(encoded)  # so that the progress shown is true
                     progress.update(len(chunk))
         return encoded
 
-    def score(
-        self, variables: Any, cache: Cache
-    ) -> tuple[Int[np.ndarray, "episode class 3"], dict[str, float]]:
+    def score(self, variables: Any, caches: Sequence[Cache], model: Method | None = None) -> Counts:
         """Scores every episode from encoded photographs.
 
-        Returns:
-            pixel counts (see `metrics.pixel_counts`), and the means of what the method measured.
+        Args:
+            variables: of the model.
+            caches: see `encode`.
+            model: another method that has the same variables and encodes photographs alike.
         """
+        scorer = self.scorer if model is None else dataclasses.replace(self.scorer, model=model)
         if self.options.crf.iterations:
-            return self._score_refined(variables, cache), {}
+            return self._score_refined(scorer, variables, caches)
         count = len(self.episodes)
         step = -(-self.options.batch_size // self.mesh.size) * self.mesh.size
-        parts = []
+        parts, order = [], []
         with _bar("scoring", count, "episode") as progress:
-            for start in range(0, count, step):
-                rows = np.minimum(np.arange(start, start + step), count - 1)  # the last repeats
-                rows = put(self.rows.take(rows), split(self.mesh))
-                parts.append(self.scorer.score(variables, cache, rows))
-                # The devices have the next rows before these are waited for.
-                parts[-2:-1] = jax.device_get(parts[-2:-1])
-                progress.update(min(step, count - start))
-        parts = jax.device_get(parts)
-        counts, measured = jax.tree.map(lambda *part: np.concatenate(part)[:count], *parts)
-        return counts, {name: float(values.mean()) for name, values in measured.items()}
+            for number, cache in enumerate(caches):
+                of_bucket = np.flatnonzero(self.bucket_of == number)
+                for start in range(0, len(of_bucket), step):
+                    rows = of_bucket[start : start + step]
+                    order.append(rows)
+                    rows = np.resize(rows, step)  # the first repeat
+                    placed = put(self.rows.take(rows), split(self.mesh))
+                    parts.append(scorer.score(variables, cache, placed))
+                    # The devices have the next rows before these are waited for.
+                    parts[-2:-1] = jax.device_get(parts[-2:-1])
+                    progress.update(len(order[-1]))
+        parts = [
+            jax.tree.map(operator.itemgetter(slice(len(rows))), part)
+            for rows, part in zip(order, jax.device_get(parts), strict=True)
+        ]
+        back = np.argsort(np.concatenate(order))
+        return jax.tree.map(lambda *part: np.concatenate(part)[back], *parts)
 
-    def _score_refined(self, variables: Any, cache: Cache) -> Int[np.ndarray, "episode class 3"]:
+    def _score_refined(self, scorer: Scorer, variables: Any, caches: Sequence[Cache]) -> Counts:
         """`score` of predictions that DenseCRF has refined, one by one on the host."""
+        if self.options.threshold:
+            raise UserError(
+                "eval.threshold needs probabilities, but DenseCRF gives labels: set "
+                "eval.crf.iterations = 0, or leave eval.threshold empty."
+            )
         ways = self.episodes.classes.shape[1]
-        labels = self.labels if self.truth is None else self.truth.label
-        count = jax.jit(lambda *pictures: pixel_counts(*pictures, ways))
+        sizes = [self._label(row).shape for row in range(len(self.episodes))]
+        canvas = np.max(sizes, axis=0)
+        count = jax.jit(lambda *pictures: border_counts(*pictures[:2], ways, pictures[2]))
         counts = []
         with _bar("scoring with DenseCRF", len(self.episodes), "episode") as progress:
             for row in range(len(self.episodes)):
                 # On canvases of one size, as any other size would be compiled anew.
-                label, prediction = np.full((2, *labels.shape[1:]), IGNORE, np.uint8)
-                for canvas, part in (
-                    (label, self._label(row)),
-                    (prediction, self.predict(variables, cache, row)),
+                pictures = np.zeros((3, *canvas), np.uint8)
+                prediction = self.predict(variables, caches, row, scorer)
+                inside = np.zeros(prediction.shape, np.uint8)
+                rows, columns = self._shape(row)
+                inside[:rows, :columns] = 1
+                for blank, part in zip(
+                    pictures, (prediction, self._label(row), inside), strict=True
                 ):
-                    canvas[: part.shape[0], : part.shape[1]] = part
-                counts.append(count(prediction, label))
+                    place(blank, part)
+                counts.append(count(pictures[0], pictures[1], pictures[2] > 0))
                 progress.update()
-        return np.stack(jax.device_get(counts))
+        return Counts(jax.tree.map(lambda *x: np.stack(x), *jax.device_get(counts)), None, {})
+
+    def _queries(self, row: int) -> Queries:
+        return self.buckets[self.bucket_of[row]].queries
+
+    def _shape(self, row: int) -> tuple[int, int]:
+        """How much of the query's label is photograph."""
+        height, width = self._queries(row).shape[self.rows.turn[row]].tolist()
+        return height, width
 
     def _label(self, row: int) -> UInt8[np.ndarray, "height width"]:
         """The query's label of episode number `row` at the scoring size."""
-        rows = self.rows.take(row)
-        if self.truth is None:
+        rows, queries = self.rows.take(row), self._queries(row)
+        if queries.label is None:
             return np.asarray(episode_label(self.labels[rows.query], rows.classes))
-        height, width = self.truth.shape[rows.turn]
-        whole = np.asarray(episode_label(self.truth.label[rows.turn], rows.classes))
+        height, width = self._shape(row)
+        whole = np.asarray(episode_label(queries.label[rows.turn], rows.classes))
         return whole[:height, :width]
 
-    def predict(self, variables: Any, cache: Cache, row: int) -> UInt8[np.ndarray, "height width"]:
+    def predict(
+        self, variables: Any, caches: Sequence[Cache], row: int, scorer: Scorer | None = None
+    ) -> UInt8[np.ndarray, "height width"]:
         """The predicted label of episode number `row` at the scoring size, in episode numbering."""
         rows = self.rows.take(row)
         placed = put(rows, replicated(self.mesh))
-        prediction, probabilities = self.scorer.predict(variables, cache, placed)
+        scorer = scorer or self.scorer
+        prediction, probabilities = scorer.predict(variables, caches[self.bucket_of[row]], placed)
         height, width = self._label(row).shape
         if self.options.crf.iterations:
             image = self.images[rows.query]
-            if self.truth is not None:
+            if self._queries(row).label is not None:
                 image = self.source.read(int(self.episodes.query[row])).image
             probabilities = np.asarray(probabilities)[:height, :width]
             return crf.refine(probabilities, image, self.options.crf)
         return np.asarray(prediction, np.uint8)[:height, :width]
 
-    def example(self, variables: Any, cache: Cache, row: int, title: str, iou: float) -> Example:
+    def example(
+        self, variables: Any, caches: Sequence[Cache], row: int, title: str, iou: float
+    ) -> Example:
         """Episode number `row` with its prediction, for the report."""
         rows, ids = self.rows.take(row), self.episodes.take(row)
         support_label = np.asarray(episode_label(self.labels[rows.supports], ids.classes))
         if self.marks is not None:
             marks = self.marks[rows.supports]
             support_label = annotated(support_label, marks, rows.bits, self.annotation.kind)
-        prediction = self.predict(variables, cache, row)
-        if self.truth is not None:  # back to the square that is shown
+        prediction = self.predict(variables, caches, row)
+        if self._queries(row).label is not None:  # back to the square that is shown
             blank = np.zeros((*prediction.shape, 3), np.uint8)
-            prediction = square(Photograph(blank, prediction), self.size, self.options.fit).label
+            fit = "stretch" if self.options.fit == "own" else self.options.fit
+            prediction = square(Photograph(blank, prediction), self.size, fit).label
         names = self.source.class_names
         return Example(
             title=title,
@@ -326,115 +459,222 @@ def evaluate(
         the contents of `results.json`; IoUs in percent.
     """
     started = time.perf_counter()
-    variables = loaded.variables
     by_seed = protocol_episodes(config, source)
     episodes = concatenate(list(by_seed.values()))
-    bits = [
-        choose(seed, np.arange(len(run)), *run.supports.shape[1:]) for seed, run in by_seed.items()
-    ]
-    bits = np.concatenate(bits)
-    parts = portions(config, model, variables, source, episodes)
-    ways = episodes.classes.shape[1]
-    counts = np.empty((len(episodes), ways + 1, 3), np.int64)
-    measured: dict[str, float] = {}
-    seconds = np.zeros(3)  # reading, encoding, scoring
-    store, room = None, (0, 0)
-    if len(parts) > 1:
-        store = Store(shared_photographs(episodes, parts))
-        several = [episodes.take(rows) for rows in parts]
-        room = tuple(
-            max(len(np.unique(ids)) for ids in each)
-            for each in ([e.photographs for e in several], [e.query for e in several])
-        )
-    for rows in parts:
-        times = [time.perf_counter()]
-        evaluator = Evaluator(model, source, episodes.take(rows), mesh, config, bits[rows], room)
-        times.append(time.perf_counter())
-        cache = evaluator.encode(variables, store)
-        times.append(time.perf_counter())
-        counts[rows], means = evaluator.score(variables, cache)
-        times.append(time.perf_counter())
-        seconds += np.diff(times)
-        for name, mean in means.items():
-            measured[name] = measured.get(name, 0.0) + mean * len(rows) / len(episodes)
-
-    names = source.class_names
-    runs = []
-    run_of = np.repeat(np.arange(len(by_seed)), [len(run) for run in by_seed.values()])
-    for run, (seed, listed) in enumerate(by_seed.items()):
-        runs.append(
-            {
-                "seed": seed,
-                "episodes_hash": episodes_hash(listed, source.ids),
-                **run_metrics(counts[run_of == run], listed.classes, names),
-            }
-        )
-    means = {
-        name: float(np.mean([run[name] for run in runs]))
-        for name in ("mean_iou", "mean_iou_star", "binary_iou")
+    described = protocol(config, source, model, loaded.config, loaded.checkpoint)
+    tell_difference(folder / "results.json", described)
+    threshold = None
+    if config.eval.threshold:
+        threshold = _choose_threshold(config, model, loaded.variables, source, mesh)
+    scoring = Scoring(config, model, loaded.variables, source, mesh, by_seed)
+    counts = scoring.counts[""]
+    summaries = {
+        border: summarise(values, by_seed, source.class_names)
+        for border, values in counts.borders.items()
     }
-    deviations = {f"{name}_std": float(np.std([run[name] for run in runs])) for name in means}
-    classes = [names[c] for c in sorted(names) if any(names[c] in run["per_class"] for run in runs)]
-    per_class = {name: _mean([run["per_class"].get(name) for run in runs]) for name in classes}
-    ious = episode_iou(counts)
     results = {
         "method": config.method,
         "backbone": config.backbone,
         "model": json.loads(json.dumps(config.model.to_dict())),  # as it is read back
         "fold": _fold(source, episodes, config.data.fold),
-        "ways": ways,
+        "ways": episodes.classes.shape[1],
         "shots": episodes.supports.shape[2],
         "checkpoint": loaded.words,
-        **means,
-        **deviations,
-        "per_class": per_class,
-        "measured": measured,
-        "runs": runs,
-        "episodes": len(episodes) // len(runs),  # a run
+        **summaries[config.eval.border],
+        "borders": {border: _means_of(values) for border, values in summaries.items()},
+        **scoring.compare(threshold),
+        # NaN is an episode that has nothing to measure.
+        "measured": {name: _mean(values.tolist()) for name, values in counts.measured.items()},
+        "episodes": len(episodes) // len(by_seed),  # a run
         "episodes_hash": episodes_hash(episodes, source.ids),
-        "protocol": protocol(config, source, model, loaded.config, loaded.checkpoint),
+        "protocol": described,
         "photographs": len(np.unique(episodes.photographs)),
         "seconds": time.perf_counter() - started,
-        "seconds_reading": seconds[0],
-        "seconds_encoding": seconds[1],
-        "seconds_scoring": seconds[2],
+        "seconds_reading": scoring.seconds[0],
+        "seconds_encoding": scoring.seconds[1],
+        "seconds_scoring": scoring.seconds[2],
     }
-
-    # Small data sets repeat episodes: the gallery shows each of them once.
-    ids = [episodes.classes, episodes.supports.reshape(len(episodes), -1), episodes.query[:, None]]
-    _, first = np.unique(np.concatenate(ids, axis=1), axis=0, return_index=True)
-    order = np.sort(first)
-    order = order[np.argsort(-ious[order], kind="stable")]
-    shown = min(config.eval.gallery, len(order))
-    middle = (len(order) - shown) // 2
-    chosen = {
-        "Best": order[:shown],
-        "Median": order[middle : middle + shown],
-        "Worst": order[len(order) - shown :],
-    }
-    at = np.unique(np.concatenate(list(chosen.values()))) if len(parts) > 1 else parts[0]
-    if len(parts) > 1 and len(at):  # what was encoded for these alone is gone
-        evaluator = Evaluator(model, source, episodes.take(at), mesh, config, bits[at], room)
-        cache = evaluator.encode(variables, store)
-    gallery = {
-        heading: [
-            evaluator.example(
-                variables, cache, np.searchsorted(at, row), f"Episode {row + 1}", float(ious[row])
-            )
-            for row in rows
-        ]
-        for heading, rows in chosen.items()
-    }
+    for run, (seed, listed) in zip(results["runs"], by_seed.items(), strict=True):
+        run |= {"seed": seed, "episodes_hash": episodes_hash(listed, source.ids)}
+    ious = episode_iou(counts.borders[config.eval.border])
+    gallery = scoring.gallery(ious)
     if not is_first_process():
         return results
     folder.mkdir(parents=True, exist_ok=True)
     listing = episodes_to_csv(
-        episodes, source.ids, run=run_of.tolist(), iou=[f"{value:.2f}" for value in ious]
+        episodes,
+        source.ids,
+        run=scoring.run_of.tolist(),
+        iou=[f"{value:.2f}" for value in ious],
     )
     write_whole(folder / "episodes.csv", listing)
     write_report(folder / "report.html", results, gallery)
     write_whole(folder / "results.json", json.dumps(results, indent=1))
     return results
+
+
+class Scoring:
+    """The episodes of all runs of an evaluation, scored in parts that fit into memory.
+
+    Args:
+        config: of the run.
+        model: a method.
+        variables: of the model, on the mesh.
+        source: the test photographs.
+        mesh: the devices.
+        by_seed: the episodes of each run.
+        store: has photographs that another evaluation has encoded, and is given those of this one;
+            by default there is one where there are several parts.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Method,
+        variables: Any,
+        source: Source,
+        mesh: Mesh,
+        by_seed: dict[int, EpisodeIds],
+        store: Store | None = None,
+    ) -> None:
+        self.config, self.model, self.variables = config, model, variables
+        self.source, self.mesh, self.by_seed = source, mesh, by_seed
+        self.episodes = concatenate(list(by_seed.values()))
+        lengths = [len(run) for run in by_seed.values()]
+        self.run_of = np.repeat(np.arange(len(by_seed)), lengths)
+        self.bits = np.concatenate(
+            [
+                choose(seed, np.arange(len(run)), *run.supports.shape[1:])
+                for seed, run in by_seed.items()
+            ]
+        )
+        self.parts = portions(config, model, variables, source, self.episodes)
+        self.store, self.room = store, (0, 0)
+        if len(self.parts) > 1:
+            self.store = store or Store(shared_photographs(self.episodes, self.parts))
+            several = [self.episodes.take(rows) for rows in self.parts]
+            self.room = tuple(
+                max(len(np.unique(ids)) for ids in each)
+                for each in ([e.photographs for e in several], [e.query for e in several])
+            )
+        self.seconds = np.zeros(3)  # reading, encoding, scoring
+        self.counts = self._score()  # of the model (""), and of what it names as ablations
+
+    def _evaluator(self, rows: Int[np.ndarray, " part"]) -> Evaluator:
+        part, bits = self.episodes.take(rows), self.bits[rows]
+        return Evaluator(self.model, self.source, part, self.mesh, self.config, bits, self.room)
+
+    def _score(self) -> dict[str, Counts]:
+        counts: dict[str, list[Counts]] = {}
+        for rows in self.parts:
+            times = [time.perf_counter()]
+            self.evaluator = self._evaluator(rows)
+            times.append(time.perf_counter())
+            self.caches = self.evaluator.encode(self.variables, self.store)
+            times.append(time.perf_counter())
+            for name, model in {"": None, **self.model.ablations()}.items():
+                part = self.evaluator.score(self.variables, self.caches, model)
+                counts.setdefault(name, []).append(part)
+            times.append(time.perf_counter())
+            self.seconds += np.diff(times)
+        back = np.argsort(np.concatenate(self.parts))
+        return {
+            name: jax.tree.map(lambda *x: np.concatenate(x)[back], *parts)
+            for name, parts in counts.items()
+        }
+
+    def compare(self, threshold: float | None) -> dict[str, Any]:
+        """Figures beside the main ones: at a threshold, and with parts of the method left out."""
+
+        def means(values: Int[np.ndarray, "episode class 3"]) -> dict[str, float]:
+            return _means_of(summarise(values, self.by_seed, self.source.class_names))
+
+        def thresholded(counts: Counts) -> dict[str, Any]:
+            if threshold is None:
+                return {}
+            column = counts.thresholds[:, THRESHOLDS.index(threshold)]
+            figures = {"threshold": threshold, "chosen_on": self.config.eval.threshold}
+            return {"thresholded": {**figures, **means(column)}}
+
+        without = {
+            name: {**means(counts.borders[self.config.eval.border]), **thresholded(counts)}
+            for name, counts in self.counts.items()
+            if name
+        }
+        return thresholded(self.counts[""]) | ({"without": without} if without else {})
+
+    def gallery(self, ious: Float[np.ndarray, " episode"]) -> dict[str, list[Example]]:
+        """The best, median and worst episodes, each shown once, for the report."""
+        # Small data sets repeat episodes.
+        count = len(self.episodes)
+        supports = self.episodes.supports.reshape(count, -1)
+        ids = [self.episodes.classes, supports, self.episodes.query[:, None]]
+        _, first = np.unique(np.concatenate(ids, axis=1), axis=0, return_index=True)
+        order = np.sort(first)
+        order = order[np.argsort(-ious[order], kind="stable")]
+        shown = min(self.config.eval.gallery, len(order))
+        middle = (len(order) - shown) // 2
+        chosen = {
+            "Best": order[:shown],
+            "Median": order[middle : middle + shown],
+            "Worst": order[len(order) - shown :],
+        }
+        at, evaluator, caches = self.parts[0], self.evaluator, self.caches
+        if len(self.parts) > 1:  # what was encoded for these alone is gone
+            at = np.unique(np.concatenate(list(chosen.values())))
+            if len(at):
+                evaluator = self._evaluator(at)
+                caches = evaluator.encode(self.variables, self.store)
+        return {
+            heading: [
+                evaluator.example(
+                    self.variables,
+                    caches,
+                    int(np.searchsorted(at, row)),
+                    f"Episode {row + 1}",
+                    float(ious[row]),
+                )
+                for row in rows
+            ]
+            for heading, rows in chosen.items()
+        }
+
+
+def _choose_threshold(
+    config: ConfigDict, model: Method, variables: Any, source: Source, mesh: Mesh
+) -> float:
+    """The threshold that is best on classes that are not tested (`eval.threshold`)."""
+    which, count = config.eval.threshold, config.train.eval_episodes
+    episodes = draw_episodes(config, source, which, config.eval.seed, count)
+    evaluator = Evaluator(model, source, episodes, mesh, config)
+    counts = evaluator.score(variables, evaluator.encode(variables))
+    threshold = best_threshold(counts.thresholds, episodes.classes, THRESHOLDS)
+    logger.info("threshold %.2f is best on %s classes", threshold, which)
+    return threshold
+
+
+def summarise(
+    counts: Int[np.ndarray, "episode class 3"],
+    by_seed: dict[int, EpisodeIds],
+    names: dict[int, str],
+) -> dict[str, Any]:
+    """Figures of each run, and over the runs their means and standard deviations."""
+    ends = np.cumsum([len(listed) for listed in by_seed.values()])
+    runs = [
+        run_metrics(part, listed.classes, names)
+        for part, listed in zip(np.split(counts, ends[:-1]), by_seed.values(), strict=True)
+    ]
+    classes = [names[c] for c in sorted(names) if any(names[c] in run["per_class"] for run in runs)]
+    return {
+        **{name: float(np.mean([run[name] for run in runs])) for name in MEANS},
+        **{f"{name}_std": float(np.std([run[name] for run in runs])) for name in MEANS},
+        "per_class": {name: _mean([r["per_class"].get(name) for r in runs]) for name in classes},
+        "runs": runs,
+    }
+
+
+def _means_of(summary: dict[str, Any]) -> dict[str, float]:
+    return {name: summary[name] for name in MEANS}
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -453,6 +693,28 @@ def summary(results: dict[str, Any]) -> str:
         f"{len(results['runs'])} x {results['episodes']} episodes; "
         f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"
     )
+
+
+def comparisons(results: dict[str, Any]) -> list[str]:
+    """Lines that tell the figures of the same predictions under other rules."""
+
+    def line(words: str, figures: dict[str, float]) -> str:
+        return (
+            f"{words}: mean-IoU {figures['mean_iou']:.1f}, binary-IoU {figures['binary_iou']:.1f}"
+        )
+
+    lines = [
+        line(f"label 255 {'ignored' if border == 'ignored' else 'as background'}", figures)
+        for border, figures in results["borders"].items()
+    ]
+    if at := results.get("thresholded"):
+        words = f"at threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
+        lines.append(line(words, at))
+    for name, figures in results.get("without", {}).items():
+        lines.append(line(name, figures))
+        if at := figures.get("thresholded"):
+            lines.append(line(f"{name}, at that threshold", at))
+    return lines
 
 
 def _bar(description: str, total: int, unit: str) -> tqdm:

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from fsseg_jax.data.source import Source, cache_folder
 from fsseg_jax.episode import IGNORE, EpisodeIds
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
+
+TYPICAL = 512  # side of the canvas that a photograph of PASCAL VOC or COCO needs at its own size
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +35,11 @@ def portions(
     Episodes of one class stay together, as they share photographs.
     """
     options, channels = config.eval, 4 if max(source.class_names) < IGNORE else 5
+    sides = [config.image_size, *(scaled_side(config.image_size, s) for s in options.scales)]
+    if options.fit == "own":
+        sides = [config.image_size, *(round(TYPICAL * scale) for scale in options.scales)]
     size = 0
-    for side in {config.image_size, *(scaled_side(config.image_size, s) for s in options.scales)}:
+    for side in dict.fromkeys(sides):
         image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
         features = jax.eval_shape(lambda v, x: model.apply(v, x, method="encode"), variables, image)
         values = sum(x.size for x in jax.tree.leaves(features))
@@ -78,7 +84,7 @@ class Store:
 
     def __init__(self, photographs: Int[np.ndarray, " photograph"]) -> None:
         self.photographs = photographs
-        self._files = {}  # of each side
+        self._files = {}  # of each size
         self._known = {}
 
     def _rows(self, photographs: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
@@ -87,14 +93,14 @@ class Store:
         rows = np.minimum(rows, len(self.photographs) - 1)
         return np.where(self.photographs[rows] == photographs, rows, -1)
 
-    def has(self, side: int, photographs: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
-        """Which of the photographs have been put there, as squares of `side`."""
-        if side not in self._known:
+    def has(self, key: Hashable, photographs: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
+        """Which of the photographs have been put there, at the size that `key` names."""
+        if key not in self._known:
             return np.zeros(len(photographs), bool)
         rows = self._rows(photographs)
-        return (rows >= 0) & self._known[side][rows]
+        return (rows >= 0) & self._known[key][rows]
 
-    def put(self, side: int, photographs: Int[np.ndarray, " row"], features: Any) -> None:
+    def put(self, key: Hashable, photographs: Int[np.ndarray, " row"], features: Any) -> None:
         """Keeps those that are to be kept; of features the first rows count.
 
         Raises:
@@ -104,14 +110,14 @@ class Store:
         if not (rows >= 0).any():
             return
         leaves = [np.asarray(x) for x in jax.tree.leaves(features)]
-        if side not in self._files:
+        if key not in self._files:
             folder = cache_folder("encoded")
             folder.mkdir(parents=True, exist_ok=True)
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), features)
             file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  as long as this
-            self._files[side] = file, like
-            self._known[side] = np.zeros(len(self.photographs), bool)
-        file, like = self._files[side]
+            self._files[key] = file, like
+            self._known[key] = np.zeros(len(self.photographs), bool)
+        file, like = self._files[key]
         try:
             for position in np.flatnonzero(rows >= 0):
                 file.seek(rows[position] * _bytes(like))
@@ -122,11 +128,11 @@ class Store:
                 f"{cache_folder('encoded')} has no room for encoded photographs "
                 f"({error.strerror}): free some, or raise eval.cache to hold more in memory."
             ) from None
-        self._known[side][rows[rows >= 0]] = True
+        self._known[key][rows[rows >= 0]] = True
 
-    def get(self, side: int, photographs: Int[np.ndarray, " row"]) -> Any:
+    def get(self, key: Hashable, photographs: Int[np.ndarray, " row"]) -> Any:
         """The features of photographs that it has, on the host."""
-        file, like = self._files[side]
+        file, like = self._files[key]
         leaves, structure = jax.tree.flatten(like)
         stacked = [np.empty((len(photographs), *x.shape), x.dtype) for x in leaves]
         for position, row in enumerate(self._rows(photographs)):

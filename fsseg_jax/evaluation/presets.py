@@ -1,8 +1,9 @@
 """Published protocols by name: what `config.eval.protocol` sets.
 
-Each is how the code that bears its name makes and scores test episodes; what the network sees
-(`image_size`, `ways`, `shots`) is the configuration's own. Where papers and codes say nothing, the
-field keeps its default.
+Each is how the code that bears its name makes and scores test episodes, and which checkpoint it
+tests; what the network sees (`image_size`, `ways`, `shots`) is the configuration's own. Files and
+lines are those of the published repositories. Where papers and codes say nothing, the field keeps
+its default. Episodes come in an order of our own random numbers, not in that of theirs.
 """
 
 from typing import Any
@@ -11,43 +12,85 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.errors import UserError
 
-# The rule of PFENet, which later codes share: 2 x 32 x 32 pixels of a class make an item.
+# The rule of PFENet, which later codes share (util/dataset.py, line 61): 2 x 32 x 32 pixels of a
+# class make an item. Of OSLSM's, which CANet's lists were made by, it reproduces 97 %.
 _AREA = {"data.min_pixels": 2048}
 _PHOTOGRAPH = {"eval.scored_at": "photograph"}
+# The epoch that is best on the held-out classes, which leaks the test into the training.
+_LEAKING = {"eval.checkpoint": "best_novel"}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # PANet's code: classes and photographs at random, 5 seeds, no area filter, and test
-    # photographs from `trainaug`, which training on other classes has seen too.
-    "panet": {"eval.runs": 5, "eval.episodes": 1000, "data.min_pixels": 1},
-    # CANet sec. 5: 1,000 pairs at random, masks at the photographs' own size, three scales. Its
-    # text gives no area filter.
-    "canet": {"eval.runs": 1, "eval.episodes": 1000, "data.min_pixels": 1, **_PHOTOGRAPH}
-    | {"eval.scales": (0.7, 1.0, 1.3)},
-    # PFENet's code: every photograph in turn, the longer side at the network's size, masks at the
-    # longer side's own size; five seeds.
-    "pfenet": {"eval.runs": 5, "eval.episodes": 1000, "eval.queries": "each", **_AREA}
-    | {"eval.fit": "letterbox", **_PHOTOGRAPH},
-    # HSNet's code: every photograph in turn, once, masks at the network's size.
-    "hsnet": {"eval.runs": 1, "eval.episodes": 1000, "eval.queries": "each", **_AREA},
-    # MFNet sec. IV-A: as PANet's episodes, on validation photographs.
-    "mfnet": {"eval.runs": 5, "eval.episodes": 1000, **_AREA},
+    # PANet's code: classes and photographs at random (dataloaders/common.py, 147), five seeds
+    # (config.py, 64), no area filter (voc_classwise_filenames.py, 52), test photographs from
+    # `trainaug`, which training on other classes has seen too (config.py, 108), squares scored as
+    # such (dataloaders/transforms.py, 49), the last snapshot (config.py, 63).
+    "panet": {
+        **{"eval.runs": 5, "eval.episodes": 1000, "data.min_pixels": 1},
+        **{"eval.checkpoint": "last"},
+    },
+    # CANet's code: 1,000 items from its list, again and again (dataset_mask_val.py, 24), whose
+    # masks have no ignored border (121), the epoch that is best on the held-out fold (train.py,
+    # 263). Its author's word on the paper's figures (issue 4 of its repository): photographs at
+    # their own size times 0.7, 1 and 1.3.
+    "canet": {
+        **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
+        **{"eval.fit": "own", "eval.scales": (0.7, 1.0, 1.3), **_PHOTOGRAPH},
+        **{"eval.border": "background", **_LEAKING},
+    },
+    # PFENet's code: one pool of 5,000 (test.py, 174), photographs in turn with a class that they
+    # show (util/dataset.py, 157), the longer side at the network's size and both sides multiples of
+    # 8 (util/transform.py, 70), masks at the longer side's own size (test.py, 196), the best epoch
+    # on the held-out classes (train.py, 216).
+    "pfenet": {
+        **{"eval.runs": 1, "eval.episodes": 5000, "eval.sampling": "photographs", **_AREA},
+        **{"eval.fit": "letterbox", **_PHOTOGRAPH, **_LEAKING},
+    },
+    # HSNet's code: items in turn, 1,000 of them (data/pascal.py, 30), squares scored as such (39),
+    # ignored borders (common/evaluation.py, 15), the best epoch on its validation photographs,
+    # which show the held-out classes (train.py, 95).
+    "hsnet": {
+        **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
+        **_LEAKING,
+    },
+    # BAM's code draws and scores as PFENet's (util/dataset.py, 209; test.py, 239), in five runs of
+    # 1,000 (test.py, 143 and 193), and trains without the photographs that show held-out classes
+    # (util/dataset.py, 59).
+    "bam": {
+        **{"eval.runs": 5, "eval.episodes": 1000, "eval.sampling": "photographs", **_AREA},
+        **{"eval.fit": "letterbox", **_PHOTOGRAPH, **_LEAKING},
+        **{"data.held_out_photographs": "drop"},
+    },
+    # MFNet sec. IV-A: as PANet's episodes, on validation photographs. It has no code; which
+    # checkpoint it tests is not said.
+    "mfnet": {"eval.runs": 5, "eval.episodes": 1000, **_AREA, "eval.checkpoint": "best"},
 }
 # What a protocol does otherwise on other data.
 _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     ("panet", "voc"): {"data.split": "trainaug"},
     ("panet", "pascal5i"): {"data.split": "train"},  # the same, as TFDS calls it
-    ("pfenet", "coco"): {"eval.episodes": 20_000},
-    ("hsnet", "coco"): {"eval.queries": "uniform"},
-    ("mfnet", "coco"): {"eval.episodes": 10_000},
+    # dataloaders/coco.py, 29 and 52, and customized.py, 115: a query shows the drawn class alone.
+    ("panet", "coco"): {"data.split": "train2014", "data.coco.masks": "category"}
+    | {"data.coco.folds": "a"},
+    ("canet", "fss1000"): {"data.min_pixels": 1},  # photographs of 224 pixels are not filtered
+    # test.py, 174; config/coco/coco_split0_resnet101.yaml.
+    ("pfenet", "coco"): {"eval.episodes": 20_000, "data.coco.folds": "b"},
+    ("bam", "coco"): {"data.coco.folds": "b"},
+    ("hsnet", "coco"): {"eval.sampling": "classes", "data.coco.folds": "b"},  # data/coco.py, 84, 62
+    # data/fss.py, 31 and 107: each of 2,400 photographs once; selection by its own classes.
+    ("hsnet", "fss1000"): {"eval.episodes": 2400, "data.min_pixels": 1}
+    | {"eval.checkpoint": "best_validation"},
+    ("mfnet", "coco"): {"eval.episodes": 10_000, "data.coco.folds": "a"},
 }
 # What every protocol sets, so that one does not leave traces in another.
 _COMMON = {
     "data.split": "",
+    "data.coco.masks": "label",
     "eval.setup": "one_of_ways",
-    "eval.queries": "uniform",
+    "eval.sampling": "classes",
     "eval.scored_at": "network",
     "eval.fit": "stretch",
     "eval.scales": (1.0,),
+    "eval.border": "ignored",
     "eval.crf.iterations": 0,
     "eval.seed": 0,
     "eval.episodes_file": "",

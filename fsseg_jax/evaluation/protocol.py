@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +18,34 @@ from fsseg_jax.episode import (
     EpisodeIds,
     Items,
     check_items,
-    random_bits,
     read_episodes,
     sample,
 )
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
 
-QUERY_ORDER = 3000  # number of the draw that puts queries in order
+logger = logging.getLogger(__name__)
+
+# Of what a protocol says. Raise it when a setting that it does not name comes to mean another
+# score; a setting that it names for the first time needs no new number.
+VERSION = 2
 FITS = {
     "stretch": "stretched to a square",
-    "letterbox": "to a square by the longer side, the rest black and ignored",
+    "letterbox": "to a square by the longer side, sides multiples of 8, the rest black and ignored",
+    "own": "queries at their own size times the scale, supports stretched to a square",
+}
+BORDERS = {"ignored": "label 255 counts for nothing", "background": "label 255 is background"}
+SAMPLING = {
+    "classes": "class uniform, then photograph uniform",
+    "items": "each (class, photograph) item in turn, in random order",
+    "photographs": "each photograph in turn, in random order, one of its classes",
+}
+SELECTION = {
+    "last": "the last",
+    "best": "the best by the run's own selection",
+    "best_base": "the best on validation photographs of base classes",
+    "best_validation": "the best on classes kept for validation",
+    "best_novel": "the best on the held-out classes, as the published code has it",
 }
 
 
@@ -50,7 +69,7 @@ def draw_episodes(
     config: ConfigDict, source: Source, which: str, seed: int, count: int | None = None
 ) -> EpisodeIds:
     """`count` episodes (`config.eval.episodes` by default) of the "novel", "validation" or "base"
-    classes, by `config.eval.setup` and `.queries`.
+    classes, by `config.eval.setup` and `.sampling`.
 
     Raises:
         UserError: there are too few classes or photographs.
@@ -67,19 +86,14 @@ def draw_episodes(
         if ways != 2:
             raise UserError(f"ways = {ways}: eval.setup = metaseg is about 2 ways: set ways = 2.")
         return _pairs_with_person(source, classes, min_pixels, seed, numbers, shots)
-    items = source.table.items(classes, min_pixels)
+    items = source.table.items(classes, min_pixels, sampling=config.eval.sampling)
     if which == "base" and source.validation and not items.count.any():
         raise UserError(
             f"the test photographs of {source.name} show no base classes: set train.select_on = "
             "validation."
         )
     check_items(items, source.class_names, ways, shots, "data.min_pixels")
-    query = None
-    if config.eval.queries == "each":
-        bits = random_bits(seed, np.arange(len(items.photograph)), QUERY_ORDER)
-        order = np.argsort(bits, kind="stable")  # the same on every machine, equal bits too
-        query = order[numbers % len(order)].astype(np.int32)
-    return sample(items, seed, numbers, ways, shots, query_index=query)
+    return sample(items, seed, numbers, ways, shots, sampling=config.eval.sampling)
 
 
 def _pairs_with_person(
@@ -108,10 +122,8 @@ def _pairs_with_person(
             "data.min_pixels."
         )
     # A pair is an item's class: one way, whose photographs serve both.
-    count = np.array([len(photographs) for photographs in both.values()], np.int32)
-    start = (np.cumsum(count) - count).astype(np.int32)
-    photographs = np.concatenate(list(both.values())).astype(np.int32)
-    pairs = sample(Items(np.array(list(both)), start, count, photographs), seed, numbers, 1, shots)
+    pairs = Items.from_photographs(list(both), list(both.values()))
+    pairs = sample(pairs, seed, numbers, 1, shots)
     return EpisodeIds(
         classes=np.concatenate([np.full_like(pairs.classes, person), pairs.classes], axis=1),
         supports=np.repeat(pairs.supports, 2, axis=1),
@@ -142,20 +154,23 @@ def protocol(
 ) -> dict[str, Any]:
     """Every setting that makes two figures comparable, and `hash`: eight hexadecimal digits.
 
-    Fold, ways and shots are not among them: they tell the cells of one table apart.
+    Fold, ways and shots are not among them: they tell the cells of one table apart. The rule that
+    chooses the checkpoint is, and of a trained model which one there was to choose.
 
     Args:
         config: of the evaluation.
         source: the test photographs.
         model: a method.
         trained: the configuration of the training, or None for a model that was not trained.
-        checkpoint: which of its checkpoints, "best" or "last"; by default `eval.checkpoint`.
+        checkpoint: which of its checkpoints; by default `eval.checkpoint`.
     """
     options = config.eval
     listed = bool(options.episodes_file)
     settings = {
+        "version": VERSION,
         "data": f"{source.name}, {source.digest()}",
         "photographs": f"{test_split(config.data)}, {len(source)}",
+        "masks": _masks(config),
         "folds": " | ".join(",".join(map(str, fold)) for fold in source.folds),
         "image size": config.image_size,
         "photographs resized": f"{FITS[options.fit]}, bilinear with antialiasing; labels nearest",
@@ -165,10 +180,10 @@ def protocol(
         "supports outlined by": _outline(config),
         "objects with boxes": _objects(config, source),
         "corners": "aligned" if model.align_corners else "half-pixel",
-        "ignored pixels of queries": "count for nothing",
+        "border of queries": BORDERS[options.border],
         "ignored pixels of supports": model.ignored_pixels,
         "averaging": "pixels summed over a run, IoU a class, mean over classes; mean over runs",
-        "episodes": "a list" if listed else "class uniform, then photographs uniform",
+        "episodes": "a list" if listed else SAMPLING[options.sampling],
         "query": None if listed else _queries(options),
         "min_pixels": None if listed else config.data.min_pixels,
         "runs": 1 if listed else config.eval.runs,
@@ -177,6 +192,7 @@ def protocol(
         "first seed": None if listed and config.support_annotation != "box" else options.seed,
         "computed in": config.dtype,
         "features kept in": config.eval.feature_dtype,
+        "checkpoint rule": SELECTION[options.checkpoint],
     }
     if trained:
         as_tested = (trained.ways, trained.shots) == (config.ways, config.shots)
@@ -188,8 +204,10 @@ def protocol(
             "training photographs": trained.data.train_split or "the data set's training split",
             "training min_pixels": trained.data.train_min_pixels,
             "held-out classes in training photographs": trained.data.held_out_photographs,
+            "training sampling": trained.data.sampling,
+            "training border": trained.data.border,
             "checkpoint": checkpoint or options.checkpoint,
-            "selected on": trained.train.select_on,
+            "selected on": _selected_on(trained.train.select_on, checkpoint or options.checkpoint),
         }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return {**settings, "hash": digest[:8]}
@@ -218,7 +236,60 @@ def _crf(options: ConfigDict) -> str | None:
 
 
 def _queries(options: ConfigDict) -> str:
-    if options.setup == "metaseg":
-        return "person and another class, as in all supports"
-    each = "each photograph of a class in turn, " if options.queries == "each" else ""
-    return each + "from one of the ways"
+    pair = "person and another class, as in all supports"
+    return pair if options.setup == "metaseg" else "shows one of the ways"
+
+
+def _selected_on(select_on: str, checkpoint: str) -> str:
+    """The classes that selected a checkpoint, of those that a training selected on."""
+    _, _, named = checkpoint.partition("best_")
+    return named or select_on.split("+")[0]
+
+
+def _masks(config: ConfigDict) -> str | None:
+    """How overlapping objects become labels, where the data set has outlines of each."""
+    if config.data.name != "coco":
+        return None
+    one_label = config.data.coco.masks == "label"
+    return "one class a pixel" if one_label else "one mask a category, overlaps belong to each"
+
+
+def tell_difference(path: pathlib.Path, described: dict[str, Any]) -> None:
+    """Says so if the results in `path`, which are about to be replaced, have another protocol.
+
+    Args:
+        path: of an earlier evaluation's `results.json`, if there is one.
+        described: what `protocol` gives for the coming one.
+    """
+    earlier = earlier_protocol(path)
+    if earlier is None or earlier.get("hash") == described["hash"]:
+        return
+    logger.warning(
+        "%s was of another protocol (%s, now %s): its figures and the new ones do not compare (%s)",
+        *(path, earlier.get("hash", "none"), described["hash"], difference(earlier, described)),
+    )
+
+
+def earlier_protocol(path: pathlib.Path) -> dict[str, Any] | None:
+    """The protocol in a `results.json`; None where there is no such file, or it is broken."""
+    try:
+        return dict(json.loads(path.read_text()).get("protocol", {}))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What two protocols do not have in common, in words.
+
+    What protocols of version 1 did not name is not among them where it was as it is now.
+    """
+    if "version" not in old:
+        if old.get("ignored pixels of queries") == "count for nothing":
+            old = {**old, "border of queries": BORDERS["ignored"]}
+        first = "written by a version that knew fewer settings"
+    else:
+        first = None
+    names = [name for name in new if name in old and old[name] != new[name]]
+    names = [name for name in names if name not in ("hash", "version")]
+    parts = [f"{name}: {old[name]} before, {new[name]} now" for name in names]
+    return "; ".join([*([first] if first else []), *parts])

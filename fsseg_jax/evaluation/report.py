@@ -26,7 +26,13 @@ from fsseg_jax.models import default_options
 # One colour a way, repeated after the last: rare in photographs, and distinct to the colour-blind.
 WAY_COLOURS = ((255, 40, 130), (0, 200, 255), (255, 210, 0), (125, 85, 255), (60, 220, 110))
 LONG_SIDE = 200  # pixels of an embedded photograph: twelve five-shot examples stay below 2 MB
-SCORES = {"mean_iou": "mean-IoU", "mean_iou_star": "mIoU*", "binary_iou": "binary-IoU"}
+SCORES = {
+    "mean_iou": "mean-IoU",
+    "mean_iou_star": "mIoU*",
+    "binary_iou": "binary-IoU",
+    "binary_iou_shown": "binary-IoU of shown classes",
+    "binary_iou_merged": "binary-IoU of merged classes",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +101,12 @@ def write_report(
     }
     facts |= {name.replace("_", " "): value for name, value in changed_options(results).items()}
     facts |= {
-        name.capitalize(): f"{value:.3g}" for name, value in results.get("measured", {}).items()
+        name.capitalize(): "—" if value is None else f"{value:.3g}"
+        for name, value in results.get("measured", {}).items()
     }
     names = dict(SCORES)
-    if results["ways"] == 1:  # it is the mean-IoU
-        del names["mean_iou_star"]
+    if results["ways"] == 1:  # there is one definition of each
+        names = {key: names[key] for key in ("mean_iou", "binary_iou")}
     scores = [(_number(results[key]), _number(results[f"{key}_std"])) for key in names]
     runs = [
         (run["seed"], *(_number(run[key]) for key in names), run["episodes_hash"])
@@ -123,6 +130,7 @@ def write_report(
         facts="".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in facts.items()),
         columns="".join(f"<th>{name}" for name in names.values()),
         runs="".join(_row(*cells) for cells in runs),
+        beside=_beside(results, names),
         mean=_number(results["mean_iou"]),
         bars="".join(
             f"<li><span>{_text(name)}</span><div><i style='width:{iou or 0:.1f}%'></i></div>"
@@ -140,6 +148,30 @@ def write_report(
     with open(partial, "w", encoding="utf-8") as file:
         file.write(page)
     os.replace(partial, path)
+
+
+def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Figures of the same predictions under other rules, as a card; nothing where there are none.
+
+    By what the border counts as, at another threshold, and with parts of the method left out.
+    """
+    rows = [
+        (f"label 255 {'counts for nothing' if border == 'ignored' else 'is background'}", figures)
+        for border, figures in results.get("borders", {}).items()
+    ]
+    at = results.get("thresholded")
+    if at:
+        words = f"at the threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
+        rows.append((words, at))
+    for name, figures in results.get("without", {}).items():
+        rows.append((name, figures))
+        if "thresholded" in figures:
+            rows.append((f"{name}, at that threshold", figures["thresholded"]))
+    if not rows:
+        return ""
+    head = "".join(f"<th>{name}" for name in ("", *names.values()))
+    body = "".join(_row(words, *(_number(of[key]) for key in names)) for words, of in rows)
+    return f"<h2>Beside it</h2><div class=card><table><tr>{head}</tr>{body}</table></div>"
 
 
 def changed_options(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +274,7 @@ _PAGE = """<!doctype html>
 <tr><th>seed$columns<th>episode list</tr>$runs</table></div></section>
 <section><h2>IoU per class</h2><div class=card><ul style="--mean:$mean%">$bars</ul>
 <small>Line: mean-IoU, $mean</small></div></section></div>
+$beside
 $gallery
 <h2>Protocol</h2><details class=card><summary>All settings</summary><table>$protocol</table>
 </details></html>

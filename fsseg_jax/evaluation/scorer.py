@@ -1,21 +1,26 @@
 """What an evaluation compiles: encoding photographs, and scoring episodes of encoded ones."""
 
+import contextlib
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Integer, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8, UInt32
 
+from fsseg_jax.backbones.extent import extent, inside
 from fsseg_jax.data.annotations import annotated
 from fsseg_jax.devices import map_over_devices, replicated
-from fsseg_jax.episode import episode_label, normalise
+from fsseg_jax.episode import IGNORE, episode_label, normalise
 from fsseg_jax.evaluation.metrics import pixel_counts
 from fsseg_jax.models import Method
 from fsseg_jax.models.resize import resize, resize_into
+
+# Of the probability of an object against the background, for `eval.threshold`; 0.5 is among them.
+THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 
 
 @flax.struct.dataclass
@@ -25,7 +30,7 @@ class Rows:
     classes: Int[Array, "batch way"]
     supports: Int[Array, "batch way shot"]  # rows of the photographs
     query: Int[Array, " batch"]
-    turn: Int[Array, " batch"]  # the query's row among all queries
+    turn: Int[Array, " batch"]  # the query's row among those of its bucket
     bits: UInt32[Array, "batch way shot"]  # which object gets a box
 
     def take(self, rows: Any) -> "Rows":
@@ -34,25 +39,44 @@ class Rows:
 
 
 @flax.struct.dataclass
-class Truth:
-    """Labels of the queries at their own sizes, on one canvas whose rest is label 255."""
+class View:
+    """Queries at one scale: squares, or photographs in the upper left corners of one canvas."""
 
-    label: Integer[Array, "query height width"]
-    shape: Int[Array, "query 2"]
-    extent: Int[Array, "query 2"]  # of the network's square on the photograph
+    features: Any  # encoded
+    images: UInt8[Array, "query height width 3"]
+    shape: Int[Array, "query 2"] | None  # of the photographs on a canvas
+
+
+@flax.struct.dataclass
+class Queries:
+    """What else is known of queries that are scored by one compiled function."""
+
+    # At each of `eval.scales`; None where it is what the supports are.
+    views: tuple[View | None, ...]
+    label: Integer[Array, "query height width"] | None  # own sizes, on one canvas; or the squares'
+    shape: Int[Array, "query 2"]  # of the photographs on their labels
+    extent: Int[Array, "query 2"]  # of the network's square, or of the view, on the labels
 
 
 @flax.struct.dataclass
 class Cache:
-    """All that the episodes need, on the devices."""
+    """All that episodes of one bucket need, on the devices."""
 
     features: Any  # of the photographs, encoded
     images: UInt8[Array, "photograph size size 3"]
     labels: Integer[Array, "photograph size size"]
     marks: UInt8[Array, "photograph size size"] | None  # where supports are not outlined densely
-    # Of the queries at each of `eval.scales` but 1: features and photographs.
-    scaled: tuple[tuple[Any, UInt8[Array, "query side side 3"]], ...]
-    truth: Truth | None  # where masks are compared at the photographs' own size
+    queries: Queries
+
+
+@flax.struct.dataclass
+class Counts:
+    """What comes of episodes: pixel counts (see `metrics.pixel_counts`), and what was measured."""
+
+    # By what the label 255 counts as: "ignored" and "background".
+    borders: dict[str, Int[Array, "episode class 3"]]
+    thresholds: Int[Array, "episode threshold class 3"] | None  # at `THRESHOLDS`, as `eval.border`
+    measured: dict[str, Float[Array, " episode"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,27 +90,40 @@ class Scorer:
     model: Method
     mesh: Mesh
     size: int  # side of the network's square
-    sides: tuple[int, ...]  # of the query at each of `eval.scales`
+    border: str  # see `eval.border`
+    thresholds: bool  # whether to count at `THRESHOLDS`
     annotation: str  # how supports are outlined, see `annotations.KINDS`
     feature_dtype: str
     together: int  # see `eval.together`
 
     @functools.partial(jax.jit, static_argnums=0)
-    def encode(self, variables: Any, images: UInt8[Array, "batch side side 3"]) -> Any:
-        """Features of photographs, on every device."""
+    def encode(
+        self,
+        variables: Any,
+        images: UInt8[Array, "batch height width 3"],
+        shapes: Int[Array, "batch 2"] | None = None,
+    ) -> Any:
+        """Features of photographs, on every device.
 
-        def one(variables: Any, image: UInt8[Array, "side side 3"]) -> Any:
-            features = self.model.apply(variables, normalise(image), method="encode")
+        Args:
+            variables: of the model.
+            images: the photographs.
+            shapes: their heights and widths where they stand on canvases.
+        """
+
+        def one(variables: Any, image: Array, shape: Array | None) -> Any:
+            with _on_canvas(image, shape):
+                features = self.model.apply(variables, normalise(image), method="encode")
             return jax.tree.map(lambda x: x.astype(self.feature_dtype), features)
 
-        mapped = map_over_devices(one, self.mesh, batched=1, together=self.together)
-        return mapped(variables, images)
+        mapped = map_over_devices(one, self.mesh, batched=2, together=self.together)
+        return mapped(variables, images, shapes)
 
     @functools.partial(jax.jit, static_argnums=(0, 2, 3))
-    def room(self, variables: Any, count: int, side: int) -> Any:
+    def room(self, variables: Any, count: int, size: tuple[int, int]) -> Any:
         """Zeros where features of `count` photographs will stand, on every device."""
         step = self.mesh.size * self.together
-        images = jax.ShapeDtypeStruct((step, side, side, 3), jnp.uint8)
+        images = jax.ShapeDtypeStruct((step, *size, 3), jnp.uint8)
         features = jax.eval_shape(self.encode, variables, images)
         zeros = jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), features)
         return jax.lax.with_sharding_constraint(zeros, replicated(self.mesh))
@@ -96,73 +133,125 @@ class Scorer:
         """Features with those of some rows replaced."""
         return jax.tree.map(lambda whole, new: whole.at[rows].set(new), encoded, part)
 
-    def _logits(
-        self, variables: Any, cache: Cache, rows: Rows
-    ) -> tuple[Float[Array, "height width class"], Integer[Array, "height width"], Any]:
-        """The prediction of one episode at the scoring size, its label, and what was measured.
-
-        Logits, or of several scales the logarithms of their mean probabilities.
-        """
+    def _segment(self, variables: Any, cache: Cache, rows: Rows) -> "Segmented":
+        """The prediction of one episode at the scoring size."""
 
         def at(values: Any, row: Array) -> Any:
             return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
 
+        queries, turn = cache.queries, rows.turn
         support_label = episode_label(cache.labels[rows.supports], rows.classes)
         if cache.marks is not None:
             marks = cache.marks[rows.supports]
             support_label = annotated(support_label, marks, rows.bits, self.annotation, jnp)
         supports = at(cache.features, rows.supports)
-        scaled = iter(cache.scaled)
+        square = View(cache.features, cache.images, None)
+        label = cache.labels[rows.query] if queries.label is None else queries.label[turn]
+        label = episode_label(label, rows.classes)
         results, measured = [], []
-        for side in self.sides:
-            features, image, row = cache.features, cache.images, rows.query
-            if side != self.size:
-                features, image = next(scaled)
-                row = rows.turn
-            output = self.model.apply(
-                variables,
-                supports,
-                support_label,
-                at(features, row),
-                normalise(image[row]),
-                method="segment",
-            )
-            results.append(self._resize(output.logits.astype(jnp.float32), cache.truth, rows.turn))
+        for view in queries.views:
+            row = rows.query if view is None else turn
+            view = view or square
+            image, shape = view.images[row], None if view.shape is None else view.shape[row]
+            features = at(view.features, row)
+            with _on_canvas(image, shape):
+                output = self.model.apply(
+                    variables, supports, support_label, features, normalise(image), method="segment"
+                )
+                logits = output.logits.astype(jnp.float32)
+                source = None if shape is None else inside(logits)
+            results.append(self._resize(logits, source, queries, turn, label.shape))
             measured.append(output.measured)
         if len(results) > 1:
             results = [jnp.log(sum(map(jax.nn.softmax, results)) / len(results) + 1e-7)]
-        label = cache.labels[rows.query] if cache.truth is None else cache.truth.label[rows.turn]
         mean = jax.tree.map(lambda *values: sum(values) / len(values), *measured)
-        return results[0], episode_label(label, rows.classes), mean
+        # Of the square, which has a label at the network's size whatever is scored.
+        whole = episode_label(cache.labels[rows.query], rows.classes)
+        known = supports, support_label, at(cache.features, rows.query), whole
+        mean |= self.model.apply(variables, *known, method="measure")
+        own = queries.shape[turn]
+        rows, columns = jnp.arange(label.shape[0]) < own[0], jnp.arange(label.shape[1]) < own[1]
+        return Segmented(results[0], label, rows[:, None] & columns, mean)
 
     def _resize(
-        self, logits: Float[Array, "h w class"], truth: Truth | None, turn: Int[Array, ""]
+        self,
+        logits: Float[Array, "h w class"],
+        source: Int[Array, "2"] | None,
+        queries: Queries,
+        turn: Int[Array, ""],
+        shape: tuple[int, int],
     ) -> Float[Array, "height width class"]:
         """Logits at the scoring size."""
         corners = self.model.align_corners
-        if truth is None:
-            return resize(logits, (self.size, self.size), corners)
-        return resize_into(logits, truth.extent[turn], truth.label.shape[1:], corners)
+        if queries.label is None:
+            return resize(logits, shape, corners)
+        return resize_into(logits, queries.extent[turn], shape, corners, source)
 
     @functools.partial(jax.jit, static_argnums=0)
     def predict(
         self, variables: Any, cache: Cache, rows: Rows
     ) -> tuple[Int[Array, "height width"], Float[Array, "height width class"]]:
         """The prediction for one episode, and its probabilities, on every device."""
-        logits, *_ = self._logits(variables, cache, rows)
+        logits = self._segment(variables, cache, rows).logits
         result = jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
         return jax.lax.with_sharding_constraint(result, replicated(self.mesh))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def score(
-        self, variables: Any, cache: Cache, rows: Rows
-    ) -> tuple[Int[Array, "batch class 3"], dict[str, Array]]:
+    def score(self, variables: Any, cache: Cache, rows: Rows) -> Counts:
         """Pixel counts of some episodes, and what the method measured of each of them."""
 
-        def one(variables: Any, cache: Cache, rows: Rows) -> tuple[Array, dict[str, Array]]:
-            logits, label, measured = self._logits(variables, cache, rows)
+        def one(variables: Any, cache: Cache, rows: Rows) -> Counts:
+            logits, label, counted, measured = self._segment(variables, cache, rows)
             ways = rows.classes.shape[0]
-            return pixel_counts(jnp.argmax(logits, axis=-1), label, ways), measured
+            prediction = jnp.argmax(logits, axis=-1)
+            borders = border_counts(prediction, label, ways, counted)
+            thresholds = None
+            if self.thresholds:
+                kept = counted if self.border == "background" else counted & (label != IGNORE)
+                objects = logits[..., 1:]
+                sure = jax.nn.sigmoid(objects.max(axis=-1) - logits[..., 0])
+                thresholds = jax.lax.map(
+                    lambda threshold: pixel_counts(
+                        jnp.where(sure > threshold, 1 + objects.argmax(axis=-1), 0),
+                        label,
+                        ways,
+                        kept,
+                    ),
+                    jnp.array(THRESHOLDS),
+                )
+            return Counts(borders, thresholds, measured)
 
         mapped = map_over_devices(one, self.mesh, batched=1, together=self.together)
         return mapped(variables, cache, rows)
+
+
+class Segmented(NamedTuple):
+    """One episode at the scoring size.
+
+    Logits are, of several scales, the logarithms of their mean probabilities.
+    """
+
+    logits: Float[Array, "height width class"]
+    label: UInt8[Array, "height width"]
+    counted: Bool[Array, "height width"]  # what is photograph, border included
+    measured: dict[str, Float[Array, ""]]
+
+
+def border_counts(
+    prediction: Int[Array, "height width"],
+    label: UInt8[Array, "height width"],
+    ways: int,
+    counted: Bool[Array, "height width"],
+) -> dict[str, Int[Array, "class 3"]]:
+    """Pixel counts of one episode for each of what the label 255 may count as (`eval.border`)."""
+    return {
+        "ignored": pixel_counts(prediction, label, ways, counted & (label != IGNORE)),
+        "background": pixel_counts(prediction, label, ways, counted),
+    }
+
+
+def _on_canvas(
+    image: UInt8[Array, "height width 3"], shape: Int[Array, "2"] | None
+) -> contextlib.AbstractContextManager:
+    """Makes the networks see a photograph of `shape` alone, in the corner of its canvas."""
+    return contextlib.nullcontext() if shape is None else extent(image.shape[:2], shape)

@@ -1,6 +1,6 @@
 """What the methods share: the interface, and N ways by N binary passes."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -38,6 +38,13 @@ class Method(nn.Module):
         """The submodules that training leaves alone."""
         return ("backbone",) if self.freeze_backbone else ()
 
+    def ablations(self) -> dict[str, "Method"]:
+        """What an evaluation scores beside the method itself: it, with a part left out at test.
+
+        They have the same variables, and encode photographs alike.
+        """
+        return {}
+
     @property
     def ignored_pixels(self) -> str:
         """What support pixels of label 255 count as, for the protocol."""
@@ -56,6 +63,20 @@ class Method(nn.Module):
         ]
         features = jnp.concatenate(features, axis=-1)
         return jax.lax.stop_gradient(features) if self.freeze_backbone else features
+
+    def measure(
+        self,
+        support_features: Any,
+        support_label: UInt8[Array, "way shot height width"],
+        query_features: Any,
+        query_label: UInt8[Array, "height width"],
+    ) -> dict[str, Float[Array, ""]]:
+        """Named scalars of an episode that an evaluation reports the means of, beside
+        `Output.measured`: what takes the query's label to know.
+
+        NaN where there is nothing to measure. By default there are none.
+        """
+        return {}
 
     def __call__(
         self,

@@ -25,7 +25,7 @@ from fsseg_jax.evaluation.evaluator import Loaded
 from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
-LAST, BEST = "last", "best"
+LAST, BEST = "last", "best"  # "best_novel" and the like stand beside the best one, see `selected`
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Checkpoints:
         """Writes a checkpoint in place of the one before; waits until it is complete.
 
         Args:
-            which: LAST or BEST.
+            which: LAST, BEST or another of `selected`.
             state: what to keep.
             config: of the run.
             **info: what else is known of it; JSON.
@@ -172,10 +172,26 @@ class Checkpoints:
                 )
 
 
+def selected(select_on: str) -> dict[str, str]:
+    """The best checkpoints of a run by name, and the classes that select each.
+
+    Args:
+        select_on: `config.train.select_on`: the first classes' is "best", another's "best_novel".
+    """
+    first, *others = select_on.split("+")
+    return {BEST: first, **{f"{BEST}_{other}": other for other in others}}
+
+
 def available(checkpoints: Checkpoints, which: str) -> str | None:
-    """`which` checkpoint, or the other one where only that is there, or None."""
-    other = LAST if which == BEST else BEST
-    return next((w for w in (which, other) if checkpoints.step(w) is not None), None)
+    """The checkpoint that `config.eval.checkpoint` names, or the nearest one that is there, or
+    None.
+
+    "best_novel" is the best one wherever that was selected on novel classes.
+    """
+    for name in (which, BEST, LAST) if which != LAST else (LAST, BEST):
+        if checkpoints.step(name) is not None:
+            return name
+    return None
 
 
 def load_variables(
@@ -195,16 +211,17 @@ def load_variables(
         variables = put(initialise(config.init), replicated(mesh))
         weights = pathlib.Path(config.init).name or "random"
         return Loaded(variables, f"freshly initialised, {weights} weights")
-    if which != config.eval.checkpoint:
-        words = (workdir, config.eval.checkpoint, which)
-        logger.info("%s holds no %s checkpoint yet: using the %s one", *words)
     saved, info = checkpoints.describe(which)
+    wanted = config.eval.checkpoint
+    if wanted not in (which, f"{which}_{info.get('selected_on')}"):
+        kind = f"{which} (on {info['selected_on']} classes)" if which != LAST else which
+        logger.info("%s holds no %s checkpoint: using the %s one", workdir, wanted, kind)
     checkpoints.check_same(which, config)
     checkpoints.check_classes(which, config, source)
     like = jax.eval_shape(initialise)
     variables = checkpoints.restore_variables(which, like, replicated(mesh))
-    selected = f"best on {info['selected_on']} classes" if which == BEST else "the last"
-    return Loaded(variables, f"step {info['step']}, {selected}", saved, which)
+    words = "the last" if which == LAST else f"best on {info['selected_on']} classes"
+    return Loaded(variables, f"step {info['step']}, {words}", saved, which)
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

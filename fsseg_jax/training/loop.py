@@ -27,7 +27,7 @@ from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes
 from fsseg_jax.models import Method, choose_stages, create_model
-from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables, selected
 from fsseg_jax.training.state import (
     TrainState,
     abstract_state,
@@ -101,14 +101,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     source = open_source(config.data, "train")
     held_back = open_source(config.data, "test")
     shared = set(source.ids) & set(held_back.ids)
-    if shared and config.train.select_on == "base" and config.data.split:
+    if shared and "base" in config.train.select_on and config.data.split:
         raise UserError(
             f"data.split = {config.data.split}: selection on base classes would score photographs "
             "that training sees: choose another data.split, or leave it empty."
         )
     items = training_items(config.data, source)
-    count = len(items.photograph)
-    config = with_steps(config, count)
+    count, epoch = len(items.photograph), items.epoch(config.data.sampling)
+    config = with_steps(config, epoch)
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
     checkpoints = Checkpoints(workdir, trained_on=base)
     start = checkpoints.step(LAST) or 0
@@ -156,7 +156,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         *(len(source), count, len(items.class_id)),
     )
 
-    selection = Selection(config, model, held_back, mesh, checkpoints, start)
+    selections = [
+        Selection(config, model, held_back, mesh, checkpoints, start, name, which)
+        for name, which in selected(config.train.select_on).items()
+    ]
     if config.train.test_before_and_after and start == 0:
         folder = workdir / "evaluation_before"
         untrained = Loaded(state.variables, "untrained")
@@ -167,7 +170,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         model,
         make_optimizer(config.train),
         seed=config.seed,
-        items=count,
+        items=epoch,
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
     )
@@ -216,9 +219,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         stop.at_once = True
         if stop.received:
             raise Stopped
-        score = selection.score(state)
+        scores = {selection.which: selection.score(state) for selection in selections}
         stop.at_once = False
-        writer.add_scalar(f"selection/{config.train.select_on}_mean_iou", score, step)
+        for which, score in scores.items():
+            writer.add_scalar(f"selection/{which}_mean_iou", score, step)
 
     step = start
     with StopRequest() as stop, progress, writer, contextlib.suppress(Stopped):
@@ -275,7 +279,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def with_steps(config: ConfigDict, items: int) -> ConfigDict:
-    """A copy of a configuration with `train.steps`, of as many epochs if there were none."""
+    """A copy of a configuration with `train.steps`, of as many epochs if there were none.
+
+    Args:
+        config: of the run.
+        items: of one epoch, see `Items.epoch`.
+    """
     config = config.copy_and_resolve_references()
     train = config.train
     if not train.steps:
@@ -287,7 +296,8 @@ def with_steps(config: ConfigDict, items: int) -> ConfigDict:
 
 
 class Selection:
-    """Keeps the checkpoint that scores best on validation photographs (`train.select_on`)."""
+    """Keeps the checkpoint `name`, which scores best on validation photographs of the classes
+    `which` (`train.select_on`)."""
 
     def __init__(
         self,
@@ -297,9 +307,11 @@ class Selection:
         mesh: Mesh,
         checkpoints: Checkpoints,
         start: int,
+        name: str,
+        which: str,
     ) -> None:
         self.config, self.checkpoints = config, checkpoints
-        which = config.train.select_on
+        self.name, self.which = name, which
         episodes = draw_episodes(
             config, source, which, config.eval.seed, config.train.eval_episodes
         )
@@ -307,33 +319,34 @@ class Selection:
         self.evaluator = Evaluator(model, source, episodes, mesh, config)
         self.names = source.class_names
         self.best = -1.0
-        if checkpoints.step(BEST) is not None:
-            _, info = checkpoints.describe(BEST)
+        if checkpoints.step(name) is not None:
+            _, info = checkpoints.describe(name)
             # Of another choice, or of steps that will be done again.
             if info["episodes_hash"] != self.episodes_hash or info["step"] > start:
-                checkpoints.delete(BEST)
+                checkpoints.delete(name)
             else:
                 self.best = info["mean_iou"]
 
     def score(self, state: TrainState) -> float:
         """The mean-IoU of a state in percent; the state is saved if it is the best so far."""
-        cache = self.evaluator.encode(state.variables)
-        counts, _ = self.evaluator.score(state.variables, cache)
-        metrics = run_metrics(counts, self.evaluator.episodes.classes, self.names)
+        caches = self.evaluator.encode(state.variables)
+        counts = self.evaluator.score(state.variables, caches)
+        border = self.config.eval.border
+        classes = self.evaluator.episodes.classes
+        metrics = run_metrics(counts.borders[border], classes, self.names)
         mean_iou = metrics["mean_iou"]
-        which = self.config.train.select_on
         logger.info(
             "step %d: mean-IoU %.1f on %s classes (episodes %s)",
-            *(state.step, mean_iou, which, self.episodes_hash),
+            *(state.step, mean_iou, self.which, self.episodes_hash),
         )
         if mean_iou > self.best:
             self.best = mean_iou
             self.checkpoints.save(
-                BEST,
+                self.name,
                 state,
                 self.config,
                 mean_iou=mean_iou,
-                selected_on=which,
+                selected_on=self.which,
                 classes=sorted(metrics["per_class"]),
                 episodes_hash=self.episodes_hash,
             )

@@ -108,11 +108,16 @@ def make_step(
 ) -> Callable[[TrainState, Episode], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """One training step, a pure function.
 
+    What the method stores for an item is given to it when the item comes up again: in the next
+    epoch if `data.sampling` is "items" (CANet sec. 4.2). Where the end of one epoch and the
+    beginning of the next share a batch, an item may be in it twice: both read what was stored
+    before, and one of the two is stored.
+
     Args:
         model: a method.
         optimizer: see `make_optimizer`.
         seed: of the method's own randomness, if it has any.
-        items: how many (class, photograph) items there are: one epoch.
+        items: how many there are in one epoch, see `Items.epoch`.
         batch_size: episodes a step.
         accumulate: in how many parts, one after another, their gradient is computed.
 

@@ -1,0 +1,202 @@
+"""What each choice of a protocol is worth: python -m fsseg_jax.evaluation.choices --config=FILE
+
+Evaluates one model, by default the freshly initialised one of --config, under every published
+protocol, and under one protocol with one choice at a time changed: which episodes are drawn, what
+is done to photographs, how masks are compared. Episodes of 1 way and 1 shot unless the
+configuration says otherwise; binary-IoU's definitions differ for 2 ways only, so that these have a
+row of their own. Photographs are encoded once for all rows that show them alike.
+
+    python -m fsseg_jax.evaluation.choices --config=configs/panet_vgg16.py --workdir=runs/choices \\
+        --config.data.root=VOCdevkit/VOC2012
+
+Writes choices.json and choices.txt, after every row; the same command continues. --rows and
+--folds choose some of them, as in --rows=base,border --folds=0,1.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fsseg_jax import command_line
+from fsseg_jax.config import load_config, override
+from fsseg_jax.data import open_source
+from fsseg_jax.data.source import Source
+from fsseg_jax.devices import describe, make_mesh
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.evaluator import Scoring, summarise, write_whole
+from fsseg_jax.evaluation.metrics import MEANS
+from fsseg_jax.evaluation.parts import Store
+from fsseg_jax.evaluation.presets import PRESETS
+from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
+from fsseg_jax.models import choose_stages, create_model
+from fsseg_jax.training.checkpoints import load_variables
+
+logger = logging.getLogger("fsseg_jax.evaluation.choices")  # as a program, it has another name
+
+
+class Row(NamedTuple):
+    """One protocol: what it changes, and which of its figures is shown."""
+
+    label: str
+    fields: tuple[str, ...]
+    border: str = ""  # another than `eval.border`
+    metric: str = "mean_iou"
+
+
+# What the changed ones are compared with: validation photographs, a class and then a photograph
+# at random, no small objects, squares, ignored borders.
+BASE = ("eval.protocol=mfnet", "eval.runs=1")
+_TWO_WAYS = (*BASE, "ways=2")
+_OWN = ("eval.fit=own", "eval.scored_at=photograph")
+ROWS = {
+    **{name: Row(f"protocol {name}", (f"eval.protocol={name}",)) for name in PRESETS},
+    "base": Row("base (validation, class uniform, 2,048 px, 417 px squares)", BASE),
+    "border": Row("border counts as background", BASE, border="background"),
+    "filter": Row("no area filter", (*BASE, "data.min_pixels=1")),
+    "items": Row("items in turn", (*BASE, "eval.sampling=items")),
+    "photographs": Row("photographs in turn", (*BASE, "eval.sampling=photographs")),
+    "size": Row("masks at each photograph's size", (*BASE, "eval.scored_at=photograph")),
+    "letterbox": Row(
+        "letterboxed, at each photograph's size",
+        (*BASE, "eval.fit=letterbox", "eval.scored_at=photograph"),
+    ),
+    "own": Row("queries at their own size", (*BASE, *_OWN)),
+    "scales": Row("and at 0.7, 1 and 1.3 of it", (*BASE, *_OWN, "eval.scales=0.7,1.0,1.3")),
+    "split": Row("photographs of trainaug", (*BASE, "data.split=trainaug")),
+    "seed": Row("another seed", (*BASE, "eval.seed=1")),
+    "binary": Row("binary-IoU", BASE, metric="binary_iou"),
+    "two_ways": Row("2 ways: mean-IoU", _TWO_WAYS),
+    "star": Row("2 ways: mIoU*", _TWO_WAYS, metric="mean_iou_star"),
+    "binary_2": Row("2 ways: binary-IoU, classes summed", _TWO_WAYS, metric="binary_iou"),
+    "binary_2_shown": Row(
+        "2 ways: binary-IoU, classes that are shown", _TWO_WAYS, metric="binary_iou_shown"
+    ),
+    "binary_2_merged": Row(
+        "2 ways: binary-IoU, classes merged", _TWO_WAYS, metric="binary_iou_merged"
+    ),
+}
+
+
+class Choices:
+    """Evaluates rows, and keeps what they share.
+
+    Args:
+        path: of the configuration.
+        overrides: of the command line, for all rows.
+        mesh: the devices.
+        workdir: of the run whose checkpoint is evaluated, if it has one.
+    """
+
+    def __init__(self, path: str, overrides: Sequence[str], mesh: Mesh, workdir: Any) -> None:
+        self.path, self.overrides, self.mesh, self.workdir = path, overrides, mesh, workdir
+        self.sources: dict[str, Source] = {}
+        self.stores: dict[tuple[str, str], Store] = {}  # by split and by how squares are made
+        self.models: dict[int, tuple[Any, Any]] = {}  # by ways
+        self.known: dict[str, dict[str, dict[str, float]]] = {}
+
+    def config(self, row: Row, fold: int) -> ConfigDict:
+        """The configuration of a row on one fold."""
+        fields = [f"--config.{field}" for field in (*row.fields, f"data.fold={fold}")]
+        return override(load_config(self.path), [*fields, *self.overrides])
+
+    def evaluate(self, row: Row, fold: int) -> dict[str, Any]:
+        """The figures of a row on one fold, and the hash of its protocol."""
+        key = json.dumps([row.fields, fold])
+        if key not in self.known:
+            config = self.config(row, fold)
+            split = config.data.split
+            if split not in self.sources:
+                self.sources[split] = open_source(config.data, "test")
+            source = self.sources[split]
+            if config.ways not in self.models:
+                choose_stages(config)
+                model = create_model(config)
+                loaded = load_variables(config, model, self.workdir, self.mesh, source)
+                self.models[config.ways] = model, loaded
+            model, loaded = self.models[config.ways]
+            squares = "letterbox" if config.eval.fit == "letterbox" else "stretch"
+            store = self.stores.setdefault((split, squares), Store(np.arange(len(source))))
+            by_seed = protocol_episodes(config, source)
+            scoring = Scoring(
+                config, model, loaded.variables, source, self.mesh, by_seed, store=store
+            )
+            borders = {
+                border: summarise(counts, by_seed, source.class_names)
+                for border, counts in scoring.counts[""].borders.items()
+            }
+            self.known[key] = {
+                "border": config.eval.border,
+                "hash": protocol(config, source, model, loaded.config, loaded.checkpoint)["hash"],
+                **{b: {name: figures[name] for name in MEANS} for b, figures in borders.items()},
+            }
+        known = self.known[key]
+        return {"score": known[row.border or known["border"]][row.metric], **known}
+
+
+def as_text(results: dict[str, dict[str, float]], hashes: dict[str, str]) -> str:
+    """The table: rows, folds, their mean, and how far that is from the base's."""
+    folds = list(dict.fromkeys(fold for scores in results.values() for fold in scores))
+    means = {
+        name: float(np.mean(list(scores.values())))
+        for name, scores in results.items()
+        if list(scores) == folds
+    }
+    width = max(len(ROWS[name].label) for name in results)
+    head = "".join(f"{f'fold {fold}':>8}" for fold in folds)
+    lines = [f"{'':{width}}{head}{'mean':>8}{'to base':>9}  protocol"]
+    for name, scores in results.items():
+        cells = "".join(f"{scores[f]:8.1f}" if f in scores else f"{'-':>8}" for f in folds)
+        mean = f"{means[name]:8.1f}" if name in means else f"{'-':>8}"
+        row = ROWS[name]
+        compared = row.metric == "mean_iou" and "ways=2" not in row.fields and name in means
+        apart = f"{means[name] - means['base']:+9.1f}" if compared and "base" in means else " " * 9
+        lines.append(f"{row.label:{width}}{cells}{mean}{apart}  {hashes[name]}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The program."""
+    arguments, overrides = command_line.parse(
+        __doc__,
+        workdir="the folder of the results, and of a run if one is to be evaluated",
+        rows=f"some of {', '.join(ROWS)}, joined by commas",
+        folds="some of them, joined by commas",
+    )
+    if arguments.config is None:
+        raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
+    names = (arguments.rows or ",".join(ROWS)).split(",")
+    if unknown := [name for name in names if name not in ROWS]:
+        raise UserError(f"--rows = {unknown[0]}: choose some of {', '.join(ROWS)}.")
+    folds = (arguments.folds or "0,1,2,3").split(",")
+    if not all(fold.isdigit() for fold in folds):
+        raise UserError(f"--folds = {arguments.folds}: expected numbers, as in 0,1.")
+    config = override(load_config(arguments.config), overrides)
+    command_line.start(config)
+    mesh = make_mesh(config.devices)
+    logger.info(describe(mesh))
+    choices = Choices(arguments.config, overrides, mesh, arguments.workdir)
+    path = arguments.workdir / "choices.json"
+    if path.is_file():
+        choices.known = json.loads(path.read_text())["known"]
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, float]] = {}
+    hashes: dict[str, str] = {}
+    for name in names:
+        for fold in folds:
+            cell = choices.evaluate(ROWS[name], int(fold))
+            results.setdefault(name, {})[fold] = cell["score"]
+            hashes[name] = cell["hash"]
+            logger.info("%s, fold %s: %.1f", ROWS[name].label, fold, cell["score"])
+            whole = {"config": arguments.config, "rows": results, "known": choices.known}
+            write_whole(path, json.dumps(whole, indent=1))
+            write_whole(path.with_suffix(".txt"), as_text(results, hashes))
+    print(as_text(results, hashes), end="")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

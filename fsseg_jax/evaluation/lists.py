@@ -1,0 +1,117 @@
+"""Writes the test episodes of a protocol as lists: python -m fsseg_jax.evaluation.lists --out=DIR
+
+Episodes of published codes hang on the order of files and on the generators of their time; these
+come out of the data set's annotations alone, on any machine. One CSV a fold and run, as
+`--config.eval.episodes_file` reads it, and lists.json with the hash of each and the settings:
+
+    python -m fsseg_jax.evaluation.lists --out=lists --config.data.name=coco \\
+        --config.data.root=COCO --config.eval.protocol=hsnet --config.shots=5
+
+--verify=True draws them anew, compares them with those in --out, and writes nothing; exit status
+1 says that one differs.
+"""
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fsseg_jax import command_line
+from fsseg_jax.config import default_config, load_config, override
+from fsseg_jax.data import open_source, test_split
+from fsseg_jax.data.source import Source
+from fsseg_jax.episode import EpisodeIds, episodes_hash, episodes_to_csv
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.evaluator import write_whole
+from fsseg_jax.evaluation.protocol import SAMPLING, protocol_episodes
+
+logger = logging.getLogger("fsseg_jax.evaluation.lists")  # as a program, it has another name
+
+
+def draw(config: ConfigDict, source: Source) -> dict[str, EpisodeIds]:
+    """The episodes of every fold and run by the name of their file."""
+    lists = {}
+    for fold in range(len(source.folds)):
+        config.data.fold = fold
+        for seed, episodes in protocol_episodes(config, source).items():
+            words = [source.name, config.eval.protocol or "default", f"fold{fold}"]
+            words += [f"{config.ways}way", f"{config.shots}shot", f"seed{seed}"]
+            lists[f"{'_'.join(words)}.csv"] = episodes
+    return lists
+
+
+def describe(config: ConfigDict, source: Source, lists: dict[str, EpisodeIds]) -> dict[str, Any]:
+    """What lists.json holds: what the lists were drawn from, and the hash of each."""
+    return {
+        "data": f"{source.name}, {source.digest()}",
+        "photographs": f"{test_split(config.data)}, {len(source)}",
+        "protocol": config.eval.protocol,
+        "episodes": SAMPLING[config.eval.sampling],
+        "min_pixels": config.data.min_pixels,
+        "lists": {name: episodes_hash(ids, source.ids) for name, ids in lists.items()},
+    }
+
+
+def differing(folder: pathlib.Path, described: dict[str, Any]) -> list[str]:
+    """A sentence for everything in a folder of lists that is not as it is described.
+
+    Raises:
+        UserError: there is no lists.json, or it is broken.
+    """
+    path = folder / "lists.json"
+    try:
+        known = json.loads(path.read_text())
+        hashes = dict(known["lists"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): write the lists there first.") from None
+    sentences = [
+        f"{name}: {known.get(name)} in {path}, but {value} here"
+        for name, value in described.items()
+        if name != "lists" and known.get(name) != value
+    ]
+    for name in sorted({*hashes, *described["lists"]}):
+        there, here = hashes.get(name), described["lists"].get(name)
+        if there != here:
+            sentences.append(f"{name}: hash {there} in {path}, but {here} here")
+    return sentences
+
+
+def main() -> int:
+    """The program; returns its exit status."""
+    arguments, overrides = command_line.parse(
+        __doc__,
+        workdir=False,
+        out={**command_line.FOLDER, "required": True, "help": "the folder of the lists"},
+        verify="True compares the lists that are there, instead of writing them",
+    )
+    if arguments.verify not in (None, "True", "False"):
+        raise UserError(f"--verify={arguments.verify}: it is True or False.")
+    config = load_config(arguments.config) if arguments.config else default_config()
+    config = override(config, overrides)
+    if config.eval.episodes_file:
+        raise UserError("eval.episodes_file: these lists are drawn; leave it empty.")
+    source = open_source(config.data, "test")
+    lists = draw(config, source)
+    described = describe(config, source, lists)
+    if arguments.verify == "True":
+        sentences = differing(arguments.out, described)
+        for name, episodes in lists.items():
+            path = arguments.out / name
+            text = episodes_to_csv(episodes, source.ids)
+            if not path.is_file() or path.read_text() != text:
+                sentences.append(f"{path}: missing, or not what is drawn here")
+        print("\n".join(sentences) or f"{len(lists)} lists are as they should be")
+        return 1 if sentences else 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, episodes in lists.items():
+        write_whole(arguments.out / name, episodes_to_csv(episodes, source.ids))
+        print(f"{described['lists'][name]} {len(episodes):6d} {name}")
+    path = arguments.out / "lists.json"
+    write_whole(path, json.dumps(described, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
