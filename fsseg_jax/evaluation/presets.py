@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.errors import UserError
 
-# The rule of PFENet, which later codes share (util/dataset.py, line 61): 2 x 32 x 32 pixels of a
+# The rule of PFENet, which later codes share (util/dataset.py, line 60): 2 x 32 x 32 pixels of a
 # class make an item. Of OSLSM's, which CANet's lists were made by, it reproduces 97 %.
 _AREA = {"data.min_pixels": 2048}
 _PHOTOGRAPH = {"eval.scored_at": "photograph"}
@@ -71,6 +71,7 @@ _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     # dataloaders/coco.py, 29 and 52, and customized.py, 115: a query shows the drawn class alone.
     ("panet", "coco"): {"data.split": "train2014", "data.coco.masks": "category"}
     | {"data.coco.folds": "a"},
+    ("canet", "coco"): {"data.coco.folds": "canet"},  # sec. 5.2
     ("canet", "fss1000"): {"data.min_pixels": 1},  # photographs of 224 pixels are not filtered
     # test.py, 174; config/coco/coco_split0_resnet101.yaml.
     ("pfenet", "coco"): {"eval.episodes": 20_000, "data.coco.folds": "b"},
@@ -85,6 +86,7 @@ _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
 _COMMON = {
     "data.split": "",
     "data.coco.masks": "label",
+    "data.held_out_photographs": "keep",
     "eval.setup": "one_of_ways",
     "eval.sampling": "classes",
     "eval.scored_at": "network",
