@@ -10,19 +10,13 @@ query. Features of stages 2 to 4 are compared (sec. 5.1.3).
 
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import default_config
+from fsseg_jax.config import config_file, load_config
 
 
 def get_config() -> ConfigDict:
-    """The configuration."""
-    config = default_config("canet")
+    """The configuration: ResNet-50's, on another backbone."""
+    config = load_config(config_file("canet_res50"))
+    config.backbone = "vgg16"
     config.model.stages = (2, 3, 4)
     config.init = "timm/vgg16.tv_in1k"  # torchvision's ImageNet weights, from the hub
-    config.image_size = 321
-    config.train.batch_size = 4
-    config.train.steps, config.train.epochs = 0, 200
-    config.train.learning_rate = 2.5e-3
-    config.train.schedule = "poly"  # the published code's rate is constant; the paper is silent
-    config.data.augment.scale = (1.0, 1.5)  # of supports alone, as in the published code
-    config.data.augment.query = False  # stored predictions are in the query's coordinates
     return config

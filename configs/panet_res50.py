@@ -5,18 +5,18 @@ and 23.5 M parameters, which is ResNet-50 with layer4. Features are layer4's whe
 it and layer3's where they do not; a line at the start says which.
 
     python -m fsseg_jax.train --config=configs/panet_res50.py --workdir=runs/panet_res50_fold0 \
-        --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
-    python -m fsseg_jax.evaluate --workdir=runs/panet_res50_fold0
+        --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0 --config.ways=2
+    python -m fsseg_jax.evaluate --workdir=runs/panet_res50_fold0 --config.eval.protocol=mfnet
 """
 
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import default_config
+from fsseg_jax.config import config_file, load_config
 
 
 def get_config() -> ConfigDict:
-    """The configuration."""
-    config = default_config("panet")
+    """The configuration: VGG-16's, on another backbone."""
+    config = load_config(config_file("panet_vgg16"))
     config.backbone = "resnet50"
     config.init = "timm/resnet50.tv_in1k"  # torchvision's ImageNet weights, from the hub
     return config

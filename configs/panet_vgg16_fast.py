@@ -8,18 +8,17 @@ one is 48.1 mean-IoU on average over the folds (42.3 on fold 0).
 
     python -m fsseg_jax.train --config=configs/panet_vgg16_fast.py --workdir=runs/panet_fast_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0
-    python -m fsseg_jax.evaluate --workdir=runs/panet_fast_fold0
+    python -m fsseg_jax.evaluate --workdir=runs/panet_fast_fold0 --config.eval.protocol=panet
 """
 
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import default_config
+from fsseg_jax.config import config_file, load_config
 
 
 def get_config() -> ConfigDict:
     """The configuration."""
-    config = default_config("panet")
-    config.init = "timm/vgg16.tv_in1k"  # torchvision's ImageNet weights, from the hub
+    config = load_config(config_file("panet_vgg16"))
     config.dtype = "bfloat16"
     config.data.pipeline = "device"
     config.train.steps_per_dispatch = 50

@@ -18,17 +18,18 @@ from fsseg_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The configuration."""
+    """The configuration. The paper names no schedule, momentum or augmentation."""
     config = default_config("sst")
     config.backbone = "resnet50"
     config.init = "timm/resnet50.tv_in1k"  # torchvision's ImageNet weights, from the hub
     config.image_size = 321
+    config.data.sampling = "items"  # epochs are passes over all items
+    config.data.augment.flip = True  # ours
     config.train.batch_size = 16
     config.train.steps, config.train.epochs = 0, 200
-    config.train.learning_rate = 5e-4
-    config.train.new_layers_rate = (
-        10.0  # the pretrained layers at the base rate, the others at 10 x
-    )
-    config.train.schedule = "poly"
+    config.train.learning_rate = 5e-4  # the paper's, for all parameters
+    config.train.new_layers_rate = 10.0  # ours: the paper has one rate
+    config.train.schedule = "poly"  # ours
     config.train.weight_decay = 5e-4  # the paper's "attenuation rate", as we read it
+    config.train.select_on = "base+novel"  # the paper does not say: both are kept
     return config

@@ -38,6 +38,7 @@ def parse(
     argv: Sequence[str] | None = None,
     workdir: bool | str = True,
     config: bool = True,
+    optional_workdir: bool = False,
     **options: str | Mapping[str, Any],
 ) -> tuple[argparse.Namespace, list[str]]:
     """Reads a command line.
@@ -48,6 +49,7 @@ def parse(
         workdir: whether the program has a working folder, which is then required; or what it
             means where it is more than the folder of a run.
         config: whether the program takes a file with a configuration.
+        optional_workdir: whether the working folder may be left out; it is None then.
         **options: further options of the program, and what they mean, or how argparse is to read
             them.
 
@@ -65,7 +67,7 @@ def parse(
         parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
     if workdir:
         meaning = "the folder of the run" if workdir is True else workdir
-        parser.add_argument("--workdir", **FOLDER, required=True, help=meaning)
+        parser.add_argument("--workdir", **FOLDER, required=not optional_workdir, help=meaning)
     for name, option in options.items():
         given = {"help": option} if isinstance(option, str) else option
         parser.add_argument(f"--{name}", **{"metavar": "NAME", **given})

@@ -3,18 +3,21 @@
 With --config=FILE and a folder without checkpoints, the freshly initialised model is evaluated.
 Writes results.json, episodes.csv and report.html into the folder `evaluation` of the run.
 
-With --table=NAME a published table is filled, as far as the runs below --workdir allow, beside
-the published figures: results.json, table.txt and table.html in `tables/NAME`.
+With --table=NAME a published table is filled, as far as the runs below --workdir (by default
+`runs`) allow, beside the published figures: results.json, table.txt and table.html in `tables/NAME`
+there. --table=list names all tables.
 """
 
 import logging
+import pathlib
 
 from fsseg_jax import command_line
 from fsseg_jax.config import override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import evaluate, summary
+from fsseg_jax.evaluation.evaluator import comparisons, evaluate, summary
+from fsseg_jax.evaluation.published import TABLES, overview
 from fsseg_jax.evaluation.tables import fill
 from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
@@ -25,17 +28,27 @@ logger = logging.getLogger("fsseg_jax.evaluate")  # as a program, the module has
 def main() -> None:
     """The program."""
     arguments, overrides = command_line.parse(
-        __doc__, table="a published table, as panet-1; a wrong name lists them all"
+        __doc__,
+        workdir="the folder of the run; with --table, of the runs",
+        optional_workdir=True,
+        table="a published table, such as panet-1; list names them all",
     )
-    path, workdir = arguments.config, arguments.workdir
+    path, workdir, table = arguments.config, arguments.workdir, arguments.table
+    if table is not None and table not in TABLES:
+        print(overview())
+        if table == "list":
+            return
+        raise UserError(f"--table = {table}: there is no such table; choose one of these.")
+    if table is None and workdir is None:
+        raise UserError("--workdir is missing: name the folder of a run.")
     config = command_line.first_config(path, overrides)
     command_line.start(config)
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
-    if arguments.table is not None:
+    if table is not None:
         if path is not None:
             raise UserError("--config and --table: a table has its rows' own configs; leave one.")
-        fill(arguments.table, workdir, overrides, mesh)
+        fill(table, workdir or pathlib.Path("runs"), overrides, mesh)
         return
     checkpoints = Checkpoints(workdir)
     which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
@@ -61,6 +74,7 @@ def main() -> None:
         return
     for name, value in results["per_class"].items():
         print(f"{name:>16} {'-' if value is None else format(value, '5.1f')}")
+    print("\n".join(comparisons(results)))
     print(summary(results))
     print(f"report: {folder / 'report.html'}")
 

@@ -210,6 +210,26 @@ def test_fields_that_a_checkpoint_lacks_have_their_defaults():
     assert differences(default_config(), from_saved(saved)) == {"train.steps": (30_000, 5)}
 
 
+@pytest.mark.parametrize(("before", "now"), [(True, "concatenation"), (False, "none")])
+def test_ltafnet_of_version_0_1_is_the_network_that_it_was(before, now):
+    """Adaption was there or not, ASPP saw a convolution's result, and nothing was dropped."""
+    saved = default_config("ltafnet").to_dict()
+    saved["model"]["adaption"] = before
+    for name in ("before_aspp", "dropout", "refinement_style"):
+        del saved["model"][name]
+    model = from_saved(saved).model
+    assert (model.adaption, model.before_aspp, model.dropout) == (now, "plain", 0.0)
+    assert model.refinement_style == "strided"
+
+
+def test_sst_of_version_0_1_loads_unless_its_inner_loss_was_a_sum():
+    saved = default_config("sst").to_dict()
+    saved["model"] |= {"inner_rate": 1.0, "inner_reduction": "mean"}
+    assert differences(default_config("sst"), from_saved(saved)).keys() == {"model.inner_rate"}
+    saved["model"]["inner_reduction"] = "sum"
+    assert "train the model anew" in message_of(from_saved, saved)
+
+
 def test_differences_name_fields_and_both_values():
     old = default_config()
     new = override(old, ["--config.train.steps=5", "--config.data.root=/a"])
@@ -244,7 +264,7 @@ def test_configs_of_the_repository_are_valid(path, make_source):
         ("canet", "fusion=mean", "model.fusion = 'mean': choose attention or"),
         ("mfnet", "heads=3", "model.width = 256 does not divide into model.heads = 3"),
         ("mfnet", "scales=0", "model.scales = 0: it must be at least 1"),
-        ("sst", "inner_reduction=max", "model.inner_reduction = 'max': choose mean or sum"),
+        ("sst", "fusion=max", "model.fusion = 'max': choose weighted or average or maximum"),
         ("ltafnet", "width=0", "model.width = 0: it must be at least 1"),
         ("ltafnet", "stages=2,6", r"model.stages = \(2, 6\): resnet50 has no stage 6"),
     ],
@@ -262,27 +282,6 @@ def test_every_method_has_its_training_on_made_photographs(method):
     override(config, [])
     assert config.method == method
     assert "backbone" not in create_model(config).frozen
-
-
-def ablations():
-    """(method, overrides) of each row of the tables in `configs/README.md`."""
-    text = (CONFIGS[0].parent / "README.md").read_text()
-    for section in re.split(r"^\*\*", text, flags=re.MULTILINE)[1:]:
-        method = section.split("**")[0].lower().replace("-", "")
-        for command in re.findall(r"`(--config\.model\.[^`]*|--config\.shots[^`]*)`", section):
-            yield method, command
-
-
-@pytest.mark.parametrize(("method", "command"), sorted(ablations()))
-def test_ablations_are_overrides_that_change_the_model_or_the_episodes(method, command):
-    config = load_config(str(CONFIGS[0].parent / f"{method}_res50.py"))
-    changed = override(config, command.split())
-    create_model(changed)
-    assert differences(config, changed)
-
-
-def test_every_method_has_its_ablations():
-    assert {method for method, _ in ablations()} == set(METHODS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

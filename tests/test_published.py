@@ -8,14 +8,13 @@ import pytest
 
 from fsseg_jax.config import load_config
 from fsseg_jax.episode import Episode, empty_episode
+from fsseg_jax.evaluation.published.__main__ import PARAMETERS
 from fsseg_jax.models import create_model
-from fsseg_jax.training.state import abstract_state, make_optimizer, make_step
+from fsseg_jax.training.state import abstract_state, make_optimizer, make_step, split_frozen
 
-CONFIGS = [
-    path
-    for path in sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*_*.py"))
-    if path.stem.endswith(("_vgg16", "_res50"))
-]
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+# Those of other data are of the same models.
+CONFIGS = [path for path in sorted(FOLDER.glob("*_*.py")) if path.stem.endswith(("vgg16", "res50"))]
 
 
 @pytest.mark.parametrize(
@@ -25,8 +24,15 @@ CONFIGS = [
 def test_a_step_and_an_evaluation_have_the_right_shapes(path, ways, shots, dtype):
     config = load_config(str(path))
     config.update(ways=ways, shots=shots, dtype=dtype)
+    if path.stem == "panet_res50":
+        config.model.stages = (4,)  # where the weights have it
     model = create_model(config)
     state = abstract_state(model, config, items=10)
+    if config.method != "mfnet" or ways == 2:  # that of two ways is told
+        parts = split_frozen(model, state.variables["params"])
+        numbers = [sum(x.size for x in jax.tree.leaves(part)) / 1e6 for part in parts]
+        learnable, more, frozen, _ = PARAMETERS[path.stem]
+        assert numbers == pytest.approx([learnable if shots == 1 else more, frozen], abs=0.005)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype("float32")}
     episode = empty_episode(ways, shots, config.image_size)
     episode = episode.replace(

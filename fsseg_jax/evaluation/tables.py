@@ -1,8 +1,8 @@
 """Fills a published table with the runs of a folder: `fsseg_jax.evaluate --table=panet-1`.
 
 For every row, fold and setting (ways, shots) the run is found whose configuration is the row's,
-and evaluated by the table's protocol; what lacks a run is missing in the result, with the command
-that would train it. A second call evaluates only what has changed.
+and evaluated by the table's protocol; what lacks a run or its data is missing in the result, with
+the command that would give it. A second call evaluates only what has changed.
 """
 
 import html
@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import differences, load_config, override
+from fsseg_jax.config import config_file, differences, load_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import is_first_process
@@ -36,14 +36,15 @@ from fsseg_jax.training.checkpoints import (
     load_variables,
 )
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # Fields that say where, how and how long a model was trained, but not which one it is. Those that
 # matter to a score are in its protocol, where differences are told.
 FREE = (
     *("train.", "eval.", "init", "dtype", "seed", "platform", "devices", "image_size"),
     *("backbone_statistics", "annotation_width", "data.root", "data.pipeline", "data.device"),
     *("data.train_", "data.split", "data.min_pixels", "data.held_out", "data.augment"),
+    *("data.sampling", "data.border"),
 )
+DATA = "DATA"  # the folder of a data set in commands, where the user has named none
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Cell(NamedTuple):
     row: Row
     setting: Setting
     fold: int
-    run: Run | None  # None where there is no such run
+    run: Run | None  # None where there is no such run, or the row is of an untrained model
     results: dict[str, Any] | None
     neutral: dict[str, Any]  # the protocol but for what the row itself asks for
 
@@ -75,7 +76,8 @@ def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh)
 
     Args:
         name: of the table; see `published.TABLES`.
-        workdir: the folder that holds the runs, at any depth.
+        workdir: the folder that holds the runs, at any depth. Where there is no such folder, all
+            that has to be trained is missing, and nothing is written.
         overrides: `--config.field=value`, for all evaluations.
         mesh: the devices.
 
@@ -87,11 +89,10 @@ def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh)
     """
     if name not in TABLES:
         raise UserError(f"--table = {name}: choose one of {', '.join(TABLES)}.")
-    if not workdir.is_dir():
-        raise UserError(f"--workdir = {workdir}: there is no such folder to look for runs in.")
     table = TABLES[name]
     for row in table.rows:  # wrong overrides are told before anything is evaluated
-        override(training_config(table, row, table.settings[0], table.folds[0]), overrides)
+        if row.config:
+            override(training_config(row, table.settings[0], table.folds[0]), overrides)
     folder = workdir / "tables" / name
     runs = list(find_runs(workdir))
     logger.info("%s; %d runs in %s", table.title, len(runs), workdir)
@@ -105,13 +106,14 @@ def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh)
     results = _results(table, cells, workdir, overrides)
     if not is_first_process():
         return results
-    folder.mkdir(parents=True, exist_ok=True)
     text = as_text(results)
-    write_whole(folder / "table.txt", text)
-    write_whole(folder / "table.html", _as_html(results))
-    write_whole(folder / "results.json", json.dumps(results, indent=1))
     print(text)
-    print(f"report: {folder / 'table.html'}")
+    if workdir.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "table.txt", text)
+        write_whole(folder / "table.html", _as_html(results))
+        write_whole(folder / "results.json", json.dumps(results, indent=1))
+        print(f"report: {folder / 'table.html'}")
     return results
 
 
@@ -125,20 +127,24 @@ def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
             yield Run(folder, config, info["step"])
 
 
-def training_config(table: Table, row: Row, setting: Setting, fold: int) -> ConfigDict:
+def training_config(row: Row, setting: Setting, fold: int) -> ConfigDict:
     """The configuration whose training a cell needs."""
-    path = CONFIGS / row.config
-    if not path.is_file():
-        raise UserError(f"{path} is missing: tables are filled from a clone of the repository.")
-    return override(load_config(str(path)), training_overrides(table, row, setting, fold))
+    return override(load_config(_file(row)), training_overrides(row, setting, fold))
 
 
-def training_overrides(table: Table, row: Row, setting: Setting, fold: int) -> list[str]:
+def training_overrides(row: Row, setting: Setting, fold: int) -> list[str]:
     """What a cell's training changes in the row's configuration."""
     ways, shots = setting
-    data = [field for field in table.data if field.startswith("data.")]
-    fields = [*data, *row.train, f"ways={ways}", f"shots={row.train_shots or shots}"]
-    return [f"--config.{field}" for field in (*fields, f"data.fold={fold}")]
+    fields = [*row.train, f"ways={ways}", f"shots={row.train_shots or shots}", f"data.fold={fold}"]
+    return [f"--config.{field}" for field in fields]
+
+
+def _file(row: Row) -> str:
+    """The file of a row's configuration, wherever this package is installed."""
+    path = config_file(pathlib.Path(row.config).stem)
+    if path is None:
+        raise UserError(f"configs/{row.config} is missing: install the package anew.")
+    return path
 
 
 def matches(run: Run, wanted: ConfigDict, row: Row) -> bool:
@@ -166,7 +172,9 @@ def _cell(
     sources: dict[str, Source],
 ) -> Cell:
     """Evaluates one cell, unless the same evaluation is there already."""
-    wanted = training_config(table, row, setting, fold)
+    if not row.config:
+        return Cell(row, setting, fold, None, None, {})
+    wanted = training_config(row, setting, fold)
     run = None
     if row.trained:
         fitting = [run for run in runs if matches(run, wanted, row)]
@@ -174,10 +182,13 @@ def _cell(
             return Cell(row, setting, fold, None, None, {})
         run = max(fitting, key=lambda run: run.step)  # the one that was trained longest
     ways, shots = setting
-    fields = [*table.data, f"ways={ways}", f"shots={shots}", f"data.fold={fold}"]
+    fields = [*table.protocol, f"ways={ways}", f"shots={shots}", f"data.fold={fold}"]
     start = [f"--config.{field}" for field in fields]
     base = wanted if run is None else run.config
     config = override(base, [*start, *(f"--config.{field}" for field in row.test), *overrides])
+    root = config.data.root
+    if not (root and pathlib.Path(root).is_dir()) and not _root(overrides):
+        return Cell(row, setting, fold, run, None, {})  # a folder that the user names must exist
     if run is None:
         choose_stages(config)
 
@@ -206,11 +217,16 @@ def _cell(
     return Cell(row, setting, fold, run, results, neutral)
 
 
+def _root(overrides: Sequence[str]) -> str:
+    """The override that names the folder of the data set; empty where there is none."""
+    return next((o for o in overrides if o.startswith("--config.data.root=")), "")
+
+
 def _neutral(trained: ConfigDict | None, row: Row) -> ConfigDict | None:
     """A training's configuration without what its row is about."""
     if trained is None or not row.train:
         return trained
-    plain = load_config(str(CONFIGS / row.config))
+    plain = load_config(_file(row))
     copy = ConfigDict(trained.to_dict())
     for field in row.train:
         name = field.split("=")[0]
@@ -271,6 +287,11 @@ def _results(
                         "metric": SCORES[metric],
                         "ours": {str(fold): value for fold, value in ours.items()},
                         "paper": {str(fold): value for fold, value in paper.items()},
+                        "places": {
+                            str(fold): str(table.place(row, setting, fold, metric))
+                            for fold, value in paper.items()
+                            if value is not None
+                        },
                         "protocols": sorted(
                             {cell.results["protocol"]["hash"] for cell in own if cell.results}
                         ),
@@ -278,23 +299,13 @@ def _results(
                         "weights": [cell.results["checkpoint"] for cell in own if cell.results],
                     }
                 )
-        rows.append({"label": row.label, "figures": figures})
-    missing = {}
+        rows.append(
+            {"label": row.label, "figures": figures, "others": row.others, "note": row.note}
+        )
+    missing: dict[str, list[str]] = {}
     for cell in cells:
-        if cell.results is None:
-            # Where the data and the weights are is the user's; which data, the table's.
-            own = [o for o in overrides if o.startswith(("--config.data.root", "--config.init"))]
-            fields = training_overrides(table, cell.row, cell.setting, cell.fold)
-            trained = (cell.setting[0], cell.row.train_shots or cell.setting[1])
-            data = [f.split("=")[1] for f in table.data if f.startswith("data.")]
-            words = [pathlib.Path(cell.row.config).stem, *data, *cell.row.train]
-            label = _slug(" ".join(words))
-            label += f"-{trained[0]}way-{trained[1]}shot-fold{cell.fold}"
-            where = [f"--config=configs/{cell.row.config}", f"--workdir={workdir / label}"]
-            command = shlex.join(["python", "-m", "fsseg_jax.train", *where, *fields, *own])
-            missing.setdefault(command, []).append(
-                f"{cell.row.label}, {cell.setting[0]}-way {cell.setting[1]}-shot, fold {cell.fold}"
-            )
+        if cell.results is None and cell.row.config:
+            missing.setdefault(_command(table, cell, workdir, overrides), []).append(_place(cell))
     return {
         "table": table.name,
         "title": table.title,
@@ -302,6 +313,25 @@ def _results(
         "missing": [{"cells": names, "command": command} for command, names in missing.items()],
         "mixed": mixed([cell for cell in cells if cell.results]),
     }
+
+
+def _command(table: Table, cell: Cell, workdir: pathlib.Path, overrides: Sequence[str]) -> str:
+    """What gives a missing cell: its training, or this table with the data it needs."""
+    root = _root(overrides) or f"--config.data.root={DATA}"
+    if cell.run or not cell.row.trained:
+        where = [f"--table={table.name}", f"--workdir={workdir}", root]
+        return shlex.join(["python", "-m", "fsseg_jax.evaluate", *where])
+    # Where the data and the weights are is the user's.
+    own = [root, *(o for o in overrides if o.startswith("--config.init"))]
+    fields = training_overrides(cell.row, cell.setting, cell.fold)
+    trained = (cell.setting[0], cell.row.train_shots or cell.setting[1])
+    label = _slug(" ".join([pathlib.Path(cell.row.config).stem, *cell.row.train]))
+    label += f"-{trained[0]}way-{trained[1]}shot-fold{cell.fold}"
+    file = pathlib.Path(_file(cell.row))
+    if file.is_relative_to(pathlib.Path.cwd()):
+        file = file.relative_to(pathlib.Path.cwd())
+    where = [f"--config={file}", f"--workdir={workdir / label}"]
+    return shlex.join(["python", "-m", "fsseg_jax.train", *where, *fields, *own])
 
 
 def mixed(cells: Sequence[Cell]) -> list[str]:
@@ -320,7 +350,7 @@ def mixed(cells: Sequence[Cell]) -> list[str]:
                 values.setdefault(str(cell.neutral[name]), []).append(cell)
         if len(values) > 1:
             parts = [
-                f"{value} in {', '.join(dict.fromkeys(_place(cell) for cell in those))}"
+                f"{value} in {' and '.join(dict.fromkeys(_place(cell) for cell in those))}"
                 for value, those in values.items()
             ]
             sentences.append(f"{name}: {'; '.join(parts)}")
@@ -328,7 +358,7 @@ def mixed(cells: Sequence[Cell]) -> list[str]:
 
 
 def _place(cell: Cell) -> str:
-    return f"{cell.row.label} {cell.setting[0]}-way {cell.setting[1]}-shot fold {cell.fold}"
+    return f"{cell.row.label}, {cell.setting[0]}-way {cell.setting[1]}-shot, fold {cell.fold}"
 
 
 def as_text(results: dict[str, Any]) -> str:
@@ -347,11 +377,13 @@ def as_text(results: dict[str, Any]) -> str:
                 numbers = "".join(f"{_number(figure[who][fold], who):>9}" for fold in folds)
                 label = row["label"] if who == "ours" else ""
                 lines.append(f"  {label:<{width}}{who:<5}{numbers}")
+        lines += [f"    {name}: {value} in the paper" for name, value in row["others"].items()]
+        lines += [f"    {row['note']}"] if row["note"] else []
     hashes = {h for row in results["rows"] for f in row["figures"] for h in f["protocols"]}
     lines += ["", f"protocols: {', '.join(sorted(hashes)) or 'none'}"]
     lines += [f"warning: not all under one protocol: {line}" for line in results["mixed"]]
     if results["missing"]:
-        lines += ["", "missing; these trainings would give them:"]
+        lines += ["", "missing; these commands would give them:"]
         for entry in results["missing"]:
             lines += [f"  {'; '.join(entry['cells'])}", f"    {entry['command']}"]
     return "\n".join(lines) + "\n"
@@ -362,8 +394,9 @@ def _column(fold: str) -> str:
 
 
 def _number(value: float | None, who: str) -> str:
-    absent = "missing" if who == "ours" else "-"
-    return absent if value is None else f"{value:.1f}"
+    if value is None:
+        return "missing" if who == "ours" else "-"
+    return f"{value:.1f}" if who == "ours" else str(value)  # with as many digits as the paper has
 
 
 def _as_html(results: dict[str, Any]) -> str:
@@ -381,6 +414,7 @@ def _as_html(results: dict[str, Any]) -> str:
                 f"<div class=card><h3>{html.escape(caption)}</h3><table><tr><th>"
                 + "".join(f"<th>{_column(fold)}" for fold in folds)
                 + f"</tr><tr><td>ours</td>{cells[0]}</tr><tr><td>paper</td>{cells[1]}</tr></table>"
+                f"<small>{html.escape(_remarks(row))}</small>"
                 f"<small>protocol {', '.join(figure['protocols']) or '-'}; "
                 f"{html.escape(where) or 'no run'}</small></div>"
             )
@@ -399,6 +433,12 @@ def _as_html(results: dict[str, Any]) -> str:
         blocks="".join(blocks),
         missing=f"<h2>Missing</h2><div class=card><ul>{missing}</ul></div>" if missing else "",
     )
+
+
+def _remarks(row: dict[str, Any]) -> str:
+    """What else the paper reports of a row, and its note."""
+    others = (f"{name}: {value} in the paper." for name, value in row["others"].items())
+    return " ".join([*others, row["note"]])
 
 
 _PAGE = """<!doctype html>

@@ -1,12 +1,16 @@
 """A published table is filled by the runs that fit it; what is missing or mixed is said."""
 
+import dataclasses
 import json
+import shlex
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from fsseg_jax.config import default_config
+from fsseg_jax import evaluate
+from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import tables
@@ -83,6 +87,8 @@ def test_cells_are_filled_and_missing_ones_named_with_their_training(
     cell = tmp_path / "tables" / "panet-1" / "cells" / "panet-1-way-1-shot-fold-1"
     assert trained["ours"]["1"] == json.loads((cell / "results.json").read_text())["mean_iou"]
     assert trained["runs"] == [str(tmp_path / "some" / "run")]
+    assert trained["places"]["1"].startswith("PANet (ICCV 2019), table 1, row PANet, column")
+    assert trained["places"]["1"].endswith("split-2")
 
     (missing,) = results["missing"]
     assert missing["cells"] == ["PANet, 1-way 1-shot, fold 0"]
@@ -118,7 +124,7 @@ def test_runs_of_other_settings_do_not_fill_a_cell(tmp_path, root, overrides, mo
     save_run(tmp_path / "two", root, ways=2)
     save_run(tmp_path / "fold", root, **{"data.fold": 1})
     results = tables.fill("panet-5", tmp_path, overrides, make_mesh(1))
-    assert figures(results, "PANet without PAR")["runs"] == [str(tmp_path / "without")]
+    assert figures(results, "PANet w/o PAR")["runs"] == [str(tmp_path / "without")]
     assert figures(results, "PANet")["runs"] == []
 
 
@@ -132,8 +138,8 @@ def test_cells_under_two_protocols_are_told(tmp_path, root, overrides, monkeypat
     save_run(tmp_path / "b" / "with", root, **{"data.train_min_pixels": 77})
     (sentence,) = tables.fill("panet-5", tmp_path / "b", overrides, make_mesh(1))["mixed"]
     assert sentence == (
-        "training min_pixels: 2048 in PANet without PAR 1-way 1-shot fold 0; 77 in PANet 1-way "
-        "1-shot fold 0"
+        "training min_pixels: 2048 in PANet w/o PAR, 1-way 1-shot, fold 0; 77 in PANet, 1-way "
+        "1-shot, fold 0"
     )
 
 
@@ -142,8 +148,97 @@ def test_what_a_row_is_about_is_no_mixture(tmp_path, root, overrides, monkeypatc
     save_run(tmp_path / "run", root)
     results = tables.fill("panet-6", tmp_path, overrides, make_mesh(1))
     assert results["mixed"] == []
-    protocols = {tuple(figures(results, label)["protocols"]) for label in ("dense", "scribble")}
+    protocols = {tuple(figures(results, label)["protocols"]) for label in ("Dense", "Scribble")}
     assert len(protocols) == 2
+
+
+# ------------------------------------------------------------------- without runs and without data
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_without_runs_and_data_is_all_missing(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "open_source", None)  # no data are looked for
+    table, nowhere = TABLES[name], tmp_path / "nowhere"
+    results = tables.fill(name, nowhere, [], make_mesh(1))
+    assert not nowhere.exists()
+    text = capsys.readouterr().out
+    lacking = []
+    for row, shown in zip(table.rows, results["rows"], strict=True):
+        ours = [value for figure in shown["figures"] for value in figure["ours"].values()]
+        assert {*ours} == {None}
+        papers = [v for figure in shown["figures"] for v in figure["paper"].values() if v]
+        assert sorted(papers) == sorted(row.published.values())
+        assert all(f" {percent}" in text for percent in papers)
+        assert row.note in text
+        if row.config:
+            lacking += [
+                f"{row.label}, {ways}-way {shots}-shot, fold {fold}"
+                for ways, shots in row.settings
+                for fold in table.folds
+            ]
+    told = [cell for entry in results["missing"] for cell in entry["cells"]]
+    assert sorted(told) == sorted(lacking)
+    assert all(entry["command"] in text for entry in results["missing"])
+
+
+def test_commands_of_missing_cells_are_trainings_of_their_own(tmp_path, monkeypatch):
+    """Whatever table asks for them: one folder, one training."""
+    trainings = {}
+    for name, table in TABLES.items():
+        monkeypatch.setitem(TABLES, name, dataclasses.replace(table, folds=table.folds[:1]))
+        for entry in tables.fill(name, tmp_path / "nowhere", [], make_mesh(1))["missing"]:
+            _, _, program, *arguments = shlex.split(entry["command"])
+            given = dict(argument.split("=", 1) for argument in arguments)
+            if program == "fsseg_jax.evaluate":
+                assert given == {
+                    "--table": name,
+                    "--workdir": str(tmp_path / "nowhere"),
+                    "--config.data.root": "DATA",
+                }
+                continue
+            assert program == "fsseg_jax.train"
+            fields = [a for a in arguments if a.startswith("--config.")]
+            config = override(load_config(given["--config"]), fields)
+            known = trainings.setdefault(given["--workdir"], config.to_json())
+            assert known == config.to_json()
+    assert len(trainings) > 40
+    assert len({*trainings.values()}) == len(trainings)
+
+
+def test_data_that_a_run_does_not_find_are_asked_for(tmp_path, root, overrides, monkeypatch):
+    small_table(monkeypatch, "panet-5", folds=(0,))
+    save_run(tmp_path / "run", tmp_path / "gone")
+    without = [o for o in overrides if "data.root" not in o]
+    results = tables.fill("panet-5", tmp_path, without, make_mesh(1))
+    (_, missing) = results["missing"]
+    assert missing["cells"] == ["PANet, 1-way 1-shot, fold 0"]
+    where = f"--table=panet-5 --workdir={tmp_path} --config.data.root=DATA"
+    assert missing["command"] == f"python -m fsseg_jax.evaluate {where}"
+    # That it is not where the user says is another thing.
+    with pytest.raises(UserError, match=r"data\.root"):
+        tables.fill("panet-5", tmp_path, ["--config.data.root=/nowhere"], make_mesh(1))
+
+
+# --------------------------------------------------------------------------------- the program
+
+
+@pytest.mark.parametrize("name", ["list", "panet-9"])
+def test_program_lists_all_tables(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"--table={name}"])
+    if name == "list":
+        evaluate.main()
+    else:
+        with pytest.raises(UserError, match="--table = panet-9: there is no such table"):
+            evaluate.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(TABLES)
+    assert all(TABLES[line.split()[0]].title in line for line in lines)
+
+
+def test_program_needs_a_folder_but_for_tables(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate"])
+    with pytest.raises(UserError, match="--workdir is missing"):
+        evaluate.main()
 
 
 def test_unknown_table_lists_those_there_are(tmp_path):

@@ -1,0 +1,107 @@
+"""SST's tables (Zhu et al., IJCAI 2020).
+
+It draws 1,000 episodes, as CANet does, and says nothing of several scales.
+"""
+
+import functools
+
+from fsseg_jax.evaluation.published.canet import ONE_SCALE, PROTOCOL
+from fsseg_jax.evaluation.published.table import (
+    FIVE_SHOT,
+    ONE_SHOT,
+    Paper,
+    Row,
+    Table,
+    cells,
+    means,
+)
+
+PAPER = Paper(
+    method="sst",
+    name="SST",
+    citation="Zhu et al., IJCAI 2020",
+    metrics={"mean_iou": "mean-IoU"},
+    fold="i={}",
+)
+_sst = functools.partial(
+    Row, config="sst_res50.py", test=ONE_SCALE, train_shots=1, printed="Ours ResNet50"
+)
+_vgg = functools.partial(_sst, config="sst_vgg16.py", printed="Ours Vgg16")
+_ablation = functools.partial(_sst, printed="")
+_AVERAGE = (*ONE_SCALE, "model.fusion=average")
+
+TABLES = (
+    Table(
+        PAPER,
+        1,
+        "tuning (SSM) and auxiliary loss (SS Loss), PASCAL-5i",
+        PROTOCOL,
+        (
+            _ablation(
+                "neither",
+                cells(ONE_SHOT, 49.6, 62.6, 48.7, 48.0, mean=52.2)
+                | cells(FIVE_SHOT, 53.2, 66.5, 55.5, 51.4, mean=56.7),
+                train=("model.tuning=False", "model.auxiliary_weight=0.0"),
+                # Nothing here segments supports, so that there are no scores to weigh shots by.
+                test=_AVERAGE,
+            ),
+            _ablation(
+                "+SSM",
+                cells(ONE_SHOT, 53.2, 63.6, 48.7, 47.9, mean=53.4)
+                | cells(FIVE_SHOT, 56.6, 67.2, 60.4, 54.0, mean=59.6),
+                train=("model.auxiliary_weight=0.0",),
+            ),
+            _ablation(
+                "+SS Loss",
+                cells(ONE_SHOT, 51.1, 64.9, 51.9, 50.2, mean=54.5)
+                | cells(FIVE_SHOT, 56.8, 68.7, 61.4, 55.0, mean=60.5),
+                train=("model.tuning=False",),
+            ),
+            _ablation(
+                "+SSM +SS Loss",
+                cells(ONE_SHOT, 54.4, 66.4, 57.1, 52.5, mean=57.6)
+                | cells(FIVE_SHOT, 58.6, 68.7, 63.1, 55.3, mean=61.4),
+            ),
+        ),
+    ),
+    Table(
+        PAPER,
+        2,
+        "how five shots are joined, PASCAL-5i",
+        PROTOCOL,
+        (
+            _ablation(
+                "Maximum", cells(FIVE_SHOT, mean=59.4), test=(*ONE_SCALE, "model.fusion=maximum")
+            ),
+            _ablation("Average", cells(FIVE_SHOT, mean=61.2), test=_AVERAGE),
+            _ablation("Weighted", cells(FIVE_SHOT, mean=61.4)),
+        ),
+    ),
+    Table(
+        PAPER,
+        3,
+        "PASCAL-5i by fold, 1-shot",
+        PROTOCOL,
+        (
+            _vgg("SST on VGG-16", cells(ONE_SHOT, 50.9, 63.0, 53.6, 49.6, mean=54.3)),
+            _sst("SST on ResNet-50", cells(ONE_SHOT, 54.4, 66.4, 57.1, 52.5, mean=57.6)),
+        ),
+    ),
+    Table(
+        PAPER,
+        4,
+        "PASCAL-5i by fold, 5-shot",
+        PROTOCOL,
+        (
+            _vgg("SST on VGG-16", cells(FIVE_SHOT, 52.5, 64.8, 59.5, 51.3, mean=57.0)),
+            _sst("SST on ResNet-50", cells(FIVE_SHOT, 58.6, 68.7, 63.1, 55.3, mean=61.4)),
+        ),
+    ),
+    Table(
+        PAPER,
+        5,
+        "COCO-20i, on VGG-16",
+        PROTOCOL,
+        (_vgg("SST", means(22.2, 31.3), config="sst_vgg16_coco.py", printed="Ours"),),
+    ),
+)
