@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from fsseg_jax.backbones.convolution import max_pool
+from fsseg_jax.backbones.extent import positions
 from fsseg_jax.models.layers import (
     ASPP,
     TORCH_INIT,
@@ -139,7 +140,8 @@ class CANet(BinaryMethod):
         x = nn.relu(first(features, vector=vectors))
         # The paper gives the window alone; stride and padding are those of ResNet's pooling.
         x = max_pool(x, 2)
-        scores = second(x).astype(jnp.float32).mean(axis=(-3, -2, -1))
+        scores = second(x).astype(jnp.float32)
+        scores = scores.mean(axis=(-3, -2, -1), where=positions(scores))
         return jax.nn.softmax(scores, axis=1)
 
     def _optimize(self, compared: Array, prediction: Array, train: bool) -> Array:

@@ -65,7 +65,7 @@ class TwoStages(nn.Module):
         ("panet", 2, 1, {"backbone": Small(width=16), "stages": ()}),
         ("canet", 1, 2, {"width": 8, "refinements": 1, "rematerialise": True}),  # with attention
         ("sst", 2, 1, {"width": 8, "inner_rate": 10.0, "rematerialise": True}),
-        ("ltafnet", 1, 2, {"width": 8, "refinement_width": 2}),
+        ("ltafnet", 1, 2, {"width": 8, "refinement_width": 2, "adaption": "correlation"}),
         ("mfnet", 2, 1, {"width": 8, "scales": 3, "query_fusion": "concat"}),
     ],
 )
@@ -102,7 +102,7 @@ def test_logits_are_those_of_the_photograph_alone(method, ways, shots, options):
 
 @pytest.mark.parametrize(
     ("backbone", "stages"),
-    [(VGG16(), (1, 3, 5)), (ResNet50(), (1, 2)), (ResNet50(stride_in_1x1=True), (2,))],
+    [(VGG16(), (1, 3, 5)), (ResNet50(), (1, 2))],
 )
 def test_features_are_those_of_the_photograph_alone(backbone, stages):
     """Of two sizes in one compiled function."""
