@@ -136,9 +136,9 @@ def _segment(
 def _each(function: Callable[[Any], Array], rows: Any) -> Array:
     """`function` of each row: of all at once, but on CPUs of one after another.
 
-    A CPU gains nothing from more at once; and there jaxlib 0.10.2 and 0.11.0 write beyond arrays of
-    more than six axes that they reduce (https://github.com/jax-ml/jax/issues/39257), which maps of
-    ways, shots and queries in a `jax.vmap` would have.
+    A CPU gains nothing from more at once; and maps of ways, shots and queries in a `jax.vmap` would
+    have more axes than some versions of jaxlib bear (`devices.avoid_corruption`), which who runs an
+    exported program does not call.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.map(function, rows)

@@ -105,7 +105,7 @@ def average(
     x: Float[Array, "*batch h w channel"], keepdims: bool = False
 ) -> Float[Array, "*batch channel"]:
     """The mean of a map over the photograph's positions."""
-    return x.mean(axis=(-3, -2), keepdims=keepdims, where=positions(x))
+    return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))
 
 
 def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:

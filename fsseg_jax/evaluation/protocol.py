@@ -12,7 +12,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from fsseg_jax.data import class_ids, test_split
-from fsseg_jax.data.annotations import BOXES
+from fsseg_jax.data.annotations import BOXES, RANDOM
 from fsseg_jax.data.source import Source
 from fsseg_jax.episode import (
     EpisodeIds,
@@ -188,8 +188,8 @@ def protocol(
         "min_pixels": None if listed else config.data.min_pixels,
         "runs": 1 if listed else config.eval.runs,
         "episodes a run": None if listed else config.eval.episodes,
-        # Of a list it only chooses the objects that get boxes.
-        "first seed": None if listed and config.support_annotation != "box" else options.seed,
+        # Of a list it only chooses the objects that are outlined.
+        "first seed": None if listed and config.support_annotation not in RANDOM else options.seed,
         "computed in": config.dtype,
         "features kept in": config.eval.feature_dtype,
         "checkpoint rule": SELECTION[options.checkpoint],

@@ -51,6 +51,10 @@ class MFNet(Method):
     way_fusion: str = "concat"  # of the ways' features: "concat" or "add" (table IV)
     binary_branches: bool = False  # decode each way on its own, and join them by the maximum
     focal_gamma: float = 2.0  # eq. 1's exponent
+    # Eq. 1 also divides the focal loss by the number of classes N, taken for that of the ways. In
+    # 1-way it changes nothing; in 2-way it halves the loss beside the metric loss, whose weight
+    # the paper found with it. False leaves it out, as focal losses mostly do.
+    focal_over_ways: bool = True
     # Positives of the metric loss (table VIII): drawn by "spatial" nearness or at "random", the
     # farthest in "feature" space, or "none" for no such loss.
     metric_positives: str = "spatial"
@@ -161,6 +165,8 @@ class MFNet(Method):
         logits = output.aux["logits"]
         large = resize(logits, label.shape[-2:], self.align_corners)
         focal = jax.vmap(functools.partial(focal_loss, gamma=self.focal_gamma))(large, label).mean()
+        if self.focal_over_ways and not self.binary_branches:  # each branch is of one way
+            focal /= len(episode.class_id)
         parts = {"focal": focal}
         if self.metric_positives == "none":
             return focal, parts

@@ -662,11 +662,15 @@ def focal_of(logits, label):
 
 @pytest.mark.parametrize(
     ("options", "weight", "start"),
-    [({}, 0.4, 5.0), ({"metric_weight": 2.0, "metric_from_epoch": 1.0}, 2.0, 1.0)],
+    [
+        ({}, 0.4, 5.0),
+        ({"metric_weight": 2.0, "metric_from_epoch": 1.0, "focal_over_ways": False}, 2.0, 1.0),
+    ],
 )
 def test_loss_is_focal_and_from_its_epoch_on_weighted_metric_loss(options, weight, start):
     logits, embedding, episode = centred_triplet()
-    expected_focal = focal_of(logits, episode.query_label)
+    ways = 2 if options.get("focal_over_ways", True) else 1  # eq. 1's N
+    expected_focal = focal_of(logits, episode.query_label) / ways
     expected_metric = max(
         squared(embedding, (1, 1), (3, 4)) - squared(embedding, (1, 1), (0, 6)) + 1, 0
     )

@@ -365,6 +365,38 @@ def test_training_and_inference_give_the_same_logits():
     assert_close(output.logits, run(SMALL, small_params(), episode)["logits"], 1e-5)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_distances_of_prototypes_are_those_of_pooled_features(align_corners):
+    """By PyTorch: features up-sampled to the masks, their means, and the means' distances."""
+    torch = pytest.importorskip("torch")
+
+    def pooled(features, mask):
+        mode = {"mode": "bilinear", "align_corners": align_corners}
+        features = torch.tensor(features).permute(2, 0, 1)[None]
+        large = torch.nn.functional.interpolate(features, mask.shape, **mode)[0]
+        return large[:, torch.tensor(mask)].mean(dim=1).numpy()
+
+    (supports, query), support_label, query_label = draw_features(ways=3, shots=2)
+    query_label = np.where(query_label == 2, 0, query_label)  # a way that the query does not show
+    model = PANet(backbone=None, align_corners=align_corners)
+    given = supports, support_label, query
+    result = model.apply({}, *given, query_label, method="measure")
+    logits = np.asarray(model.apply({}, *given, None, method="segment").logits)
+    predicted = logits.argmax(axis=-1)
+    apart = {"prototype distance": [], "prototype distance, predicted": []}
+    for way in (1, 2, 3):
+        shots = zip(supports[way - 1], support_label[way - 1], strict=True)
+        prototype = np.mean([pooled(features, label == way) for features, label in shots], axis=0)
+        for distances, mask in zip(apart.values(), (query_label, predicted), strict=True):
+            if (mask == way).any():
+                distances.append(np.linalg.norm(pooled(query, mask == way) - prototype))
+    assert list(map(len, apart.values())) == [2, 3]
+    for name, distances in apart.items():
+        assert float(result[name]) == pytest.approx(np.mean(distances), rel=1e-3)
+    nothing = model.apply({}, *given, np.zeros_like(query_label), method="measure")
+    assert np.isnan(nothing["prototype distance"])
+
+
 def test_bfloat16_gives_almost_the_same_logits():
     """Features are computed in bfloat16 (8 bits of mantissa), prototypes and logits in float32."""
     episode = draw_episode(3, 2)

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
+from fsseg_jax.data import training_items, training_pipeline
 from fsseg_jax.devices import make_mesh, replicated, split
-from fsseg_jax.episode import Episode
-from fsseg_jax.models import create_model
+from fsseg_jax.episode import Episode, sample
+from fsseg_jax.models import Method, create_model
+from fsseg_jax.models.output import Output
 from fsseg_jax.training.state import (
     in_parts,
     initial_state,
@@ -55,6 +58,61 @@ def test_warmup_rises_linearly_from_zero_and_then_leaves_the_schedule_alone():
     warm = learning_rate(train_config(schedule="poly", steps=50, warmup=10))
     ratios = [float(warm(step) / plain(step)) for step in range(20)]
     np.testing.assert_allclose(ratios, np.minimum(np.arange(20) / 10, 1), rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------- stored rows
+
+
+class Visits(Method):
+    """Stores for each item how often it has come up, and tells what was stored before."""
+
+    def encode(self, image, train=False):
+        return self.extract(image, train)
+
+    def segment(
+        self,
+        support_features,
+        support_label,
+        query_features,
+        query_image,
+        previous=None,
+        train=False,
+    ):
+        previous = jnp.zeros(()) if previous is None else previous
+        logits = query_features[..., :2].astype(jnp.float32)
+        return Output(logits, {"previous": previous}, row=previous + 1)
+
+    def loss(self, output, episode, key, epoch):
+        return output.logits.mean(), {"previous": output.aux["previous"]}
+
+
+def test_what_is_stored_for_an_item_is_of_the_epoch_before(make_source):
+    """As CANet's last prediction is (sec. 4.2), where items take turns."""
+    source, batch_size = make_source(photographs=6), 4
+    config = default_config("panet")
+    config.image_size, config.seed, config.train.batch_size = 32, 3, batch_size
+    config.data.update(pipeline="device", sampling="items", train_min_pixels=1)
+    items, mesh = training_items(config.data, source), make_mesh(1)
+    count = items.epoch("items")
+    assert count == 9  # so that batches end within epochs
+    pipeline = training_pipeline(config, source, items, mesh)
+    model = Visits(backbone=Small(width=16))
+    step = make_step(
+        model, make_optimizer(config.train), seed=0, items=count, batch_size=batch_size
+    )
+    dispatch = make_dispatch(step, pipeline.draw, mesh)
+    state = jax.device_put(initial_state(model, config, "", count), replicated(mesh))
+    for number in range(4 * count // batch_size):
+        rows = np.array(state.rows)
+        episodes = number * batch_size + np.arange(batch_size)
+        epoch = episodes // count
+        drawn = sample(items, 3, episodes, 1, 1, sampling="items").query_index
+        twice = [row in drawn[:place] for place, row in enumerate(drawn)]
+        np.testing.assert_array_equal(rows[drawn], epoch - twice)
+        assert not any(twice) or epoch[0] < epoch[-1]
+        state, metrics = dispatch(state, pipeline.feed(1), 1)
+        np.testing.assert_allclose(metrics["previous"], rows[drawn].mean())
+        np.testing.assert_array_equal(np.array(state.rows)[drawn], rows[drawn] + 1)
 
 
 # ----------------------------------------------------------------------------- parts of a batch
