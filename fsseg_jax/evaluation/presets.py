@@ -71,7 +71,6 @@ _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     # dataloaders/coco.py, 29 and 52, and customized.py, 115: a query shows the drawn class alone.
     ("panet", "coco"): {"data.split": "train2014", "data.coco.masks": "category"}
     | {"data.coco.folds": "a"},
-    ("canet", "coco"): {"data.coco.folds": "canet"},  # sec. 5.2
     ("canet", "fss1000"): {"data.min_pixels": 1},  # photographs of 224 pixels are not filtered
     # test.py, 174; config/coco/coco_split0_resnet101.yaml.
     ("pfenet", "coco"): {"eval.episodes": 20_000, "data.coco.folds": "b"},
