@@ -459,10 +459,13 @@ def _renewed(method: str, model: dict[str, Any]) -> dict[str, Any]:
     if method == "ltafnet" and isinstance(model.get("adaption"), bool):
         model["adaption"] = "concatenation" if model["adaption"] else "none"
         model |= {"before_aspp": "plain", "dropout": 0.0}
-    if method == "sst" and model.pop("inner_reduction", "mean") != "mean":
-        raise UserError(
-            "model.inner_reduction = sum is no more, since it diverged: train the model anew."
-        )
+    if method == "sst" and "inner_reduction" in model:
+        # The rate was another one. At up to 1 the inner loop moved the prototype by about 1 %.
+        if model.pop("inner_reduction") != "mean" or model.pop("inner_rate") > 1:
+            raise UserError(
+                "this SST has an inner loop of version 0.1, which is no more: train it anew."
+            )
+        model["tuning"] = False
     return model
 
 

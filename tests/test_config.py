@@ -222,12 +222,25 @@ def test_ltafnet_of_version_0_1_is_the_network_that_it_was(before, now):
     assert model.refinement_style == "strided"
 
 
-def test_sst_of_version_0_1_loads_unless_its_inner_loss_was_a_sum():
+def test_sst_of_version_0_1_loads_without_its_inner_loop_if_that_did_nothing():
     saved = default_config("sst").to_dict()
     saved["model"] |= {"inner_rate": 1.0, "inner_reduction": "mean"}
-    assert differences(default_config("sst"), from_saved(saved)).keys() == {"model.inner_rate"}
-    saved["model"]["inner_reduction"] = "sum"
-    assert "train the model anew" in message_of(from_saved, saved)
+    assert differences(default_config("sst"), from_saved(saved)).keys() == {"model.tuning"}
+    for did_something in ({"inner_rate": 10.0}, {"inner_reduction": "sum"}):
+        old = {**saved, "model": {**saved["model"], **did_something}}
+        assert "train it anew" in message_of(from_saved, old)
+
+
+@pytest.mark.parametrize(("before", "now"), [("uniform", "classes"), ("each", "items")])
+def test_queries_of_version_0_1_are_called_sampling_now(before, now):
+    saved = default_config().to_dict()
+    del saved["eval"]["sampling"]
+    saved["eval"]["queries"] = before
+    config = from_saved(json.loads(json.dumps(saved)))
+    assert config.eval.sampling == now
+    assert "queries" not in config.eval
+    assert config.is_locked
+    assert set(differences(default_config(), config)) <= {"eval.sampling"}
 
 
 def test_differences_name_fields_and_both_values():
@@ -303,9 +316,14 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("train.select_on=test", "train.select_on = 'test': choose base or validation or novel"),
         ("eval.feature_dtype=int8", "choose float16 or bfloat16 or float32"),
         ("eval.setup=pairs", "eval.setup = 'pairs': choose one_of_ways or metaseg"),
-        ("eval.queries=all", "eval.queries = 'all': choose uniform or each"),
+        ("eval.sampling=all", "eval.sampling = 'all': choose classes or items or photographs"),
         ("eval.scored_at=512", "eval.scored_at = '512': choose network or photograph"),
-        ("eval.fit=crop", "eval.fit = 'crop': choose stretch or letterbox"),
+        ("eval.fit=crop", "eval.fit = 'crop': choose stretch or letterbox or own"),
+        ("eval.fit=own", "eval.fit = own leaves .*: set eval.scored_at = photograph"),
+        ("eval.border=none", "eval.border = 'none': choose ignored or background"),
+        ("eval.threshold=novel", "eval.threshold = 'novel': choose  or base or validation"),
+        ("eval.buckets=0", "eval.buckets = 0: it must be at least 1"),
+        ("eval.checkpoint=first", "eval.checkpoint = 'first': choose best or last or best_base"),
         ("eval.crf.iterations=-1", "eval.crf.iterations = -1: it must not be negative"),
         ("eval.crf.colour=(1.0,2.0)", "--config.eval.crf.colour = .*: expected 3 numbers"),
         ("data.augment.scale=(1.5,1.0)", r"data.augment.scale = \(1.5, 1.0\)"),

@@ -86,14 +86,14 @@ def evaluation_row(
 ) -> dict[str, Any]:
     """Encoding the photographs of some episodes, and scoring these."""
     evaluator = Evaluator(model, source, episodes, mesh, config)
-    variables, cache = jax.device_put(variables, replicated(mesh)), None
+    variables, caches = jax.device_put(variables, replicated(mesh)), []
 
     def encode() -> Any:
-        nonlocal cache
-        cache = evaluator.encode(variables)
-        return cache
+        nonlocal caches
+        caches = evaluator.encode(variables)
+        return caches
 
-    seconds = by_turns([encode, lambda: evaluator.score(variables, cache)], repeats)
+    seconds = by_turns([encode, lambda: evaluator.score(variables, caches)], repeats)
     photographs = len(np.unique(episodes.photographs))
     return {
         "method": config.method,
@@ -102,7 +102,7 @@ def evaluation_row(
         "photographs": photographs,
         "encoding": programs.timing(seconds[:, 0]),
         "scoring": programs.timing(seconds[:, 1]),
-        "cache": sum(x.nbytes for x in jax.tree.leaves(cache.features)),
+        "cache": sum(x.nbytes for x in jax.tree.leaves([cache.features for cache in caches])),
     }
 
 

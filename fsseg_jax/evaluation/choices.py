@@ -94,9 +94,11 @@ class Choices:
 
     def __init__(self, path: str, overrides: Sequence[str], mesh: Mesh, workdir: Any) -> None:
         self.path, self.overrides, self.mesh, self.workdir = path, overrides, mesh, workdir
-        self.sources: dict[str, Source] = {}
-        self.stores: dict[tuple[str, str], Store] = {}  # by split and by how squares are made
-        self.models: dict[int, tuple[Any, Any]] = {}  # by ways
+        # One checkpoint for all rows, whatever their protocols would choose.
+        self.checkpoint = override(load_config(path), overrides).eval.checkpoint
+        self.sources: dict[tuple[str, ...], Source] = {}  # by split and by what COCO is made of
+        self.stores: dict[tuple[str, ...], Store] = {}  # and by how squares are made
+        self.models: dict[tuple[int, int], tuple[Any, Any]] = {}  # by ways and fold
         self.known: dict[str, dict[str, dict[str, float]]] = {}
 
     def config(self, row: Row, fold: int) -> ConfigDict:
@@ -109,18 +111,20 @@ class Choices:
         key = json.dumps([row.fields, fold])
         if key not in self.known:
             config = self.config(row, fold)
-            split = config.data.split
-            if split not in self.sources:
-                self.sources[split] = open_source(config.data, "test")
-            source = self.sources[split]
-            if config.ways not in self.models:
+            opened = (config.data.split, *config.data.coco.values())
+            if opened not in self.sources:
+                self.sources[opened] = open_source(config.data, "test")
+            source = self.sources[opened]
+            if (config.ways, fold) not in self.models:
                 choose_stages(config)
                 model = create_model(config)
-                loaded = load_variables(config, model, self.workdir, self.mesh, source)
-                self.models[config.ways] = model, loaded
-            model, loaded = self.models[config.ways]
+                chosen = config.copy_and_resolve_references()
+                chosen.eval.checkpoint = self.checkpoint
+                loaded = load_variables(chosen, model, self.workdir, self.mesh, source)
+                self.models[config.ways, fold] = model, loaded
+            model, loaded = self.models[config.ways, fold]
             squares = "letterbox" if config.eval.fit == "letterbox" else "stretch"
-            store = self.stores.setdefault((split, squares), Store(np.arange(len(source))))
+            store = self.stores.setdefault((*opened, squares), Store(np.arange(len(source))))
             by_seed = protocol_episodes(config, source)
             scoring = Scoring(
                 config, model, loaded.variables, source, self.mesh, by_seed, store=store
@@ -181,8 +185,14 @@ def main() -> None:
     logger.info(describe(mesh))
     choices = Choices(arguments.config, overrides, mesh, arguments.workdir)
     path = arguments.workdir / "choices.json"
+    command = {"config": arguments.config, "overrides": overrides}
     if path.is_file():
-        choices.known = json.loads(path.read_text())["known"]
+        saved = json.loads(path.read_text())
+        if {name: saved.get(name) for name in command} != command:
+            raise UserError(
+                f"{path} is of another --config or of other overrides: choose another --workdir."
+            )
+        choices.known = saved["known"]
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, float]] = {}
     hashes: dict[str, str] = {}
@@ -192,7 +202,7 @@ def main() -> None:
             results.setdefault(name, {})[fold] = cell["score"]
             hashes[name] = cell["hash"]
             logger.info("%s, fold %s: %.1f", ROWS[name].label, fold, cell["score"])
-            whole = {"config": arguments.config, "rows": results, "known": choices.known}
+            whole = {**command, "rows": results, "known": choices.known}
             write_whole(path, json.dumps(whole, indent=1))
             write_whole(path.with_suffix(".txt"), as_text(results, hashes))
     print(as_text(results, hashes), end="")

@@ -40,6 +40,12 @@ SAMPLING = {
     "items": "each (class, photograph) item in turn, in random order",
     "photographs": "each photograph in turn, in random order, one of its classes",
 }
+# What protocols of version 1 said, and where and how the same is said now.
+_REWORDED = {
+    ("ignored pixels of queries", "count for nothing"): ("border of queries", BORDERS["ignored"]),
+    ("episodes", "class uniform, then photographs uniform"): ("episodes", SAMPLING["classes"]),
+    ("query", "from one of the ways"): ("query", "shows one of the ways"),
+}
 SELECTION = {
     "last": "the last",
     "best": "the best by the run's own selection",
@@ -283,12 +289,11 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
     What protocols of version 1 did not name is not among them where it was as it is now.
     """
+    first = None
     if "version" not in old:
-        if old.get("ignored pixels of queries") == "count for nothing":
-            old = {**old, "border of queries": BORDERS["ignored"]}
+        same = (now for (name, words), now in _REWORDED.items() if old.get(name) == words)
+        old = {**old, **dict(same)}
         first = "written by a version that knew fewer settings"
-    else:
-        first = None
     names = [name for name in new if name in old and old[name] != new[name]]
     names = [name for name in names if name not in ("hash", "version")]
     parts = [f"{name}: {old[name]} before, {new[name]} now" for name in names]

@@ -138,7 +138,7 @@ def test_scores_are_of_refined_predictions(make_source, variables, scored_at, mo
     """Every prediction is refined once, on its photograph at the size of scoring."""
     source = make_source()
     evaluator = evaluator_of(source, scored_at=scored_at)
-    cache = evaluator.encode(variables)
+    caches = evaluator.encode(variables)
     seen = []
     refine = crf.refine
 
@@ -147,10 +147,11 @@ def test_scores_are_of_refined_predictions(make_source, variables, scored_at, mo
         return seen[-1][2]
 
     monkeypatch.setattr(crf, "refine", watch)
-    counts, _ = evaluator.score(variables, cache)
+    scored = evaluator.score(variables, caches)
+    counts = scored.borders["ignored"]
     assert len(seen) == len(evaluator.episodes)
     plain = evaluator_of(source, iterations=0, scored_at=scored_at)
-    before, _ = plain.score(variables, cache)
+    before = plain.score(variables, caches).borders["ignored"]
     assert (counts != before).any()
     for row, (probabilities, image, refined) in enumerate(seen):
         ids = evaluator.episodes.take(row)
@@ -170,6 +171,33 @@ def test_scores_are_of_refined_predictions(make_source, variables, scored_at, mo
         by_hand = count(probabilities.argmax(axis=-1), truth)
         assert np.abs(by_hand - before[row]).max() <= 1  # what is refined is the plain prediction
         np.testing.assert_array_equal(counts[row], count(refined, truth))
+        with_border = count(refined, np.where(truth == 255, 0, truth))
+        np.testing.assert_array_equal(scored.borders["background"][row], with_border)
+
+
+@NEEDED
+@pytest.mark.parametrize("scored_at", ["network", "photograph"])
+def test_what_a_letterbox_adds_never_counts(make_source, variables, scored_at, monkeypatch):
+    monkeypatch.setattr(crf, "refine", lambda probabilities, *_: probabilities.argmax(axis=-1))
+    source = make_source()
+    options = {"scored_at": scored_at, "eval.fit": "letterbox"}
+    evaluator, plain = (evaluator_of(source, iterations=n, **options) for n in (1, 0))
+    caches = evaluator.encode(variables)
+    counts, expected = (e.score(variables, caches).borders for e in (evaluator, plain))
+    for border, values in counts.items():
+        assert np.abs(values - expected[border]).max() <= 1  # a tie
+    for row, query in enumerate(evaluator.episodes.query):
+        height, width = source.read(int(query)).label.shape
+        if scored_at == "network":
+            height, width = (n * 33 // max(height, width) // 8 * 8 for n in (height, width))
+        assert counts["background"][row, :, [0, 2]].sum() == height * width
+
+
+@NEEDED
+def test_thresholds_need_probabilities(make_source, variables):
+    evaluator = evaluator_of(make_source(), **{"eval.threshold": "base"})
+    with pytest.raises(UserError, match=r"eval\.threshold needs probabilities, but DenseCRF gives"):
+        evaluator.score(variables, [])
 
 
 def test_without_the_library_one_sentence_says_how_to_get_it(make_source, monkeypatch):

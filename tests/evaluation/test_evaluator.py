@@ -23,9 +23,17 @@ from fsseg_jax.episode import (
 )
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import evaluator
-from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
+from fsseg_jax.evaluation.evaluator import (
+    Evaluator,
+    Loaded,
+    comparisons,
+    evaluate,
+    summary,
+)
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
 from fsseg_jax.evaluation.parts import portions
+from fsseg_jax.evaluation.protocol import draw_episodes
+from fsseg_jax.evaluation.scorer import THRESHOLDS, Counts
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
 
@@ -78,13 +86,23 @@ def encoder(model, source, episodes):
 
 
 @pytest.fixture(scope="module")
-def cache(encoder, variables):
+def caches(encoder, variables):
     return encoder.encode(variables)
 
 
 @pytest.fixture(scope="module")
-def counts(encoder, variables, cache):
-    return encoder.score(variables, cache)[0]
+def scored_all(encoder, variables, caches):
+    return encoder.score(variables, caches)
+
+
+@pytest.fixture(scope="module")
+def counts(scored_all):
+    return scored_all.borders["ignored"]
+
+
+def ignored(evaluator, variables):
+    """Counts without the border of objects."""
+    return evaluator.score(variables, evaluator.encode(variables)).borders["ignored"]
 
 
 def in_episode_numbering(label, classes):
@@ -95,7 +113,7 @@ def in_episode_numbering(label, classes):
 
 
 def test_score_is_that_of_the_model_applied_to_each_episode(
-    model, source, variables, episodes, counts
+    model, source, variables, episodes, scored_all
 ):
     """Without the cache, the evaluator's resizing or its counting."""
     apply = jax.jit(model.apply)
@@ -116,16 +134,25 @@ def test_score_is_that_of_the_model_applied_to_each_episode(
         logits = apply(variables, episode.normalised()).logits
         assert logits.shape == (SIZE // 4, SIZE // 4, 3)
         logits = jax.image.resize(logits, (SIZE, SIZE, 3), "bilinear")
-        prediction = np.asarray(logits).argmax(-1)[episode.query_label != 255]
-        truth = episode.query_label[episode.query_label != 255]
-        expected = [
-            [((prediction == c) & (truth == c)).sum() for c in range(3)],
-            [((prediction == c) & (truth != c)).sum() for c in range(3)],
-            [((prediction != c) & (truth == c)).sum() for c in range(3)],
-        ]
-        # A pixel whose logits are equal up to rounding may fall to either class.
-        assert np.abs(counts[row] - np.transpose(expected)).max() <= 1
-    assert len(set(counts[:, 1, 0].tolist())) > 3  # the episodes differ, and much is found
+        predictions = np.asarray(logits).argmax(-1)
+        truths = episode.query_label
+        background = np.where(truths == 255, 0, truths)
+        for border, truth, counted in (
+            ("ignored", truths, truths != 255),
+            ("background", background, np.ones_like(truths, bool)),
+        ):
+            prediction, truth = predictions[counted], truth[counted]
+            expected = [
+                [((prediction == c) & (truth == c)).sum() for c in range(3)],
+                [((prediction == c) & (truth != c)).sum() for c in range(3)],
+                [((prediction != c) & (truth == c)).sum() for c in range(3)],
+            ]
+            # A pixel whose logits are equal up to rounding may fall to either class.
+            assert np.abs(scored_all.borders[border][row] - np.transpose(expected)).max() <= 1
+    found = scored_all.borders["ignored"][:, 1, 0].tolist()
+    assert len(set(found)) > 3  # the episodes differ, and much is found
+    borders = [scored_all.borders[border].sum() for border in ("ignored", "background")]
+    assert borders[0] < borders[1]  # labels have borders
 
 
 class Measuring(PANet):
@@ -135,12 +162,23 @@ class Measuring(PANet):
         output = super().segment(*arguments, **options)
         return output.replace(measured={"brightness": arguments[3].mean()})
 
+    def measure(self, support_features, support_label, query_features, query_label):
+        return {"share of class 1": (query_label == 1).mean()}
 
-def test_what_a_method_measures_is_averaged_over_episodes(source, variables, episodes):
+
+def test_what_a_method_measures_is_told_of_each_episode(source, variables, episodes):
     evaluator = make_evaluator(Measuring(backbone=Watched()), source, episodes)
-    _, measured = evaluator.score(variables, evaluator.encode(variables))
-    images = np.stack([read_square(source, int(query), SIZE)[0] for query in episodes.query])
-    assert measured == {"brightness": pytest.approx(normalise(images).mean(), rel=1e-4)}
+    measured = evaluator.score(variables, evaluator.encode(variables)).measured
+    squares = [read_square(source, int(query), SIZE) for query in episodes.query]
+    bright = [normalise(image).mean() for image, _ in squares]
+    share = [
+        (label == classes[0]).mean()
+        for (_, label), classes in zip(squares, episodes.classes, strict=True)
+    ]
+    assert measured == {
+        "brightness": pytest.approx(np.array(bright), rel=1e-4),
+        "share of class 1": pytest.approx(np.array(share)),
+    }
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (8, 1), (3, 2)])
@@ -148,7 +186,7 @@ def test_score_does_not_depend_on_batch_or_devices(
     model, source, variables, episodes, counts, batch_size, devices
 ):
     other = make_evaluator(model, source, episodes, batch_size, devices)
-    np.testing.assert_array_equal(other.score(variables, other.encode(variables))[0], counts)
+    np.testing.assert_array_equal(ignored(other, variables), counts)
 
 
 def test_score_of_an_episode_does_not_depend_on_the_list(
@@ -157,16 +195,16 @@ def test_score_of_an_episode_does_not_depend_on_the_list(
     """Other photographs are read, too."""
     rows = [5, 2]
     other = make_evaluator(model, source, episodes.take(np.array(rows)), batch_size=1)
-    np.testing.assert_array_equal(other.score(variables, other.encode(variables))[0], counts[rows])
+    np.testing.assert_array_equal(ignored(other, variables), counts[rows])
 
 
 def test_each_photograph_is_encoded_once(source, variables, episodes, encoder):
     encoded.clear()
-    cache = encoder.encode(variables)
+    caches = encoder.encode(variables)
     jax.effects_barrier()
     used = np.unique(np.concatenate([episodes.supports.ravel(), episodes.query]))
     assert len(encoded) == len(set(encoded)) == len(used) == len(encoder.images)
-    encoder.score(variables, cache)
+    encoder.score(variables, caches)
     jax.effects_barrier()
     assert len(encoded) == len(used)
 
@@ -184,9 +222,10 @@ def test_features_are_kept_in_the_type_that_was_asked_for(
     model, source, variables, episodes, counts
 ):
     other = make_evaluator(model, source, episodes, feature_dtype="float16")
-    cache = other.encode(variables)
-    assert cache.features.dtype == jnp.float16
-    difference = episode_iou(other.score(variables, cache)[0]) - episode_iou(counts)
+    caches = other.encode(variables)
+    assert [cache.features.dtype for cache in caches] == [jnp.float16]
+    found = other.score(variables, caches).borders["ignored"]
+    difference = episode_iou(found) - episode_iou(counts)
     assert np.abs(difference).max() < 1  # percent
 
 
@@ -247,6 +286,10 @@ def test_results_hold_all_that_is_documented(folder, source):
     for name, value in results["per_class"].items():
         values = [run["per_class"][name] for run in results["runs"] if name in run["per_class"]]
         assert value == pytest.approx(np.mean(values))
+    for name, value in results["borders"]["ignored"].items():
+        assert value == results[name]
+    assert results["borders"]["background"]["mean_iou"] < results["mean_iou"]
+    assert results["measured"]["prototype distance"] > 0
     for run in results["runs"]:
         assert run["mean_iou"] == pytest.approx(np.mean(list(run["per_class"].values())))
     hashes = [results["episodes_hash"], *(run["episodes_hash"] for run in results["runs"])]
@@ -270,7 +313,7 @@ def test_listed_episodes_are_those_that_were_scored(folder, model, source, varia
     assert set(listed.classes.ravel().tolist()) <= set(source.folds[0])
 
     again = make_evaluator(model, source, listed, batch_size=10)
-    counts, _ = again.score(variables, again.encode(variables))
+    counts = ignored(again, variables)
     with (folder / "episodes.csv").open() as file:
         lines = list(csv.DictReader(file))
     run_of = np.array([int(line["run"]) for line in lines])
@@ -290,8 +333,12 @@ def scored(monkeypatch):
     monkeypatch.setattr(Evaluator, "encode", lambda self, variables, store: None)
     monkeypatch.setattr(evaluator, "portions", lambda *given: [np.arange(len(given[-1]))])
 
-    def give(counts):
-        monkeypatch.setattr(Evaluator, "score", lambda *_: (np.asarray(counts), {}))
+    def give(counts, with_borders=None):
+        counts = np.asarray(counts)
+        both = {"ignored": counts, "background": counts}
+        if with_borders is not None:
+            both["background"] = np.asarray(with_borders)
+        monkeypatch.setattr(Evaluator, "score", lambda *_: Counts(both, None, {}))
 
     return give
 
@@ -343,6 +390,98 @@ def test_a_class_without_pixels_has_no_figure(tmp_path, model, source, scored):
         source.class_names[2]: None,
     }
     assert results["mean_iou"] == pytest.approx(100 * 60 / 110)
+
+
+@pytest.mark.parametrize("border", ["ignored", "background"])
+def test_both_figures_of_the_border_are_told_and_the_one_asked_for_first(
+    tmp_path, model, source, scored, border
+):
+    scored([[[500, 20, 30], [60, 30, 20]]], [[[500, 20, 50], [60, 50, 20]]])
+    path = write_list(tmp_path / "list.csv", source, [1])
+    options = {"eval.episodes_file": path, "eval.gallery": 0, "eval.border": border}
+    loaded = Loaded({}, "none")
+    results = evaluate(make_settings(**options), model, loaded, source, make_mesh(1), tmp_path)
+    objects, ground = [100 * 60 / 110, 100 * 60 / 130], [100 * 500 / 550, 100 * 500 / 570]
+    expected = {"ignored": objects[0], "background": objects[1]}
+    assert {name: x["mean_iou"] for name, x in results["borders"].items()} == pytest.approx(
+        expected
+    )
+    assert results["mean_iou"] == pytest.approx(expected[border])
+    binary = [(a + b) / 2 for a, b in zip(objects, ground, strict=True)]
+    for name in ("binary_iou", "binary_iou_shown", "binary_iou_merged"):  # one for one way
+        found = [results["borders"][b][name] for b in ("ignored", "background")]
+        assert found == pytest.approx(binary)
+    iou = float((tmp_path / "episodes.csv").read_text().splitlines()[1].split(",")[-1])
+    assert iou == pytest.approx(expected[border], abs=0.01)
+    lines = comparisons(results)
+    assert f"label 255 as background: mean-IoU {expected['background']:.1f}" in "\n".join(lines)
+    assert len(lines) == 2
+
+
+class Turning(PANet):
+    """PANet of which a part can be left out, without which objects and background change places."""
+
+    turned: bool = False
+
+    def segment(self, *arguments, **options):
+        output = super().segment(*arguments, **options)
+        return output.replace(logits=-output.logits) if self.turned else output
+
+    def ablations(self):
+        return {"turned round": self.clone(turned=True)}
+
+
+def test_figures_at_the_best_threshold_and_with_a_part_left_out(source, variables, tmp_path):
+    """The threshold is found on classes that are not tested, by NumPy over all pixels."""
+    options = {"eval.threshold": "base", "train.eval_episodes": 12, "eval.runs": 1}
+    config = make_settings(**options, **{"eval.gallery": 0})
+    model = Turning(backbone=Watched())
+    loaded = Loaded(variables, "of the test")
+    results = evaluate(config, model, loaded, source, make_mesh(1), tmp_path)
+    assert strict_json(tmp_path / "results.json") == results
+
+    def pixels(which, count):
+        """Class, probability of an object and truth of every pixel of each episode."""
+        episodes = draw_episodes(config, source, which, config.eval.seed, count)
+        evaluator = Evaluator(model, source, episodes, make_mesh(1), config)
+        (cache,) = evaluator.encode(variables)
+        for row in range(count):
+            ids = episodes.take(row)
+            _, probabilities = evaluator.scorer.predict(variables, cache, evaluator.rows.take(row))
+            label = read_square(source, int(ids.query), SIZE).label
+            yield int(ids.classes[0]), np.asarray(probabilities)[..., 1], label
+
+    def mean_iou(pixels, threshold, turned=False):
+        counts = {}
+        for class_id, probability, label in pixels:
+            found = (probability > threshold) & (label != 255)
+            if turned:
+                found = (probability < 1 - threshold) & (label != 255)
+            there = label == class_id
+            parts = [(found & there).sum(), (found | there).sum()]
+            counts[class_id] = counts.get(class_id, 0) + np.array(parts)
+        return float(np.mean([100 * hit / union for hit, union in counts.values()]))
+
+    base, novel = list(pixels("base", 12)), list(pixels("novel", 10))
+    assert {c for c, *_ in base} == set(source.folds[1])
+    best = max(THRESHOLDS, key=lambda threshold: mean_iou(base, threshold))
+    assert best != 0.5
+    # A few pixels that stand at the threshold up to rounding.
+    about = {"abs": 0.02}
+    assert results["mean_iou"] == pytest.approx(mean_iou(novel, 0.5), **about)
+    thresholded, (without,) = results["thresholded"], results["without"].values()
+    assert (thresholded["threshold"], thresholded["chosen_on"]) == (best, "base")
+    assert thresholded["mean_iou"] == pytest.approx(mean_iou(novel, best), **about)
+    assert list(results["without"]) == ["turned round"]
+    assert without["mean_iou"] == pytest.approx(mean_iou(novel, 0.5, turned=True), **about)
+    expected = mean_iou(novel, best, turned=True)
+    assert without["thresholded"]["mean_iou"] == pytest.approx(expected, **about)
+    figures = [thresholded, without, without["thresholded"]]
+    assert [line.split("mean-IoU ")[1].split(",")[0] for line in comparisons(results)[2:]] == [
+        f"{of['mean_iou']:.1f}" for of in figures
+    ]
+    report = (tmp_path / "report.html").read_text()
+    assert all(f"<td>{of['mean_iou']:.1f}" in report for of in figures)
 
 
 def test_means_over_runs_are_of_runs_not_of_episodes(tmp_path, model, source, scored):
@@ -428,7 +567,7 @@ def test_photographs_and_episodes_may_be_computed_together(
 ):
     encoded.clear()
     several = make_evaluator(model, source, episodes, devices=2, **{"eval.together": 3})
-    found, _ = several.score(variables, several.encode(variables))
+    found = ignored(several, variables)
     np.testing.assert_allclose(found, counts, atol=2)  # pixels that are a tie
 
 

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsseg_jax.evaluation.metrics import episode_iou, iou, pixel_counts, run_metrics
+from fsseg_jax.evaluation.metrics import (
+    best_threshold,
+    episode_iou,
+    iou,
+    pixel_counts,
+    run_metrics,
+)
 
 NAMES = {2: "cat", 5: "dog", 7: "cow", 9: "bus", 11: "rare"}
 
@@ -72,6 +78,24 @@ def test_ignored_pixels_count_for_nothing():
     assert not counts_of(prediction, np.full_like(label, 255), 2).any()
 
 
+def test_pixels_that_count_may_be_told():
+    """255 is background among them; the others might have any label and any prediction."""
+    prediction, label, _ = make_run(2)
+    counted = np.random.default_rng(3).random(label.shape) < 0.7
+    counts = np.stack(
+        [
+            pixel_counts(jnp.asarray(p), jnp.asarray(y), 2, jnp.asarray(c))
+            for p, y, c in zip(prediction, label, counted, strict=True)
+        ]
+    )
+    # By a loop, for which only what does not count is 255.
+    label = np.where(label == 255, 0, label)
+    label[~counted] = 255
+    for value in range(3):
+        expected = count(prediction, label, lambda x, _, value=value: x == value)
+        assert tuple(counts[:, value].sum(axis=0)) == expected
+
+
 def test_pixel_counts_compile_and_batch():
     prediction, label, _ = make_run(2)
     batched = jax.jit(jax.vmap(lambda p, y: pixel_counts(p, y, 2)))(prediction, label)
@@ -118,6 +142,87 @@ def test_run_metrics_match_a_loop(ways):
     ]
     foreground = percent(np.sum(ways_counts, axis=0))
     assert result["binary_iou"] == pytest.approx((background + foreground) / 2)
+
+
+def two_class_iou(found, there, counted):
+    """The mean IoU of a mask and of all else, in percent, over maps of many episodes."""
+    values = []
+    for f, t in ((found, there), (~found, ~there)):
+        values.append(100 * (f & t & counted).sum() / ((f | t) & counted).sum())
+    return np.mean(values)
+
+
+def test_three_definitions_of_binary_iou():
+    """Of two ways, whose queries show both, one or none of them."""
+    prediction, label, classes = make_run(2, episodes=40, density=0.5)
+    shown = np.stack([(label == way).any(axis=(1, 2)) for way in (1, 2)])
+    assert {tuple(row) for row in shown.T.tolist()} == {(a, b) for a in (0, 1) for b in (0, 1)}
+    label[0] = 1  # a query without background
+    result = run_metrics(counts_of(prediction, label, 2), classes, NAMES)
+
+    counted = label != 255
+    merged = two_class_iou(prediction > 0, label > 0, counted)
+    assert result["binary_iou_merged"] == pytest.approx(merged)
+
+    # Each class on maps of its own, one above the other.
+    found, there, counted_twice = (
+        np.stack([part(way) for way in (1, 2)])
+        for part in (lambda w: prediction == w, lambda w: label == w, lambda w: counted)
+    )
+    ground = [(prediction == 0), (label == 0)]
+
+    def summed(kept, kept_ground):
+        objects = (found & there & counted_twice)[kept].sum()
+        objects /= ((found | there) & counted_twice)[kept].sum()
+        free = (ground[0] & ground[1] & counted)[kept_ground].sum()
+        free /= ((ground[0] | ground[1]) & counted)[kept_ground].sum()
+        return 100 * (objects + free) / 2
+
+    everything = np.ones((2, 40), bool), np.ones(40, bool)
+    assert result["binary_iou"] == pytest.approx(summed(*everything))
+    shown = np.stack([(label == way).any(axis=(1, 2)) for way in (1, 2)])
+    with_ground = (label == 0).any(axis=(1, 2))
+    assert not with_ground.all()
+    assert result["binary_iou_shown"] == pytest.approx(summed(shown, with_ground))
+    names = ("binary_iou", "binary_iou_shown", "binary_iou_merged")
+    values = [result[name] for name in names]
+    assert values == sorted(set(values))  # each forgives more than the one before
+
+
+def test_definitions_of_binary_iou_agree_for_one_way_that_is_shown():
+    prediction, label, classes = make_run(1, density=1)
+    result = run_metrics(counts_of(prediction, label, 1), classes, NAMES)
+    expected = two_class_iou(prediction > 0, label > 0, label != 255)
+    for name in ("binary_iou", "binary_iou_shown", "binary_iou_merged"):
+        assert result[name] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("ways", [1, 2])
+def test_the_best_threshold_is_that_of_the_best_mean_iou(ways):
+    """Against all of them tried out, on made probabilities."""
+    _, label, classes = make_run(ways, episodes=30)
+    rng = np.random.default_rng(ways)
+    noise = rng.uniform(0, 1, label.shape)
+    sure = np.where((label > 0) & (label != 255), noise**0.4, noise)
+    way = np.where((label > 0) & (label != 255), label, rng.integers(1, ways + 1, label.shape))
+    thresholds = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    predictions = [np.where(sure > threshold, way, 0) for threshold in thresholds]
+    counts = np.stack([counts_of(p, label, ways) for p in predictions], axis=1)
+    figures = []
+    for prediction in predictions:
+        values = []
+        for class_id in np.unique(classes):
+            hit = union = 0
+            for row, number in zip(*np.nonzero(classes == class_id), strict=True):
+                there = label[row] == number + 1
+                found = (prediction[row] == number + 1) & (label[row] != 255)
+                if there.any():
+                    hit, union = hit + (found & there).sum(), union + (found | there).sum()
+            values.append(hit / union)
+        figures.append(np.mean(values))
+    best = thresholds[int(np.argmax(figures))]
+    assert best not in (thresholds[0], 0.5, thresholds[-1])
+    assert best_threshold(counts, classes, thresholds) == best
 
 
 def test_a_class_without_pixels_is_none_and_left_out_of_the_mean():

@@ -1,13 +1,21 @@
 """The protocol: its hash changes with what makes figures incomparable, and with nothing else; its
 episodes are drawn as it says."""
 
+import json
+
 import numpy as np
 import pytest
 
 from fsseg_jax.config import default_config, override
 from fsseg_jax.data.voc import CLASSES
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.protocol import draw_episodes, protocol, protocol_episodes
+from fsseg_jax.evaluation.protocol import (
+    draw_episodes,
+    earlier_protocol,
+    protocol,
+    protocol_episodes,
+    tell_difference,
+)
 from fsseg_jax.models import create_model
 
 PERSON = CLASSES.index("person") + 1
@@ -44,7 +52,12 @@ def training(**changes):
         {"eval.scales": (0.7, 1.0, 1.3)},
         {"eval.scales": (0.7,)},
         {"eval.fit": "letterbox"},
-        {"eval.queries": "each"},
+        {"eval.fit": "own"},
+        {"eval.border": "background"},
+        {"eval.checkpoint": "last"},
+        {"eval.checkpoint": "best_novel"},
+        {"eval.sampling": "items"},
+        {"eval.sampling": "photographs"},
         {"eval.setup": "metaseg"},
         {"eval.crf.iterations": 5},
         {"data.split": "trainaug"},
@@ -73,6 +86,8 @@ def test_what_changes_the_scoring_changes_the_hash(make_source, change):
         {"eval.protocol": "hsnet"},  # a name for what the other fields say
         {"data.split": "val"},  # the default by its name
         {"devices": 2},
+        {"eval.buckets": 9},  # how queries of their own size are grouped
+        {"eval.threshold": "base"},  # figures beside the main ones
     ],
     ids=str,
 )
@@ -88,6 +103,8 @@ def test_folds_shots_and_speed_share_a_protocol_where_nothing_was_trained(make_s
         {"train.select_on": "novel"},
         {"data.held_out_photographs": "drop"},
         {"data.train_min_pixels": 1},
+        {"data.sampling": "items"},
+        {"data.border": "background"},
     ],
     ids=str,
 )
@@ -96,6 +113,28 @@ def test_how_the_model_was_trained_belongs_to_the_protocol(make_source, change):
     plain, changed = (settings(source, training(**c)) for c in ({}, change))
     assert changed["hash"] != plain["hash"]
     assert plain["hash"] != settings(source)["hash"]
+
+
+@pytest.mark.parametrize(
+    ("select_on", "checkpoint", "classes"),
+    [
+        ("base", "best", "base"),
+        ("novel", "best", "novel"),
+        ("base+novel", "best", "base"),
+        ("base+novel", "best_novel", "novel"),
+        ("validation+novel", "best", "validation"),
+        ("base+novel", "last", "base"),
+    ],
+)
+def test_the_rule_the_checkpoint_and_the_classes_that_selected_it_are_told(
+    make_source, select_on, checkpoint, classes
+):
+    config = default_config()
+    config.backbone, config.eval.checkpoint = "small", "best_novel"
+    trained = training(**{"train.select_on": select_on})
+    told = protocol(config, make_source(), create_model(config), trained, checkpoint)
+    assert "held-out classes" in told["checkpoint rule"]  # what was asked for
+    assert (told["checkpoint"], told["selected on"]) == (checkpoint, classes)  # what there was
 
 
 def test_every_way_to_score_has_its_own_hash(make_source):
@@ -110,11 +149,15 @@ def test_every_way_to_score_has_its_own_hash(make_source):
         {"eval.crf.iterations": 2},
         {"eval.crf.smooth": (1.0, 3.0)},
         {"eval.crf.colour": (80.0, 13.0, 11.0)},
-        {"eval.queries": "each"},
+        {"eval.sampling": "items"},
+        {"eval.sampling": "photographs"},
         {"eval.setup": "metaseg"},
+        {"eval.border": "background"},
+        {"eval.checkpoint": "last"},
         {"eval.scales": (0.7, 1.0)},
         {"eval.scales": (1.0, 1.3)},
         {"eval.fit": "letterbox"},
+        {"eval.fit": "own"},
         {"eval.scored_at": "photograph"},
     ]
     hashes = [settings(source, **{**base, **change})["hash"] for change in changes]
@@ -143,6 +186,76 @@ def test_a_list_has_the_protocol_of_its_scoring_alone(make_source):
     for name, value in {"eval.runs": 1, "eval.seed": 3, "eval.episodes": 5}.items():
         assert settings(source, **listed, **{name: value})["hash"] == plain
     assert settings(source, **listed, **{"eval.fit": "letterbox"})["hash"] != plain
+
+
+# ----------------------------------------------------------------------------- earlier ones
+
+
+def protocol_of_version_0_1(told, **changes):
+    """What version 0.1 wrote of the settings that it knew, from a protocol of now."""
+    unknown = ("version", "masks", "border of queries", "checkpoint rule", "hash")
+    old = {name: value for name, value in told.items() if name not in unknown}
+    old |= {
+        "photographs resized": "stretched to a square, bilinear with antialiasing; labels nearest",
+        "ignored pixels of queries": "count for nothing",
+        "episodes": "class uniform, then photographs uniform",
+        "query": "from one of the ways",
+    }
+    return {**old, **changes, "hash": "0d1d0d1d"}
+
+
+def told_of(path, described, log):
+    log.clear()
+    tell_difference(path, described)
+    assert len(log.messages) <= 1
+    return log.text
+
+
+def test_results_of_version_0_1_are_told_to_be_of_another_protocol(make_source, tmp_path, log):
+    now, path = settings(make_source()), tmp_path / "results.json"
+    path.write_text(json.dumps({"mean_iou": 50.0, "protocol": protocol_of_version_0_1(now)}))
+    assert earlier_protocol(path)["hash"] == "0d1d0d1d"
+    text = told_of(path, now, log)
+    assert f"was of another protocol (0d1d0d1d, now {now['hash']})" in text
+    assert "(written by a version that knew fewer settings)" in text  # and nothing else differs
+    # What differs is named, in what both knew.
+    other = settings(
+        make_source(),
+        **{"image_size": 321, "eval.border": "background", "eval.sampling": "items"},
+    )
+    text = told_of(path, other, log)
+    assert "written by a version that knew fewer settings; " in text
+    assert "image size: 417 before, 321 now" in text
+    assert "border of queries: label 255 counts for nothing before, label 255 is" in text
+    assert "episodes: class uniform, then photograph uniform before, each (class, photo" in text
+    assert "checkpoint rule" not in text
+    # Its queries in turn came in another order than those of now.
+    each = "each photograph of a class in turn, from one of the ways"
+    old = {"protocol": protocol_of_version_0_1(now, query=each)}
+    path.write_text(json.dumps(old))
+    assert f"query: {each} before, shows one of the ways now" in told_of(path, now, log)
+
+
+def test_results_of_the_same_version_differ_in_what_was_changed(make_source, tmp_path, log):
+    source, path = make_source(), tmp_path / "results.json"
+    now = settings(source)
+    path.write_text(json.dumps({"protocol": now}))
+    assert not told_of(path, now, log)
+    text = told_of(path, settings(source, **{"eval.checkpoint": "last", "eval.runs": 1}), log)
+    assert "fewer settings" not in text
+    assert "runs: 5 before, 1 now" in text
+    rule = "checkpoint rule: the best by the run's own selection before, the last now"
+    assert rule in text
+    assert "version" not in text.split("protocol (")[1]
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{", '{"mean_iou": 5.0}'])
+def test_broken_or_older_results_are_no_trouble(make_source, tmp_path, log, content):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    text = told_of(path, settings(make_source()), log)
+    assert ("was of another protocol (none, now" in text) == (content == '{"mean_iou": 5.0}')
 
 
 # ----------------------------------------------------------------------------- episodes
@@ -176,7 +289,7 @@ def differ(one, other):
 @pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 2)])
 def test_each_item_is_the_query_once_before_any_comes_twice(make_source, ways, shots):
     source = make_source()
-    options = {"eval.queries": "each", "ways": ways, "shots": shots}
+    options = {"eval.sampling": "items", "ways": ways, "shots": shots}
     novel = source.folds[0]
     items = {(i, c) for c in novel for i in shows(source, c)}
     count = 3 * len(items)
@@ -189,8 +302,8 @@ def test_each_item_is_the_query_once_before_any_comes_twice(make_source, ways, s
     for start in range(0, count, len(items)):
         turn = asked[start : start + len(items)]
         assert set(turn) == items
-        assert turn == asked[: len(items)]  # the same order again
-    assert asked[: len(items)] != sorted(asked[: len(items)])
+        assert turn != sorted(turn)
+        assert start == 0 or turn != asked[: len(items)]  # in an order of its own
     for row in range(count):
         classes, supports = episodes.classes[row].tolist(), episodes.supports[row]
         assert asked[row][1] in classes
@@ -200,8 +313,6 @@ def test_each_item_is_the_query_once_before_any_comes_twice(make_source, ways, s
         for class_id, chosen in zip(classes, supports.tolist(), strict=True):
             assert len(set(chosen)) == shots
             assert set(chosen) <= shows(source, class_id)
-    later = episodes.supports[len(items) :]
-    assert (later[: len(items)] != episodes.supports[: len(items)]).any()  # but other supports
     if ways > 1:  # the other class is drawn
         others = {
             c for row in range(count) for c in episodes.classes[row].tolist() if c != asked[row][1]
@@ -211,7 +322,7 @@ def test_each_item_is_the_query_once_before_any_comes_twice(make_source, ways, s
 
 def test_the_order_of_queries_depends_on_the_seed_alone(make_source):
     source = make_source()
-    options = {"eval.queries": "each"}
+    options = {"eval.sampling": "items"}
     items = sum(len(shows(source, c)) for c in source.folds[0])
     episodes = draw(source, count=items, **options)
     assert_same(draw(source, count=items, **options), episodes)
@@ -222,26 +333,36 @@ def test_the_order_of_queries_depends_on_the_seed_alone(make_source):
     assert set(others.query_index.tolist()) == set(episodes.query_index.tolist())
 
 
-def test_items_of_equal_numbers_keep_their_order_everywhere(make_source, monkeypatch):
-    """Where two items draw the same number, which of them is first is no matter of the machine."""
-    monkeypatch.setattr(
-        "fsseg_jax.evaluation.protocol.random_bits",
-        lambda seed, index, draw: np.asarray(index) % 2,
-    )
-    source = make_source(photographs=80)
-    episodes = draw(source, count=120, **{"eval.queries": "each"})
-    assert episodes.query_index.tolist() == [*range(0, 120, 2), *range(1, 120, 2)]
+def test_each_photograph_is_the_query_once_before_any_comes_twice(make_source):
+    """With a class that it shows, small objects too; supports show more of theirs."""
+    source, least = make_source(photographs=30), 250
+    novel = source.folds[0]
+    pixels = {
+        c: np.array([(source.read(i).label == c).sum() for i in range(len(source))]) for c in novel
+    }
+    listed = set(np.flatnonzero(np.max(list(pixels.values()), axis=0) >= least).tolist())
+    assert 0 < len(listed) < len(source)
+    options = {"eval.sampling": "photographs", "data.min_pixels": least}
+    episodes = draw(source, count=20 * len(listed), **options)
+    turns = episodes.query.reshape(20, -1)
+    assert all(set(turn) == listed for turn in turns.tolist())
+    assert len({tuple(turn) for turn in turns.tolist()}) == 20
+    asked = set(zip(episodes.query.tolist(), episodes.classes[:, 0].tolist(), strict=True))
+    assert asked == {(i, c) for c in novel for i in listed if pixels[c][i]}
+    assert any(pixels[c][i] < least for i, c in asked)
+    for class_id, support in zip(episodes.classes[:, 0], episodes.supports[:, 0, 0], strict=True):
+        assert pixels[int(class_id)][support] >= least
 
 
 def test_runs_have_seeds_of_their_own(make_source):
     source = make_source()
     config = default_config()
     changes = {"data.min_pixels": 1, "eval.seed": 4, "eval.runs": 3, "eval.episodes": 20}
-    config.update_from_flattened_dict({**changes, "eval.queries": "each"})
+    config.update_from_flattened_dict({**changes, "eval.sampling": "items"})
     runs = protocol_episodes(config, source)
     assert list(runs) == [4, 5, 6]
     for seed, episodes in runs.items():
-        assert_same(episodes, draw(source, seed=seed, count=20, **{"eval.queries": "each"}))
+        assert_same(episodes, draw(source, seed=seed, count=20, **{"eval.sampling": "items"}))
 
 
 def test_small_objects_are_no_items(make_source):
@@ -251,7 +372,7 @@ def test_small_objects_are_no_items(make_source):
         (source.read(i).label == c).sum() for c in source.folds[0] for i in range(len(source))
     ]
     least = int(np.median([n for n in pixels if n]))
-    changes = {"data.min_pixels": least, "eval.queries": "each"}
+    changes = {"data.min_pixels": least, "eval.sampling": "items"}
     episodes = draw(source, count=60, **changes)
     for row in range(60):
         class_id = episodes.classes[row, 0]
@@ -343,7 +464,7 @@ def test_queries_of_validation_classes_take_their_turns_too(make_source):
     source = make_source()
     source.folds, source.validation = source.folds[:1], source.folds[1]
     items = sum(len(shows(source, c)) for c in source.validation)
-    episodes = draw(source, "validation", count=items, **{"eval.queries": "each"})
+    episodes = draw(source, "validation", count=items, **{"eval.sampling": "items"})
     assert sorted(episodes.query_index.tolist()) == list(range(items))
 
 
@@ -369,7 +490,8 @@ def test_photographs_of_no_base_class_select_by_validation_classes(make_source):
         ("novel", {"ways": 4}, "ways = 4, but there are only 3 classes"),
         ("novel", {"shots": 30}, "lower shots or data.min_pixels"),
         ("base", {"data.min_pixels": 9000}, "has 0 photographs, but shots = 1 needs 2"),
-        ("novel", {"shots": 30, "eval.queries": "each"}, "lower shots or data.min_pixels"),
+        ("novel", {"shots": 30, "eval.sampling": "items"}, "lower shots or data.min_pixels"),
+        ("novel", {"shots": 30, "eval.sampling": "photographs"}, "lower shots or data.min_pixels"),
     ],
     ids=str,
 )

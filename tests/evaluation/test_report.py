@@ -51,29 +51,30 @@ def example(ways=2, shots=1):
     )
 
 
+def figures(mean_iou, mean_iou_star, binary_iou):
+    """Means as an evaluation tells them; the second and third binary-IoU are made of the first."""
+    names = ("mean_iou", "mean_iou_star", "binary_iou", "binary_iou_shown", "binary_iou_merged")
+    values = (mean_iou, mean_iou_star, binary_iou, binary_iou + 1.1, binary_iou + 3.3)
+    return dict(zip(names, values, strict=True))
+
+
 def results(**changes):
     runs = [
-        {"seed": 7, "mean_iou": 54.5, "binary_iou": 71.5, "episodes_hash": "aaaa0007"},
-        {"seed": 8, "mean_iou": 55.5, "binary_iou": 72.5, "episodes_hash": "aaaa0008"},
+        {"seed": 7, **figures(54.5, 52.9, 71.5), "episodes_hash": "aaaa0007"},
+        {"seed": 8, **figures(55.5, 53.5, 72.5), "episodes_hash": "aaaa0008"},
     ]
-    stars = [52.9, 53.5]
-    runs = [
-        {**run, "mean_iou_star": star, "per_class": PER_CLASS}
-        for run, star in zip(runs, stars, strict=True)
-    ]
+    runs = [{**run, "per_class": PER_CLASS} for run in runs]
+    means = figures(55.0, 53.2, 72.0)
     return {
         "method": "panet",
         "backbone": "vgg16",
-        "mean_iou": 55.0,
-        "mean_iou_std": 0.5,
-        "mean_iou_star": 53.2,
-        "mean_iou_star_std": 0.3,
-        "binary_iou": 72.0,
-        "binary_iou_std": 0.4,
+        **means,
+        **{f"{name}_std": 0.5 for name in means},
+        "borders": {"ignored": means, "background": figures(49.9, 48.8, 66.6)},
         "per_class": PER_CLASS,
         "runs": runs,
         "model": {"alignment_weight": 0.25, "similarity_scale": 20.0},
-        "measured": {"prototype shift": 0.0123},
+        "measured": {"prototype shift": 0.0123, "prototype distance": None},
         "episodes": 1000,
         "ways": 2,
         "shots": 1,
@@ -104,11 +105,72 @@ def test_one_run_has_no_deviation_and_a_list_may_have_no_fold(tmp_path):
     assert "±" in (tmp_path / "two.html").read_text()
 
 
-def test_one_way_has_no_second_mean(tmp_path):
+def test_one_way_has_one_definition_of_each_figure(tmp_path):
+    several = ("mIoU*", "binary-IoU of shown classes", "binary-IoU of merged classes")
     write_report(tmp_path / "one.html", results(ways=1), {})
-    assert "mIoU*" not in (tmp_path / "one.html").read_text()
+    one = Page((tmp_path / "one.html").read_text())
+    assert not {*several} & {*one.texts}
+    assert "binary-IoU" in one.texts
     write_report(tmp_path / "two.html", results(), {})
-    assert "mIoU*" in (tmp_path / "two.html").read_text()
+    assert {*several, "binary-IoU"} <= {*Page((tmp_path / "two.html").read_text()).texts}
+
+
+def rows_beside(path, given):
+    """The rows of the card with figures beside the main ones."""
+    write_report(path, given, {})
+    texts = [text for text in Page(path.read_text(encoding="utf-8")).texts if text]
+    if "Beside it" not in texts:
+        return None
+    after = texts[texts.index("Beside it") + 1 :]
+    card = after[: after.index("Protocol")]
+    columns = 5 if given["ways"] > 1 else 2
+    names, cells = card[:columns], card[columns:]
+    width = columns + 1
+    rows = [cells[at : at + width] for at in range(0, len(cells), width)]
+    return {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
+
+
+def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
+    """Both borders; at a threshold and with parts left out where there are such figures."""
+    found = rows_beside(tmp_path / "r.html", results())
+    assert list(found) == ["label 255 counts for nothing", "label 255 is background"]
+    assert found["label 255 is background"] == {
+        "mean-IoU": "49.9",
+        "mIoU*": "48.8",
+        "binary-IoU": "66.6",
+        "binary-IoU of shown classes": "67.7",
+        "binary-IoU of merged classes": "69.9",
+    }
+    at = {"threshold": 0.35, "chosen_on": "base"}
+    more = {
+        "thresholded": {**at, **figures(57.1, 56.1, 74.1)},
+        "without": {
+            "alpha <0>": {
+                **figures(51.5, 50.5, 70.5),
+                "thresholded": {**at, **figures(52.5, 51.5, 71.6)},
+            },
+            "no tuning": figures(44.4, 43.4, 63.4),
+        },
+    }
+    found = rows_beside(tmp_path / "more.html", results(ways=1, **more))
+    assert {words: figure["mean-IoU"] for words, figure in found.items()} == {
+        "label 255 counts for nothing": "55.0",
+        "label 255 is background": "49.9",
+        "at the threshold 0.35, best on base classes": "57.1",
+        "alpha <0>": "51.5",
+        "alpha <0>, at that threshold": "52.5",
+        "no tuning": "44.4",
+    }
+    assert all(list(figure) == ["mean-IoU", "binary-IoU"] for figure in found.values())
+
+
+def test_results_of_version_0_1_have_no_card_of_other_figures(tmp_path):
+    assert rows_beside(tmp_path / "r.html", results(borders={})) is None
+
+
+def test_what_could_not_be_measured_is_a_dash(page):
+    at = page.texts.index("Prototype distance")
+    assert page.texts[at + 1] == "—"
 
 
 def test_scores_hashes_runs_and_settings_are_shown(page):

@@ -1,5 +1,6 @@
-"""Scoring at each photograph's own size, at several scales of the query and with the longer side
-fitted: the same counts as resizing each episode's logits by hand."""
+"""Scoring at each photograph's own size, at several scales of the query, with the longer side
+fitted and with queries left as large as they are: the same counts as resizing each episode's logits
+by hand."""
 
 import functools
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config
 from fsseg_jax.data.source import Photograph, square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import empty_episode, normalise, sample
 from fsseg_jax.evaluation.evaluator import Evaluator, scaled_side
 from fsseg_jax.evaluation.metrics import run_metrics
+from fsseg_jax.evaluation.scorer import THRESHOLDS
 from fsseg_jax.models import METHODS
 from fsseg_jax.models.resize import interpolation_matrix
 
@@ -54,7 +57,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):
-        return (nn.Conv(16, (5, 5), 4, 2)(image),)
+        return (Conv(16, (5, 5), 4, 2)(image),)
 
 
 @functools.cache
@@ -79,13 +82,16 @@ def make_evaluator(model, source, episodes, size=SIZE, **options):
 # ------------------------------------------------------------------------- by hand
 
 
+def letterboxed(shape, size):
+    """The longer side as long as the square, and both multiples of 8."""
+    return [max(8, side * size // max(shape) // 8 * 8) for side in shape]
+
+
 def fit(image, label, size, letterbox):
     """A photograph in a square of side `size`."""
-    height, width = label.shape
     new_height = new_width = size
     if letterbox:
-        new_height = max(1, round(height * size / max(height, width)))
-        new_width = max(1, round(width * size / max(height, width)))
+        new_height, new_width = letterboxed(label.shape, size)
     canvas = np.zeros((size, size, 3), np.uint8)
     labels = np.full((size, size), 255, np.uint8)
     new = (new_width, new_height)
@@ -121,14 +127,23 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def enlarged(image, scale):
+    """A photograph at a multiple of its own size."""
+    size = tuple(max(8, round(side * scale)) for side in image.shape[1::-1])
+    return np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
+
+
 def probabilities_by_hand(
-    model, variables, source, ids, size=SIZE, sides=None, letterbox=False, network=False
+    model, variables, source, ids, size=SIZE, sides=None, letterbox=False, network=False, own=()
 ):
-    """Probabilities of one episode at the size of its query, and the query's label."""
+    """Probabilities of one episode at the size of its query, and the query's label.
+
+    Queries are squares of each of `sides`, or as large as they are times each of `own`.
+    """
     encode = jitted(model, "encode")
     segment = jitted(model, "segment")
-    image, own, _ = source.photographs[ids.query]
-    label = fit(image, own, size, letterbox)[1] if network else own
+    image, label_of_query, _ = source.photographs[ids.query]
+    label = fit(image, label_of_query, size, letterbox)[1] if network else label_of_query
     shape = label.shape
     squares = [
         [fit(*source.photographs[i][:2], size, letterbox) for i in shots] for shots in ids.supports
@@ -140,16 +155,18 @@ def probabilities_by_hand(
     features = [[encode(variables, normalise(image)) for image in shots] for shots in images]
     features = [jax.tree.map(lambda *x: np.stack(x), *shots) for shots in features]
     features = jax.tree.map(lambda *x: np.stack(x), *features)
+    queries = [fit(image, label_of_query, side, letterbox)[0] for side in sides or [size]]
+    if own:
+        queries = [enlarged(image, scale) for scale in own]
     total = 0
-    for side in sides or [size]:
-        query = normalise(fit(image, own, side, letterbox)[0])
+    for query in map(normalise, queries):
         logits = segment(variables, features, labels, encode(variables, query), query).logits
         assert np.isfinite(logits).all()
         assert logits.shape[2] == len(ids.classes) + 1
         longer = (max(shape),) * 2 if letterbox else shape
         logits = interpolate(logits, longer, model.align_corners)[: shape[0], : shape[1]]
         total = total + softmax(logits)
-    return total / len(sides or [size]), in_episode_numbering(label, ids.classes)
+    return total / len(queries), in_episode_numbering(label, ids.classes)
 
 
 @functools.cache
@@ -157,8 +174,10 @@ def jitted(model, method):
     return jax.jit(functools.partial(model.apply, method=method))
 
 
-def count(prediction, truth, classes):
+def count(prediction, truth, classes, border="ignored"):
     seen = truth != 255
+    if border == "background":
+        truth, seen = np.where(seen, truth, 0), np.ones_like(seen)
     found = [(prediction == c) & seen for c in range(classes)]
     there = [(truth == c) & seen for c in range(classes)]
     return np.array(
@@ -168,8 +187,9 @@ def count(prediction, truth, classes):
 
 def check_counts(model, variables, source, episodes, evaluator, masks=True, **options):
     """The evaluator's counts are those by hand, but for pixels where two classes are as likely."""
-    cache = evaluator.encode(variables)
-    counts, _ = evaluator.score(variables, cache)
+    caches = evaluator.encode(variables)
+    scored = evaluator.score(variables, caches)
+    counts = scored.borders["ignored"]
     expected, unsure = [], 0
     for row in range(len(episodes)):
         ids = episodes.take(row)
@@ -180,8 +200,19 @@ def check_counts(model, variables, source, episodes, evaluator, masks=True, **op
         unsure += (~clear).sum()
         expected.append(count(prediction, truth, len(ids.classes) + 1))
         assert np.abs(counts[row] - expected[row]).max() <= (~clear).sum()
+        # What a square has beside the photograph is no border, and never counts.
+        inside = np.s_[:, :]
+        if options.get("letterbox") and options.get("network"):
+            size = options.get("size", SIZE)
+            shape = source.photographs[ids.query][1].shape
+            inside = tuple(slice(side) for side in letterboxed(shape, size))
+        parts = prediction[inside], truth[inside]
+        with_border = count(*parts, len(ids.classes) + 1, "background")
+        found = scored.borders["background"][row]
+        assert np.abs(found - with_border).max() <= (~clear).sum()
+        assert found[:, [0, 2]].sum() == parts[1].size
         if masks:
-            predicted = evaluator.predict(variables, cache, row)
+            predicted = evaluator.predict(variables, caches, row)
             assert predicted.shape == truth.shape
             np.testing.assert_array_equal(predicted[clear], prediction[clear])
     assert unsure <= 3 * len(episodes)  # so that there is something to compare
@@ -227,9 +258,9 @@ def test_one_compiled_function_serves_all_sizes(source):
     for count in (2, 12):
         episodes = draw(source, count, ways=1)
         evaluator = make_evaluator(model, source, episodes)
-        cache = evaluator.encode(variables)
+        caches = evaluator.encode(variables)
         Traced.times = 0
-        evaluator.score(variables, cache)
+        evaluator.score(variables, caches)
         compiled.append(Traced.times)
     assert len({source.photographs[query][1].shape for query in episodes.query}) > 5
     assert compiled[1] == compiled[0]
@@ -240,21 +271,21 @@ def test_one_compiled_function_serves_all_sizes(source):
 
 @pytest.mark.parametrize(("height", "width"), [(30, 60), (60, 30), (45, 45), (200, 10)])
 def test_a_letterboxed_photograph_keeps_its_proportions(height, width):
-    """The upper left quarter of a photograph is white, and of class 1."""
+    """But for what is cut to multiples of 8. The upper left quarter is white, and of class 1."""
     image = np.zeros((height, width, 3), np.uint8)
     image[: height // 2, : width // 2] = 255
     label = image[..., 0] // 255
-    longer = max(height, width)
-    wide, high = max(1, width * SIZE / longer), max(1, height * SIZE / longer)
     for side in (SIZE, 2 * SIZE):
-        scale = side / SIZE
+        exact = np.array([height, width]) * side / max(height, width)
         picture, classes = square(Photograph(image, label), side, "letterbox")
         assert picture.shape == (side, side, 3)
         assert classes.shape == (side, side)
         covered = classes != 255
         rows, columns = covered.any(axis=1).sum(), covered.any(axis=0).sum()
         assert covered[:rows, :columns].all()  # at the top and left, the rest below or right
-        assert (rows, columns) == pytest.approx((high * scale, wide * scale), abs=0.5 + scale)
+        assert rows % 8 == columns % 8 == 0
+        for whole, part in zip((rows, columns), exact, strict=True):
+            assert whole == 8 if part < 8 else part - 8 < whole <= part
         assert not picture[~covered].any()
         if min(rows, columns) > 4:
             assert (picture[0, 0] == 255).all()
@@ -281,15 +312,15 @@ def test_the_report_shows_letterboxed_photographs_with_what_was_predicted(source
     model, variables = make_panet()
     episodes = draw(source)
     evaluator = make_evaluator(model, source, episodes, fit="letterbox")
-    cache = evaluator.encode(variables)
+    caches = evaluator.encode(variables)
     for row, ids in enumerate(map(episodes.take, range(len(episodes)))):
-        example = evaluator.example(variables, cache, row, "", 50.0)
+        example = evaluator.example(variables, caches, row, "", 50.0)
         image, label, _ = source.photographs[ids.query]
         image, label = fit(image, label, SIZE, True)
         np.testing.assert_array_equal(example.query_image, image)
         truth = in_episode_numbering(label, ids.classes)
         np.testing.assert_array_equal(example.query_label, truth)
-        prediction = evaluator.predict(variables, cache, row)
+        prediction = evaluator.predict(variables, caches, row)
         _, expected = fit(np.zeros((*prediction.shape, 3), np.uint8), prediction, SIZE, True)
         np.testing.assert_array_equal(example.prediction, expected)
 
@@ -330,8 +361,8 @@ class TwoStages(nn.Module):
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):
-        fine = nn.relu(nn.Conv(8, (5, 5), 4, 2)(image))
-        return fine, nn.Conv(8, (3, 3), 2, 1)(fine)
+        fine = nn.relu(Conv(8, (5, 5), 4, 2)(image))
+        return fine, Conv(8, (3, 3), 2, 1)(fine)
 
 
 def draw_variables(model, ways, shots):
@@ -357,8 +388,74 @@ def test_every_method_takes_a_query_of_another_size_than_the_supports(source, na
     """With all else at once: own size, and the longer side fitted."""
     model = METHODS[name](backbone=TwoStages(), **TINY[name])
     variables = draw_variables(model, ways=1, shots=2)
-    episodes = draw(source, 3, ways=1, shots=2)
+    episodes = draw(source, 10, ways=1, shots=2)
     options = {"fit": "letterbox", "scales": (1.3,)}
     evaluator = make_evaluator(model, source, episodes, **options)
     options = {"sides": [scaled_side(SIZE, 1.3)], "letterbox": True}
     check_counts(model, variables, source, episodes, evaluator, False, **options)
+
+
+# ------------------------------------------------------------------------- as large as they are
+
+
+def draw_few(source, ways):
+    """Two episodes of each of two queries: by hand, each size is compiled on its own."""
+    episodes = draw(source, 60, ways)
+    few = np.unique(episodes.query)[[0, 5]]
+    return episodes.take(np.concatenate([np.flatnonzero(episodes.query == q)[:2] for q in few]))
+
+
+@pytest.mark.parametrize(
+    ("name", "ways", "scales", "buckets"),
+    [("panet", 2, (1.0,), 2), ("panet", 1, (0.7, 1.3), 1), ("canet", 1, (1.0,), 1)],
+)
+def test_queries_as_large_as_they_are_are_segmented_as_each_would_be_alone(
+    source, name, ways, scales, buckets
+):
+    """By the model itself, at the size of each: without a canvas."""
+    if name == "panet":
+        model, variables = make_panet()
+    else:
+        model = METHODS[name](backbone=TwoStages(), **TINY[name])
+        variables = draw_variables(model, ways, shots=1)
+    episodes = draw_few(source, ways)
+    sizes = {source.photographs[query][1].shape for query in episodes.query}
+    assert len(sizes) == 2
+    options = {"fit": "own", "scales": scales, "buckets": buckets}
+    evaluator = make_evaluator(model, source, episodes, **options)
+    assert len(evaluator.buckets) == buckets
+    check_counts(model, variables, source, episodes, evaluator, own=scales)
+
+
+# ------------------------------------------------------------------------- thresholds
+
+
+@pytest.mark.parametrize(("ways", "border"), [(1, "ignored"), (1, "background"), (2, "ignored")])
+def test_counts_at_thresholds(source, ways, border):
+    """An object is where its probability against the background's is above the threshold, and of
+    several the most probable one; at 0.5 that is the plain prediction of one way."""
+    model, variables = make_panet()
+    episodes = draw(source, ways=ways)
+    evaluator = make_evaluator(model, source, episodes, threshold="base", border=border)
+    counts = evaluator.score(variables, evaluator.encode(variables))
+    assert counts.thresholds.shape == (len(episodes), len(THRESHOLDS), ways + 1, 3)
+    assert 0.5 in THRESHOLDS
+    if ways == 1:
+        half = counts.thresholds[:, THRESHOLDS.index(0.5)]
+        assert np.abs(half - counts.borders[border]).max() <= 1  # a tie
+    for row in range(len(episodes)):
+        ids = episodes.take(row)
+        probabilities, truth = probabilities_by_hand(model, variables, source, ids)
+        background, objects = probabilities[..., 0], probabilities[..., 1:]
+        sure = objects.max(axis=-1) / (objects.max(axis=-1) + background)
+        for number, threshold in enumerate(THRESHOLDS):
+            prediction = np.where(sure > threshold, 1 + objects.argmax(axis=-1), 0)
+            expected = count(prediction, truth, ways + 1, border)
+            unsure = (np.abs(sure - threshold) < UNSURE).sum()
+            assert unsure < 6
+            assert np.abs(counts.thresholds[row, number] - expected).max() <= unsure
+    found = counts.thresholds[:, :, 1:, :2].sum(axis=(0, 2, 3))
+    assert (np.diff(found) <= 0).all()  # fewer objects the surer they must be
+    assert len(set(found.tolist())) > 5
+    plain = make_evaluator(model, source, episodes, border=border)
+    assert plain.score(variables, plain.encode(variables)).thresholds is None

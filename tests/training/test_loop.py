@@ -12,10 +12,11 @@ from fsseg_jax import models
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.scorer import Counts
 from fsseg_jax.models import create_model
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.training import loop
-from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables, selected
 from fsseg_jax.training.state import (
     abstract_state,
     initial_state,
@@ -352,6 +353,100 @@ def test_best_checkpoint_says_which_classes_chose_it(tmp_path):
     assert not {names[c] for c in held_out} & set(info["classes"])
     assert saved["train"]["steps"] == 2
     assert checkpoints.step(BEST) == info["step"]
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """What selections find, one evaluation after another, by the classes that they score."""
+    given = {"base": [10.0, 30.0, 20.0], "novel": [5.0, 2.0, 9.0]}
+    held_out = loop.open_source(tiny_config().data, "test").folds[0]
+
+    def run_metrics(counts, classes, names):
+        which = "novel" if set(classes.ravel().tolist()) <= set(held_out) else "base"
+        shown = {names[int(c)]: 50.0 for c in classes.ravel()}
+        return {"mean_iou": given[which].pop(0), "per_class": shown}
+
+    counts = Counts({"ignored": None, "background": None}, None, {})
+    monkeypatch.setattr(loop.Evaluator, "encode", lambda self, variables: None)
+    monkeypatch.setattr(loop.Evaluator, "score", lambda self, variables, caches: counts)
+    monkeypatch.setattr(loop, "run_metrics", run_metrics)
+    return given
+
+
+def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
+    tmp_path, monkeypatch, scores, log
+):
+    """Over a run that is stopped and continues, too; and each can be evaluated."""
+    config = tiny_config(select_on="base+novel", eval_every=2)
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not loop.train(config, tmp_path)
+    assert (checkpoints.step(BEST), checkpoints.step("best_novel")) == (4, 2)
+    assert loop.train(config, tmp_path)
+    assert scores == {"base": [], "novel": []}  # none was scored twice
+    checkpoints = Checkpoints(tmp_path)
+    assert [checkpoints.step(name) for name in (BEST, "best_novel", LAST)] == [4, 6, 6]
+    source = loop.open_source(config.data, "test")
+    held_out = {source.class_names[c] for c in source.folds[0]}
+    for name, which, best in ((BEST, "base", 30), ("best_novel", "novel", 9)):
+        _, info = checkpoints.describe(name)
+        assert (info["selected_on"], info["mean_iou"]) == (which, best)
+        assert held_out.isdisjoint(info["classes"]) == (which == "base")
+
+    model, mesh = create_model(config), make_mesh(1)
+    states = {name: saved_state(config, tmp_path, name) for name in (BEST, "best_novel", LAST)}
+    assert (flat(states[BEST]) != flat(states["best_novel"])).any()
+    for wanted, name, words in (
+        ("best", BEST, "step 4, best on base classes"),
+        ("best_base", BEST, "step 4, best on base classes"),
+        ("best_novel", "best_novel", "step 6, best on novel classes"),
+        ("last", LAST, "step 6, the last"),
+        ("best_validation", BEST, "step 4, best on base classes"),  # there is none
+    ):
+        log.clear()
+        config.eval.checkpoint = wanted
+        loaded = load_variables(config, model, tmp_path, mesh, source)
+        assert (loaded.words, loaded.checkpoint) == (words, name)
+        assert_identical(jax.device_get(loaded.variables), states[name].variables)
+        told = f"{tmp_path} holds no {wanted} checkpoint: using the best (on base classes) one"
+        assert (told in log.text) == (wanted == "best_validation")
+        assert ("holds no" in log.text) == (wanted == "best_validation")
+
+
+def test_a_run_with_one_best_checkpoint_is_evaluated_by_that_and_says_so(tmp_path, log):
+    """Which is the one that was asked for, if the same classes have selected it."""
+    config = tiny_config()
+    model, mesh, source = create_model(config), make_mesh(1), loop.open_source(config.data, "test")
+    checkpoints, state = Checkpoints(tmp_path), initial_state_of(config)
+    checkpoints.save(LAST, state, config)
+    config.eval.checkpoint = "best_novel"
+    loaded = load_variables(config, model, tmp_path, mesh, source)
+    assert loaded.checkpoint == LAST
+    assert "holds no best_novel checkpoint: using the last one" in log.text
+    for which in ("base", "novel"):
+        log.clear()
+        if checkpoints.step(BEST) is not None:
+            checkpoints.delete(BEST)
+        checkpoints.save(BEST, state, config, selected_on=which)
+        loaded = load_variables(config, model, tmp_path, mesh, source)
+        assert loaded.checkpoint == BEST
+        assert f"best on {which} classes" in loaded.words
+        told = "holds no best_novel checkpoint: using the best (on base classes) one"
+        assert (told in log.text) == (which == "base")
+
+
+@pytest.mark.parametrize(
+    ("select_on", "expected"),
+    [
+        ("base", {"best": "base"}),
+        ("novel", {"best": "novel"}),
+        ("base+novel", {"best": "base", "best_novel": "novel"}),
+        ("validation+novel", {"best": "validation", "best_novel": "novel"}),
+    ],
+)
+def test_names_of_the_best_checkpoints(select_on, expected):
+    assert selected(select_on) == expected
 
 
 def test_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
