@@ -12,18 +12,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, UInt8
 
+from fsseg_jax.backbones.extent import average
 from fsseg_jax.episode import BATCH_AXIS, Episode
 from fsseg_jax.models.layers import (
     ASPP,
     JoinedConvolution,
     ResidualBlock,
+    channel_dropout,
     classifier,
     convolution,
+    cosine_similarity,
     cross_entropy,
+    halve,
     masked_average_pool,
 )
 from fsseg_jax.models.method import (
     BinaryMethod,
+    Method,
     join_ways,
     query_labels,
     support_labels,
@@ -36,8 +41,7 @@ from fsseg_jax.models.resize import resize, resize_masks
 class LTAFNet(BinaryMethod):
     """LTAF-Net on a frozen backbone; N ways are N binary passes.
 
-    Where the paper is silent: the pair feature is made from both photographs' features and the
-    prototype side by side; the auxiliary decoder shares its weights between the two photographs
+    Where the paper is silent: the auxiliary decoder shares its weights between the two photographs
     and is supervised in both classes; losses have weight 1.
     """
 
@@ -45,38 +49,70 @@ class LTAFNet(BinaryMethod):
     stages: tuple[int, ...] = (2, 3)  # of ResNet-50
     width: int = 256
     area_epsilon: float = 5e-4  # added to a mask's area, as CANet's published code does
-    adaption: bool = True  # task-aware features (eq. 1-3); without: the embedded features alone
+    # Of channels, after the embedding and in ASPP, as in CANet, the paper's base model.
+    dropout: float = 0.5
+    # Task-aware features (eq. 1-3). The paper makes the pair feature by "a combination" of both
+    # photographs' features: here they stand side by side ("concatenation"), or, as its introduction
+    # speaks of their correlation, each position counts as it resembles the support's object
+    # ("correlation"). "none" leaves the embedded features alone.
+    adaption: str = "concatenation"
+    # What is between the concatenation with the prototype and ASPP: nothing, as sec. 3.3 has it;
+    # CANet's dense comparison (dilation 2, ReLU, dropout); or a convolution alone ("plain"), which
+    # no source has, as in version 0.1.
+    before_aspp: str = "none"
     refinement: bool = True  # the U-Net (eq. 4); without: the predicted mask alone
-    refinement_width: int = 32  # of the U-Net's stem; doubles at each pooling
+    # "strided": a stem of stride 2, so that four pools reach the 1/32 that the paper says, and
+    # twice as many channels after each pool. "constant": full resolution and the same number of
+    # channels everywhere, as BASNet's RefUnet (model/BASNet.py, lines 10 to 118: 64), which the
+    # paper's description matches but for the 1/32.
+    refinement_style: str = "strided"
+    refinement_width: int = 32  # channels of the U-Net's first block
     standardisation_epsilon: float = 1e-5  # of eq. 1
     auxiliary_weight: float = 1.0  # of eq. 3
     coarse_weight: float = 1.0  # of the loss of the mask before refinement
 
     at_least: ClassVar = {"width": 1, "refinement_width": 1}
+    choices: ClassVar = {
+        "adaption": ("none", "concatenation", "correlation"),
+        "before_aspp": ("none", "canet", "plain"),
+        "refinement_style": ("strided", "constant"),
+    }
 
     def setup(self) -> None:
         """The layers, by the parts of the paper."""
         options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         conv = functools.partial(convolution, **options)
+        aspp = functools.partial(
+            ASPP, options, self.width, dropout=self.dropout, rematerialise=self.rematerialise
+        )
+        self.drop = channel_dropout(self.dropout)
         self.embedding = conv(self.width)
-        if self.adaption:
+        if self.adaption != "none":
             self.pair = conv(self.width, 1)
             self.gate = [nn.Dense(self.width, dtype=self.dtype) for _ in range(2)]
             self.alpha = self.param("alpha", nn.initializers.zeros, ())
-            self.auxiliary_aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
+            self.auxiliary_aspp = aspp()
             self.auxiliary_block = ResidualBlock(options, self.rematerialise)
             self.auxiliary_classifier = classifier(2, self.dtype)
-        self.comparison = JoinedConvolution(self.width, **options)
-        self.aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
+        if self.before_aspp != "none":
+            dilation = 2 if self.before_aspp == "canet" else 1
+            self.comparison = JoinedConvolution(self.width, dilation=dilation, **options)
+        self.aspp = aspp()
         self.classifier = classifier(2, self.dtype)
         if self.refinement:
-            self.unet = RefinementUNet(self.refinement_width, dtype=self.dtype)
+            strided = self.refinement_style == "strided"
+            self.unet = RefinementUNet(self.refinement_width, strided, dtype=self.dtype)
+
+    def ablations(self) -> dict[str, Method]:
+        """The same parameters without what is added to the features: eq. 2 with alpha = 0."""
+        return {} if self.adaption == "none" else {"alpha = 0": self.clone(adaption="none")}
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w width"]:
         """Embedded features of normalised photographs."""
-        return nn.relu(self.embedding(self.extract(image, train)))
+        features = nn.relu(self.embedding(self.extract(image, train)))
+        return self.drop(features, deterministic=not train)
 
     def adapt(
         self,
@@ -88,8 +124,13 @@ class LTAFNet(BinaryMethod):
         # The average of a 1 x 1 convolution is the 1 x 1 convolution of averages, which costs
         # next to nothing and lets the query have another size.
         category = self.pool(support, masks)
-        means = [x.astype(jnp.float32).mean(axis=(-3, -2)) for x in (support, query)]
-        means[1] = jnp.broadcast_to(means[1], means[0].shape)
+        means = []
+        for features in (support, query):
+            features = features.astype(jnp.float32)
+            if self.adaption == "correlation":
+                features = jnp.broadcast_to(features, (*category.shape[:-1], *features.shape[-3:]))
+                features *= cosine_similarity(features, category[..., None, :])
+            means.append(jnp.broadcast_to(average(features), category.shape))
         x = jnp.concatenate([*means, category.astype(jnp.float32)], axis=-1)
         x = self.pair(x[..., None, None, :])[..., 0, 0, :].astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)  # eq. 1, over channels
@@ -125,15 +166,15 @@ class LTAFNet(BinaryMethod):
         masks = resize_masks(support_masks(support_label), size, self.align_corners)
         shape = (*support_label.shape[:2], *query_features.shape)
         support, query = support_features, jnp.broadcast_to(query_features, shape)
-        if self.adaption:
-            support, query = self.adapt(support, masks, query_features)
         aux = {}
-        if self.adaption and train:
-            aux["support_logits"] = self._auxiliary(support)
-            aux["query_logits"] = self._auxiliary(query)
+        if self.adaption != "none":
+            support, query = self.adapt(support, masks, query_features)
+            if train:
+                aux["support_logits"] = self._auxiliary(support)
+                aux["query_logits"] = self._auxiliary(query)
         # The prototype of averaged support features is the mean of the shots' prototypes.
         prototype = self.pool(support, masks).mean(axis=1)
-        x = self.aspp(self.comparison(query.mean(axis=1), vector=prototype))
+        x = self.aspp(self._compare(query.mean(axis=1), prototype, train), train=train)
         coarse = logits = self.classifier(x).astype(jnp.float32)
         if self.refinement:
             coarse = resize(coarse, query_image.shape[:2], self.align_corners)
@@ -141,8 +182,20 @@ class LTAFNet(BinaryMethod):
             aux["coarse_logits"] = coarse
         return Output(join_ways(logits), {**aux, "binary_logits": logits})
 
+    def _compare(self, query: Array, prototype: Array, train: bool) -> Array:
+        """The query's features beside the prototype (sec. 3.3), and what is made of them."""
+        match self.before_aspp:
+            case "none":
+                tiled = jnp.broadcast_to(prototype[..., None, None, :], query.shape)
+                return jnp.concatenate([query, tiled.astype(query.dtype)], axis=-1)
+            case "plain":
+                return self.comparison(query, vector=prototype)
+            case "canet":
+                compared = nn.relu(self.comparison(query, vector=prototype))
+                return self.drop(compared, deterministic=not train)
+
     def _auxiliary(self, features: Array) -> Array:
-        x = self.auxiliary_block(self.auxiliary_aspp(features))
+        x = self.auxiliary_block(self.auxiliary_aspp(features, train=True))
         return self.auxiliary_classifier(x).astype(jnp.float32)
 
     def loss(
@@ -158,7 +211,7 @@ class LTAFNet(BinaryMethod):
         if self.refinement:
             parts["coarse"] = loss_of("coarse_logits", label)
             total += self.coarse_weight * parts["coarse"]
-        if self.adaption:
+        if self.adaption != "none":
             shots = episode.support_label.shape[1]
             of_query = jnp.broadcast_to(label[:, None], (len(label), shots, *label.shape[1:]))
             of_support = support_labels(episode.support_label)
@@ -172,12 +225,14 @@ class LTAFNet(BinaryMethod):
 class RefinementUNet(nn.Module):
     """A residual for coarse logits, from them and the photograph.
 
-    A stride-2 stem and four max-pools reach 1/32 of the resolution, as the paper says. Features
-    go up to the size of the skip, which odd sizes need, and the residual at the end to the
-    photograph's. Batch-norm sees the whole batch of episodes.
+    Strided, a stem and four max-pools reach 1/32 of the resolution, as the paper says, and channels
+    double at each pool; otherwise there is no stem, and their number stays. Features go up to the
+    size of the skip, which odd sizes need, and the residual at the end to the photograph's.
+    Batch-norm sees the whole batch of episodes.
     """
 
     width: int
+    strided: bool = True
     dtype: DTypeLike = jnp.float32
     depth: int = 4  # max-pools
 
@@ -203,15 +258,17 @@ class RefinementUNet(nn.Module):
         image = jnp.broadcast_to(image, (*coarse.shape[:1], *image.shape))
         x = jnp.concatenate([coarse, image], axis=-1).astype(self.dtype)
         skips = []
-        x = block(x, self.width, stride=2)
+        growth = 2 if self.strided else 1
+        if self.strided:
+            x = block(x, self.width, stride=2)
         for level in range(self.depth):
-            x = block(x, self.width * 2**level)
+            x = block(x, self.width * growth**level)
             skips.append(x)
-            x = nn.max_pool(x, (2, 2), (2, 2))
-        x = block(x, self.width * 2**self.depth)  # the bridge
+            x = halve(x)
+        x = block(x, self.width * growth**self.depth)  # the bridge
         for level in reversed(range(self.depth)):
             skip = skips[level]
-            x = block(jnp.concatenate([up(x, skip), skip], axis=-1), self.width * 2**level)
+            x = block(jnp.concatenate([up(x, skip), skip], axis=-1), self.width * growth**level)
         # Zero at first: training begins from the coarse mask.
         last = convolution(2, dtype=self.dtype, kernel_init=nn.initializers.zeros)
         residual = last(x).astype(jnp.float32)

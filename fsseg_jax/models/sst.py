@@ -23,7 +23,7 @@ from fsseg_jax.models.layers import (
     cross_entropy,
     masked_average_pool,
 )
-from fsseg_jax.models.method import BinaryMethod, join_ways, support_labels
+from fsseg_jax.models.method import BinaryMethod, Method, join_ways, support_labels
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize, resize_masks
 
@@ -40,21 +40,21 @@ class SST(BinaryMethod):
     area_epsilon: float = 5e-4  # added to a mask's area, as CANet's published code does
     tuning: bool = True  # the inner loop; False segments with the features as they are (table 1)
     # The paper's update (eq. 11) has no rate and does not say whether its loss is a sum or a mean.
-    # With "mean" the step is inner_rate * A * the gradient of the mean over pixels, A positions of
-    # foreground, so that the prototype moves alike whatever its area; "sum" is the literal other.
-    inner_rate: float = 1.0
-    inner_reduction: str = "mean"
+    # With a mean it moves the prototype by less than a thousandth of its length, with a sum by half
+    # of it to several times it, which diverged. Here the prototype p moves by inner_rate * |p| *
+    # the gradient of the mean over pixels, whatever the object's area and the features' scale,
+    # which differs between backbones and in the course of training. At 3 that is 8 to 25 % of |p|
+    # at full width, on ResNet-50 and on VGG-16, before training and in it (docs/figures.md).
+    inner_rate: float = 3.0
     second_order: bool = True  # the outer gradient passes through the inner one
     auxiliary_weight: float = 1.0  # of the self-segmentation loss in training (sec. 4.4)
-    # How several shots are joined (table 2): the sum of their responses weighted by the IoU of
-    # their self-segmentations (eq. 14), or their mean or maximum.
+    # How several shots are joined (table 2): by the sum of their responses weighted by the IoU of
+    # their self-segmentations (eq. 14), or by the average or the maximum of their segmentations.
+    # Without tuning and auxiliary loss there are no scores that mean anything: take the average.
     fusion: str = "weighted"
 
     at_least: ClassVar = {"width": 1}
-    choices: ClassVar = {
-        "fusion": ("weighted", "average", "maximum"),
-        "inner_reduction": ("mean", "sum"),
-    }
+    choices: ClassVar = {"fusion": ("weighted", "average", "maximum")}
 
     def setup(self) -> None:
         """The layers: theta_e's new one, theta_m and theta_d."""
@@ -65,6 +65,10 @@ class SST(BinaryMethod):
         self.block = ResidualBlock(options, self.rematerialise)
         self.aspp = ASPP(options, self.width, rematerialise=self.rematerialise)
         self.classifier = classifier(2, self.dtype)
+
+    def ablations(self) -> dict[str, Method]:
+        """The same parameters without the inner loop."""
+        return {"tuning off": self.clone(tuning=False)} if self.tuning else {}
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
@@ -110,6 +114,8 @@ class SST(BinaryMethod):
     ) -> "Tuned":
         """One step of each support's features along its own gradient (eq. 10-11).
 
+        `R' = R - inner_rate * A * |p| * dL/dR` with A positions of foreground and the prototype p.
+
         Args:
             features: of the supports.
             label: of each support: 1 for its way, 0 for anything else, 255 ignored.
@@ -127,12 +133,10 @@ class SST(BinaryMethod):
         gradient = jax.grad(total)(features)
         if not self.second_order:
             gradient = jax.lax.stop_gradient(gradient)
-        if self.inner_reduction == "mean":
-            masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)
-            factor = masks.sum((-2, -1))
-        else:
-            factor = (label != IGNORE).sum((-2, -1))
-        step = self.inner_rate * factor[..., None, None, None]
+        masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)
+        area = masks.sum((-2, -1))
+        length = jnp.linalg.norm(jax.lax.stop_gradient(self.pool(features, label)), axis=-1)
+        step = self.inner_rate * (area * length)[..., None, None, None]
         return Tuned(features - step * gradient, loss, logits)
 
     def segment(
@@ -150,17 +154,13 @@ class SST(BinaryMethod):
         tuned = self.tune(support_features, label)
         prototype = self.pool(tuned.features, label)
         response = self.respond(query_features, prototype)  # (way, shot, h, w, width)
-        match self.fusion:
-            case "weighted":
-                weight = self_iou(tuned.logits, label, self.align_corners)
-                weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)
-                weight = jnp.where(weight.sum(axis=1, keepdims=True) > 0, weight, 1 / len(label[0]))
-                response = jnp.sum(response * weight[..., None, None, None], axis=1)
-            case "average":
-                response = response.mean(axis=1)
-            case "maximum":
-                response = response.max(axis=1)
-        logits = self.decode(response)
+        if self.fusion == "weighted":
+            weight = self_iou(tuned.logits, label, self.align_corners)
+            weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)
+            weight = jnp.where(weight.sum(axis=1, keepdims=True) > 0, weight, 1 / len(label[0]))
+            logits = self.decode(jnp.sum(response * weight[..., None, None, None], axis=1))
+        else:
+            logits = join_shots(self.decode(response), self.fusion)
         aux = {"binary_logits": logits, "self_segmentation": tuned.loss}
         measured = {} if train else self._measure(support_features, tuned, prototype, label)
         return Output(join_ways(logits), aux, measured=measured)
@@ -194,6 +194,15 @@ class Tuned(NamedTuple):
     features: Float[Array, "way shot h w width"]
     loss: Float[Array, "way shot"]
     logits: Float[Array, "way shot h w 2"]
+
+
+def join_shots(logits: Float[Array, "way shot h w 2"], fusion: str) -> Float[Array, "way h w 2"]:
+    """Logits of the average or the maximum of the shots' probabilities of the object (table 2)."""
+    log_p = jax.nn.log_softmax(logits)
+    if fusion == "average":
+        return jax.nn.logsumexp(log_p, axis=1) - jnp.log(logits.shape[1])
+    surest = jnp.argmax(log_p[..., 1], axis=1)[:, None, ..., None]
+    return jnp.take_along_axis(log_p, surest, axis=1)[:, 0]
 
 
 def self_iou(

@@ -3,6 +3,7 @@
 Weights are those of the Flax module, as `pytorch_sst.tensors` makes them.
 """
 
+import itertools
 import types
 
 import torch
@@ -32,9 +33,12 @@ def embed(weights, image):
     return F.relu(conv(x, weights["embedding"]))
 
 
-def task_vector(weights, support, query, mask):
+def task_vector(weights, support, query, mask, kind):
     """f(F_s, F_q) of one pair, up to its scale: (1, channel)."""
     category = average_inside(support, mask)
+    if kind == "correlation":
+        likeness = [F.cosine_similarity(x, category[..., None, None]) for x in (support, query)]
+        support, query = support * likeness[0][:, None], query * likeness[1][:, None]
     x = beside(torch.cat([support, query], dim=1), category)
     x = conv(x, weights["pair"]).mean(dim=(2, 3))
     x = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()  # eq. 1
@@ -49,15 +53,19 @@ def auxiliary(weights, features):
     return conv(x, weights["auxiliary_classifier"])
 
 
-def predict(weights, pairs):
+def predict(weights, pairs, before_aspp):
     """The mask before refinement, from the adapted (support, query, mask) of each shot of a way."""
     vectors = [average_inside(support, mask) for support, _, mask in pairs]
     query = sum(query for _, query, _ in pairs) / len(pairs)
-    x = conv(beside(query, sum(vectors) / len(pairs)), weights["comparison"])
+    x = beside(query, sum(vectors) / len(pairs))
+    if before_aspp == "plain":
+        x = conv(x, weights["comparison"])
+    if before_aspp == "canet":
+        x = F.relu(conv(x, weights["comparison"], dilation=2))
     return conv(aspp(x, weights["aspp"]), weights["classifier"])
 
 
-def refine(weights, stored, masks, images, training):
+def refine(weights, stored, masks, images, training, strided):
     """G(M | Q) of masks (n, 2, height, width) and photographs (n, 3, height, width).
 
     Args:
@@ -65,6 +73,7 @@ def refine(weights, stored, masks, images, training):
         stored: its stored statistics, {"BatchNorm_0": {"mean": ..., "var": ...}, ...}.
         masks, images: of all ways of all episodes.
         training: whether normalisation takes the statistics of these n, or the stored ones.
+        strided: whether there is a stem of stride 2.
 
     Returns:
         the residuals, and the statistics to store. PyTorch stores an unbiased variance, Flax the
@@ -72,7 +81,10 @@ def refine(weights, stored, masks, images, training):
     """
     seen = {}
 
-    def block(x, number, stride=1):
+    numbers = itertools.count()
+
+    def block(x, stride=1):
+        number = next(numbers)
         x = conv(x, weights[f"Conv_{number}"], stride=stride)
         name = f"BatchNorm_{number}"
         mean, var = stored[name]["mean"].detach().clone(), stored[name]["var"].detach().clone()
@@ -85,25 +97,28 @@ def refine(weights, stored, masks, images, training):
         seen[name] = {"mean": mean.numpy(), "var": var.numpy()}
         return F.relu(y)
 
-    x = block(torch.cat([masks, images], dim=1), 0, stride=2)
+    x = torch.cat([masks, images], dim=1)
+    if strided:
+        x = block(x, stride=2)
     skips = []
-    for number in (1, 2, 3, 4):
-        x = block(x, number)
+    for _ in range(4):
+        x = block(x)
         skips.append(x)
-        x = F.max_pool2d(x, 2)
-    x = block(x, 5)
-    for number in (6, 7, 8, 9):
-        skip = skips.pop()
-        x = block(torch.cat([interpolate(x, skip.shape[2:]), skip], dim=1), number)
-    return interpolate(conv(x, weights["Conv_10"]), masks.shape[2:]), seen
+        x = F.max_pool2d(x, 2, ceil_mode=True)
+    x = block(x)
+    for skip in reversed(skips):
+        x = block(torch.cat([interpolate(x, skip.shape[2:]), skip], dim=1))
+    return interpolate(conv(x, weights[f"Conv_{next(numbers)}"]), masks.shape[2:]), seen
 
 
 def run(
     weights,
     stored,
     episodes,  # a list of them, photographs normalised
-    adaption=True,
+    adaption="concatenation",
+    before_aspp="none",
     refinement=True,
+    refinement_style="strided",
     training=False,
     auxiliary_weight=1.0,
     coarse_weight=1.0,
@@ -121,8 +136,8 @@ def run(
                 target = binary(episode.support_label[way, shot], way + 1)
                 mask = shrink(target == 1, query.shape[2:])
                 support = embed(weights, episode.support_image[way, shot])
-                if adaption:
-                    shift = weights["alpha"] * task_vector(weights, support, query, mask)
+                if adaption != "none":
+                    shift = weights["alpha"] * task_vector(weights, support, query, mask, adaption)
                     shift = shift[:, :, None, None]
                     pairs.append((support + shift, query + shift, mask))  # eq. 2
                     # Eq. 3, of both classes.
@@ -133,15 +148,16 @@ def run(
                     auxiliary_loss = auxiliary_loss + (of_support + of_query) / share
                 else:
                     pairs.append((support, query, mask))
-            logits = predict(weights, pairs)
+            logits = predict(weights, pairs, before_aspp)
             adapted.append([(pair[0].detach(), pair[1].detach()) for pair in pairs])
             coarse.append(interpolate(logits, size) if refinement else logits)
             images.append(planes(query_image)[None])
     coarse = logits = torch.cat(coarse)
     seen = {}
     if refinement:
+        strided = refinement_style == "strided"
         residual, seen = refine(
-            weights["unet"], stored.get("unet"), coarse, torch.cat(images), training
+            weights["unet"], stored.get("unet"), coarse, torch.cat(images), training, strided
         )
         logits = coarse + residual  # eq. 4
 
@@ -156,7 +172,7 @@ def run(
     total = segmentation
     if refinement:
         total = total + coarse_weight * coarse_loss
-    if adaption:
+    if adaption != "none":
         total = total + auxiliary_weight * auxiliary_loss
     return types.SimpleNamespace(
         logits=torch.stack([join(x) for x in logits.unflatten(0, (len(episodes), -1))]),

@@ -81,10 +81,9 @@ def beside(features, vector):
     return torch.cat([features, tiled], dim=1)
 
 
-def cross_entropy(logits, label, reduction="mean"):
-    """Of logits (1, 2, h, w) up-sampled to the label (height, width)."""
-    large = interpolate(logits, label.shape)
-    return F.cross_entropy(large, label[None], ignore_index=255, reduction=reduction)
+def cross_entropy(logits, label):
+    """Of logits (1, 2, h, w) up-sampled to the label (height, width), the mean over its pixels."""
+    return F.cross_entropy(interpolate(logits, label.shape), label[None], ignore_index=255)
 
 
 def binary(label, way):
@@ -126,7 +125,7 @@ def iou(logits, target):
     return intersection / union if union else 0.0
 
 
-def tune(weights, features, target, rate, reduction, second_order):
+def tune(weights, features, target, rate, second_order):
     """Eq. 8 to 11 for one support of (1, channel, h, w).
 
     Returns the moved features, and the mean loss and the logits of the self-segmentation.
@@ -136,12 +135,12 @@ def tune(weights, features, target, rate, reduction, second_order):
     mask = shrink(target == 1, features.shape[2:])
     response = relation(weights, features, average_inside(features, mask))
     logits = decoder(weights, response)
-    loss = cross_entropy(logits, target, reduction)
+    loss = cross_entropy(logits, target)
     (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
     if not second_order:
         gradient = gradient.detach()
-    area = mask.sum() if reduction == "mean" else 1
-    return features - rate * area * gradient, cross_entropy(logits, target), logits
+    length = average_inside(features, mask).detach().norm()
+    return features - rate * mask.sum() * length * gradient, loss, logits
 
 
 def run(
@@ -151,7 +150,6 @@ def run(
     support_label,  # (way, shot, height, width)
     query_label,  # (height, width)
     rate=1.0,
-    reduction="mean",
     second_order=True,
     fusion="weighted",
     auxiliary_weight=1.0,
@@ -165,7 +163,7 @@ def run(
         for shot in range(shots):
             features = support_features[way, shot][None]
             target = binary(support_label[way, shot], way + 1)
-            moved, loss, logits = tune(weights, features, target, rate, reduction, second_order)
+            moved, loss, logits = tune(weights, features, target, rate, second_order)
             mask = shrink(target == 1, features.shape[2:])
             vector = average_inside(moved, mask)
             responses.append(relation(weights, query_features[None], vector))
@@ -182,11 +180,13 @@ def run(
             case "weighted":
                 response = sum(r * score for r, score in zip(responses, own, strict=True))
                 response = response / sum(own)  # choose an episode in which one finds itself
-            case "average":
-                response = sum(responses) / shots
-            case "maximum":
-                response = torch.stack(responses).amax(dim=0)
-        binary_logits.append(decoder(weights, response))
+                logits = decoder(weights, response)
+            case "average" | "maximum":
+                objects = [decoder(weights, one).softmax(dim=1)[:, 1] for one in responses]
+                objects = torch.stack(objects)
+                p = objects.mean(dim=0) if fusion == "average" else objects.amax(dim=0)
+                logits = torch.stack([(1 - p).log(), p.log()], dim=1)
+        binary_logits.append(logits)
         main = main + cross_entropy(binary_logits[-1], binary(query_label, way + 1)) / ways
     auxiliary = sum(before) / (ways * shots)
     return types.SimpleNamespace(

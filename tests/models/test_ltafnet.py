@@ -27,7 +27,7 @@ class TwoStages(nn.Module):
         return fine, nn.relu(nn.Conv(6, (3, 3), 2, 1, name="coarse")(fine))
 
 
-MODEL = LTAFNet(backbone=TwoStages(), width=8, refinement_width=2)
+MODEL = LTAFNet(backbone=TwoStages(), width=8, dropout=0.0, refinement_width=2)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def draw_episode(ways, shots, seed=0, height=33, width=37, as_bytes=False):
 
 
 @functools.cache
-def variables():
+def variables(model=MODEL):
     """Weights and stored statistics with which every layer matters: none are 0 or 1."""
     rng = np.random.default_rng(0)
     draws = {
@@ -112,7 +112,7 @@ def variables():
         "bias": lambda shape: rng.normal(0, 0.2, shape),
         "kernel": lambda shape: rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape),
     }
-    initialise = functools.partial(MODEL.init, train=True)
+    initialise = functools.partial(model.init, train=True)
     shapes = jax.eval_shape(initialise, jax.random.key(0), draw_episode(1, 1))
     return jax.tree_util.tree_map_with_path(
         lambda path, shape: draws[path[-1].key](shape.shape).astype(np.float32), shapes
@@ -125,16 +125,17 @@ def run_compiled(model, variables, episode):
     return {"logits": output.logits, **output.aux}
 
 
-def run(model, episode, changed=None):
+def run(model, episode, changed=None, drawn_for=MODEL):
     """The logits of one episode at inference, with some parameters replaced."""
-    params = {**variables()["params"], **(changed or {})}
-    return jax.device_get(run_compiled(model, {**variables(), "params": params}, episode))
+    given = variables(drawn_for)
+    params = {**given["params"], **(changed or {})}
+    return jax.device_get(run_compiled(model, {**given, "params": params}, episode))
 
 
-def run_pytorch(pytorch, episodes, **options):
+def run_pytorch(pytorch, episodes, drawn_for=MODEL, **options):
     """Results of a batch, weights and results as tensors."""
-    weights = pytorch.tensors(variables()["params"])
-    stored = pytorch.tensors(variables()["batch_stats"])
+    weights = pytorch.tensors(variables(drawn_for)["params"])
+    stored = pytorch.tensors(variables(drawn_for).get("batch_stats", {}))
     return weights, pytorch.ltafnet.run(weights, stored, episodes, **options)
 
 
@@ -142,15 +143,21 @@ def run_pytorch(pytorch, episodes, **options):
 
 
 @pytest.mark.parametrize(
-    ("ways", "shots", "adaption", "refinement"),
-    [(2, 3, True, True), (1, 1, True, True), (1, 1, False, True), (1, 3, True, False)],
+    ("ways", "shots", "options"),
+    [
+        (2, 3, {}),
+        (1, 1, {"adaption": "correlation", "before_aspp": "canet"}),
+        (1, 1, {"adaption": "none", "before_aspp": "plain", "refinement_style": "constant"}),
+        (1, 3, {"adaption": "correlation", "refinement": False}),
+    ],
 )
-def test_logits_match_pytorch(pytorch, ways, shots, adaption, refinement):
+def test_logits_match_pytorch(pytorch, ways, shots, options):
     """At inference, of photographs with odd sides."""
-    model = MODEL.clone(adaption=adaption, refinement=refinement)
+    model = MODEL.clone(**options)
+    refinement = model.refinement
     episode = draw_episode(ways, shots)
-    result = run(model, episode)
-    _, expected = run_pytorch(pytorch, [episode], adaption=adaption, refinement=refinement)
+    result = run(model, episode, drawn_for=model)
+    _, expected = run_pytorch(pytorch, [episode], model, **options)
     assert_close(result["binary_logits"], last(expected.binary_logits[0]), 1e-4)
     assert_close(result["logits"], last(expected.logits[0]), 1e-4)
     if refinement:
@@ -194,15 +201,16 @@ def draw_features(shots=3, seed=0):
     return supports, masks, rng.standard_normal((5, 7, 8)).astype(np.float32)
 
 
-@jax.jit
-def adapt_compiled(params, features):
-    return MODEL.apply({"params": params}, *features, method="adapt")
+@functools.partial(jax.jit, static_argnums=0)
+def adapt_compiled(kind, params, features):
+    model = MODEL.clone(adaption=kind)
+    return model.apply({"params": params}, *features, method="adapt")
 
 
-def adapt(features, **changed):
+def adapt(features, kind="concatenation", **changed):
     """Adapted support and query features of each pair, with some parameters replaced."""
     params = {**variables()["params"], **changed}
-    return jax.device_get(adapt_compiled(params, features))
+    return jax.device_get(adapt_compiled(kind, params, features))
 
 
 def gate_of(features, **changed):
@@ -214,21 +222,28 @@ def gate_of(features, **changed):
     return shift
 
 
-def test_task_vector_is_added_to_support_and_query_alike():
+@pytest.mark.parametrize("kind", ["concatenation", "correlation"])
+def test_task_vector_is_added_to_support_and_query_alike(kind):
     """Eq. 2 in NumPy, standardisation over channels (eq. 1) spelled out."""
     features = supports, masks, query = draw_features()
     params = variables()["params"]
     for shot in range(3):
         support, mask = supports[0, shot].astype(np.float64), masks[0, shot]
         category = (support * mask[..., None]).sum((0, 1)) / (mask.sum() + 5e-4)
-        average = np.concatenate([support.mean((0, 1)), query.mean((0, 1)), category])
+        maps = [support, query]
+        if kind == "correlation":
+            cosines = [
+                x @ category / np.linalg.norm(x, axis=-1) / np.linalg.norm(category) for x in maps
+            ]
+            maps = [x * cosine[..., None] for x, cosine in zip(maps, cosines, strict=True)]
+        average = np.concatenate([*(x.mean((0, 1)) for x in maps), category])
         x = average @ params["pair"]["kernel"][0, 0] + params["pair"]["bias"]
         x = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + 1e-5)
         x = np.maximum(x @ params["gate_0"]["kernel"] + params["gate_0"]["bias"], 0)
         x = 1 / (1 + np.exp(-(x @ params["gate_1"]["kernel"] + params["gate_1"]["bias"])))
         assert np.ptp(x) > 0.1
-        assert_close(gate_of(features)[0, shot], x, 1e-5)
-        new_support, new_query = adapt(features)
+        assert_close(gate_of(features, kind=kind)[0, shot], x, 1e-5)
+        new_support, new_query = adapt(features, kind)
         assert_close(new_support[0, shot], support + params["alpha"] * x, 1e-5)
         assert_close(new_query[0, shot], query + params["alpha"] * x, 1e-5)
 
@@ -268,9 +283,35 @@ def test_adaption_does_nothing_at_first():
 
     episode = draw_episode(1, 1)
     at_first = run(MODEL, episode, {"alpha": np.float32(fresh)})["logits"]
-    without = run(MODEL.clone(adaption=False), episode)["logits"]
+    without = run(MODEL.ablations()["alpha = 0"], episode)["logits"]
     assert_close(at_first, without, 1e-6)
     assert not is_close(run(MODEL, episode)["logits"], without, 0.01)
+
+
+def test_there_is_nothing_to_switch_off_without_adaption():
+    assert MODEL.clone(adaption="none").ablations() == {}
+
+
+# ----------------------------------------------------------------------------- dropout
+
+
+def test_training_drops_channels_of_the_embedding_and_inference_does_not():
+    """Whole channels, of each photograph its own, and the others are scaled up."""
+    model = MODEL.clone(dropout=0.5, width=64)
+    images = draw_episode(1, 1).support_image[0].repeat(2, axis=0)
+
+    @jax.jit
+    def encode(key):
+        fresh = model.init(key, images, method="encode")
+        rngs = {"dropout": key}
+        trained = model.apply(fresh, images, train=True, rngs=rngs, method="encode")
+        return model.apply(fresh, images, method="encode"), trained
+
+    whole, dropped = encode(jax.random.key(0))
+    kept = np.asarray(dropped).any(axis=(1, 2))
+    assert 0.3 < kept.mean() < 0.7
+    assert (kept[0] != kept[1]).any()
+    assert_close(dropped, 2 * whole * kept[:, None, None], 1e-6)
 
 
 # ----------------------------------------------------------------------------- the loss
@@ -462,15 +503,17 @@ def test_supports_that_show_nothing_give_finite_gradients(label):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
 
 
+@pytest.mark.parametrize("strided", [True, False])
 @pytest.mark.parametrize("size", [(33, 37), (32, 32), (64, 47)])
-def test_refinement_reaches_a_32nd_of_the_resolution_and_comes_back(size):
-    """A photograph of any size, to its own size."""
-    unet = RefinementUNet(width=2)
-    sizes = []
+def test_refinement_reaches_a_32nd_of_the_resolution_and_comes_back(size, strided):
+    """A photograph of any size, to its own size; at full resolution a 16th, in equal blocks."""
+    unet = RefinementUNet(width=2, strided=strided)
+    sizes, widths = [], []
 
     def record(next_, args, kwargs, context):
         result = next_(*args, **kwargs)
         sizes.append(result.shape[-3:-1])
+        widths.append(result.shape[-1])
         return result
 
     def residual():
@@ -480,6 +523,7 @@ def test_refinement_reaches_a_32nd_of_the_resolution_and_comes_back(size):
             )[0]
 
     assert jax.eval_shape(residual).shape == (1, *size, 2)
-    halved = [-(-size[0] // 2), -(-size[1] // 2)]
-    assert sizes[0] == tuple(halved)
-    assert min(sizes) == tuple(length // 16 for length in halved)
+    first = tuple(-(-length // 2) for length in size) if strided else size
+    assert sizes[0] == first
+    assert min(sizes) == tuple(-(-length // 16) for length in first)
+    assert max(widths) == (32 if strided else 2)
