@@ -22,6 +22,8 @@ HEARTBEAT = 30
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 COMPILED = 4 * 2**30  # bytes of compiled programs that are kept; the oldest go first
+# See `avoid_corruption`. Tried: 0.10.0, 0.10.1, 0.11.1, 0.11.2, 0.12.0 and 0.12.0.1 are sound.
+CORRUPTING = ("0.10.2", "0.11.0")
 
 
 def start(config: ConfigDict, stoppable: bool = False) -> None:
@@ -63,14 +65,15 @@ def keep_memory() -> None:
 
 
 def avoid_corruption() -> None:
-    """Keeps jaxlib 0.10.2 from writing beyond arrays on CPUs; call before JAX has a backend.
+    """Keeps some versions of jaxlib from corrupting memory on CPUs; call before JAX has a backend.
 
-    Where it fuses a sum with what has seven axes or more (`vmap` of `vmap` comes to that), memory
-    is corrupted (https://github.com/jax-ml/jax/issues/39257). Products and convolutions, which
-    take the time, stay with the library that it hands them to.
+    Where they fuse a sum with what has seven axes or more (`vmap` of `vmap` comes to that), they
+    write beyond arrays or crash (https://github.com/jax-ml/jax/issues/39257); and 0.10.2 computes
+    some long sums wrongly (https://github.com/jax-ml/jax/issues/39103). Products and convolutions,
+    which take the time, stay with the library that these versions hand them to.
     """
     name, flags = "--xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__ == "0.10.2" and name not in flags:
+    if jaxlib.__version__ in CORRUPTING and name not in flags:
         fused = f"{name}=individual_dot,individual_convolution"
         os.environ["XLA_FLAGS"] = f"{flags} {fused}".strip()
 

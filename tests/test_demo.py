@@ -162,13 +162,13 @@ def test_a_missing_gradio_is_told(config_file):
     )
 
 
-def test_the_program_serves_the_page_until_it_is_interrupted(config_file):
+def test_the_program_serves_the_page_until_it_is_interrupted(config_file, users_environment):
     pytest.importorskip("gradio")
     port = free_port()
     command = [sys.executable, "-m", "fsseg_jax.demo", f"--workdir={config_file}"]
     options = [f"--port={port}", "--config.image_size=32", "--config.devices=1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, *options], **pipes) as process:
+    with subprocess.Popen([*command, *options], env=users_environment, **pipes) as process:
         try:
             assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:

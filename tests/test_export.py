@@ -1,6 +1,5 @@
 """An exported program is `forward` of the model, and needs nothing of this code."""
 
-import os
 import re
 import subprocess
 import sys
@@ -79,7 +78,9 @@ def exported(tmp_path_factory):
     return results
 
 
-def test_what_is_printed_runs_without_this_code_and_gives_the_logits_of_forward(exported, tmp_path):
+def test_what_is_printed_runs_without_this_code_and_gives_the_logits_of_forward(
+    exported, tmp_path, users_environment
+):
     """In another folder, with one and with several queries."""
     arguments = []
     for method, (_, _, printed, arrays) in exported.items():
@@ -88,7 +89,7 @@ def test_what_is_printed_runs_without_this_code_and_gives_the_logits_of_forward(
         code = tmp_path / f"{method}.py"
         code.write_text("\n".join(lines[start : lines.index("", start + 2)]))
         arguments += [code, arrays, tmp_path / f"{method}_logits.npz"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {n: value for n, value in users_environment.items() if n != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", ALONE, *map(str, arguments)],
         cwd=tmp_path,

@@ -501,13 +501,14 @@ runpy.run_module("fsseg_jax.predict", run_name="__main__", alter_sys=True)
 
 
 def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_skipped(
-    folders, model
+    folders, model, users_environment
 ):
     (folders / "query" / "bad.jpg").write_text("a text")
     options = ("--config.platform=cpu", "--config.devices=1", "--config.eval.fit=letterbox")
     places = [f"--{name}={folders / name}" for name in ("support", "query", "out")]
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, f"--workdir={model}", *places, *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    pipes = {"capture_output": True, "text": True, "timeout": 300}
+    result = subprocess.run(command, env=users_environment, **pipes)
     assert result.returncode == 1, result.stderr
     lines = result.stderr.splitlines()
     assert lines[0].startswith("devices: 1 x cpu")

@@ -30,12 +30,17 @@ def config_file(tmp_path):
     return path
 
 
-def run(program, *arguments):
-    command = [sys.executable, "-m", f"fsseg_jax.{program}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(users_environment):
+    def run(program, *arguments):
+        command = [sys.executable, "-m", f"fsseg_jax.{program}", *map(str, arguments)]
+        pipes = {"capture_output": True, "text": True, "timeout": 300}
+        return subprocess.run(command, env=users_environment, **pipes)
+
+    return run
 
 
-def test_train_then_evaluate_tells_and_writes_the_results(tmp_path, config_file):
+def test_train_then_evaluate_tells_and_writes_the_results(run, tmp_path, config_file):
     trained = run("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}")
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr.splitlines()[0].startswith("devices: 1 x cpu")
@@ -53,10 +58,19 @@ def test_train_then_evaluate_tells_and_writes_the_results(tmp_path, config_file)
     assert (tmp_path / "run" / "evaluation" / "report.html").is_file()
 
 
-def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(tmp_path, config_file):
+def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(
+    run, tmp_path, config_file
+):
     result = run("evaluate", f"--config={config_file}", f"--workdir={tmp_path / 'new'}")
     assert result.returncode == 0, result.stderr
     assert "freshly initialised, random weights" in result.stdout
+
+
+def test_a_benchmark_measures(run, config_file):
+    result = run("benchmarks.predict", f"--config={config_file}", "--batch_sizes=2", "--repeats=1")
+    assert result.returncode == 0, result.stderr
+    printed = [line.split() for line in result.stdout.splitlines()]
+    assert [line for line in printed if line[:1] == ["panet"]]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +85,7 @@ def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(tmp_pat
     ],
 )
 def test_wrong_input_gives_one_sentence_and_status_2(
-    tmp_path, config_file, program, arguments, message
+    run, tmp_path, config_file, program, arguments, message
 ):
     result = run(program, f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments)
     assert result.returncode == 2
