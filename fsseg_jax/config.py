@@ -384,7 +384,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{name} = {fields[name]}: it must not be negative.")
     for name, choices in CHOICES.items():
         if fields[name] not in choices:
-            raise UserError(f"{name} = {fields[name]!r}: choose {' or '.join(choices)}.")
+            words = (choice or "nothing" for choice in choices)
+            raise UserError(f"{name} = {fields[name]!r}: choose {' or '.join(words)}.")
     if config.image_size < 32:
         raise UserError(
             f"image_size = {config.image_size}: networks that divide it by 32 need at least 32."

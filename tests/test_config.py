@@ -321,7 +321,7 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("eval.fit=crop", "eval.fit = 'crop': choose stretch or letterbox or own"),
         ("eval.fit=own", "eval.fit = own leaves .*: set eval.scored_at = photograph"),
         ("eval.border=none", "eval.border = 'none': choose ignored or background"),
-        ("eval.threshold=novel", "eval.threshold = 'novel': choose  or base or validation"),
+        ("eval.threshold=novel", "eval.threshold = 'novel': choose nothing or base or validation"),
         ("eval.buckets=0", "eval.buckets = 0: it must be at least 1"),
         ("eval.checkpoint=first", "eval.checkpoint = 'first': choose best or last or best_base"),
         ("eval.crf.iterations=-1", "eval.crf.iterations = -1: it must not be negative"),

@@ -165,7 +165,7 @@ def fitted(shape: tuple[int, int], size: int, fit: str) -> tuple[int, int]:
     "letterbox" is PFENet's `Resize` (util/transform.py, lines 70 to 122): the longer side becomes
     `size`, the other one follows, and then both are floored to multiples of 8.
     """
-    if fit == "stretch":
+    if fit != "letterbox":  # "own" is about queries: all that become squares are stretched
         return size, size
     ratio, longer = size / max(shape), max(shape)
     height, width = (size if side == longer else int(side * ratio) for side in shape)

@@ -147,7 +147,6 @@ class Evaluator:
     def _read_squares(self, supports: set[int], room: int) -> None:
         """Reads all photographs as squares, with their labels and what outlines need."""
         options, marked = self.options, self.annotation.kind != "dense"
-        fit = "stretch" if options.fit == "own" else options.fit
         count = max(len(self.used), room), self.size, self.size
         self.images = np.zeros((*count, 3), np.uint8)
         self.labels = np.zeros(count, self._label_type)
@@ -158,10 +157,12 @@ class Evaluator:
             index = int(self.used[row])
             photograph = self.source.read(index)
             self.shapes[row] = photograph.label.shape
-            self.images[row], self.labels[row] = square(photograph, self.size, fit)
+            self.images[row], self.labels[row] = square(photograph, self.size, options.fit)
             if marked and index in supports:
                 label = self.labels[row]
-                self.marks[row] = square_marks(self.source, index, label, self.annotation, fit)
+                self.marks[row] = square_marks(
+                    self.source, index, label, self.annotation, options.fit
+                )
 
         parallel_map(read, range(len(self.used)), "reading")
 
@@ -417,8 +418,7 @@ class Evaluator:
         prediction = self.predict(variables, caches, row)
         if self._queries(row).label is not None:  # back to the square that is shown
             blank = np.zeros((*prediction.shape, 3), np.uint8)
-            fit = "stretch" if self.options.fit == "own" else self.options.fit
-            prediction = square(Photograph(blank, prediction), self.size, fit).label
+            prediction = square(Photograph(blank, prediction), self.size, self.options.fit).label
         names = self.source.class_names
         return Example(
             title=title,

@@ -30,13 +30,13 @@ def get_config():
     config.data.root = "ROOT"
     return config
 """
-# Of all rows: few episodes of small photographs.
-OVERRIDES = ["--config.eval.episodes=8", "--config.data.min_pixels=1"]
+# Of all rows: so many episodes of so few photographs that all need all of them, and compile once.
+OVERRIDES = ["--config.eval.episodes=60", "--config.data.min_pixels=1", "--config.eval.gallery=0"]
 
 
 @pytest.fixture(scope="module")
 def root(make_voc):
-    return make_voc(train=2, val=16)
+    return make_voc(train=2, val=10, shown=10)
 
 
 @pytest.fixture
