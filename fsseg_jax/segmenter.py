@@ -446,7 +446,7 @@ class Segmenter:
     ) -> Any:
         """The result for one photograph, from the logits of its square."""
         # Of the square on the photograph; a letterboxed one has a border to cut off.
-        extent = shape if self.config.eval.fit == "stretch" else (max(shape),) * 2
+        extent = (max(shape),) * 2 if self.config.eval.fit == "letterbox" else shape
         rows, columns = (
             interpolation_matrix(n, whole, self.model.align_corners)[:part]
             for n, whole, part in zip(logits.shape, extent, shape, strict=False)

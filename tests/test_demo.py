@@ -162,6 +162,7 @@ def test_a_missing_gradio_is_told(config_file):
     )
 
 
+@pytest.mark.smoke
 def test_the_program_serves_the_page_until_it_is_interrupted(config_file, users_environment):
     pytest.importorskip("gradio")
     port = free_port()

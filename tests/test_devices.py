@@ -108,6 +108,7 @@ print(os.environ.get("XLA_FLAGS") == flags)
 """
 
 
+@pytest.mark.smoke
 def test_sums_are_right_in_every_version_and_sound_ones_get_no_flag():
     """As users compile them, without the tests' own flags."""
     environment = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}

@@ -500,6 +500,7 @@ runpy.run_module("fsseg_jax.predict", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.smoke
 def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_skipped(
     folders, model, users_environment
 ):

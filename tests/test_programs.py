@@ -40,6 +40,7 @@ def run(users_environment):
     return run
 
 
+@pytest.mark.smoke
 def test_train_then_evaluate_tells_and_writes_the_results(run, tmp_path, config_file):
     trained = run("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}")
     assert trained.returncode == 0, trained.stderr
@@ -66,6 +67,7 @@ def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(
     assert "freshly initialised, random weights" in result.stdout
 
 
+@pytest.mark.smoke
 def test_a_benchmark_measures(run, config_file):
     result = run("benchmarks.predict", f"--config={config_file}", "--batch_sizes=2", "--repeats=1")
     assert result.returncode == 0, result.stderr

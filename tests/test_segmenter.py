@@ -597,7 +597,8 @@ def test_an_object_too_small_for_the_square_is_not_lost(fit):
             _, label = segmenter._supports
             sides = (SIZE, SIZE)
             if fit == "letterbox":
-                sides = [round(SIZE * side / max(height, width)) for side in (height, width)]
+                # Multiples of 8, rounded down: see `source.fitted`.
+                sides = [SIZE * side // max(height, width) // 8 * 8 for side in (height, width)]
             where = [int((y + 0.5) * sides[0] / height), int((x + 0.5) * sides[1] / width)]
             assert np.argwhere(np.asarray(label[0, 0]) == 1).tolist() == [where]
             assert segmenter.predict(image).any()

@@ -57,6 +57,7 @@ def cells(lines, first):
 # ----------------------------------------------------------------------------- train
 
 
+@pytest.mark.smoke
 def test_train_measures_a_step_and_what_pipelines_add(run, monkeypatch):
     monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)  # no TensorFlow
     lines, results = run(train, "--methods=panet", "--layers")
@@ -169,6 +170,7 @@ def test_queries_with_encoded_supports_are_segmented_as_in_whole_episodes():
 # ----------------------------------------------------------------------------- evaluate
 
 
+@pytest.mark.smoke
 def test_evaluate_measures_both_ways_and_growth(run):
     lines, results = run(
         evaluate,

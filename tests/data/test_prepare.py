@@ -461,6 +461,7 @@ def logger():
     logger.handlers[:], logger.level, logger.propagate = before
 
 
+@pytest.mark.smoke
 @pytest.mark.usefixtures("logger")
 def test_program_tells_what_was_done_and_how_to_use_it(site, monkeypatch, capsys):
     assert run_program(monkeypatch, site) is None

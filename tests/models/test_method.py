@@ -248,6 +248,7 @@ def leaves(tree):
 UNMOVED = {"canet": {"attention_1/bias"}}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "frozen"),
     [*((name, True) for name in METHODS), ("panet", False)],
