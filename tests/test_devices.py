@@ -5,7 +5,6 @@ import platform
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
