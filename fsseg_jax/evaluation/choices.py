@@ -55,7 +55,7 @@ _TWO_WAYS = (*BASE, "ways=2")
 _OWN = ("eval.fit=own", "eval.scored_at=photograph")
 ROWS = {
     **{name: Row(f"protocol {name}", (f"eval.protocol={name}",)) for name in PRESETS},
-    "base": Row("base (validation, class uniform, 2,048 px, 417 px squares)", BASE),
+    "base": Row("base (validation, class uniform, 2,048 px, squares)", BASE),
     "border": Row("border counts as background", BASE, border="background"),
     "filter": Row("no area filter", (*BASE, "data.min_pixels=1")),
     "items": Row("items in turn", (*BASE, "eval.sampling=items")),
