@@ -317,7 +317,8 @@ def test_published_settings_are_those_of_the_config_files(method):
     changed = differences(programs.published(method), config)
     # What is left does not change how long a step takes.
     learning = {f"train.{name}" for name in ("steps", "epochs", "schedule", "learning_rate")}
-    other = {"init", "data.shapes.train", "train.weight_decay"}
+    drawn = {f"data.{name}" for name in ("sampling", "border", "train_min_pixels", "shapes.train")}
+    other = {"init", "train.weight_decay", "train.select_on", *drawn}
     assert set(changed) <= learning | other
 
 
