@@ -57,7 +57,6 @@ def cells(lines, first):
 # ----------------------------------------------------------------------------- train
 
 
-@pytest.mark.smoke
 def test_train_measures_a_step_and_what_pipelines_add(run, monkeypatch):
     monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)  # no TensorFlow
     lines, results = run(train, "--methods=panet", "--layers")
