@@ -238,7 +238,8 @@ def make_dispatch(
         results with one row a step.
     """
     # On a CPU, XLA computes some of SST's operations several times slower inside a loop than
-    # outside (https://github.com/jax-ml/jax/issues/12868): there, steps follow one another.
+    # outside (https://github.com/jax-ml/jax/issues/12868; so in 0.10.2 and 0.12.0): there, steps
+    # follow one another.
     on_cpu = mesh.local_devices[0].platform == "cpu"
     if loop is None:
         loop = not on_cpu
