@@ -2,10 +2,10 @@
 
 XLA computes a kernel's gradient as a convolution whose window is a whole feature map: on a CPU at
 a fifth of the forward pass's speed, and inside a compiled loop almost not at all, as the gradient
-by the input too (https://github.com/jax-ml/jax/issues/12868; so in 0.10.2 and 0.12.0). Here the first is a few matrix
-products, and the second a convolution with the kernel turned round. Convolutions of 1 x 1 are
-products from the start, and wide ones of 3 x 3 need less than half of the multiplications
-(`winograd`). Accelerators keep XLA's own.
+by the input too (https://github.com/jax-ml/jax/issues/12868; so in jax 0.10.2 and 0.12.0). Here the
+first is a few matrix products, and the second a convolution with the kernel turned round.
+Convolutions of 1 x 1 are products from the start, and wide ones of 3 x 3 need less than half of the
+multiplications (`winograd`). Accelerators keep XLA's own.
 """
 
 import functools
