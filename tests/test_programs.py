@@ -67,12 +67,43 @@ def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(
     assert "freshly initialised, random weights" in result.stdout
 
 
+def rows(printed, first):
+    """The lines of a table that begin with a word."""
+    return [line for line in printed.splitlines() if line.split()[:1] == [first]]
+
+
 @pytest.mark.smoke
 def test_a_benchmark_measures(run, config_file):
     result = run("benchmarks.predict", f"--config={config_file}", "--batch_sizes=2", "--repeats=1")
     assert result.returncode == 0, result.stderr
-    printed = [line.split() for line in result.stdout.splitlines()]
-    assert [line for line in printed if line[:1] == ["panet"]]
+    assert rows(result.stdout, "panet")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("train", ["--batch_sizes=1"]),
+        ("evaluate", ["--shots=1", "--config.eval.batch_size=4", "--config.eval.episodes=8"]),
+    ],
+)
+def test_other_benchmarks_measure(run, program, arguments):
+    small = ("backbone=small", "image_size=40", "devices=1", "eval.runs=1", "data.shapes.val=48")
+    fields = [f"--config.{field}" for field in small]
+    result = run(f"benchmarks.{program}", "--methods=panet", "--repeats=1", *arguments, *fields)
+    assert result.returncode == 0, result.stderr
+    assert rows(result.stdout, "panet")
+
+
+def test_choices_of_a_protocol_are_compared(run, tmp_path, config_file):
+    result = run(
+        *("evaluation.choices", f"--config={config_file}", f"--workdir={tmp_path / 'choices'}"),
+        *("--rows=base,border,letterbox", "--folds=0"),
+        *("--config.eval.episodes=4", "--config.data.min_pixels=1"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (tmp_path / "choices" / "choices.txt").read_text()
+    assert len(rows(result.stdout, "base")) == len(rows(result.stdout, "border")) == 1
+    assert len(rows(result.stdout, "letterboxed,")) == 1
 
 
 @pytest.mark.parametrize(
