@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config.data.name = "coco"
     config.data.coco.folds = "a"
     config.data.coco.masks = "category"  # as in the published code: what overlaps belongs to it
-    config.data.train_split = config.data.split = "train2014"
+    # Training does not see the photographs of the selection; protocol "panet" tests on train2014.
+    config.data.train_split, config.data.split = "train2014", "val2014"
     return config

@@ -445,8 +445,11 @@ class Segmenter:
         probabilities: bool,
     ) -> Any:
         """The result for one photograph, from the logits of its square."""
-        # Of the square on the photograph; a letterboxed one has a border to cut off.
-        extent = (max(shape),) * 2 if self.config.eval.fit == "letterbox" else shape
+        # How many pixels of the photograph the whole square would be: a letterboxed one has a
+        # border, of which the evaluation takes up to 7 pixels for photograph, as PFENet's code.
+        size = self.config.image_size
+        inside = fitted(shape, size, self.config.eval.fit)
+        extent = [round(n * size / part) for n, part in zip(shape, inside, strict=True)]
         rows, columns = (
             interpolation_matrix(n, whole, self.model.align_corners)[:part]
             for n, whole, part in zip(logits.shape, extent, shape, strict=False)

@@ -319,9 +319,17 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("eval.sampling=all", "eval.sampling = 'all': choose classes or items or photographs"),
         ("eval.scored_at=512", "eval.scored_at = '512': choose network or photograph"),
         ("eval.fit=crop", "eval.fit = 'crop': choose stretch or letterbox or own"),
+        (
+            "eval.threshold=base eval.crf.iterations=5",
+            "DenseCRF replaces by a mask: set eval.threshold = '' or eval.crf.iterations = 0",
+        ),
+        (
+            "eval.setup=metaseg data.coco.masks=category",
+            "eval.setup = metaseg needs two classes in one label, .*: set data.coco.masks = label",
+        ),
         ("eval.fit=own", "eval.fit = own leaves .*: set eval.scored_at = photograph"),
         ("eval.border=none", "eval.border = 'none': choose ignored or background"),
-        ("eval.threshold=novel", "eval.threshold = 'novel': choose nothing or base or validation"),
+        ("eval.threshold=novel", "eval.threshold = 'novel': choose base or validation or ''"),
         ("eval.buckets=0", "eval.buckets = 0: it must be at least 1"),
         ("eval.checkpoint=first", "eval.checkpoint = 'first': choose best or last or best_base"),
         ("eval.crf.iterations=-1", "eval.crf.iterations = -1: it must not be negative"),
@@ -339,4 +347,4 @@ def test_commands_in_the_docstring_are_of_this_config(path):
 )
 def test_values_out_of_range_are_told(change, message):
     with pytest.raises(UserError, match=message):
-        override(default_config(), [f"--config.{change}"])
+        override(default_config(), [f"--config.{field}" for field in change.split()])

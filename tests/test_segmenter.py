@@ -3,6 +3,7 @@ photographs as they are."""
 
 import functools
 import itertools
+import math
 import threading
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from PIL import Image
 
 from fsseg_jax import Segmenter, forward
 from fsseg_jax.config import default_config
+from fsseg_jax.data.source import Photograph, square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import IGNORE, Episode, normalise, sample
 from fsseg_jax.errors import UserError
@@ -355,10 +357,26 @@ def assert_same(results, expected):
         np.testing.assert_array_equal(mask[clear(others)], other[clear(others)])
 
 
-@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+@pytest.mark.parametrize(("height", "width"), [(40, 160), (150, 90), (64, 64), (121, 61)])
+def test_a_letterboxed_mask_is_where_the_photograph_has_it(height, width):
+    """Though the photograph's part of the square is rounded to multiples of 8."""
+    segmenter = make_segmenter(fit="letterbox")
+    label = np.zeros((height, width), np.uint8)
+    label[-height // 4 :, -width // 3 :] = 1
+    seen = square(Photograph(np.zeros((height, width, 3), np.uint8), label), SIZE, "letterbox")
+    logits = np.eye(2, dtype=np.float32)[seen.label % 255]
+    mask = segmenter._at_own_size(logits, (height, width), False)
+    sides = [SIZE * n // max(height, width) // 8 * 8 for n in label.shape]
+    reach = [math.ceil(n / side) for n, side in zip(label.shape, sides, strict=True)]
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    assert (rows[-1], columns[-1]) == (height - 1, width - 1)
+    assert abs(rows[0] - (height - height // 4)) <= reach[0]
+    assert abs(columns[0] - (width - width // 3)) <= reach[1]
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_predictions_are_those_of_the_evaluation_at_photograph_size(source, fit, align_corners):
-    segmenter = make_segmenter(fit=fit, align_corners=align_corners)
+def test_predictions_are_those_of_the_evaluation_at_photograph_size(source, align_corners):
+    segmenter = make_segmenter(align_corners=align_corners)
     config = segmenter.config.copy_and_resolve_references()
     config.eval.scored_at, config.eval.feature_dtype = "photograph", "float32"
     episodes = sample(source.table.items(range(1, 7)), 0, range(8), ways=1, shots=2)

@@ -62,10 +62,9 @@ def fits(canvas: tuple[int, int], size: int) -> bool:
     Where it is False, another canvas serves, larger by 32 pixels, say. Supports are never seen
     below 1/32 of their resolution.
     """
-    levels = range(6)
-    return not {_halved(canvas, level) for level in levels} & {
-        _halved((size, size), level) for level in levels
-    }
+    supports = {_halved((size, size), level) for level in range(6)}
+    same = supports & {_halved(canvas, level) for level in _levels(canvas)}
+    return same <= {(1, 1)}  # which is the photograph's, be it alone or on a canvas
 
 
 def true_shape(size: tuple[int, int]) -> Int[Array, "2"] | tuple[int, int]:
@@ -73,7 +72,7 @@ def true_shape(size: tuple[int, int]) -> Int[Array, "2"] | tuple[int, int]:
     the canvas, and else `size` itself."""
     current = _current.get()
     if current is not None:
-        for level in range(max(current.canvas).bit_length() + 1):
+        for level in _levels(current.canvas):
             if _halved(current.canvas, level) == tuple(size):
                 return -(-current.shape // 2**level)
     return tuple(size)
@@ -106,6 +105,11 @@ def average(
 ) -> Float[Array, "*batch channel"]:
     """The mean of a map over the photograph's positions."""
     return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))
+
+
+def _levels(canvas: tuple[int, int]) -> range:
+    """How often a canvas may be halved."""
+    return range(max(canvas).bit_length() + 1)
 
 
 def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:

@@ -46,6 +46,11 @@ def _folder(data: ConfigDict, split: str) -> Source:
 def _tfds(data: ConfigDict, split: str) -> Source:
     from fsseg_jax.data.tfds_source import TFDS
 
+    if data.coco.masks != "label":
+        raise UserError(
+            f"data.coco.masks = {data.coco.masks} needs COCO's own files, as labels of TFDS have "
+            "one class a pixel: set data.name = coco, or data.coco.masks = label."
+        )
     return TFDS(
         data.tfds.name,
         data.root,

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, UInt8, UInt32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fsseg_jax.data import test_split
 from fsseg_jax.data.annotations import annotated, annotation_of, choose, square_marks
 from fsseg_jax.data.source import Photograph, Source, fitted, parallel_map, square
 from fsseg_jax.devices import is_first_process, put, replicated, split
@@ -91,7 +92,7 @@ class Evaluator:
         bits: choose the objects that get boxes, see `annotations.choose`; by default those of
             `eval.seed`.
         room: for how many photographs and queries at least; evaluators with the same room share
-            what has been compiled.
+            what has been compiled, but for queries at their own size.
     """
 
     def __init__(
@@ -346,11 +347,6 @@ class Evaluator:
 
     def _score_refined(self, scorer: Scorer, variables: Any, caches: Sequence[Cache]) -> Counts:
         """`score` of predictions that DenseCRF has refined, one by one on the host."""
-        if self.options.threshold:
-            raise UserError(
-                "eval.threshold needs probabilities, but DenseCRF gives labels: set "
-                "eval.crf.iterations = 0, or leave eval.threshold empty."
-            )
         ways = self.episodes.classes.shape[1]
         sizes = [self._label(row).shape for row in range(len(self.episodes))]
         canvas = np.max(sizes, axis=0)
@@ -463,9 +459,7 @@ def evaluate(
     episodes = concatenate(list(by_seed.values()))
     described = protocol(config, source, model, loaded.config, loaded.checkpoint)
     tell_difference(folder / "results.json", described)
-    threshold = None
-    if config.eval.threshold:
-        threshold = _choose_threshold(config, model, loaded.variables, source, mesh)
+    thresholds = _choose_thresholds(config, model, loaded, source, mesh)
     scoring = Scoring(config, model, loaded.variables, source, mesh, by_seed)
     counts = scoring.counts[""]
     summaries = {
@@ -482,7 +476,7 @@ def evaluate(
         "checkpoint": loaded.words,
         **summaries[config.eval.border],
         "borders": {border: _means_of(values) for border, values in summaries.items()},
-        **scoring.compare(threshold),
+        **scoring.compare(thresholds),
         # NaN is an episode that has nothing to measure.
         "measured": {name: _mean(values.tolist()) for name, values in counts.measured.items()},
         "episodes": len(episodes) // len(by_seed),  # a run
@@ -583,25 +577,30 @@ class Scoring:
             for name, parts in counts.items()
         }
 
-    def compare(self, threshold: float | None) -> dict[str, Any]:
-        """Figures beside the main ones: at a threshold, and with parts of the method left out."""
+    def compare(self, thresholds: dict[str, float]) -> dict[str, Any]:
+        """Figures beside the main ones: with parts of the method left out, and all at thresholds.
+
+        Args:
+            thresholds: of the model ("") and of its ablations by name, if they are to be told.
+        """
 
         def means(values: Int[np.ndarray, "episode class 3"]) -> dict[str, float]:
             return _means_of(summarise(values, self.by_seed, self.source.class_names))
 
-        def thresholded(counts: Counts) -> dict[str, Any]:
-            if threshold is None:
+        def thresholded(name: str) -> dict[str, Any]:
+            if name not in thresholds:
                 return {}
-            column = counts.thresholds[:, THRESHOLDS.index(threshold)]
+            threshold = thresholds[name]
+            column = self.counts[name].thresholds[:, THRESHOLDS.index(threshold)]
             figures = {"threshold": threshold, "chosen_on": self.config.eval.threshold}
             return {"thresholded": {**figures, **means(column)}}
 
         without = {
-            name: {**means(counts.borders[self.config.eval.border]), **thresholded(counts)}
+            name: {**means(counts.borders[self.config.eval.border]), **thresholded(name)}
             for name, counts in self.counts.items()
             if name
         }
-        return thresholded(self.counts[""]) | ({"without": without} if without else {})
+        return thresholded("") | ({"without": without} if without else {})
 
     def gallery(self, ious: Float[np.ndarray, " episode"]) -> dict[str, list[Example]]:
         """The best, median and worst episodes, each shown once, for the report."""
@@ -640,17 +639,34 @@ class Scoring:
         }
 
 
-def _choose_threshold(
-    config: ConfigDict, model: Method, variables: Any, source: Source, mesh: Mesh
-) -> float:
-    """The threshold that is best on classes that are not tested (`eval.threshold`)."""
-    which, count = config.eval.threshold, config.train.eval_episodes
-    episodes = draw_episodes(config, source, which, config.eval.seed, count)
-    evaluator = Evaluator(model, source, episodes, mesh, config)
-    counts = evaluator.score(variables, evaluator.encode(variables))
-    threshold = best_threshold(counts.thresholds, episodes.classes, THRESHOLDS)
-    logger.info("threshold %.2f is best on %s classes", threshold, which)
-    return threshold
+def _choose_thresholds(
+    config: ConfigDict, model: Method, loaded: Loaded, source: Source, mesh: Mesh
+) -> dict[str, float]:
+    """The thresholds that are best on classes that are not tested (`eval.threshold`): of the model
+    (""), and of each of its ablations by name. Nothing where none is asked for.
+
+    Raises:
+        UserError: training has seen the photographs, or none shows such classes.
+    """
+    which = config.eval.threshold
+    if not which:
+        return {}
+    if which == "base" and loaded.config and test_split(config.data).startswith("train"):
+        raise UserError(
+            f"data.split = {test_split(config.data)}: eval.threshold = base would be chosen on "
+            "photographs that training has seen: choose another data.split, or eval.threshold = ''."
+        )
+    seed, count = config.eval.seed, config.train.eval_episodes
+    episodes = draw_episodes(config, source, which, seed, count, chosen_by="eval.threshold")
+    scoring = Scoring(config, model, loaded.variables, source, mesh, {seed: episodes})
+    thresholds = {
+        name: best_threshold(counts.thresholds, episodes.classes, THRESHOLDS)
+        for name, counts in scoring.counts.items()
+    }
+    for name, threshold in thresholds.items():
+        words = f"{name}: " if name else ""
+        logger.info("%sthreshold %.2f is best on %s classes", words, threshold, which)
+    return thresholds
 
 
 def summarise(
@@ -713,7 +729,7 @@ def comparisons(results: dict[str, Any]) -> list[str]:
     for name, figures in results.get("without", {}).items():
         lines.append(line(name, figures))
         if at := figures.get("thresholded"):
-            lines.append(line(f"{name}, at that threshold", at))
+            lines.append(line(f"{name}, at threshold {at['threshold']:.2f}", at))
     return lines
 
 

@@ -92,6 +92,11 @@ def main() -> int:
     config = override(config, overrides)
     if config.eval.episodes_file:
         raise UserError("eval.episodes_file: these lists are drawn; leave it empty.")
+    if config.eval.setup != "one_of_ways":
+        raise UserError(
+            f"eval.setup = {config.eval.setup} is about one fold alone, and lists are of all: set "
+            "eval.setup = one_of_ways."
+        )
     source = open_source(config.data, "test")
     lists = draw(config, source)
     described = describe(config, source, lists)

@@ -1,8 +1,10 @@
 """Evaluations whose encoded photographs do not fit into memory: parts, and what parts share."""
 
+import functools
 import logging
+import math
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from fsseg_jax.episode import IGNORE, EpisodeIds
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
 
-TYPICAL = 512  # side of the canvas that a photograph of PASCAL VOC or COCO needs at its own size
+LOOKED_AT = 8  # photographs, for how large they are
 
 logger = logging.getLogger(__name__)
 
@@ -35,33 +37,51 @@ def portions(
     Episodes of one class stay together, as they share photographs.
     """
     options, channels = config.eval, 4 if max(source.class_names) < IGNORE else 5
-    sides = [config.image_size, *(scaled_side(config.image_size, s) for s in options.scales)]
+
+    def size(sides: Iterable[int]) -> int:
+        """Bytes of a photograph at these sizes."""
+        total = 0
+        for side in dict.fromkeys(sides):
+            image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
+            encode = functools.partial(model.apply, method="encode")
+            features = jax.eval_shape(encode, variables, image)
+            values = sum(x.size for x in jax.tree.leaves(features))
+            total += values * jnp.dtype(options.feature_dtype).itemsize + side * side * channels
+        return total
+
+    queries = np.unique(episodes.query)
     if options.fit == "own":
-        sides = [config.image_size, *(round(TYPICAL * scale) for scale in options.scales)]
-    size = 0
-    for side in dict.fromkeys(sides):
-        image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
-        features = jax.eval_shape(lambda v, x: model.apply(v, x, method="encode"), variables, image)
-        values = sum(x.size for x in jax.tree.leaves(features))
-        size += values * jnp.dtype(options.feature_dtype).itemsize + side * side * channels
-    limit = options.cache * 2**30 / size
-    total = len(np.unique(episodes.photographs))
+        largest = _largest(source, queries)
+        sides = [math.ceil(largest * scale) for scale in options.scales]
+    else:
+        sides = [scaled_side(config.image_size, scale) for scale in options.scales]
+        sides = [side for side in sides if side != config.image_size]  # the squares themselves
+    square, views = size([config.image_size]), size(sides)
+    limit = options.cache * 2**30
+    photographs = np.unique(episodes.photographs)
+    total = len(photographs) * square + len(queries) * views
     if total <= limit:
         return [np.arange(len(episodes))]
-    parts, held = [[]], set()
-    photographs = episodes.photographs
+    parts, held, turned = [[]], set(), set()
     for row in np.lexsort(episodes.classes.T[::-1]):
-        more = held.union(photographs[row].tolist())
-        if parts[-1] and len(more) > limit:
+        own = set(episodes.photographs[row].tolist())
+        more, queried = held | own, turned | {int(episodes.query[row])}
+        if parts[-1] and len(more) * square + len(queried) * views > limit:
             parts.append([])
-            more = set(photographs[row].tolist())
+            more, queried = own, {int(episodes.query[row])}
         parts[-1].append(row)
-        held = more
+        held, turned = more, queried
     logger.info(
         "%d photographs are %.1f GiB when encoded: scored in %d parts of up to eval.cache = %g GiB",
-        *(total, total * size / 2**30, len(parts), options.cache),
+        *(len(photographs), total / 2**30, len(parts), options.cache),
     )
     return [np.sort(part) for part in parts]
+
+
+def _largest(source: Source, queries: Int[np.ndarray, " query"]) -> int:
+    """The side of the canvas that a photograph needs at its own size, by some of them."""
+    looked_at = queries[np.unique(np.linspace(0, len(queries) - 1, LOOKED_AT).astype(int))]
+    return max(max(source.read(int(index)).label.shape) for index in looked_at)
 
 
 def shared_photographs(
@@ -80,10 +100,15 @@ class Store:
 
     Args:
         photographs: what to keep, in ascending order; all others are not kept.
+        remedy: what needs less of it, for the error of a disk that is full.
     """
 
-    def __init__(self, photographs: Int[np.ndarray, " photograph"]) -> None:
-        self.photographs = photographs
+    def __init__(
+        self,
+        photographs: Int[np.ndarray, " photograph"],
+        remedy: str = "raise eval.cache to hold more in memory",
+    ) -> None:
+        self.photographs, self.remedy = photographs, remedy
         self._files = {}  # of each size
         self._known = {}
 
@@ -126,7 +151,7 @@ class Store:
         except OSError as error:
             raise UserError(
                 f"{cache_folder('encoded')} has no room for encoded photographs "
-                f"({error.strerror}): free some, or raise eval.cache to hold more in memory."
+                f"({error.strerror}): free some, or {self.remedy}."
             ) from None
         self._known[key][rows[rows >= 0]] = True
 

@@ -29,18 +29,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"eval.checkpoint": "last"},
     },
     # CANet's code: 1,000 items from its list, again and again (dataset_mask_val.py, 24), whose
-    # masks have no ignored border (121), the epoch that is best on the held-out fold (train.py,
-    # 263). Its author's word on the paper's figures (issue 4 of its repository): photographs at
-    # their own size times 0.7, 1 and 1.3.
+    # masks have no ignored border (134), the epoch that is best on the held-out fold (train.py,
+    # 266), and in it the best number of refinement passes (255), which is not done here: the
+    # number is `model.refinements`. Its author's word on the paper's figures (issue 4 of its
+    # repository): photographs at their own size times 0.7, 1 and 1.3.
     "canet": {
         **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
         **{"eval.fit": "own", "eval.scales": (0.7, 1.0, 1.3), **_PHOTOGRAPH},
         **{"eval.border": "background", **_LEAKING},
     },
-    # PFENet's code: one pool of 5,000 (test.py, 174), photographs in turn with a class that they
+    # PFENet's code: one pool of 5,000 (test.py, 176; line 184 lets one more in, which is left out
+    # here as in its paper), photographs in turn with a class that they
     # show (util/dataset.py, 157), the longer side at the network's size and both sides multiples of
     # 8 (util/transform.py, 70), masks at the longer side's own size (test.py, 196), the best epoch
-    # on the held-out classes (train.py, 216).
+    # on the held-out classes (train.py, 224).
     "pfenet": {
         **{"eval.runs": 1, "eval.episodes": 5000, "eval.sampling": "photographs", **_AREA},
         **{"eval.fit": "letterbox", **_PHOTOGRAPH, **_LEAKING},
@@ -52,8 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
         **_LEAKING,
     },
-    # BAM's code draws and scores as PFENet's (util/dataset.py, 209; test.py, 239), in five runs of
-    # 1,000 (test.py, 143 and 193), and trains without the photographs that show held-out classes
+    # BAM's code draws and scores as PFENet's (util/dataset.py, 236; test.py, 239), in five runs of
+    # 1,000 (test.py, 37 and 194), and trains without the photographs that show held-out classes
     # (util/dataset.py, 59).
     "bam": {
         **{"eval.runs": 5, "eval.episodes": 1000, "eval.sampling": "photographs", **_AREA},
@@ -71,15 +73,21 @@ _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     # dataloaders/coco.py, 29 and 52, and customized.py, 115: a query shows the drawn class alone.
     ("panet", "coco"): {"data.split": "train2014", "data.coco.masks": "category"}
     | {"data.coco.folds": "a"},
-    ("canet", "fss1000"): {"data.min_pixels": 1},  # photographs of 224 pixels are not filtered
+    # Labels of 255 are no border there, but crowds of any class; which classes are tested is the
+    # configuration's, as the methods that use this protocol have several ways.
+    ("canet", "coco"): {"data.split": "val2014", "eval.border": "ignored"},
+    # Photographs of 224 pixels are not filtered, and some classes are for selection.
+    ("canet", "fss1000"): {"data.min_pixels": 1, "eval.checkpoint": "best_validation"},
     # test.py, 174; config/coco/coco_split0_resnet101.yaml.
-    ("pfenet", "coco"): {"eval.episodes": 20_000, "data.coco.folds": "b"},
-    ("bam", "coco"): {"data.coco.folds": "b"},
-    ("hsnet", "coco"): {"eval.sampling": "classes", "data.coco.folds": "b"},  # data/coco.py, 84, 62
-    # data/fss.py, 31 and 107: each of 2,400 photographs once; selection by its own classes.
+    ("pfenet", "coco"): {"data.split": "val2014", "eval.episodes": 20_000, "data.coco.folds": "b"},
+    ("bam", "coco"): {"data.split": "val2014", "data.coco.folds": "b"},
+    # data/coco.py, 84 and 62.
+    ("hsnet", "coco"): {"data.split": "val2014", "eval.sampling": "classes"}
+    | {"data.coco.folds": "b"},
+    # data/fss.py, 32 and 107: each of 2,400 photographs once; selection by its own classes.
     ("hsnet", "fss1000"): {"eval.episodes": 2400, "data.min_pixels": 1}
     | {"eval.checkpoint": "best_validation"},
-    ("mfnet", "coco"): {"eval.episodes": 10_000, "data.coco.folds": "a"},
+    ("mfnet", "coco"): {"data.split": "val2014", "eval.episodes": 10_000, "data.coco.folds": "a"},
 }
 # What every protocol sets, so that one does not leave traces in another.
 _COMMON = {
@@ -107,7 +115,12 @@ def apply_preset(config: ConfigDict, name: str) -> None:
     if name and name not in PRESETS:
         raise UserError(f"eval.protocol = {name!r}: choose one of {', '.join(PRESETS)}.")
     data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
-    data = {"coco20i": "coco"}.get(data, data)
-    fields = _COMMON | PRESETS[name] | _BY_DATA.get((name, data), {}) if name else {}
+    fields = {}
+    if name:
+        of_data = _BY_DATA.get((name, "coco" if data == "coco20i" else data), {})
+        fields = _COMMON | PRESETS[name] | of_data
+    if data == "coco20i" and fields:  # whose splits have names of their own, and one mask a pixel
+        split = "train" if fields["data.split"] == "train2014" else ""
+        fields |= {"data.split": split, "data.coco.masks": "label"}
     config.eval.protocol = name
     config.update_from_flattened_dict(fields)

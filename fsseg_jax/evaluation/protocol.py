@@ -48,10 +48,10 @@ _REWORDED = {
 }
 SELECTION = {
     "last": "the last",
-    "best": "the best by the run's own selection",
+    "best": "the best by the run's own selection",  # of a run that there is not
     "best_base": "the best on validation photographs of base classes",
     "best_validation": "the best on classes kept for validation",
-    "best_novel": "the best on the held-out classes, as the published code has it",
+    "best_novel": "the best on the held-out classes",  # which leaks the test into the training
 }
 
 
@@ -72,10 +72,15 @@ def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeId
 
 
 def draw_episodes(
-    config: ConfigDict, source: Source, which: str, seed: int, count: int | None = None
+    config: ConfigDict,
+    source: Source,
+    which: str,
+    seed: int,
+    count: int | None = None,
+    chosen_by: str = "train.select_on",
 ) -> EpisodeIds:
     """`count` episodes (`config.eval.episodes` by default) of the "novel", "validation" or "base"
-    classes, by `config.eval.setup` and `.sampling`.
+    classes, by `config.eval.setup` and `.sampling`; errors name the field that has chosen them.
 
     Raises:
         UserError: there are too few classes or photographs.
@@ -83,8 +88,8 @@ def draw_episodes(
     classes = class_ids(source, config.data.fold, which)
     if not classes:
         raise UserError(
-            f"{source.name} keeps no {which} classes from the test: choose another "
-            "train.select_on or data.folds."
+            f"{source.name} keeps no {which} classes from the test: choose another {chosen_by} or "
+            "data.folds."
         )
     numbers = np.arange(config.eval.episodes if count is None else count)
     min_pixels, ways, shots = config.data.min_pixels, config.ways, config.shots
@@ -95,7 +100,7 @@ def draw_episodes(
     items = source.table.items(classes, min_pixels, sampling=config.eval.sampling)
     if which == "base" and source.validation and not items.count.any():
         raise UserError(
-            f"the test photographs of {source.name} show no base classes: set train.select_on = "
+            f"the test photographs of {source.name} show no base classes: set {chosen_by} = "
             "validation."
         )
     check_items(items, source.class_names, ways, shots, "data.min_pixels")
@@ -161,17 +166,20 @@ def protocol(
     """Every setting that makes two figures comparable, and `hash`: eight hexadecimal digits.
 
     Fold, ways and shots are not among them: they tell the cells of one table apart. The rule that
-    chooses the checkpoint is, and of a trained model which one there was to choose.
+    chose the checkpoint is: of a trained model the one that did, be it asked for by another name.
 
     Args:
         config: of the evaluation.
         source: the test photographs.
         model: a method.
         trained: the configuration of the training, or None for a model that was not trained.
-        checkpoint: which of its checkpoints; by default `eval.checkpoint`.
+        checkpoint: which of its checkpoints there was; by default `eval.checkpoint`.
     """
     options = config.eval
     listed = bool(options.episodes_file)
+    rule = options.checkpoint
+    if trained:
+        rule = _rule(checkpoint or rule, trained.train.select_on)
     settings = {
         "version": VERSION,
         "data": f"{source.name}, {source.digest()}",
@@ -198,7 +206,7 @@ def protocol(
         "first seed": None if listed and config.support_annotation not in RANDOM else options.seed,
         "computed in": config.dtype,
         "features kept in": config.eval.feature_dtype,
-        "checkpoint rule": SELECTION[options.checkpoint],
+        "checkpoint rule": SELECTION[rule],
     }
     if trained:
         as_tested = (trained.ways, trained.shots) == (config.ways, config.shots)
@@ -212,8 +220,7 @@ def protocol(
             "held-out classes in training photographs": trained.data.held_out_photographs,
             "training sampling": trained.data.sampling,
             "training border": trained.data.border,
-            "checkpoint": checkpoint or options.checkpoint,
-            "selected on": _selected_on(trained.train.select_on, checkpoint or options.checkpoint),
+            "training masks": _masks(trained),
         }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return {**settings, "hash": digest[:8]}
@@ -246,10 +253,9 @@ def _queries(options: ConfigDict) -> str:
     return pair if options.setup == "metaseg" else "shows one of the ways"
 
 
-def _selected_on(select_on: str, checkpoint: str) -> str:
-    """The classes that selected a checkpoint, of those that a training selected on."""
-    _, _, named = checkpoint.partition("best_")
-    return named or select_on.split("+")[0]
+def _rule(checkpoint: str, select_on: str) -> str:
+    """The rule that chose a checkpoint of a training that selected on the given classes."""
+    return f"best_{select_on.split('+')[0]}" if checkpoint == "best" else checkpoint
 
 
 def _masks(config: ConfigDict) -> str | None:
@@ -285,16 +291,22 @@ def earlier_protocol(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What two protocols do not have in common, in words.
+    """What two protocols do not have in common, in words; of what only one of them names, that the
+    other one has nothing.
 
-    What protocols of version 1 did not name is not among them where it was as it is now.
+    Protocols of version 1 knew fewer settings: of them, only what both name.
     """
-    first = None
+    parts = []
+    names = {**new, **old}
     if "version" not in old:
         same = (now for (name, words), now in _REWORDED.items() if old.get(name) == words)
         old = {**old, **dict(same)}
-        first = "written by a version that knew fewer settings"
-    names = [name for name in new if name in old and old[name] != new[name]]
-    names = [name for name in names if name not in ("hash", "version")]
-    parts = [f"{name}: {old[name]} before, {new[name]} now" for name in names]
-    return "; ".join([*([first] if first else []), *parts])
+        if "selected on" in old:
+            old["checkpoint rule"] = SELECTION[_rule(old["checkpoint"], old["selected on"])]
+        names = [name for name in new if name in old]
+        parts = ["written by a version that knew fewer settings"]
+    for name in names:
+        before, now = (of.get(name, "nothing") for of in (old, new))
+        if before != now and name not in ("hash", "version"):
+            parts.append(f"{name}: {before} before, {now} now")
+    return "; ".join(parts)

@@ -166,7 +166,8 @@ def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     for name, figures in results.get("without", {}).items():
         rows.append((name, figures))
         if "thresholded" in figures:
-            rows.append((f"{name}, at that threshold", figures["thresholded"]))
+            at = figures["thresholded"]
+            rows.append((f"{name}, at threshold {at['threshold']:.2f}", at))
     if not rows:
         return ""
     head = "".join(f"<th>{name}" for name in ("", *names.values()))

@@ -118,12 +118,17 @@ def fill(name: str, workdir: pathlib.Path, overrides: Sequence[str], mesh: Mesh)
 
 
 def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
-    """The trained models below a folder."""
+    """The trained models below a folder, but for those that a warning names."""
     for folder in sorted(path.parent for path in workdir.rglob("checkpoints") if path.is_dir()):
         checkpoints = Checkpoints(folder)
         which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
-        if which is not None:
+        if which is None:
+            continue
+        try:
             config, info = checkpoints.describe(which)
+        except UserError as error:
+            logger.warning("%s is left out: %s", folder, error)
+        else:
             yield Run(folder, config, info["step"])
 
 

@@ -81,6 +81,11 @@ class Checkpoints:
         """Removes a checkpoint."""
         self._manager(which).delete(self.step(which))
 
+    def names(self) -> list[str]:
+        """The checkpoints that there are."""
+        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [path.name for path in folders if self.step(path.name) is not None]
+
     def describe(self, which: str) -> tuple[ConfigDict, dict[str, Any]]:
         """The configuration and the info of a checkpoint, without its arrays."""
         restored = self._manager(which).restore(

@@ -104,7 +104,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if shared and "base" in config.train.select_on and config.data.split:
         raise UserError(
             f"data.split = {config.data.split}: selection on base classes would score photographs "
-            "that training sees: choose another data.split, or leave it empty."
+            "that training sees: choose another data.split, or train.select_on = novel (a protocol "
+            "that tests on them is for evaluate)."
         )
     items = training_items(config.data, source)
     count, epoch = len(items.photograph), items.epoch(config.data.sampling)
@@ -156,6 +157,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         *(len(source), count, len(items.class_id)),
     )
 
+    for name in set(checkpoints.names()) - {LAST, *selected(config.train.select_on)}:
+        logger.info("the checkpoint %s, which train.select_on no longer names, is deleted", name)
+        checkpoints.delete(name)
     selections = [
         Selection(config, model, held_back, mesh, checkpoints, start, name, which)
         for name, which in selected(config.train.select_on).items()
@@ -290,7 +294,8 @@ def with_steps(config: ConfigDict, items: int) -> ConfigDict:
     if not train.steps:
         dispatches = train.epochs * items / (train.batch_size * train.steps_per_dispatch)
         train.steps = math.ceil(dispatches) * train.steps_per_dispatch
-        logger.info("%d epochs of %d items are %d steps", train.epochs, items, train.steps)
+        of = "photographs" if config.data.sampling == "photographs" else "items"
+        logger.info("%d epochs of %d %s are %d steps", train.epochs, items, of, train.steps)
         train.epochs = 0
     return config
 
@@ -316,7 +321,9 @@ class Selection:
             config, source, which, config.eval.seed, config.train.eval_episodes
         )
         self.episodes_hash = episodes_hash(episodes, source.ids)
-        self.evaluator = Evaluator(model, source, episodes, mesh, config)
+        plain = config.copy_and_resolve_references()
+        plain.eval.threshold = ""  # checkpoints are told apart at 0.5
+        self.evaluator = Evaluator(model, source, episodes, mesh, plain)
         self.names = source.class_names
         self.best = -1.0
         if checkpoints.step(name) is not None:

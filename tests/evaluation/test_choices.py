@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def program(path, tmp_path, monkeypatch, capsys):
 
     def run(rows, folds="0,1", overrides=OVERRIDES):
         given = [f"--config={path}", f"--workdir={tmp_path / 'work'}"]
-        given += [f"--rows={rows}", f"--folds={folds}", *overrides]
+        given += [f"--rows={rows}", *([f"--folds={folds}"] if folds else []), *overrides]
         monkeypatch.setattr(sys, "argv", ["choices", *given])
         capsys.readouterr()
         choices.main()
@@ -108,8 +109,10 @@ def test_rows_are_what_evaluations_tell_and_are_not_evaluated_again(
     assert rows["border"]["0"] == pytest.approx(border)
     assert rows["items"]["1"] == pytest.approx(items["mean_iou"])
     assert len({rows[name][fold] for name in rows for fold in "01"}) == 6
-    hashes = {"base": base["protocol"]["hash"], "items": items["protocol"]["hash"]}
-    hashes["border"] = hashes["base"]
+    at_border = results_of(path, tmp_path, "data.fold=0", "eval.border=background")
+    told = {"base": base, "border": at_border, "items": items}
+    hashes = {name: results["protocol"]["hash"] for name, results in told.items()}
+    assert len(set(hashes.values())) == 3
 
     head, *lines = printed.splitlines()
     assert head.split() == ["fold", "0", "fold", "1", "mean", "to", "base", "protocol"]
@@ -128,12 +131,45 @@ def test_rows_are_what_evaluations_tell_and_are_not_evaluated_again(
     assert evaluated == []
     more = program("base,border,binary,photographs", folds="1")
     assert evaluated == [(1, "photographs")]
-    assert choices.ROWS["binary"].label in more
+    assert [line.split("  ")[0] for line in more.splitlines()[1:]] == [
+        choices.ROWS[name].label for name in ("base", "border", "items", "photographs", "binary")
+    ]  # with what was there
+
+
+def test_photographs_are_kept_until_the_last_row_that_shows_them_so(
+    program, evaluated, monkeypatch
+):
+    """Rows of the base's photographs come first, whatever their order in the table."""
+    kept, scoring = [], choices.Scoring
+
+    class Watched(scoring):
+        def __init__(self, config, *arguments, store):
+            kept.append((config.eval.fit, weakref.ref(store)))
+            alive = {id(ref()) for _, ref in kept if ref() is not None}
+            assert len(alive) == 1
+            super().__init__(config, *arguments, store=store)
+
+    monkeypatch.setattr(choices, "Scoring", Watched)
+    printed = program("letterbox,base,items", folds="0")
+    assert [fit for fit, _ in kept] == ["stretch", "stretch", "letterbox"]
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == [
+        "base",
+        "items",
+        "letterboxed,",
+    ]
+
+
+def test_overrides_come_before_what_a_row_changes(path, tmp_path):
+    given = ["--config.data.min_pixels=1208", "--config.eval.runs=2", "--config.data.fold=3"]
+    rows = choices.Choices(str(path), given, make_mesh(1), tmp_path)
+    base, unfiltered = (rows.config(choices.ROWS[name], 1) for name in ("base", "filter"))
+    assert (base.data.min_pixels, unfiltered.data.min_pixels) == (1208, 1)
+    assert (base.eval.runs, base.data.fold) == (2, 1)
 
 
 def test_what_belongs_to_another_command_is_refused(program, path, tmp_path):
     (tmp_path / "work").mkdir()
-    known = {"config": str(path), "overrides": [], "rows": {}, "known": {}}
+    known = {"config": str(path), "overrides": [], "rows": {}, "hashes": {}, "known": {}}
     (tmp_path / "work" / "choices.json").write_text(json.dumps(known))
     with pytest.raises(UserError, match=r"of other overrides: choose another --workdir\."):
         program("base")
@@ -161,13 +197,17 @@ def test_one_checkpoint_is_evaluated_by_all_rows_and_never_on_what_it_was_traine
     assert set(chosen) == {"best"}  # the configuration's, not the protocols'
     with pytest.raises(UserError, match=r"was trained on .* which fold 1 of voc tests"):
         program("hsnet", folds="0,1", overrides=overrides)
+    evaluated.clear()
+    program("base", folds=None, overrides=overrides)
+    assert [fold for fold, _ in evaluated] == [0]  # the one that it holds out
 
 
 @pytest.mark.parametrize(
     ("rows", "folds", "message"),
     [
         ("base,nothing", "0", "--rows = nothing: choose some of panet, canet"),
-        ("base", "0,a", "--folds = 0,a: expected numbers"),
+        ("base", "0,a", r"--folds = 0,a: expected some of 0\.\.3, as in 0,1"),
+        ("base", "4", r"--folds = 4: expected some of 0\.\.3"),
     ],
 )
 def test_unknown_rows_and_folds_are_told(program, rows, folds, message):

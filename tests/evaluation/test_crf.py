@@ -193,13 +193,6 @@ def test_what_a_letterbox_adds_never_counts(make_source, variables, scored_at, m
         assert counts["background"][row, :, [0, 2]].sum() == height * width
 
 
-@NEEDED
-def test_thresholds_need_probabilities(make_source, variables):
-    evaluator = evaluator_of(make_source(), **{"eval.threshold": "base"})
-    with pytest.raises(UserError, match=r"eval\.threshold needs probabilities, but DenseCRF gives"):
-        evaluator.score(variables, [])
-
-
 def test_without_the_library_one_sentence_says_how_to_get_it(make_source, monkeypatch):
     """Before anything is read."""
     source = make_source()

@@ -27,15 +27,23 @@ def test_names_are_those_of_the_published_codes():
         ("panet", "voc", "5 x 1000, classes, network, stretch, 1 px, trainaug, last"),
         ("panet", "coco", "5 x 1000, classes, network, stretch, 1 px, train2014, last"),
         ("canet", "voc", "1 x 1000, items, photograph, own, 2048 px, , best_novel"),
-        ("canet", "fss1000", "1 x 1000, items, photograph, own, 1 px, , best_novel"),
+        ("canet", "coco", "1 x 1000, items, photograph, own, 2048 px, val2014, best_novel"),
+        ("canet", "fss1000", "1 x 1000, items, photograph, own, 1 px, , best_validation"),
         ("pfenet", "voc", "1 x 5000, photographs, photograph, letterbox, 2048 px, , best_novel"),
-        ("pfenet", "coco", "1 x 20000, photographs, photograph, letterbox, 2048 px, , best_novel"),
+        (
+            *("pfenet", "coco"),
+            "1 x 20000, photographs, photograph, letterbox, 2048 px, val2014, best_novel",
+        ),
         ("hsnet", "voc", "1 x 1000, items, network, stretch, 2048 px, , best_novel"),
-        ("hsnet", "coco", "1 x 1000, classes, network, stretch, 2048 px, , best_novel"),
+        ("hsnet", "coco", "1 x 1000, classes, network, stretch, 2048 px, val2014, best_novel"),
         ("hsnet", "fss1000", "1 x 2400, items, network, stretch, 1 px, , best_validation"),
         ("bam", "voc", "5 x 1000, photographs, photograph, letterbox, 2048 px, , best_novel"),
         ("mfnet", "voc", "5 x 1000, classes, network, stretch, 2048 px, , best"),
-        ("mfnet", "coco", "5 x 10000, classes, network, stretch, 2048 px, , best"),
+        (
+            *("bam", "coco"),
+            "5 x 1000, photographs, photograph, letterbox, 2048 px, val2014, best_novel",
+        ),
+        ("mfnet", "coco", "5 x 10000, classes, network, stretch, 2048 px, val2014, best"),
     ],
 )
 def test_each_sets_what_its_code_does(name, data, expected):
@@ -47,7 +55,8 @@ def test_each_sets_what_its_code_does(name, data, expected):
     )
     assert found == expected
     assert options.scales == ((0.7, 1.0, 1.3) if name == "canet" else (1.0,))
-    assert options.border == ("background" if name == "canet" else "ignored")
+    background = name == "canet" and data != "coco"  # where label 255 is a crowd
+    assert options.border == ("background" if background else "ignored")
     assert config.data.held_out_photographs == ("drop" if name == "bam" else "keep")
     masks = "category" if (name, data) == ("panet", "coco") else "label"
     assert config.data.coco.masks == masks
@@ -183,6 +192,16 @@ def test_the_data_set_that_is_asked_for_counts_not_that_of_the_file():
     assert config.eval.episodes == 20_000
     assert preset("panet", "data.name=voc", config=coco).data.split == "trainaug"
     assert preset("panet", config=coco).data.split == "train2014"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_coco_of_tfds_has_the_same_protocols_by_its_own_splits_and_labels(name):
+    tfds = preset(name, "data.name=tfds", "data.tfds.name=coco20i")
+    files = preset(name, "data.name=coco")
+    assert tfds.data.split == ("train" if name == "panet" else "")
+    assert tfds.data.coco.masks == "label"
+    same = ("data.name", "data.tfds.name", "data.split", "data.coco.masks")
+    assert set(differences(tfds, files)) <= set(same)
 
 
 def test_the_last_of_two_names_counts():

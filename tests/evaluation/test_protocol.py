@@ -116,25 +116,30 @@ def test_how_the_model_was_trained_belongs_to_the_protocol(make_source, change):
 
 
 @pytest.mark.parametrize(
-    ("select_on", "checkpoint", "classes"),
+    ("select_on", "checkpoint", "rule"),
     [
-        ("base", "best", "base"),
-        ("novel", "best", "novel"),
-        ("base+novel", "best", "base"),
-        ("base+novel", "best_novel", "novel"),
-        ("validation+novel", "best", "validation"),
-        ("base+novel", "last", "base"),
+        ("base", "best", "the best on validation photographs of base classes"),
+        ("base", "best_base", "the best on validation photographs of base classes"),
+        ("novel", "best", "the best on the held-out classes"),
+        ("base+novel", "best", "the best on validation photographs of base classes"),
+        ("base+novel", "best_novel", "the best on the held-out classes"),
+        ("validation+novel", "best", "the best on classes kept for validation"),
+        ("base", "last", "the last"),
+        ("base+novel", "last", "the last"),
     ],
 )
-def test_the_rule_the_checkpoint_and_the_classes_that_selected_it_are_told(
-    make_source, select_on, checkpoint, classes
+@pytest.mark.parametrize("asked", ["last", "best", "best_novel"])
+def test_the_rule_that_chose_the_checkpoint_is_told(
+    make_source, select_on, checkpoint, rule, asked
 ):
+    """By what there was, and by one name however it was asked for."""
     config = default_config()
-    config.backbone, config.eval.checkpoint = "small", "best_novel"
+    config.backbone, config.eval.checkpoint = "small", asked
     trained = training(**{"train.select_on": select_on})
     told = protocol(config, make_source(), create_model(config), trained, checkpoint)
-    assert "held-out classes" in told["checkpoint rule"]  # what was asked for
-    assert (told["checkpoint"], told["selected on"]) == (checkpoint, classes)  # what there was
+    assert told["checkpoint rule"] == rule
+    by_its_name = settings(make_source(), trained, **{"eval.checkpoint": checkpoint})
+    assert told["hash"] == by_its_name["hash"]
 
 
 def test_every_way_to_score_has_its_own_hash(make_source):
@@ -194,6 +199,7 @@ def test_a_list_has_the_protocol_of_its_scoring_alone(make_source):
 def protocol_of_version_0_1(told, **changes):
     """What version 0.1 wrote of the settings that it knew, from a protocol of now."""
     unknown = ("version", "masks", "border of queries", "checkpoint rule", "hash")
+    unknown += ("training sampling", "training border", "training masks")
     old = {name: value for name, value in told.items() if name not in unknown}
     old |= {
         "photographs resized": "stretched to a square, bilinear with antialiasing; labels nearest",
@@ -247,6 +253,25 @@ def test_results_of_the_same_version_differ_in_what_was_changed(make_source, tmp
     rule = "checkpoint rule: the best by the run's own selection before, the last now"
     assert rule in text
     assert "version" not in text.split("protocol (")[1]
+
+
+def test_results_of_an_untrained_model_differ_in_the_training(make_source, tmp_path, log):
+    source, path = make_source(), tmp_path / "results.json"
+    path.write_text(json.dumps({"protocol": settings(source)}))
+    text = told_of(path, settings(source, training()), log)
+    assert "training data: nothing before, voc now" in text
+    assert "image size" not in text
+
+
+def test_the_checkpoint_of_version_0_1_is_told_by_its_rule(make_source, tmp_path, log):
+    source, path = make_source(), tmp_path / "results.json"
+    now = settings(source, training())
+    for selected_on, differs in (("base", False), ("novel", True)):
+        old = protocol_of_version_0_1(now, checkpoint="best", **{"selected on": selected_on})
+        path.write_text(json.dumps({"protocol": old}))
+        text = told_of(path, now, log)
+        assert ("checkpoint rule: the best on the held-out classes before" in text) == differs
+        assert "selected on" not in text
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", "{", '{"mean_iou": 5.0}'])
