@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     # CANet's published code, the angle PFENet's.
     config.data.augment.scale = (1.0, 1.5)
     config.data.augment.rotation = 10.0
-    config.data.augment.query = False  # ours: no crop takes the object away from a query
+    config.data.augment.crop_query = False  # ours: no crop takes the object away from a query
     config.train.batch_size = 4  # ours
     config.train.steps, config.train.epochs = 0, 100
     config.train.learning_rate = 2.5e-3

@@ -142,6 +142,8 @@ def default_config(method: str = "panet") -> ConfigDict:
     config.data.augment.scale = (1.0, 1.0)  # resize to a random multiple of image_size, and crop
     config.data.augment.rotation = 0.0  # up to so many degrees either way
     config.data.augment.query = True  # queries too, not supports alone
+    # False leaves `scale` out of queries' augmentation, so that no crop takes the object away.
+    config.data.augment.crop_query = True
     config.data.shapes = ConfigDict()  # of data.name = "shapes"
     config.data.shapes.train = 2000  # photographs
     config.data.shapes.val = 600

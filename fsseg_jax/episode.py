@@ -228,10 +228,11 @@ def permuted(
         count: how many there are, up to 2^30.
         xp: `numpy`, or `jax.numpy` inside a compiled function; both give the same.
     """
-    first_round = xp.asarray(epoch) * ROUNDS
+    rounds = xp.asarray(epoch) * ROUNDS + xp.arange(ROUNDS)[:, None]
+    keys = random_bits(seed, rounds, SHUFFLE, xp)
 
     def swap_or_not(number: Any, place: Integer[Array, " batch"]) -> Integer[Array, " batch"]:
-        key = random_bits(seed, first_round + number, SHUFFLE, xp)
+        key = keys[number]
         partner = (key % np.uint32(count) + (np.uint32(count) - place)) % np.uint32(count)
         bits = _mix(_mix(xp.maximum(place, partner)) ^ key)  # the same for both of the pair
         return xp.where(bits >> 31 == 1, partner, place)

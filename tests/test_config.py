@@ -222,13 +222,16 @@ def test_ltafnet_of_version_0_1_is_the_network_that_it_was(before, now):
     assert model.refinement_style == "strided"
 
 
-def test_sst_of_version_0_1_loads_without_its_inner_loop_if_that_did_nothing():
+def test_sst_of_version_0_1_loads_without_its_inner_loop_if_that_did_nothing(caplog):
     saved = default_config("sst").to_dict()
     saved["model"] |= {"inner_rate": 1.0, "inner_reduction": "mean"}
     assert differences(default_config("sst"), from_saved(saved)).keys() == {"model.tuning"}
+    assert "it is evaluated without" in caplog.text
     for did_something in ({"inner_rate": 10.0}, {"inner_reduction": "sum"}):
         old = {**saved, "model": {**saved["model"], **did_something}}
         assert "train it anew" in message_of(from_saved, old)
+        old["model"]["tuning"] = False  # it had none
+        assert from_saved(old).model.tuning is False
 
 
 @pytest.mark.parametrize(("before", "now"), [("uniform", "classes"), ("each", "items")])
@@ -260,6 +263,9 @@ def test_configs_of_the_repository_are_valid(path, make_source):
     assert set(differences(default, config)) <= set(differences(default, {}))  # no new fields
     assert set(config.model) == set(default_options(config.method))
     assert create_model(config).backbone is not None
+    if "base" in config.train.select_on:  # of photographs that training does not see
+        split = config.data.split
+        assert not split or split != config.data.train_split
     assert config.data.name in SOURCES
     learning_rate(config.train)
     source = make_source()

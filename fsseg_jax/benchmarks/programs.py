@@ -47,7 +47,8 @@ def published(method: str) -> ConfigDict:
         "mfnet": ((0.9, 1.1), 10.0),
     }.get(method, ((1.0, 1.0), 0.0))
     config.data.augment.scale, config.data.augment.rotation = scale, rotation
-    config.data.augment.query = method not in ("canet", "ltafnet")
+    config.data.augment.query = method != "canet"
+    config.data.augment.crop_query = method != "ltafnet"
     config.train.new_layers_rate = 10.0 if method == "sst" else 1.0
     config.data.shapes.train = MADE
     return config

@@ -80,13 +80,19 @@ def episode_geometry(
     Args:
         seed, size, options, xp: see `draw_geometry`.
         index: numbers of the episodes.
-        slots: photographs an episode, the query last; it is only resized unless `options.query`.
+        slots: photographs an episode, the query last; it is only resized unless `options.query`,
+            and not scaled and cropped unless `options.crop_query`.
     """
     number = xp.asarray(index)[:, None] * slots + xp.arange(slots)
     drawn = draw_geometry(seed, number, size, options, xp)
-    if options.query:
+    if options.query and options.crop_query:
         return drawn
+    if options.query:  # turned and flipped as they were
+        of_query = draw_geometry(
+            seed, number, size, ConfigDict({**options, "scale": (1.0, 1.0)}), xp
+        )
+    else:
+        of_query = Geometry(np.float32(size), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
     is_query = xp.arange(slots) == slots - 1
-    resized = Geometry(np.float32(size), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
     masks = (is_query, is_query[:, None, None], is_query[:, None])
-    return Geometry(*map(xp.where, masks, resized, drawn))
+    return Geometry(*map(xp.where, masks, of_query, drawn))

@@ -7,6 +7,7 @@ description of an augmentation (flip, resize and crop, rotation): the photograph
 antialiasing and sampled through it bilinearly, its label to the nearest pixel.
 """
 
+import functools
 import os
 import zlib
 from collections.abc import Iterator
@@ -175,13 +176,17 @@ def batches(
     def numbers(step: int) -> np.ndarray:
         return step * batch_size + process * local_size + np.arange(local_size)
 
-    def draw(step: np.ndarray) -> tuple[np.ndarray, ...]:
-        index = numbers(int(step))
+    @functools.lru_cache(maxsize=64)  # photographs and ids are two streams, a few steps apart
+    def drawn_at(step: int) -> tuple[np.ndarray, ...]:
+        index = numbers(step)
         ids = sample(items, seed, index, ways, shots, sampling=sampling)
         geometry = episode_geometry(seed, index, slots, image_size, augmentation)
         geometry = (field.reshape(-1, *field.shape[2:]) for field in geometry)
         integers = (ids.photographs.ravel(), ids.classes, ids.query_index)
         return *(field.astype(np.int32) for field in integers), *geometry
+
+    def draw(step: np.ndarray) -> tuple[np.ndarray, ...]:
+        return drawn_at(int(step))
 
     def names(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         drawn = tf.numpy_function(draw, [step], (tf.int32,) * 3 + (tf.float32,) * 3, stateful=False)

@@ -62,16 +62,16 @@ class LTAFNet(BinaryMethod):
     before_aspp: str = "none"
     refinement: bool = True  # the U-Net (eq. 4); without: the predicted mask alone
     # "strided": a stem of stride 2, so that four pools reach the 1/32 that the paper says, and
-    # twice as many channels after each pool. "constant": full resolution and the same number of
-    # channels everywhere, as BASNet's RefUnet (model/BASNet.py, lines 10 to 118: 64), which the
-    # paper's description matches but for the 1/32.
+    # twice as many channels after each pool. "constant": full resolution, a convolution alone in
+    # the stem's place, and the same number of channels everywhere, as BASNet's RefUnet
+    # (model/BASNet.py, lines 10 to 108), which the paper's description matches but for the 1/32.
     refinement_style: str = "strided"
-    refinement_width: int = 32  # channels of the U-Net's first block
+    refinement_width: int = 0  # channels of the U-Net's first block; 0: 32 strided, 64 constant
     standardisation_epsilon: float = 1e-5  # of eq. 1
     auxiliary_weight: float = 1.0  # of eq. 3
     coarse_weight: float = 1.0  # of the loss of the mask before refinement
 
-    at_least: ClassVar = {"width": 1, "refinement_width": 1}
+    at_least: ClassVar = {"width": 1, "refinement_width": 0}
     choices: ClassVar = {
         "adaption": ("none", "concatenation", "correlation"),
         "before_aspp": ("none", "canet", "plain"),
@@ -101,7 +101,8 @@ class LTAFNet(BinaryMethod):
         self.classifier = classifier(2, self.dtype)
         if self.refinement:
             strided = self.refinement_style == "strided"
-            self.unet = RefinementUNet(self.refinement_width, strided, dtype=self.dtype)
+            width = self.refinement_width or (32 if strided else 64)
+            self.unet = RefinementUNet(width, strided, dtype=self.dtype)
 
     def ablations(self) -> dict[str, Method]:
         """The same parameters without what is added to the features: eq. 2 with alpha = 0."""
@@ -226,9 +227,9 @@ class RefinementUNet(nn.Module):
     """A residual for coarse logits, from them and the photograph.
 
     Strided, a stem and four max-pools reach 1/32 of the resolution, as the paper says, and channels
-    double at each pool; otherwise there is no stem, and their number stays. Features go up to the
-    size of the skip, which odd sizes need, and the residual at the end to the photograph's.
-    Batch-norm sees the whole batch of episodes.
+    double at each pool; otherwise a convolution alone stands in the stem's place, and their number
+    stays. Features go up to the size of the skip, which odd sizes need, and the residual at the end
+    to the photograph's. Batch-norm sees the whole batch of episodes.
     """
 
     width: int
@@ -261,6 +262,8 @@ class RefinementUNet(nn.Module):
         growth = 2 if self.strided else 1
         if self.strided:
             x = block(x, self.width, stride=2)
+        else:
+            x = convolution(self.width, dtype=self.dtype)(x)
         for level in range(self.depth):
             x = block(x, self.width * growth**level)
             skips.append(x)

@@ -43,8 +43,9 @@ class SST(BinaryMethod):
     # With a mean it moves the prototype by less than a thousandth of its length, with a sum by half
     # of it to several times it, which diverged. Here the prototype p moves by inner_rate * |p| *
     # the gradient of the mean over pixels, whatever the object's area and the features' scale,
-    # which differs between backbones and in the course of training. At 3 that is 8 to 25 % of |p|
-    # at full width, on ResNet-50 and on VGG-16, before training and in it (docs/figures.md).
+    # which differs between backbones and in the course of training. At 3 that is about 10 to 25 %
+    # of |p| at full width, on ResNet-50 and on VGG-16, before training and in it (docs/figures.md;
+    # on ResNet-50 in training by what was measured at 4).
     inner_rate: float = 3.0
     second_order: bool = True  # the outer gradient passes through the inner one
     auxiliary_weight: float = 1.0  # of the self-segmentation loss in training (sec. 4.4)

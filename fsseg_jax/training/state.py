@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.rematerialise import CPU_OPTIONS
@@ -111,7 +111,7 @@ def make_step(
     What the method stores for an item is given to it when the item comes up again: in the next
     epoch if `data.sampling` is "items" (CANet sec. 4.2). Where the end of one epoch and the
     beginning of the next share a batch, an item may be in it twice: both read what was stored
-    before, and one of the two is stored.
+    before, and the later one is stored.
 
     Args:
         model: a method.
@@ -168,15 +168,27 @@ def make_step(
             statistics, (gradient, metrics, rows) = in_parts(part, statistics, drawn, accumulate)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
+        rows = None if rows is None else with_rows(state.rows, batch.query_index, rows)
         state = TrainState(
             step=state.step + 1,
             variables={**state.variables, **statistics, "params": {**frozen, **trained}},
             optimizer=optimizer_state,
-            rows=None if rows is None else state.rows.at[batch.query_index].set(rows),
+            rows=rows,
         )
         return state, {**metrics, "gradient_norm": optax.tree.norm(gradient)}
 
     return step
+
+
+def with_rows(
+    stored: Shaped[Array, "item *shape"],
+    items: Int[Array, " batch"],
+    rows: Shaped[Array, "batch *shape"],
+) -> Shaped[Array, "item *shape"]:
+    """`stored` with new rows for some items, and of several for one item with the last: a scatter
+    may mix them."""
+    again = jnp.triu(items[:, None] == items, k=1).any(axis=1)
+    return stored.at[jnp.where(again, len(stored), items)].set(rows, mode="drop")
 
 
 def in_parts(

@@ -509,7 +509,7 @@ def first_batches(pipeline, kind, augmented=False):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
-AUGMENT = {"flip": True, "scale": (0.7, 1.5), "rotation": 25.0, "query": True}
+AUGMENT = {"flip": True, "scale": (0.7, 1.5), "rotation": 25.0, "query": True, "crop_query": True}
 
 
 def drawn_supports():

@@ -68,7 +68,7 @@ def test_draws_inside_a_compiled_function_are_the_same():
 
 @pytest.mark.parametrize("query", [True, False])
 def test_queries_are_augmented_if_asked_for(query):
-    settings = ConfigDict({**ALL.to_dict(), "query": query})
+    settings = ConfigDict({**ALL.to_dict(), "query": query, "crop_query": True})
     drawn = episode_geometry(SEED, np.arange(50), 3, 40, settings)
     compiled = jax.jit(lambda index: episode_geometry(SEED, index, 3, 40, settings, jnp))
     for here, there in zip(drawn, compiled(np.arange(50)), strict=True):
@@ -78,6 +78,20 @@ def test_queries_are_augmented_if_asked_for(query):
     )
     assert not plain[:, :2].any()
     assert plain[:, 2].all() != query
+
+
+def test_queries_may_be_flipped_and_turned_alone():
+    settings = ConfigDict({**ALL.to_dict(), "query": True, "crop_query": False})
+    drawn = episode_geometry(SEED, np.arange(50), 3, 40, settings)
+    cropped = ConfigDict({**settings, "crop_query": True})
+    whole = episode_geometry(SEED, np.arange(50), 3, 40, cropped)
+    for here, there in zip(drawn, whole, strict=True):
+        np.testing.assert_array_equal(here[:, :2], there[:, :2])
+    np.testing.assert_array_equal(drawn.matrix, whole.matrix)
+    assert (drawn.side[:, 2] == 40).all()
+    assert not (whole.side[:, 2] == 40).all()
+    centre = drawn.matrix[:, 2] @ np.array([20.0, 20.0]) + drawn.shift[:, 2]
+    np.testing.assert_allclose(centre, 20, atol=1e-4)  # of the whole photograph
 
 
 # ----------------------------------------------------------------------------- photographs

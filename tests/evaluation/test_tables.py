@@ -128,6 +128,22 @@ def test_runs_of_other_settings_do_not_fill_a_cell(tmp_path, root, overrides, mo
     assert figures(results, "PANet")["runs"] == []
 
 
+def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, root, monkeypatch, log):
+    """One of version 0.1, whose inner loop is no more."""
+    save_run(tmp_path / "good", root)
+    save_run(tmp_path / "old", root)
+
+    def describe(self, which):
+        if self.folder.parent.name == "old":
+            raise UserError("train it anew.")
+        return describe_all(self, which)
+
+    describe_all = Checkpoints.describe
+    monkeypatch.setattr(Checkpoints, "describe", describe)
+    assert [run.folder.name for run in tables.find_runs(tmp_path)] == ["good"]
+    assert f"{tmp_path / 'old'} is left out: train it anew." in log.text
+
+
 def test_cells_under_two_protocols_are_told(tmp_path, root, overrides, monkeypatch):
     small_table(monkeypatch, "panet-5", folds=(0,))
     save_run(tmp_path / "a" / "without", root, **{"model.alignment_weight": 0.0})

@@ -73,7 +73,7 @@ def refine(weights, stored, masks, images, training, strided):
         stored: its stored statistics, {"BatchNorm_0": {"mean": ..., "var": ...}, ...}.
         masks, images: of all ways of all episodes.
         training: whether normalisation takes the statistics of these n, or the stored ones.
-        strided: whether there is a stem of stride 2.
+        strided: whether there is a stem of stride 2, or a convolution alone.
 
     Returns:
         the residuals, and the statistics to store. PyTorch stores an unbiased variance, Flax the
@@ -81,12 +81,11 @@ def refine(weights, stored, masks, images, training, strided):
     """
     seen = {}
 
-    numbers = itertools.count()
+    numbers, norms = itertools.count(), itertools.count()
 
     def block(x, stride=1):
-        number = next(numbers)
-        x = conv(x, weights[f"Conv_{number}"], stride=stride)
-        name = f"BatchNorm_{number}"
+        x = conv(x, weights[f"Conv_{next(numbers)}"], stride=stride)
+        name = f"BatchNorm_{next(norms)}"
         mean, var = stored[name]["mean"].detach().clone(), stored[name]["var"].detach().clone()
         scale, bias = weights[name]["scale"], weights[name]["bias"]
         y = F.batch_norm(x, mean, var, scale, bias, training=training, momentum=0.1)
@@ -98,8 +97,7 @@ def refine(weights, stored, masks, images, training, strided):
         return F.relu(y)
 
     x = torch.cat([masks, images], dim=1)
-    if strided:
-        x = block(x, stride=2)
+    x = block(x, stride=2) if strided else conv(x, weights[f"Conv_{next(numbers)}"])
     skips = []
     for _ in range(4):
         x = block(x)

@@ -414,6 +414,17 @@ def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
         assert ("holds no" in log.text) == (wanted == "best_validation")
 
 
+def test_a_best_checkpoint_that_is_selected_no_longer_goes(tmp_path, scores, log):
+    config = tiny_config(select_on="base+novel", steps=2, eval_every=2)
+    assert loop.train(config, tmp_path)
+    assert Checkpoints(tmp_path).names() == [BEST, "best_novel", LAST]
+    assert loop.train(tiny_config(select_on="base", steps=4, eval_every=4), tmp_path)
+    assert Checkpoints(tmp_path).names() == [BEST, LAST]
+    assert (
+        "the checkpoint best_novel, which train.select_on no longer names, is deleted" in log.text
+    )
+
+
 def test_a_run_with_one_best_checkpoint_is_evaluated_by_that_and_says_so(tmp_path, log):
     """Which is the one that was asked for, if the same classes have selected it."""
     config = tiny_config()

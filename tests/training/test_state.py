@@ -19,6 +19,7 @@ from fsseg_jax.training.state import (
     make_dispatch,
     make_optimizer,
     make_step,
+    with_rows,
 )
 
 
@@ -113,6 +114,18 @@ def test_what_is_stored_for_an_item_is_of_the_epoch_before(make_source):
         state, metrics = dispatch(state, pipeline.feed(1), 1)
         np.testing.assert_allclose(metrics["previous"], rows[drawn].mean())
         np.testing.assert_array_equal(np.array(state.rows)[drawn], rows[drawn] + 1)
+
+
+def test_of_several_rows_for_one_item_the_last_is_stored():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        stored, rows = rng.normal(size=(7, 2, 3)), rng.normal(size=(8, 2, 3))
+        items = rng.integers(0, 7, 8)
+        expected = stored.copy()
+        for item, row in zip(items, rows, strict=True):
+            expected[item] = row
+        found = with_rows(jnp.array(stored), jnp.array(items), jnp.array(rows))
+        np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
 # ----------------------------------------------------------------------------- parts of a batch
