@@ -5,7 +5,7 @@ average; 5-shot, with --config.shots=5: 58.5/60.3, 70.0/70.9, 55.6/57.0, 54.6/55
 1-way, with --config.ways=1: 60.9 and 62.3 with one and five shots. Augmentation is PFENet's but
 for its blur.
 
-The rate is the paper's, which are PFENet's numbers; PFENet's code trains with ten times as much.
+The rate is the paper's, 2.5e-3, as in PFENet's paper, whose code has ten times as much.
 Here, at 2.5e-3 nothing but background is predicted after 200 steps, at 2.5e-2 training moves and
 does not diverge: --config.train.learning_rate=2.5e-2 is the other choice, until a whole training on
 photographs decides.

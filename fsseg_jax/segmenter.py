@@ -136,9 +136,9 @@ def _segment(
 def _each(function: Callable[[Any], Array], rows: Any) -> Array:
     """`function` of each row: of all at once, but on CPUs of one after another.
 
-    A CPU gains nothing from more at once; and maps of ways, shots and queries in a `jax.vmap` would
-    have more axes than some versions of jaxlib bear (`devices.avoid_corruption`), which who runs an
-    exported program does not call.
+    A CPU gains nothing from more at once. And maps of ways, shots and queries in a `jax.vmap` would
+    have more axes than some versions of jaxlib bear: `devices.avoid_corruption` would help, but is
+    not there where an exported program runs.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.map(function, rows)

@@ -14,8 +14,8 @@ def known_flags(flags: str) -> str:
 
 
 # Before anything imports JAX: tests of sharding need several devices, and what is compiled for a
-# few small steps is not worth optimising; without XLA's newer way of emitting fusions, which
-# jaxlib 0.11.1 and later know no other than, it takes a quarter of the time.
+# few small steps is not worth optimising; without XLA's newer way of emitting fusions it takes a
+# quarter of the time (from jaxlib 0.11.1 on there is no other way).
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "XLA_FLAGS" not in os.environ:  # pytest-xdist's processes have it from the first one
     os.environ["XLA_FLAGS"] = known_flags(

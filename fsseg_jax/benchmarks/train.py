@@ -54,7 +54,7 @@ def step_row(
     """A step on one constant batch; with a source, beside steps whose batches pipelines make."""
     size, count = config.train.batch_size, config.train.steps_per_dispatch
     row = {"method": config.method, "batch_size": size, "steps_per_dispatch": count}
-    items = 1 if source is None else len(training_items(config.data, source).photograph)
+    items = 1 if source is None else training_items(config.data, source).epoch(config.data.sampling)
     pipelines = {"constant": workloads.constant(batch, mesh)}
     if source is not None:
         pipelines["device"] = workloads.open_pipeline(config, "device", source, mesh)
@@ -169,8 +169,8 @@ def main() -> None:
     for config in configs:
         print(f"{programs.words(config)}, {config.train.steps_per_dispatch} steps a dispatch")
         source = open_source(config.data, "train")
-        items = len(training_items(config.data, source).photograph)
-        config = with_steps(config, items)
+        epoch = training_items(config.data, source).epoch(config.data.sampling)
+        config = with_steps(config, epoch)
         own = config.train.batch_size
         batch = workloads.made_episodes(config, max([own, *sizes]))
         for size in sizes or [own]:
@@ -179,9 +179,9 @@ def main() -> None:
             row = step_row(changed, part, source if size == own else None, mesh, repeats)
             rows.append(row)
             if arguments.layers:
-                listed.append(layers(changed, part, items, mesh))
+                listed.append(layers(changed, part, epoch, mesh))
             if arguments.torch and "seconds" in row:
-                found = beside_torch(changed, part, items, mesh, repeats)
+                found = beside_torch(changed, part, epoch, mesh, repeats)
                 comparisons |= {f"{config.method}, {size}": found} if found else {}
     print(programs.table(HEADINGS, [cells(row) for row in rows]))
     print(programs.LEGEND)
