@@ -7,6 +7,7 @@ feature map a class (sec. III-C); these stand side by side, and one decoder tell
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,9 +16,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from fsseg_jax.backbones.convolution import max_pool
+from fsseg_jax.backbones.extent import positions
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.models.layers import (
+    ASPP,
     JoinedConvolution,
     ResidualBlock,
     channel_dropout,
@@ -47,6 +51,15 @@ class MFNet(Method):
     heads: int = 4  # N_r of the support attention (eq. 2-3)
     support_attention: bool = True  # of several shots; without: their mean (table VI)
     scale_attention: bool = True  # eq. 4-5; without: the mean over scales
+    # What the paper tried in the place of its attentions, a sentence each (tables VI and VII):
+    # several supports are compared with the query one by one, and what comes of it is weighed as
+    # CANet weighs its supports (A_S-v1, without `support_attention`);
+    compare_supports: bool = False
+    # each scale is joined with what the larger ones gave, as in PFENet's FEM, and all of them side
+    # by side (A_M-v1);
+    hierarchy: bool = False
+    # ASPP in the decoder, of one scale (A_M-v2, with `scales` 1).
+    aspp: bool = False
     query_fusion: str = "add"  # of query and prototype: "add" or "concat" (table IV)
     way_fusion: str = "concat"  # of the ways' features: "concat" or "add" (table IV)
     binary_branches: bool = False  # decode each way on its own, and join them by the maximum
@@ -80,11 +93,16 @@ class MFNet(Method):
         if self.support_attention:
             dense = functools.partial(nn.Dense, self.width, use_bias=False)
             self.relations = [dense() for _ in range(3)]  # W_A, W_B and W_V of all heads
+        attention = self.scale_attention and not self.hierarchy
         self.branches = [
-            ScaleBranch(options, self.width, self.scale_attention, self.rematerialise)
+            ScaleBranch(options, self.width, attention, self.rematerialise)
             for _ in range(self.scales)
         ]
-        self.decoder = Decoder(options, self.width, self.rematerialise)
+        if self.compare_supports:
+            self.shot_scores = [ShotScore(options, self.width) for _ in range(self.scales)]
+        if self.hierarchy:
+            self.merging = Hierarchy(options, self.width, self.rematerialise)
+        self.decoder = Decoder(options, self.width, self.aspp, self.rematerialise)
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
@@ -126,7 +144,9 @@ class MFNet(Method):
         vectors = masked_average_pool(
             support, masks[..., None, :, :], self.area_epsilon, self.align_corners
         )[..., 0, :]
-        prototypes = self.prototypes(vectors.astype(jnp.float32))
+        vectors = vectors.astype(jnp.float32)
+        compare = self.compare_supports and vectors.shape[1] > 1
+        prototypes = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
 
         size = query.shape[:2]
         scores, features = [], []
@@ -138,10 +158,22 @@ class MFNet(Method):
             else:
                 pair = pooled, prototypes
             score, transformed = branch(*pair)
+            if compare:
+                weights = jax.nn.softmax(self.shot_scores[scale](*pair).reshape(ways, -1), axis=1)
+                score, transformed = (
+                    jnp.einsum("nk,nkhwc->nhwc", weights, x.reshape(ways, -1, *x.shape[1:]))
+                    if len(x) > 1
+                    else x
+                    for x in (score, transformed)
+                )
             scores.append(resize(score.astype(jnp.float32), size, self.align_corners))
-            features.append(resize(transformed, size, self.align_corners).astype(self.dtype))
-        weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4
-        combined = jnp.sum(weights.astype(self.dtype) * jnp.stack(features), axis=0)  # eq. 5
+            features.append(transformed)
+        if self.hierarchy:
+            combined = self.merging(features, align_corners=self.align_corners)
+        else:
+            features = [resize(x, size, self.align_corners).astype(self.dtype) for x in features]
+            weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4
+            combined = jnp.sum(weights.astype(self.dtype) * jnp.stack(features), axis=0)  # eq. 5
 
         if self.binary_branches:
             joint = combined
@@ -213,11 +245,58 @@ class ScaleBranch(nn.Module):
         return score, ResidualBlock(self.options)(last(x, vector=vector))
 
 
-class Decoder(nn.Module):
-    """1 x 1 to the embedding, a residual block, 1 x 1 to the classes."""
+class ShotScore(nn.Module):
+    """A number that says how much the comparison with a support is worth, as CANet's sec. 3.4."""
 
     options: dict
     width: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*row h w c"], vector: Float[Array, "row c"] | None = None
+    ) -> Float[Array, " row"]:
+        """The numbers of maps with a vector beside each of their positions."""
+        joined = JoinedConvolution(self.width, name="Conv_0", **self.options)
+        y = max_pool(nn.relu(joined(x, vector=vector)), 2)
+        y = convolution(1, name="Conv_1", **self.options)(y).astype(jnp.float32)
+        return y.mean(axis=(-3, -2, -1), where=positions(y))
+
+
+class Hierarchy(nn.Module):
+    """Scales joined one after another, the largest first, then all of them side by side.
+
+    After the feature enrichment of PFENet (Tian et al., TPAMI 2020): what the scale before gave
+    comes beside a scale, a 1 x 1 convolution adds to it what it finds there, and a residual block
+    follows.
+    """
+
+    options: dict
+    width: int
+    rematerialise: bool = False
+
+    @rematerialisable
+    @nn.compact
+    def __call__(
+        self, features: Sequence[Float[Array, "way ?h ?w width"]], align_corners: bool
+    ) -> Float[Array, "way h w width"]:
+        """One map at the size of the first."""
+        size, levels = features[0].shape[-3:-1], []
+        for x in features:
+            if levels:
+                before = resize(levels[-1], x.shape[-3:-1], align_corners).astype(x.dtype)
+                beside = jnp.concatenate([x, before], axis=-1)
+                x = x + nn.relu(convolution(self.width, 1, **self.options)(beside))
+            levels.append(ResidualBlock(self.options)(x))
+        whole = [resize(x, size, align_corners).astype(x.dtype) for x in levels]
+        return nn.relu(convolution(self.width, 1, **self.options)(jnp.concatenate(whole, axis=-1)))
+
+
+class Decoder(nn.Module):
+    """1 x 1 to the embedding, a residual block or ASPP, 1 x 1 to the classes."""
+
+    options: dict
+    width: int
+    aspp: bool = False
     rematerialise: bool = False
 
     @rematerialisable
@@ -227,7 +306,10 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "*batch h w classes"], Float[Array, "*batch h w width"]]:
         """Logits and the embedding, which comes before the residual block."""
         embedding = convolution(self.width, 1, **self.options)(x)
-        logits = classifier(classes, self.options["dtype"])(ResidualBlock(self.options)(embedding))
+        seen = (ASPP(self.options, self.width) if self.aspp else ResidualBlock(self.options))(
+            embedding
+        )
+        logits = classifier(classes, self.options["dtype"])(seen)
         return logits.astype(jnp.float32), embedding.astype(jnp.float32)
 
 

@@ -39,12 +39,16 @@ class MFNet:
         query_fusion="add",
         way_fusion="concat",
         binary_branches=False,
+        compare_supports=False,
+        hierarchy=False,
+        aspp=False,
     ):
         self.params, self.heads, self.scales = params, heads, scales
         self.separate_embeddings = separate_embeddings
         self.support_attention, self.scale_attention = support_attention, scale_attention
         self.query_fusion, self.way_fusion = query_fusion, way_fusion
         self.binary_branches = binary_branches
+        self.compare_supports, self.hierarchy, self.aspp = compare_supports, hierarchy, aspp
 
     def __call__(self, support_maps, support_label, query_map):
         """Logits (class, h, w) and, for each decoder pass, its embedding (channel, h, w).
@@ -58,8 +62,11 @@ class MFNet:
         query = convolve(self.params[f"embeddings_{number}"], query_map).relu()
         per_way = []
         for way, (maps, labels) in enumerate(zip(support_maps, support_label, strict=True), 1):
-            prototype = self.prototype(maps, [label == way for label in labels])
-            per_way.append(self.combine_scales(query, prototype))
+            masks = [label == way for label in labels]
+            vectors = self.vectors(maps, masks)
+            if not self.compare_supports:
+                vectors = [self.prototype(vectors)]
+            per_way.append(self.combine_scales(query, vectors))
 
         if self.binary_branches:
             decoded = [self.decode(features) for features in per_way]
@@ -71,13 +78,17 @@ class MFNet:
         logits, embedding = self.decode(joint)
         return logits, [embedding]
 
-    def prototype(self, maps, masks):
-        """Eq. 2 and 3, and the mean over shots."""
+    def vectors(self, maps, masks):
+        """The supports' objects, a vector each."""
         vectors = []
         for features, mask in zip(maps, masks, strict=True):
             features = convolve(self.params["embeddings_0"], features).relu()
             small = resize(torch.as_tensor(mask).double()[None], features.shape[1:])[0]
             vectors.append((features * small).sum((1, 2)) / (small.sum() + 5e-4))
+        return vectors
+
+    def prototype(self, vectors):
+        """Eq. 2 and 3, and the mean over shots."""
         if not self.support_attention or len(vectors) == 1:
             return sum(vectors) / len(vectors)
 
@@ -96,34 +107,83 @@ class MFNet:
             modulated.append(own + torch.cat(related))
         return sum(modulated) / len(modulated)
 
-    def combine_scales(self, query, prototype):
+    def combine_scales(self, query, vectors):
         """One way's S_n: eq. 4 and 5."""
         size = query.shape[1:]
         scores, transformed = [], []
         for scale in range(self.scales):
-            layers = self.params[f"branches_{scale}"]
             pooled = F.adaptive_avg_pool2d(query, [math.ceil(n / 2**scale) for n in size])
-            vector = prototype[:, None, None].expand(-1, *pooled.shape[1:])
-            x = pooled + vector if self.query_fusion == "add" else torch.cat([pooled, vector])
-            transform = layers["Conv_0"]
-            if self.scale_attention:
-                hidden = convolve(layers["Conv_0"], x).relu()
-                hidden = convolve(layers["Conv_1"], hidden).relu()
-                scores.append(resize(convolve(layers["Conv_2"], hidden), size))
-                transform = layers["Conv_3"]
-            y = residual_block(layers["ResidualBlock_0"], convolve(transform, x))
-            transformed.append(resize(y, size))
+            pairs = []
+            for vector in vectors:
+                vector = vector[:, None, None].expand(-1, *pooled.shape[1:])
+                add = self.query_fusion == "add"
+                pairs.append(pooled + vector if add else torch.cat([pooled, vector]))
+            found = [self.branch(self.params[f"branches_{scale}"], x) for x in pairs]
+            if len(pairs) > 1:
+                weights = self.shot_weights(self.params[f"shot_scores_{scale}"], pairs)
+                parts = zip(*found, strict=True)
+                found = [[sum(w * x for w, x in zip(weights, part, strict=True)) for part in parts]]
+            score, y = found[0]
+            scores.append(resize(score, size))
+            transformed.append(y)
+        if self.hierarchy:
+            return self.merge(self.params["merging"], transformed)
+        transformed = [resize(y, size) for y in transformed]
         if not self.scale_attention:
             return sum(transformed) / len(transformed)
         exponentials = [score.exp() for score in scores]
         total = sum(exponentials)
         return sum(e / total * y for e, y in zip(exponentials, transformed, strict=True))
 
+    def branch(self, layers, x):
+        """The score and the transformed features of one scale."""
+        attention = self.scale_attention and not self.hierarchy
+        score, transform = torch.zeros_like(x[:1]), layers["Conv_0"]
+        if attention:
+            hidden = convolve(layers["Conv_0"], x).relu()
+            hidden = convolve(layers["Conv_1"], hidden).relu()
+            score, transform = convolve(layers["Conv_2"], hidden), layers["Conv_3"]
+        return score, residual_block(layers["ResidualBlock_0"], convolve(transform, x))
+
+    def shot_weights(self, layers, pairs):
+        """CANet's attention over shots, of pairs with the query."""
+        scores = []
+        for x in pairs:
+            hidden = convolve(layers["Conv_0"], x).relu()
+            hidden = F.max_pool2d(hidden[None], 3, 2, 1)[0]
+            scores.append(convolve(layers["Conv_1"], hidden).mean())
+        return torch.stack(scores).softmax(dim=0)
+
+    def merge(self, layers, maps):
+        """Each scale with what the one before gave, and all of them side by side."""
+        levels = []
+        for number, x in enumerate(maps):
+            if number:
+                beside = torch.cat([x, resize(levels[-1], x.shape[1:])])
+                x = x + convolve(layers[f"Conv_{number - 1}"], beside).relu()
+            levels.append(residual_block(layers[f"ResidualBlock_{number}"], x))
+        whole = torch.cat([resize(x, maps[0].shape[1:]) for x in levels])
+        return convolve(layers[f"Conv_{len(maps) - 1}"], whole).relu()
+
+    def pyramid(self, layers, x):
+        """ASPP."""
+        mean = convolve(layers["Conv_0"], x.mean((1, 2), keepdim=True)).relu()
+        parts = [mean.expand(-1, *x.shape[1:]), convolve(layers["Conv_1"], x).relu()]
+        for number, dilation in enumerate((6, 12, 18), 2):
+            kernel, bias = layers[f"Conv_{number}"]["kernel"], layers[f"Conv_{number}"]["bias"]
+            kernel = kernel.permute(3, 2, 0, 1)
+            y = F.conv2d(x[None], kernel, bias, padding=dilation, dilation=dilation)[0]
+            parts.append(y.relu())
+        return convolve(layers["Conv_5"], torch.cat(parts)).relu()
+
     def decode(self, joint):
         """Logits and the embedding that metric learning works on."""
         layers = self.params["decoder"]
         embedding = convolve(layers["Conv_0"], joint)
-        y = residual_block(layers["ResidualBlock_0"], embedding)
+        if self.aspp:
+            y = self.pyramid(layers["ASPP_0"], embedding)
+        else:
+            y = residual_block(layers["ResidualBlock_0"], embedding)
         return convolve(layers["Conv_1"], y), embedding
 
 

@@ -19,7 +19,7 @@ from fsseg_jax.models import METHODS
 from fsseg_jax.models.layers import ASPP, JoinedConvolution, halve
 from fsseg_jax.models.resize import adaptive_pool, resize, resize_into
 
-CANVAS = (128, 96)
+CANVAS = (64, 160)
 SHAPES = np.array([(53, 38), (40, 77)], np.int32)  # odd and even ones, far from the canvas
 
 
@@ -65,6 +65,7 @@ class TwoStages(nn.Module):
         ("panet", 2, 1, {"backbone": Small(width=16), "stages": ()}),
         ("canet", 1, 2, {"width": 8, "refinements": 1, "rematerialise": True}),  # with attention
         ("sst", 2, 1, {"width": 8, "inner_rate": 10.0, "rematerialise": True}),
+        ("mfnet", 1, 2, {"width": 8, "compare_supports": True, "hierarchy": True, "aspp": True}),
         ("ltafnet", 1, 2, {"width": 8, "refinement_width": 2, "adaption": "correlation"}),
         ("mfnet", 2, 1, {"width": 8, "scales": 3, "query_fusion": "concat"}),
     ],

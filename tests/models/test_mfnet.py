@@ -105,6 +105,10 @@ VARIANTS = [
     {"support_attention": False},
     {"binary_branches": True},
     {"separate_embeddings": False},
+    {"compare_supports": True, "support_attention": False},
+    {"compare_supports": True, "query_fusion": "concat", "scale_attention": False},
+    {"hierarchy": True},
+    {"aspp": True},
 ]
 
 

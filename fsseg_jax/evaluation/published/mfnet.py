@@ -179,11 +179,10 @@ TABLES = (
                 _five_shot(57.6, 68.8, 53.5, 54.2, mean=58.5),
                 train=("model.support_attention=False",),
             ),
-            Row(
+            _mfnet(
                 "w/ A_S-v1",
                 _five_shot(58.1, 68.8, 53.8, 54.4, mean=58.7),
-                note="no command: supports are weighed by attention as CANet does it, after each "
-                "has been joined with every scale of the query.",
+                train=("model.support_attention=False", "model.compare_supports=True"),
             ),
             Row(
                 "w/ A_S-v2",
@@ -206,15 +205,15 @@ TABLES = (
                 _two_way(51.5, 65.6, 47.9, 45.9, mean=52.7),
                 train=("model.scales=1", "model.scale_attention=False"),
             ),
-            Row(
+            _mfnet(
                 "w/ A_M-v1",
                 _two_way(53.4, 66.1, 48.7, 47.5, mean=53.9),
-                note="no command: scales are joined one after another, as in PFENet's FEM.",
+                train=("model.hierarchy=True",),
             ),
-            Row(
+            _mfnet(
                 "w/ A_M-v2",
                 _two_way(52.4, 66.0, 47.6, 46.9, mean=53.2),
-                note="no command: one scale, and ASPP in the decoder.",
+                train=("model.scales=1", "model.scale_attention=False", "model.aspp=True"),
             ),
             _mfnet("MFNet (w/ A_M)", _TWO_WAY),
         ),
