@@ -106,9 +106,15 @@ def test_labels_of_a_data_set_are_decoded_as_pillow_does(voc_source):
 
 # ----------------------------------------------------------------------------- batches
 
-NONE = ConfigDict({"flip": False, "scale": (1.0, 1.0), "rotation": 0.0, "query": True})
-FLIP = ConfigDict({"flip": True, "scale": (1.0, 1.0), "rotation": 0.0, "query": True})
-ALL = ConfigDict({"flip": True, "scale": (0.6, 1.8), "rotation": 40.0, "query": True})
+NONE = ConfigDict(
+    {"flip": False, "scale": (1.0, 1.0), "rotation": 0.0, "query": True, "crop_query": True}
+)
+FLIP = ConfigDict(
+    {"flip": True, "scale": (1.0, 1.0), "rotation": 0.0, "query": True, "crop_query": True}
+)
+ALL = ConfigDict(
+    {"flip": True, "scale": (0.6, 1.8), "rotation": 40.0, "query": True, "crop_query": True}
+)
 
 
 def assert_same_picture(result, expected):
@@ -258,7 +264,9 @@ def class_of(items, episodes):
 def test_borders_may_be_background(request, kind, outline):
     """The label 255 of photographs, not what augmentation leaves outside of them."""
     source = request.getfixturevalue(kind)
-    smaller = ConfigDict({"flip": False, "scale": (0.5, 0.5), "rotation": 0.0, "query": True})
+    smaller = ConfigDict(
+        {"flip": False, "scale": (0.5, 0.5), "rotation": 0.0, "query": True, "crop_query": True}
+    )
     annotation = Annotation(outline, 3, 32)
     settings = {"annotation": annotation, "ways": 1, "shots": 1, "batch_size": 8}
     ignored, background = (
