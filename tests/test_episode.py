@@ -16,6 +16,7 @@ from fsseg_jax.data.source import ClassTable
 from fsseg_jax.episode import (
     SHUFFLE,
     EpisodeIds,
+    Items,
     _mix,
     check_items,
     concatenate,
@@ -340,6 +341,22 @@ def test_a_permutation_is_that_of_the_published_shuffle():
                 table = [{place: partner, partner: place}.get(at, at) for at in table]
     order = permuted(5, np.full(count, epoch), np.arange(count), count)
     assert order.tolist() == table
+
+
+@pytest.mark.parametrize("sampling", ["classes", "items", "photographs"])
+def test_what_is_compiled_does_not_grow_with_the_data(sampling):
+    """XLA may take twice as long for each further round of a search, where it sees them all."""
+    programs = []
+    for count in (16, 5000):
+        photographs = np.arange(count, dtype=np.int32)
+        items = Items.from_photographs([1, 2, 3], [photographs, photographs[::2], photographs[1:]])
+        draw = functools.partial(sample, ways=2, shots=2, xp=jnp, sampling=sampling)
+        jaxpr = jax.make_jaxpr(lambda items, index, draw=draw: draw(items, 0, index))(
+            items, np.arange(4)
+        )
+        programs.append([str(equation.primitive) for equation in jaxpr.jaxpr.eqns])
+    assert programs[0] == programs[1]
+    assert len(programs[0]) > 20
 
 
 @pytest.mark.parametrize("count", [11_394, 500_000, 2**30])
