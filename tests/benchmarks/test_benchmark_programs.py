@@ -317,7 +317,7 @@ def test_published_settings_are_those_of_the_config_files(method):
     # What is left does not change how long a step takes.
     learning = {f"train.{name}" for name in ("steps", "epochs", "schedule", "learning_rate")}
     drawn = {f"data.{name}" for name in ("sampling", "border", "train_min_pixels", "shapes.train")}
-    other = {"init", "train.weight_decay", "train.select_on", *drawn}
+    other = {"init", "train.weight_decay", "train.select_on", "eval.threshold", *drawn}
     assert set(changed) <= learning | other
 
 

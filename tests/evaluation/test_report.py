@@ -147,7 +147,7 @@ def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
         "without": {
             "alpha <0>": {
                 **figures(51.5, 50.5, 70.5),
-                "thresholded": {**at, **figures(52.5, 51.5, 71.6)},
+                "thresholded": {**at, "threshold": 0.6, **figures(52.5, 51.5, 71.6)},
             },
             "no tuning": figures(44.4, 43.4, 63.4),
         },
@@ -158,7 +158,7 @@ def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
         "label 255 is background": "49.9",
         "at the threshold 0.35, best on base classes": "57.1",
         "alpha <0>": "51.5",
-        "alpha <0>, at that threshold": "52.5",
+        "alpha <0>, at threshold 0.60": "52.5",
         "no tuning": "44.4",
     }
     assert all(list(figure) == ["mean-IoU", "binary-IoU"] for figure in found.values())
