@@ -15,8 +15,10 @@ def get_config():
     config.image_size = 32
     config.devices = 1
     config.data.name = "shapes"
+    config.data.pipeline = "device"
     config.data.min_pixels = config.data.train_min_pixels = 1
-    config.data.shapes.update(train=60, val=60, pixels=32)
+    # So many that a program which grew with them would take minutes to compile.
+    config.data.shapes.update(train=1500, val=60, pixels=32)
     config.eval.update(runs=2, episodes=6, gallery=1)
     config.train.update(steps=2, batch_size=2, eval_episodes=4, test_before_and_after=True)
     return config
