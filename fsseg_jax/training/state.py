@@ -181,10 +181,10 @@ def make_step(
 
 
 def with_rows(
-    stored: Shaped[Array, "item *shape"],
+    stored: Shaped[Array, " item *shape"],
     items: Int[Array, " batch"],
-    rows: Shaped[Array, "batch *shape"],
-) -> Shaped[Array, "item *shape"]:
+    rows: Shaped[Array, " batch *shape"],
+) -> Shaped[Array, " item *shape"]:
     """`stored` with new rows for some items, and of several for one item with the last: a scatter
     may mix them."""
     again = jnp.triu(items[:, None] == items, k=1).any(axis=1)
