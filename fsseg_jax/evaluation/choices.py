@@ -190,7 +190,9 @@ def as_text(results: dict[str, dict[str, float]], hashes: dict[str, str]) -> str
     return "\n".join(lines) + "\n"
 
 
-def _folds(given: str | None, config: ConfigDict, source: Source, workdir: pathlib.Path) -> list:
+def _folds(
+    given: str | None, config: ConfigDict, source: Source, workdir: pathlib.Path
+) -> list[str]:
     """The folds that are asked for: by default all, or the one that a run holds out."""
     if given is None:
         checkpoints = Checkpoints(workdir)
@@ -233,9 +235,10 @@ def main() -> None:
     hashes: dict[str, str] = {}
     if path.is_file():
         saved = json.loads(path.read_text())
-        if {name: saved.get(name) for name in command} != command:
+        if {name: saved.get(name) for name in command} != command or "hashes" not in saved:
             raise UserError(
-                f"{path} is of another --config or of other overrides: choose another --workdir."
+                f"{path} is of another --config, of other overrides or of an earlier version: "
+                "choose another --workdir."
             )
         choices.known, results, hashes = (saved[name] for name in ("known", "rows", "hashes"))
     for name in names:  # what is missing is told before anything is evaluated
