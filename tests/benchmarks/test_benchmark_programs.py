@@ -169,7 +169,6 @@ def test_queries_with_encoded_supports_are_segmented_as_in_whole_episodes():
 # ----------------------------------------------------------------------------- evaluate
 
 
-@pytest.mark.smoke
 def test_evaluate_measures_both_ways_and_growth(run):
     lines, results = run(
         evaluate,
