@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from fsseg_jax.evaluation.published import TABLES
@@ -37,7 +36,7 @@ def installed(tmp_path_factory):
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
     _run(*pip, str(wheel))
     # All else is there already; what is installed in editable mode is not found this way.
-    packages = {"PYTHONPATH": str(pathlib.Path(jax.__file__).parents[1])}
+    packages = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p.endswith("-packages"))}
 
     def run(*arguments):
         return _run(python, "-m", *arguments, cwd=elsewhere, env=os.environ | packages)
