@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -302,6 +303,9 @@ def test_a_second_run_computes_nothing_but_what_is_new_changed_or_lost(run, fold
     assert read(folders / "out" / "masks" / "b.png").shape == (50, 40)
 
 
+SCORE = re.compile(rb'(?<="score": )[^,}]+')
+
+
 @pytest.mark.parametrize("how", ["stopped", "torn line"])
 def test_a_run_that_was_killed_goes_on(run, folders, monkeypatch, how):
     run(out="whole")
@@ -328,7 +332,13 @@ def test_a_run_that_was_killed_goes_on(run, folders, monkeypatch, how):
     assert run.segmented == expected
     assert files_of(folders / "out") == files_of(folders / "whole")
     for name in files_of(folders / "whole"):
-        assert (folders / "out" / name).read_bytes() == (folders / "whole" / name).read_bytes()
+        out, whole = ((folders / run / name).read_bytes() for run in ("out", "whole"))
+        # Before jax 0.10.2 a score's rounding depends on the photograph's place in its batch.
+        if name.endswith((".json", ".jsonl")):
+            scores = [[float(x) for x in SCORE.findall(text)] for text in (out, whole)]
+            np.testing.assert_allclose(*scores, rtol=1e-6)
+            out, whole = (SCORE.sub(b"", text) for text in (out, whole))
+        assert out == whole
 
 
 def test_other_supports_or_settings_need_another_folder(run, folders, segmenter, monkeypatch):

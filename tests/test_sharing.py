@@ -246,7 +246,7 @@ def test_an_untrained_model_is_announced_where_it_is_loaded(tmp_path):
     for name in ("shapes", path):
         with pytest.warns(UserWarning, match="panet is not trained: its backbone has") as caught:
             segmenter = fsseg_jax.load(name, image_size=40, devices=1)
-        assert caught[0].filename == __file__
+        assert [w.filename for w in caught if "not trained" in str(w.message)] == [__file__]
         assert segmenter.config.image_size == 40
         assert segmenter.config.backbone == "small"
         config = load_config(config_file("shapes"))

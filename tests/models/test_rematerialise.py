@@ -1,6 +1,7 @@
 """Rematerialisation changes the memory of a training step, and nothing else."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,8 @@ def test_random_variables_and_inference_are_the_same_program(method, backbone):
             jax.jit(functools.partial(function, model)).lower(*arguments).as_text()
             for model in models
         )
-        assert plain == blocks
+        # In jax 0.10.0 the numbers in inner functions' names depend on what was traced before.
+        assert re.sub(r"_\d+\(", "(", plain) == re.sub(r"_\d+\(", "(", blocks)
 
 
 @pytest.mark.parametrize(
