@@ -78,7 +78,6 @@ def exported(tmp_path_factory):
     return results
 
 
-@pytest.mark.smoke
 def test_what_is_printed_runs_without_this_code_and_gives_the_logits_of_forward(
     exported, tmp_path, users_environment
 ):
