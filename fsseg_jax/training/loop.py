@@ -112,7 +112,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     config = with_steps(config, epoch)
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
     checkpoints = Checkpoints(workdir, trained_on=base)
-    start = checkpoints.step(LAST) or 0
+    start, spent = checkpoints.step(LAST) or 0, 0.0
 
     for which in (LAST, BEST):
         if checkpoints.step(which) is not None:
@@ -128,7 +128,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             "it or choose another --workdir."
         )
     if start:
-        saved, _ = checkpoints.describe(LAST)
+        saved, info = checkpoints.describe(LAST)
+        spent = info.get("seconds", 0.0)
         config.model.stages = config.model.stages or saved.model.stages
         for name, (old, new) in configuration.differences(saved, config).items():
             logger.info("changed since the checkpoint: %s was %s and is %s", name, old, new)
@@ -191,6 +192,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     per_dispatch = config.train.steps_per_dispatch
     in_flight = collections.deque()
     losses, log_time = [], time.perf_counter()
+    # What the last checkpoint tells of the training: the seconds are of steps alone.
+    known = {"epoch": epoch, "batch_size": batch_size, "devices": describe(mesh)}
+    began = time.perf_counter() - spent
 
     def settle(leave: int) -> None:
         """Waits until at most `leave` dispatches are in flight, and checks their losses."""
@@ -219,6 +223,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     )
 
     def select(step: int) -> None:
+        nonlocal log_time, began
+        paused = time.perf_counter()
         # What is needed to resume is saved by now: SIGTERM may interrupt.
         stop.at_once = True
         if stop.received:
@@ -227,6 +233,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         stop.at_once = False
         for which, score in scores.items():
             writer.add_scalar(f"selection/{which}_mean_iou", score, step)
+        paused = time.perf_counter() - paused  # which is no time of training
+        log_time, began = log_time + paused, began + paused
 
     step = start
     with StopRequest() as stop, progress, writer, contextlib.suppress(Stopped):
@@ -259,13 +267,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             scores = step % config.train.eval_every == 0 or step == steps
             if scores or stop.received or step % config.train.save_every == 0:
                 settle(0)
-                checkpoints.save(LAST, state, config)
+                seconds = time.perf_counter() - began
+                checkpoints.save(LAST, state, config, **known, seconds=seconds)
             if stop.received:
                 break
             if scores:
-                began = time.perf_counter()
                 select(step)
-                log_time += time.perf_counter() - began  # which is no time of training
 
     if stop.received:
         logger.info("stopped by SIGTERM at step %d, saved; the same command continues", step)
