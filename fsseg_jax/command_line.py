@@ -33,6 +33,14 @@ def _path(argument: str) -> pathlib.Path:
 FOLDER = {"type": _path, "metavar": "DIR"}
 
 
+# Options that choose a part of a table; see `evaluation.cells.choose`.
+PART = {
+    "rows": "rows of the table by their labels, as in PANet,CANet; all by default",
+    "folds": "folds, as in 0,1; all by default",
+    "shots": "numbers of shots, as in 1,5; all by default",
+}
+
+
 def parse(
     description: str,
     argv: Sequence[str] | None = None,

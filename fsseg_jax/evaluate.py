@@ -5,7 +5,8 @@ Writes results.json, episodes.csv and report.html into the folder `evaluation` o
 
 With --table=NAME a published table is filled, as far as the runs below --workdir (by default
 `runs`) allow, beside the published figures: results.json, table.txt and table.html in `tables/NAME`
-there. --table=list names all tables.
+there. --table=list names all tables; --rows, --folds and --shots choose a part of one. What is
+missing, `fsseg_jax.reproduce` trains.
 """
 
 import logging
@@ -16,6 +17,7 @@ from fsseg_jax.config import override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.cells import choose, named
 from fsseg_jax.evaluation.evaluator import comparisons, evaluate, summary
 from fsseg_jax.evaluation.published import TABLES, overview
 from fsseg_jax.evaluation.tables import fill
@@ -32,6 +34,8 @@ def main() -> None:
         workdir="the folder of the run; with --table, of the runs",
         optional_workdir=True,
         table="a published table, such as panet-1; list names them all",
+        **command_line.PART,
+        out={**command_line.FOLDER, "help": "where to write; `evaluation` in the run by default"},
     )
     path, workdir, table = arguments.config, arguments.workdir, arguments.table
     if table is not None and table not in TABLES:
@@ -48,7 +52,8 @@ def main() -> None:
     if table is not None:
         if path is not None:
             raise UserError("--config and --table: a table has its rows' own configs; leave one.")
-        fill(table, workdir or pathlib.Path("runs"), overrides, mesh)
+        places = choose(named(table), arguments.rows, arguments.folds, arguments.shots)
+        fill(table, workdir or pathlib.Path("runs"), overrides, mesh, places)
         return
     checkpoints = Checkpoints(workdir)
     which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
@@ -68,7 +73,7 @@ def main() -> None:
     model = create_model(config)
     loaded = load_variables(config, model, workdir, mesh, source)
     logger.info("evaluating %s: %s", config.method, loaded.words)
-    folder = workdir / "evaluation"
+    folder = arguments.out or workdir / "evaluation"
     results = evaluate(config, model, loaded, source, mesh, folder)
     if not is_first_process():
         return

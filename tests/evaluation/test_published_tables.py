@@ -7,15 +7,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from fsseg_jax.config import config_names, default_config, differences, load_config, override
-from fsseg_jax.evaluation.published import TABLES, overview
+from fsseg_jax.evaluation.published import PUBLISHED, TABLES, overview
 from fsseg_jax.evaluation.published.__main__ import readme
 from fsseg_jax.evaluation.report import SCORES
 from fsseg_jax.models import METHODS, create_model
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 PAPERS = pathlib.Path(__file__).parents[3] / "shared/papers"
-EACH_TABLE = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-ROWS = [(table, row) for table in TABLES.values() for row in table.rows]
+EACH_TABLE = pytest.mark.parametrize("table", PUBLISHED.values(), ids=PUBLISHED)
+ROWS = [(table, row) for table in PUBLISHED.values() for row in table.rows]
 
 
 def each(rows):
@@ -40,10 +40,10 @@ def run_of(table, row):
 
 def test_every_table_of_such_figures_is_there():
     tables = {"panet": 6, "canet": 6, "sst": 5, "ltafnet": 2, "mfnet": 11}
-    assert list(TABLES) == [
+    assert list(PUBLISHED) == [
         f"{method}-{number}" for method, count in tables.items() for number in range(1, count + 1)
     ]
-    assert {table.paper.method for table in TABLES.values()} == set(METHODS)
+    assert {table.paper.method for table in PUBLISHED.values()} == set(METHODS)
 
 
 def test_overview_has_a_line_a_table():

@@ -13,8 +13,8 @@ from fsseg_jax import evaluate
 from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation import tables
-from fsseg_jax.evaluation.published import TABLES
+from fsseg_jax.evaluation import cells, tables
+from fsseg_jax.evaluation.published import PUBLISHED, TABLES
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import LAST, Checkpoints
 from fsseg_jax.training.state import initial_state
@@ -57,7 +57,7 @@ def small_table(monkeypatch, name, **changes):
         for row in table.rows
     )
     new = table.__class__(**{**vars(table), "rows": rows, "folds": (0, 1), **changes})
-    monkeypatch.setitem(tables.TABLES, name, new)
+    monkeypatch.setitem(cells.TABLES, name, new)
     monkeypatch.setattr(tables, "matches", _same_but_backbone(tables.matches))
 
 
@@ -171,9 +171,9 @@ def test_what_a_row_is_about_is_no_mixture(tmp_path, root, overrides, monkeypatc
 # ------------------------------------------------------------------- without runs and without data
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_table_without_runs_and_data_is_all_missing(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "open_source", None)  # no data are looked for
+    monkeypatch.setattr(cells, "open_source", None)  # no data are looked for
     table, nowhere = TABLES[name], tmp_path / "nowhere"
     results = tables.fill(name, nowhere, [], make_mesh(1))
     assert not nowhere.exists()
@@ -200,7 +200,7 @@ def test_a_table_without_runs_and_data_is_all_missing(name, tmp_path, monkeypatc
 def test_commands_of_missing_cells_are_trainings_of_their_own(tmp_path, monkeypatch):
     """Whatever table asks for them: one folder, one training."""
     trainings = {}
-    for name, table in TABLES.items():
+    for name, table in PUBLISHED.items():
         monkeypatch.setitem(TABLES, name, dataclasses.replace(table, folds=table.folds[:1]))
         for entry in tables.fill(name, tmp_path / "nowhere", [], make_mesh(1))["missing"]:
             _, _, program, *arguments = shlex.split(entry["command"])

@@ -1,20 +1,33 @@
 """The tables of the five papers: how each row is trained and tested, and its published figures.
 
-`TABLES` has every table that reports figures of the five methods, under its method and number,
+`PUBLISHED` has every table that reports figures of the five methods, under its method and number,
 such as `panet-1`. Rows of other people's methods are left out, and so are figures that one of the
-five papers quotes from another: they stand in the table that they come from.
+five papers quotes from another: they stand in the table that they come from. `TABLES` has ours too,
+`methods` and `shapes`.
 
     python -m fsseg_jax.evaluation.published --write=configs/README.md
 """
 
-from fsseg_jax.evaluation.published import canet, ltafnet, mfnet, panet, sst
+from fsseg_jax.evaluation.published import canet, ltafnet, mfnet, ours, panet, sst
 from fsseg_jax.evaluation.published.table import Figures, Fold, Paper, Place, Row, Setting, Table
 
-__all__ = ["TABLES", "Figures", "Fold", "Paper", "Place", "Row", "Setting", "Table", "overview"]
+__all__ = [
+    "PUBLISHED",
+    "TABLES",
+    "Figures",
+    "Fold",
+    "Paper",
+    "Place",
+    "Row",
+    "Setting",
+    "Table",
+    "overview",
+]
 
-TABLES: dict[str, Table] = {
+PUBLISHED: dict[str, Table] = {
     table.name: table for paper in (panet, canet, sst, ltafnet, mfnet) for table in paper.TABLES
 }
+TABLES = PUBLISHED | {table.name: table for table in ours.TABLES}
 
 
 def overview() -> str:

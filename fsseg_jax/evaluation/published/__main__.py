@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from fsseg_jax import command_line
 from fsseg_jax.config import config_file, config_names, load_config
-from fsseg_jax.evaluation.published import TABLES, Row, Setting, Table
+from fsseg_jax.evaluation.published import PUBLISHED, Row, Setting, Table
 
 # Learnable parameters of a model of one shot and of several, frozen ones, and the paper's, in
 # millions; several shots have parameters of their own where a method attends to them.
@@ -92,7 +92,7 @@ def readme() -> str:
         ),
     )
     sections = []
-    for table in TABLES.values():
+    for table in PUBLISHED.values():
         if table.number == 1:
             sections.append(f"### {table.paper.name} ({table.paper.citation})\n")
         sections.append(_section(table))

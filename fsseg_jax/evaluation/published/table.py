@@ -32,7 +32,8 @@ class Place(NamedTuple):
 class Paper:
     """One of the five papers, and how it calls things."""
 
-    method: str  # the method's name in this package, which begins the names of its tables
+    # The method's name in this package, which begins the names of its tables; empty for ours.
+    method: str
     name: str
     citation: str
     metrics: dict[str, str]  # metric -> its name in columns
@@ -64,19 +65,29 @@ class Row:
     # What else the paper reports of the row, as it prints it: {"#Params": "14.7M"}.
     others: dict[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""  # what a reader must know; why it has no command
+    # What is measured beside what the paper reports: (setting, metric).
+    measured: tuple[tuple[Setting, str], ...] = ()
+    # Rows of other tables that the figures are quoted from, and these tables.
+    quoted: tuple[tuple["Table", "Row"], ...] = ()
 
     @property
     def settings(self) -> tuple[Setting, ...]:
         """Ways and shots that the row has figures of."""
-        return tuple(dict.fromkeys(setting for setting, _, _ in self.published))
+        return tuple(dict.fromkeys([*(s for s, _, _ in self.published), *dict(self.measured)]))
+
+    def metrics(self, setting: Setting) -> tuple[str, ...]:
+        """Names of what the row has of a setting."""
+        published = [metric for own, _, metric in self.published if own == setting]
+        measured = [metric for own, metric in self.measured if own == setting]
+        return tuple(dict.fromkeys([*published, *measured]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One table of a paper."""
+    """One table of a paper, or one of ours."""
 
     paper: Paper
-    number: int
+    number: int | str  # or the name of a table of ours
     about: str  # what follows its number in a title
     protocol: tuple[str, ...]  # overrides of all evaluations
     rows: tuple[Row, ...]
@@ -86,11 +97,13 @@ class Table:
     @property
     def name(self) -> str:
         """Method and number, such as "panet-1"."""
-        return f"{self.paper.method}-{self.number}"
+        return f"{self.paper.method}-{self.number}" if self.paper.method else str(self.number)
 
     @property
     def title(self) -> str:
         """Paper, number and subject."""
+        if not self.paper.method:
+            return self.about
         return f"{self.paper.title}, table {self.printed or self.number}: {self.about}"
 
     @property
@@ -101,10 +114,17 @@ class Table:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names as in results.json: "mean_iou", "mean_iou_star" (mIoU*), "binary_iou", ..."""
-        return tuple(dict.fromkeys(metric for row in self.rows for _, _, metric in row.published))
+        return tuple(
+            dict.fromkeys(
+                metric for row in self.rows for s in row.settings for metric in row.metrics(s)
+            )
+        )
 
     def place(self, row: Row, setting: Setting, fold: Fold, metric: str) -> Place:
-        """Where a figure of one of its rows stands."""
+        """Where a published figure of one of its rows stands."""
+        for table, quoted in row.quoted:
+            if (setting, fold, metric) in quoted.published:
+                return table.place(quoted, setting, fold, metric)
         column = [f"{setting[0]}-way {setting[1]}-shot", self.paper.metrics[metric]]
         if fold != "mean":
             column.append(self.paper.fold.format(fold + self.paper.first_fold))

@@ -1,0 +1,326 @@
+"""The cells of a table: which run fills which, how it is evaluated, and what is there already."""
+
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from fsseg_jax.config import config_file, differences, load_config, override
+from fsseg_jax.data import open_source
+from fsseg_jax.data.source import Source
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.evaluator import write_whole
+from fsseg_jax.evaluation.protocol import protocol
+from fsseg_jax.evaluation.published import TABLES, Row, Setting, Table
+from fsseg_jax.models import choose_stages, create_model
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, available
+
+# Fields that say where, how and how long a model was trained, but not which one it is. Those that
+# matter to a score are in its protocol, where differences are told.
+FREE = (
+    *("train.", "eval.", "init", "dtype", "seed", "platform", "devices", "image_size"),
+    *("backbone_statistics", "annotation_width", "data.root", "data.pipeline", "data.device"),
+    *("data.train_", "data.split", "data.min_pixels", "data.held_out", "data.augment"),
+    *("data.sampling", "data.border"),
+    *("model.dropout", "model.init_deviation", "model.metric_from_epoch"),
+)
+logger = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """A trained model in a folder."""
+
+    folder: pathlib.Path
+    config: ConfigDict
+    step: int
+    info: dict[str, Any]  # what else its last checkpoint knows
+
+    @property
+    def episodes(self) -> int:
+        """How many it has seen."""
+        return self.step * self.config.train.batch_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether its training came to its end."""
+        return self.step >= self.config.train.steps > 0
+
+
+class Place(NamedTuple):
+    """Where a figure of ours stands in a table."""
+
+    row: Row
+    setting: Setting
+    fold: int
+
+    def __str__(self) -> str:
+        """Such as "PANet, 1-way 1-shot, fold 0"."""
+        return f"{self.row.label}, {self.setting[0]}-way {self.setting[1]}-shot, fold {self.fold}"
+
+
+class Evaluation(NamedTuple):
+    """What gives a figure."""
+
+    config: ConfigDict
+    arguments: list[str]  # what its configuration changes in that of the run, or in the row's file
+    source: Source
+    target: pathlib.Path  # the folder of its results
+    key: list[Any]  # all that they depend on
+    neutral: dict[str, Any]  # the protocol but for what the row itself asks for
+
+
+class Cell(NamedTuple):
+    """A place of a table, and what is known of it."""
+
+    place: Place
+    run: Run | None = None  # None where there is no such run, or the row is of an untrained model
+    evaluation: Evaluation | None = None  # None where a run or the data are missing
+    results: dict[str, Any] | None = None
+    failure: str = ""  # why there are none
+
+
+def choose(
+    table: Table, rows: str | None = None, folds: str | None = None, shots: str | None = None
+) -> list[Place]:
+    """Some places of a table, by default all of them.
+
+    Args:
+        table: see `published.TABLES`.
+        rows: labels, separated by commas.
+        folds: their numbers, separated by commas.
+        shots: of the settings, likewise.
+
+    Raises:
+        UserError: the table has no such row, fold or number of shots.
+    """
+    wanted = _rows(rows, table)
+    some_folds = _numbers("folds", folds, table.folds)
+    some_shots = _numbers("shots", shots, [shots for _, shots in table.settings])
+    places = [
+        Place(row, setting, fold)
+        for row in wanted
+        for setting in row.settings
+        if setting[1] in some_shots
+        for fold in some_folds
+    ]
+    if not places:
+        raise UserError(f"--rows = {rows} has no figures of --shots = {shots}: choose others.")
+    return places
+
+
+def _numbers(option: str, words: str | None, there: Sequence[int]) -> list[int]:
+    """The numbers of an option, all of which must be there."""
+    there = list(dict.fromkeys(there))
+    if words is None:
+        return there
+    numbers = [int(word) if word.strip().isdecimal() else None for word in words.split(",")]
+    if set(numbers) - set(there):
+        known = ", ".join(map(str, there))
+        raise UserError(f"--{option} = {words}: expected some of {known}, separated by commas.")
+    return [number for number in there if number in numbers]
+
+
+def _rows(words: str | None, table: Table) -> list[Row]:
+    """The rows whose labels, some of which have commas in them, are joined by commas."""
+    if words is None:
+        return list(table.rows)
+    known = {row.label.lower(): row for row in table.rows}
+    parts, found = [part.strip().lower() for part in words.split(",")], []
+    while parts:
+        for count in range(len(parts), 0, -1):
+            if (label := ", ".join(parts[:count])) in known:
+                found.append(known[label])
+                parts = parts[count:]
+                break
+        else:
+            labels = "; ".join(row.label for row in table.rows)
+            raise UserError(f"--rows: {table.name} has no row {parts[0]!r}; it has {labels}.")
+    return [row for row in table.rows if row in found]
+
+
+def named(name: str) -> Table:
+    """The table of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in TABLES:
+        raise UserError(f"--table = {name}: choose one of {', '.join(TABLES)}.")
+    return TABLES[name]
+
+
+def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
+    """The trained models below a folder, but for those that a warning names."""
+    for folder in sorted(path.parent for path in workdir.rglob("checkpoints") if path.is_dir()):
+        checkpoints = Checkpoints(folder)
+        which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
+        if which is None:
+            continue
+        try:
+            config, info = checkpoints.describe(which)
+        except UserError as error:
+            logger.warning("%s is left out: %s", folder, error)
+        else:
+            yield Run(folder, config, info["step"], info)
+
+
+def longest(runs: Sequence[Run]) -> Run | None:
+    """The run that was trained longest."""
+    return max(runs, key=lambda run: run.step, default=None)
+
+
+def training_config(place: Place) -> ConfigDict:
+    """The configuration whose training a place needs."""
+    return override(load_config(config_path(place.row)), training_overrides(place))
+
+
+def training_overrides(place: Place) -> list[str]:
+    """What the training changes in the row's configuration."""
+    ways, shots = trained_setting(place)
+    fields = [*place.row.train, f"ways={ways}", f"shots={shots}", f"data.fold={place.fold}"]
+    return [f"--config.{field}" for field in fields]
+
+
+def trained_setting(place: Place) -> Setting:
+    """Ways and shots of the training."""
+    return place.setting[0], place.row.train_shots or place.setting[1]
+
+
+def config_path(row: Row) -> str:
+    """The file of a row's configuration, wherever this package is installed."""
+    name, _, argument = row.config.partition(":")
+    path = config_file(":".join([pathlib.Path(name).stem, *filter(None, [argument])]))
+    if path is None:
+        raise UserError(f"configs/{name} is missing: install the package anew.")
+    return path
+
+
+def matches(run: Run, wanted: ConfigDict, row: Row, strict: Sequence[str] = ()) -> bool:
+    """Whether a run trained the model that `wanted` describes.
+
+    Args:
+        run: see `find_runs`.
+        wanted: a configuration.
+        row: of the table; what it changes at test alone does not count.
+        strict: fields that must be the same although they do not say which model it is.
+    """
+    tested = {field.split("=")[0] for field in row.test}
+    if run.config.method != wanted.method:
+        return False
+    trained = {field.split("=")[0] for field in row.train}
+    for name, (old, new) in differences(run.config, wanted).items():
+        chosen = name == "model.stages" and not new  # by the weights that were there
+        free = name in tested or (name.startswith(FREE) and name not in trained)
+        different = json.dumps(old) != json.dumps(new)
+        if different and (name in strict or not (chosen or free)):
+            return False
+    return True
+
+
+def locate(
+    table: Table,
+    place: Place,
+    run: Run | None,
+    overrides: Sequence[str],
+    workdir: pathlib.Path,
+    sources: dict[str, Source],
+) -> Cell:
+    """A cell with its evaluation, and its results if the same evaluation was made before.
+
+    Args:
+        table: see `published.TABLES`.
+        place: in it.
+        run: its model; None where there is none, or it needs none.
+        overrides: `--config.field=value`, for the evaluation.
+        workdir: the folder that holds the tables.
+        sources: test photographs that are open already; gets those that are opened.
+    """
+    row, (ways, shots), fold = place
+    if not row.config or (row.trained and run is None):
+        return Cell(place)
+    fields = [*table.protocol, f"ways={ways}", f"shots={shots}", f"data.fold={fold}"]
+    start = [f"--config.{field}" for field in fields]
+    arguments = [*start, *(f"--config.{field}" for field in row.test), *overrides]
+    base = training_config(place) if run is None else run.config
+    config = override(base, arguments)
+    root, needed = config.data.root, config.data.name != "shapes"
+    if needed and not (root and pathlib.Path(root).is_dir()) and not data_root(overrides):
+        return Cell(place, run)  # a folder that the user names must exist
+    if run is None:
+        choose_stages(config)
+        arguments = [*training_overrides(place), *arguments]
+
+    opened = json.dumps(config.data.to_dict() | {"fold": 0}, sort_keys=True)
+    if opened not in sources:
+        sources[opened] = open_source(config.data, "test")
+    source = sources[opened]
+    target = table_folder(workdir, table) / "cells" / slug(str(place))
+    trained = None if run is None else run.config
+    stamp, which = (None, None) if run is None else _stamp(run, config.eval.checkpoint)
+    plain = override(base, [*start, *overrides])
+    neutral = protocol(plain, source, create_model(config), _neutral(trained, row), which)
+    # All that the result depends on: a longer training replaces the weights.
+    episodes = pathlib.Path(config.eval.episodes_file)
+    listed = episodes.read_text() if episodes.is_file() else None
+    fields = {**config.to_dict(), "platform": "", "devices": 0}
+    key = json.loads(json.dumps([fields, stamp, source.fingerprint, source.digest(), listed]))
+    evaluation = Evaluation(config, arguments, source, target, key, neutral)
+    return Cell(place, run, evaluation, kept(evaluation))
+
+
+def table_folder(workdir: pathlib.Path, table: Table) -> pathlib.Path:
+    """Where a table is written."""
+    return workdir / "tables" / table.name
+
+
+def data_root(overrides: Sequence[str]) -> str:
+    """The override that names the folder of the data set; empty where there is none."""
+    return next((o for o in overrides if o.startswith("--config.data.root=")), "")
+
+
+def _neutral(trained: ConfigDict | None, row: Row) -> ConfigDict | None:
+    """A training's configuration without what its row is about."""
+    if trained is None or not row.train:
+        return trained
+    plain = load_config(config_path(row))
+    copy = ConfigDict(trained.to_dict())
+    for field in row.train:
+        name = field.split("=")[0]
+        copy.update_from_flattened_dict({name: _get(plain, name)})
+    return copy
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _stamp(run: Run, which: str) -> tuple[str, str]:
+    """Names a checkpoint of a run and its time; and which of them it is."""
+    checkpoints = Checkpoints(run.folder)
+    which = available(checkpoints, which)
+    path = checkpoints.folder / which / str(checkpoints.step(which))
+    return f"{path}, {path.stat().st_mtime_ns}", which
+
+
+def keep(evaluation: Evaluation) -> None:
+    """Says beside results what they are of, for `kept`."""
+    write_whole(evaluation.target / "key.json", json.dumps(evaluation.key))
+
+
+def kept(evaluation: Evaluation) -> dict[str, Any] | None:
+    """The results of an earlier evaluation of the same."""
+    files = evaluation.target / "key.json", evaluation.target / "results.json"
+    if not all(file.is_file() for file in files):
+        return None
+    key, results = (json.loads(file.read_text()) for file in files)
+    return results if key == evaluation.key else None
+
+
+def slug(words: str) -> str:
+    """Words as the name of a file."""
+    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())

@@ -1,0 +1,94 @@
+"""Our own tables: the five methods side by side, under one protocol."""
+
+import functools
+from collections.abc import Sequence
+
+from fsseg_jax.evaluation.published import canet, ltafnet, mfnet, panet, sst
+from fsseg_jax.evaluation.published.table import FIVE_SHOT, ONE_SHOT, Paper, Row, Setting, Table
+
+PAPER = Paper(
+    method="", name="fsseg_jax", citation="", metrics={"mean_iou": "mean-IoU"}, fold="fold {}"
+)
+_BOTH = (ONE_SHOT, FIVE_SHOT)
+# PASCAL-5i's validation photographs, every class as often, masks compared at the network's size.
+# Figures at the threshold that is best on base classes stand beside those at 0.5, since a young
+# model may rank pixels well and still call hardly any of them the object.
+PROTOCOL = ("eval.runs=1", "eval.checkpoint=best", "eval.threshold=base")
+
+
+def _quoted(
+    label: str, *places: tuple[Table, str], settings: Sequence[Setting] = _BOTH, **options: object
+) -> Row:
+    """A row whose mean-IoU is quoted from rows of other tables, by their labels.
+
+    All are trained 1-way 1-shot.
+    """
+    rows = tuple((table, row) for table, name in places for row in table.rows if row.label == name)
+    published = {
+        key: value
+        for _, row in rows
+        for key, value in row.published.items()
+        if key[0] in settings and key[2] == "mean_iou"
+    }
+    measured = tuple((setting, "mean_iou") for setting in settings)
+    options = {"train_shots": 1, "measured": measured, "quoted": rows} | options
+    return Row(label, published, **options)
+
+
+_row = functools.partial(Row, published={}, measured=((ONE_SHOT, "mean_iou"),))
+_SHAPES = {
+    "PANet": "shapes.py:panet",
+    "CANet": "shapes.py:canet",
+    "SST": "shapes.py:sst",
+    "LTAF-Net": "shapes.py:ltafnet",
+    "MFNet": "shapes.py:mfnet",
+}
+
+METHODS = Table(
+    PAPER,
+    "methods",
+    "The five methods on PASCAL-5i, trained 1-way 1-shot, under one protocol",
+    PROTOCOL,
+    (
+        _quoted(
+            "PANet, untrained",
+            (panet.TABLES[0], "PANet-init"),
+            config="panet_vgg16.py",
+            trained=False,
+        ),
+        _quoted("PANet", (panet.TABLES[0], "PANet"), config="panet_vgg16.py"),
+        _quoted(
+            "CANet",
+            (canet.TABLES[0], "CANet"),
+            config="canet_res50.py",
+            # Shots are joined without weights that only a training with several would learn.
+            test=("model.fusion=feature_average",),
+        ),
+        _quoted(
+            "SST",
+            (sst.TABLES[2], "SST on ResNet-50"),
+            (sst.TABLES[3], "SST on ResNet-50"),
+            config="sst_res50.py",
+        ),
+        _quoted("LTAF-Net", (ltafnet.TABLES[0], "Base+FA+MR+MS"), config="ltafnet_res50.py"),
+        _quoted(
+            "MFNet",
+            (mfnet.TABLES[2], "MFNet"),
+            config="mfnet_res50.py",
+            test=("model.support_attention=False",),
+        ),
+    ),
+)
+SHAPES = Table(
+    PAPER,
+    "shapes",
+    "The five methods on made photographs, before and after training",
+    (),
+    tuple(
+        _row(label=f"{name}{state}", config=config, trained=not state)
+        for name, config in _SHAPES.items()
+        for state in (", untrained", "")
+    ),
+    folds=(0,),
+)
+TABLES = (METHODS, SHAPES)

@@ -1,0 +1,363 @@
+"""What came out of a table: ours beside the published figures, as text, as a page and as JSON."""
+
+import base64
+import html
+import json
+import pathlib
+import shlex
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fsseg_jax.config import differences
+from fsseg_jax.evaluation.cells import (
+    Cell,
+    config_path,
+    data_root,
+    slug,
+    trained_setting,
+    training_config,
+    training_overrides,
+)
+from fsseg_jax.evaluation.evaluator import write_whole
+from fsseg_jax.evaluation.published import Fold, Table
+from fsseg_jax.evaluation.report import SCORES, STYLE
+from fsseg_jax.training.loop import with_steps
+
+DATA = "DATA"  # the folder of a data set in commands, where the user has named none
+# Settings of a training that are told in other words, or that change nothing of the model.
+UNTOLD = (
+    *("train.steps", "train.epochs", "train.log_every", "train.save_every", "train.eval_"),
+    *("train.decay_every", "train.select_on", "train.test_before", "eval.", "init", "platform"),
+    *("devices", "seed", "distributed", "compilation_cache", "rematerialise", "model.stages"),
+    *("data.root", "data.pipeline", "data.device", "data.fold", "data.split"),
+)
+CURVES = "curves.png"  # beside a table, where `reproduce` has drawn them
+
+
+def collect(
+    table: Table,
+    cells: Sequence[Cell],
+    workdir: pathlib.Path,
+    overrides: Sequence[str],
+) -> dict[str, Any]:
+    """Ours and the published figures, cell by cell; what is missing, and what is mixed.
+
+    Args:
+        table: see `published.TABLES`.
+        cells: of it, see `cells.locate`.
+        workdir: the folder that holds the runs.
+        overrides: of the command line, for the commands that give what is missing.
+    """
+    rows = []
+    for row in dict.fromkeys(cell.place.row.label for cell in cells):
+        row = next(r for r in table.rows if r.label == row)
+        figures = []
+        for setting in row.settings:
+            own = [
+                cell for cell in cells if cell.place.row is row and cell.place.setting == setting
+            ]
+            figures += [_figure(table, own, metric) for metric in row.metrics(setting) if own]
+        rows.append(
+            {"label": row.label, "figures": figures, "others": row.others, "note": row.note}
+        )
+    missing: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.results is None and cell.place.row.config:
+            command = _command(table, cell, workdir, overrides)
+            missing.setdefault(command, []).append(str(cell.place))
+    return {
+        "table": table.name,
+        "title": table.title,
+        "rows": rows,
+        "missing": [{"cells": names, "command": command} for command, names in missing.items()],
+        "failed": {str(cell.place): cell.failure for cell in cells if cell.failure},
+        "mixed": mixed([cell for cell in cells if cell.results]),
+    }
+
+
+def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
+    """Figures of one metric of a row in one setting, by fold."""
+    row, setting, _ = cells[0].place
+    done = {cell.place.fold: cell for cell in cells if cell.results}
+
+    def by_fold(values: dict[int, float]) -> dict[str, float | None]:
+        known: dict[Fold, float | None] = {cell.place.fold: None for cell in cells}
+        known |= values
+        whole = set(values) == set(table.folds)  # a mean of what is there is another figure
+        known["mean"] = float(np.mean(list(values.values()))) if whole else None
+        return {str(fold): value for fold, value in known.items()}
+
+    ours = {fold: cell.results[metric] for fold, cell in done.items()}
+    at_best = {
+        fold: cell.results["thresholded"][metric]
+        for fold, cell in done.items()
+        if "thresholded" in cell.results
+    }
+    folds: list[Fold] = [*(cell.place.fold for cell in cells), "mean"]
+    paper = {fold: row.published.get((setting, fold, metric)) for fold in folds}
+    return {
+        "setting": f"{setting[0]}-way {setting[1]}-shot",
+        "metric": SCORES[metric],
+        "ours": by_fold(ours),
+        **({"at the best threshold": by_fold(at_best)} if at_best else {}),
+        "paper": {str(fold): value for fold, value in paper.items()},
+        "places": {
+            str(fold): str(table.place(row, setting, fold, metric))
+            for fold, value in paper.items()
+            if value is not None
+        },
+        "protocols": sorted({cell.results["protocol"]["hash"] for cell in done.values()}),
+        "episodes": sorted({cell.results["episodes_hash"] for cell in done.values()}),
+        "runs": [str(cell.run.folder) for cell in cells if cell.run],
+        "weights": [cell.results["checkpoint"] for cell in done.values()],
+        "training": {
+            str(cell.place.fold): training_facts(cell) for cell in cells if cell.run is not None
+        },
+    }
+
+
+def training_facts(cell: Cell) -> dict[str, Any]:
+    """What is known of the training of a cell's run, beside the published one.
+
+    `part` is that of the episodes which the published training sees on these photographs.
+    """
+    run = cell.run
+    published = training_config(cell.place)
+    whole = None
+    if epoch := run.info.get("epoch"):
+        whole = with_steps(published, epoch).train.steps * published.train.batch_size
+    seconds = run.info.get("seconds")
+    changed = {
+        name: new
+        for name, (_, new) in differences(published, run.config).items()
+        if not name.startswith(UNTOLD)
+    }
+    return {
+        "steps": run.step,
+        "batch_size": run.config.train.batch_size,
+        "episodes": run.episodes,
+        "part": whole and run.episodes / whole,
+        "minutes": seconds and seconds / 60,
+        "devices": run.info.get("devices"),
+        "seed": run.config.seed,
+        "changed": json.loads(json.dumps(changed)),
+    }
+
+
+def training_words(facts: dict[str, Any]) -> str:
+    """`training_facts` as one line."""
+    words = f"trained on {facts['episodes']:,} episodes"
+    if facts["part"] is not None:
+        words += f" ({100 * facts['part']:.2g} % of the published training)"
+    words += f", {facts['steps']:,} steps of {facts['batch_size']}"
+    if facts["minutes"] is not None:
+        words += f", {facts['minutes']:.1f} minutes"
+    if facts["devices"]:
+        words += f", {facts['devices']}"
+    words += f", seed {facts['seed']}"
+    changed = ", ".join(f"{name}={value}" for name, value in facts["changed"].items())
+    return f"{words}; {changed}" if changed else words
+
+
+def training_folder(place: Any, suffix: str = "") -> str:
+    """The name of the folder that a place's training has."""
+    ways, shots = trained_setting(place)
+    label = slug(" ".join([place.row.config.replace(".py", ""), *place.row.train]))
+    return f"{label}-{ways}way-{shots}shot-fold{place.fold}{suffix}"
+
+
+def _command(table: Table, cell: Cell, workdir: pathlib.Path, overrides: Sequence[str]) -> str:
+    """What gives a missing cell: its training, or this table with the data it needs."""
+    needed = cell.place.row.config.startswith("shapes")
+    root = data_root(overrides) or f"--config.data.root={DATA}"
+    root = [] if needed else [root]
+    if cell.run or not cell.place.row.trained:
+        where = [f"--table={table.name}", f"--workdir={workdir}", *root]
+        return shlex.join(["python", "-m", "fsseg_jax.evaluate", *where])
+    # Where the data and the weights are is the user's.
+    own = [*root, *(o for o in overrides if o.startswith("--config.init"))]
+    name, _, argument = config_path(cell.place.row).partition(".py")
+    file = pathlib.Path(f"{name}.py")
+    if file.is_relative_to(pathlib.Path.cwd()):
+        file = file.relative_to(pathlib.Path.cwd())
+    where = [
+        f"--config={file}{argument}",
+        f"--workdir={workdir / training_folder(cell.place)}",
+    ]
+    overrides = [*training_overrides(cell.place), *own]
+    return shlex.join(["python", "-m", "fsseg_jax.train", *where, *overrides])
+
+
+def write(results: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
+    """Writes what `collect` gave: `results.json`, `table.txt` and the page, which it returns.
+
+    Args:
+        results: see `collect`.
+        folder: is made if need be; a picture of learning curves in it becomes part of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "table.txt", as_text(results))
+    curves = folder / CURVES
+    write_whole(
+        folder / "table.html", _as_html(results, curves.read_bytes() if curves.is_file() else b"")
+    )
+    write_whole(folder / "results.json", json.dumps(results, indent=1))
+    return folder / "table.html"
+
+
+def mixed(cells: Sequence[Cell]) -> list[str]:
+    """A sentence for every setting that is not the same in all cells that have it.
+
+    What a row is about does not count, nor does the number of shots of the training, which is the
+    row's as well.
+    """
+    own = {"hash", "training episodes", "corners", "ignored pixels of supports"}
+    names = dict.fromkeys(
+        name for cell in cells for name in cell.evaluation.neutral if name not in own
+    )
+    sentences = []
+    for name in names:
+        values: dict[str, list[Cell]] = {}
+        for cell in cells:
+            neutral = cell.evaluation.neutral
+            if name in neutral:
+                values.setdefault(str(neutral[name]), []).append(cell)
+        if len(values) > 1:
+            parts = [
+                f"{value} in {' and '.join(dict.fromkeys(str(cell.place) for cell in those))}"
+                for value, those in values.items()
+            ]
+            sentences.append(f"{name}: {'; '.join(parts)}")
+    return sentences
+
+
+# Lines of a figure, and what they are called.
+WHO = {"ours": "ours", "at the best threshold": "best", "paper": "paper"}
+BEST = "best: ours at the threshold that is best on base classes"
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """What `collect` gave, for the terminal."""
+    lines = [results["title"], ""]
+    head = None
+    width = max(len(row["label"]) for row in results["rows"]) + 2
+    for row in results["rows"]:
+        for figure in row["figures"]:
+            folds = list(figure["ours"])
+            if (new := [figure["setting"], figure["metric"], folds]) != head:
+                head = new
+                names = "".join(f"{_column(fold):>9}" for fold in folds)
+                lines += [f"{figure['setting']}, {figure['metric']}".ljust(width + 7) + names]
+            for who in WHO:
+                if who not in figure or (who == "paper" and not figure["places"]):
+                    continue
+                numbers = "".join(f"{_number(figure, who, fold):>9}" for fold in folds)
+                label = row["label"] if who == "ours" else ""
+                lines.append(f"  {label:<{width}}{WHO[who]:<5}{numbers}")
+            lines += [f"    {line}" for line in _trainings(figure)]
+        lines += [f"    {name}: {value} in the paper" for name, value in row["others"].items()]
+        lines += [f"    {row['note']}"] if row["note"] else []
+    lines += ["", *(f"failed: {place}: {why}" for place, why in results["failed"].items())]
+    hashes = {h for row in results["rows"] for f in row["figures"] for h in f["protocols"]}
+    if any("at the best threshold" in f for row in results["rows"] for f in row["figures"]):
+        lines += [BEST]
+    lines += ["", f"protocols: {', '.join(sorted(hashes)) or 'none'}"]
+    lines += [f"warning: not all under one protocol: {line}" for line in results["mixed"]]
+    if results["missing"]:
+        lines += ["", "missing; these commands would give them:"]
+        for entry in results["missing"]:
+            lines += [f"  {'; '.join(entry['cells'])}", f"    {entry['command']}"]
+    return "\n".join(lines) + "\n"
+
+
+def _trainings(figure: dict[str, Any]) -> list[str]:
+    """A line for each training, with the folds that had it."""
+    lines: dict[str, list[str]] = {}
+    for fold, facts in figure["training"].items():
+        lines.setdefault(training_words(facts), []).append(fold)
+    several = len(figure["training"]) > 1
+    return [
+        f"fold{'s' * (len(folds) > 1)} {', '.join(folds)}: {line}" if several else line
+        for line, folds in lines.items()
+    ]
+
+
+def _column(fold: str) -> str:
+    return fold if fold == "mean" else f"fold {fold}"
+
+
+def _number(figure: dict[str, Any], who: str, fold: str) -> str:
+    value = figure[who][fold]
+    if value is None:
+        return "missing" if who == "ours" and fold != "mean" else "-"
+    return str(value) if who == "paper" else f"{value:.1f}"  # with as many digits as the paper has
+
+
+def _as_html(results: dict[str, Any], curves: bytes) -> str:
+    blocks = []
+    for row in results["rows"]:
+        for figure in row["figures"]:
+            folds = list(figure["ours"])
+            lines = "".join(
+                f"<tr><td>{WHO[who]}</td>"
+                + "".join(f"<td>{_number(figure, who, fold)}</td>" for fold in folds)
+                + "</tr>"
+                for who in WHO
+                if who in figure
+            )
+            where = "; ".join(dict.fromkeys([*figure["runs"], *figure["weights"]]))
+            caption = f"{row['label']} · {figure['setting']} · {figure['metric']}, %"
+            trainings = "".join(f"<small>{html.escape(x)}</small>" for x in _trainings(figure))
+            blocks.append(
+                f"<div class=card><h3>{html.escape(caption)}</h3><table><tr><th>"
+                + "".join(f"<th>{_column(fold)}" for fold in folds)
+                + f"</tr>{lines}</table>"
+                f"<small>{html.escape(_remarks(row))}</small>{trainings}"
+                f"<small>protocol {', '.join(figure['protocols']) or '-'}; "
+                f"{html.escape(where) or 'no run'}</small></div>"
+            )
+    if any("at the best threshold" in f for row in results["rows"] for f in row["figures"]):
+        blocks.append(f"<p>{BEST}</p>")
+    notes = "".join(
+        f"<p>not all under one protocol: {html.escape(line)}</p>" for line in results["mixed"]
+    )
+    failed = "".join(
+        f"<p>{html.escape(place)}: {html.escape(why)}</p>"
+        for place, why in results["failed"].items()
+    )
+    picture = base64.b64encode(curves).decode()
+    missing = "".join(
+        f"<li style='display:block'>{html.escape('; '.join(entry['cells']))}<br>"
+        f"<code>{html.escape(entry['command'])}</code></li>"
+        for entry in results["missing"]
+    )
+    return string.Template(_PAGE).substitute(
+        title=html.escape(results["title"]),
+        style=STYLE,
+        warnings=f"<h2>Warning</h2><div class=card>{notes}</div>" if notes else "",
+        blocks="".join(blocks),
+        failed=f"<h2>Failed</h2><div class=card>{failed}</div>" if failed else "",
+        curves=f"<h2>Learning curves</h2><div class=card><img alt='learning curves' "
+        f"src='data:image/png;base64,{picture}'></div>"
+        if picture
+        else "",
+        missing=f"<h2>Missing</h2><div class=card><ul>{missing}</ul></div>" if missing else "",
+    )
+
+
+def _remarks(row: dict[str, Any]) -> str:
+    """What else the paper reports of a row, and its note."""
+    others = (f"{name}: {value} in the paper." for name, value in row["others"].items())
+    return " ".join([*others, row["note"]])
+
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<meta http-equiv=Content-Security-Policy
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel=icon href="data:,"><title>$title</title><style>$style</style>
+<header><h1>$title</h1></header>$warnings$failed$blocks$curves$missing</html>
+"""
