@@ -78,7 +78,8 @@ def parse(
         parser.add_argument("--workdir", **FOLDER, required=not optional_workdir, help=meaning)
     for name, option in options.items():
         given = {"help": option} if isinstance(option, str) else option
-        parser.add_argument(f"--{name}", **{"metavar": "NAME", **given})
+        default = {} if "action" in given else {"metavar": "NAME"}
+        parser.add_argument(f"--{name}", **{**default, **given})
     return parser.parse_known_args(argv)
 
 

@@ -43,7 +43,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         ) from None
 
 
-def lock(file: int, folder: pathlib.Path) -> None:
+def lock(file: int, folder: pathlib.Path, option: str = "--out") -> None:
     """Keeps other processes from writing into a folder, as long as `file` in it is open.
 
     Raises:
@@ -55,7 +55,7 @@ def lock(file: int, folder: pathlib.Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"--out = {folder} is being written by another process: wait for its end, or choose "
+            f"{option} = {folder} is being written by another process: wait for its end, or choose "
             "another."
         ) from None
     except (ImportError, OSError):  # nor on every file system

@@ -27,7 +27,12 @@ _HUB_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
 
 
 def save(
-    folder: str | os.PathLike, config: ConfigDict, variables: Any, name: str = "model"
+    folder: str | os.PathLike,
+    config: ConfigDict,
+    variables: Any,
+    name: str = "model",
+    about: str = "",
+    licence: str = "",
 ) -> None:
     """Writes a model into a folder, which is made if need be; `read` reads it.
 
@@ -36,6 +41,8 @@ def save(
         config: of the model.
         variables: its.
         name: of the model, or its owner/name on the hub, for the card.
+        about: further sections of the card, in Markdown.
+        licence: of the model as the hub calls it, such as "apache-2.0", for the card.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -46,7 +53,7 @@ def save(
     contents = {
         WEIGHTS: safetensors.numpy.save(arrays),
         CONFIG: json.dumps(fields, indent=2).encode(),
-        CARD: _card(config, arrays, name).encode(),
+        CARD: _card(config, arrays, name, about, licence).encode(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,17 +171,19 @@ def upload(folder: str | os.PathLike, repository: str, private: bool = False) ->
     return str(url)
 
 
-def _card(config: ConfigDict, arrays: dict[str, Any], name: str) -> str:
+def _card(config: ConfigDict, arrays: dict[str, Any], name: str, about: str, licence: str) -> str:
     """What the hub shows of a model."""
     title = name.split("/")[-1]
     address = name if "/" in name else f"owner/{name}"
     count = sum(array.size for path, array in arrays.items() if path.startswith("params/"))
     data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
+    license_line = f"license: {licence}\n" if licence else ""
+    about = f"\n{about.strip()}\n" if about else ""
     return f"""---
 library_name: fsseg_jax
 pipeline_tag: image-segmentation
 tags: [few-shot-segmentation, jax]
----
+{license_line}---
 
 # {title}
 
@@ -189,4 +198,4 @@ segmenter = fsseg_jax.load("{address}")  # or a folder
 segmenter.fit(["support.jpg"], masks=["support.png"])
 mask = segmenter.predict("query.jpg")
 ```
-"""
+{about}"""

@@ -238,11 +238,10 @@ def locate(
         workdir: the folder that holds the tables.
         sources: test photographs that are open already; gets those that are opened.
     """
-    row, (ways, shots), fold = place
+    row = place.row
     if not row.config or (row.trained and run is None):
         return Cell(place)
-    fields = [*table.protocol, f"ways={ways}", f"shots={shots}", f"data.fold={fold}"]
-    start = [f"--config.{field}" for field in fields]
+    start = protocol_overrides(table, place)
     arguments = [*start, *(f"--config.{field}" for field in row.test), *overrides]
     base = training_config(place) if run is None else run.config
     config = override(base, arguments)
@@ -253,10 +252,7 @@ def locate(
         choose_stages(config)
         arguments = [*training_overrides(place), *arguments]
 
-    opened = json.dumps(config.data.to_dict() | {"fold": 0}, sort_keys=True)
-    if opened not in sources:
-        sources[opened] = open_source(config.data, "test")
-    source = sources[opened]
+    source = test_source(config, sources)
     target = table_folder(workdir, table) / "cells" / slug(str(place))
     trained = None if run is None else run.config
     stamp, which = (None, None) if run is None else _stamp(run, config.eval.checkpoint)
@@ -269,6 +265,21 @@ def locate(
     key = json.loads(json.dumps([fields, stamp, source.fingerprint, source.digest(), listed]))
     evaluation = Evaluation(config, arguments, source, target, key, neutral)
     return Cell(place, run, evaluation, kept(evaluation))
+
+
+def protocol_overrides(table: Table, place: Place) -> list[str]:
+    """What the evaluation of a place changes, but for what its row asks for."""
+    ways, shots = place.setting
+    fields = [*table.protocol, f"ways={ways}", f"shots={shots}", f"data.fold={place.fold}"]
+    return [f"--config.{field}" for field in fields]
+
+
+def test_source(config: ConfigDict, sources: dict[str, Source]) -> Source:
+    """The test photographs of a configuration, from those that are open, or opened now."""
+    opened = json.dumps(config.data.to_dict() | {"fold": 0}, sort_keys=True)
+    if opened not in sources:
+        sources[opened] = open_source(config.data, "test")
+    return sources[opened]
 
 
 def table_folder(workdir: pathlib.Path, table: Table) -> pathlib.Path:

@@ -30,6 +30,7 @@ DATA = "DATA"  # the folder of a data set in commands, where the user has named 
 # Settings of a training that are told in other words, or that change nothing of the model.
 UNTOLD = (
     *("train.steps", "train.epochs", "train.log_every", "train.save_every", "train.eval_"),
+    *("train.steps_per_dispatch", "train.warmup", "model.metric_from_epoch"),
     *("train.decay_every", "train.select_on", "train.test_before", "eval.", "init", "platform"),
     *("devices", "seed", "distributed", "compilation_cache", "rematerialise", "model.stages"),
     *("data.root", "data.pipeline", "data.device", "data.fold", "data.split"),
@@ -141,7 +142,7 @@ def training_facts(cell: Cell) -> dict[str, Any]:
         "episodes": run.episodes,
         "part": whole and run.episodes / whole,
         "minutes": seconds and seconds / 60,
-        "devices": run.info.get("devices"),
+        "devices": run.info.get("devices", "").removeprefix("devices: "),
         "seed": run.config.seed,
         "changed": json.loads(json.dumps(changed)),
     }
@@ -223,7 +224,8 @@ def mixed(cells: Sequence[Cell]) -> list[str]:
         values: dict[str, list[Cell]] = {}
         for cell in cells:
             neutral = cell.evaluation.neutral
-            if name in neutral:
+            chosen = cell.run is not None or name != "checkpoint rule"  # what has no checkpoints
+            if name in neutral and chosen:
                 values.setdefault(str(neutral[name]), []).append(cell)
         if len(values) > 1:
             parts = [

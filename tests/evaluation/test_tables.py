@@ -258,5 +258,7 @@ def test_program_needs_a_folder_but_for_tables(monkeypatch):
 
 
 def test_unknown_table_lists_those_there_are(tmp_path):
-    with pytest.raises(UserError, match=r"--table = panet-9: choose one of panet-1, .*mfnet-11"):
+    with pytest.raises(
+        UserError, match=r"--table = panet-9: choose one of panet-1, .*mfnet-11, methods, shapes"
+    ):
         tables.fill("panet-9", tmp_path, [], make_mesh(1))

@@ -46,7 +46,7 @@ class Paper:
         return f"{self.name} ({self.citation.split(', ')[-1]})"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # a row is itself alone, and may be a key
 class Row:
     """One line of a table: a model, how it is trained and tested, and what the paper reports.
 

@@ -1,0 +1,185 @@
+"""Child processes that run one program each, and end when this process does, by whatever death."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from tqdm import tqdm
+
+LAST_LINES = 4096  # bytes of a log that are searched for the reason of a failure
+
+# Runs in a process of its own: reads "PID" and "-PID" until the other end closes, which is when
+# the parent has ended, and kills the groups of the processes that are left.
+_GUARD = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+left = set()
+for line in sys.stdin:
+    pid = int(line)
+    left.add(pid) if pid > 0 else left.discard(-pid)
+for pid in left:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+class Failure(Exception):
+    """A program did not succeed; the message says why."""
+
+
+class Stopped(Exception):
+    """This process was asked to stop."""
+
+
+class Children:
+    """Starts programs and waits for them, while the context is open; use it from any thread.
+
+    SIGTERM and Ctrl-C ask the children to stop, which lets a training save a checkpoint; a second
+    one kills them. `status` is then the exit status that says so.
+    """
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> "Children":
+        self._guard = subprocess.Popen(
+            [sys.executable, "-c", _GUARD], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        with self._lock:
+            for child in self._running:
+                _signal(child, signal.SIGKILL)
+        self._guard.stdin.close()
+        self._guard.wait()
+
+    def _received(self, number: int, _: object) -> None:
+        again = self.status is not None
+        self.status = 128 + number
+        for child in list(self._running):
+            _signal(child, signal.SIGKILL if again else signal.SIGTERM)
+
+    def run(
+        self,
+        command: Sequence[str],
+        log: pathlib.Path,
+        environment: Mapping[str, str] | None = None,
+        name: str = "",
+        enough: Callable[[], bool] | None = None,
+        echo: bool = True,
+    ) -> None:
+        """Runs a program to its end.
+
+        Args:
+            command: and its arguments.
+            log: a file that gets what the program prints.
+            environment: beside that of this process.
+            name: printed in front of each line; without one, what the program prints is passed on
+                as it is, progress bars included.
+            enough: asked twice a second; where it says so, the program is killed, and this is no
+                failure.
+            echo: whether to print what the program prints.
+
+        Raises:
+            Failure: the program failed.
+            Stopped: this process was asked to stop.
+        """
+        if self.status is not None:
+            raise Stopped
+        log.parent.mkdir(parents=True, exist_ok=True)
+        child = subprocess.Popen(
+            command,
+            env=os.environ | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the terminal's Ctrl-C is this process's to pass on
+        )
+        with self._lock:
+            self._running.add(child)
+            self._tell(child.pid)
+        if self.status is not None:  # it came meanwhile
+            _signal(child, signal.SIGTERM)
+        relay = threading.Thread(target=_relay, args=(child, log, name, echo), daemon=True)
+        relay.start()
+        sufficient = False
+        while True:
+            try:
+                status = child.wait(0.5)
+                break
+            except subprocess.TimeoutExpired:
+                if enough and not sufficient and enough():
+                    sufficient = True
+                    _signal(child, signal.SIGKILL)
+        relay.join()
+        with self._lock:
+            self._running.discard(child)
+            self._tell(-child.pid)
+        if self.status is not None:
+            raise Stopped
+        if status and not sufficient:
+            raise Failure(reason(log, status))
+
+    def _tell(self, pid: int) -> None:
+        self._guard.stdin.write(f"{pid}\n")
+        self._guard.stdin.flush()
+
+
+def reason(log: pathlib.Path, status: int) -> str:
+    """Why a program failed: its own sentence, or the last line that it printed."""
+    if status < 0:
+        how = f"was killed by {signal.Signals(-status).name}"
+        return f"{how}, perhaps for lack of memory" if status == -signal.SIGKILL else how
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LAST_LINES))
+        text = file.read().decode(errors="replace")
+    lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    last = next((line for line in reversed(lines) if line), f"ended with status {status}")
+    return told[-1] if told else last
+
+
+def _signal(child: subprocess.Popen, number: int) -> None:
+    """Sends a signal: a child may have ended, and what it has started is its own business, unless
+    it is killed."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if number == signal.SIGKILL:
+            os.killpg(child.pid, number)
+        else:
+            child.send_signal(number)
+
+
+def _relay(child: subprocess.Popen, log: pathlib.Path, name: str, echo: bool) -> None:
+    """Copies what a program prints into its log, and to the terminal."""
+    begun = b""
+    with log.open("ab") as file:
+        while chunk := child.stdout.read1():
+            file.write(chunk)
+            file.flush()
+            if not echo:
+                continue
+            if not name:
+                sys.stderr.write(chunk.decode(errors="replace"))
+                sys.stderr.flush()
+                continue
+            *lines, begun = (begun + chunk).split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace").rpartition("\r")[2]  # a bar's last state
+                if text.strip():
+                    tqdm.write(f"[{name}] {text}", file=sys.stderr)
