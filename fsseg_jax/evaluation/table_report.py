@@ -152,7 +152,7 @@ def training_words(facts: dict[str, Any]) -> str:
     """`training_facts` as one line."""
     words = f"trained on {facts['episodes']:,} episodes"
     if facts["part"] is not None:
-        words += f" ({100 * facts['part']:.2g} % of the published training)"
+        words += f" ({percent(facts['part'])} of the published training)"
     words += f", {facts['steps']:,} steps of {facts['batch_size']}"
     if facts["minutes"] is not None:
         words += f", {facts['minutes']:.1f} minutes"
@@ -161,6 +161,11 @@ def training_words(facts: dict[str, Any]) -> str:
     words += f", seed {facts['seed']}"
     changed = ", ".join(f"{name}={value}" for name, value in facts["changed"].items())
     return f"{words}; {changed}" if changed else words
+
+
+def percent(part: float) -> str:
+    """A part in percent: two digits of small ones, and whole numbers."""
+    return f"{100 * part:.2g} %" if part < 0.1 else f"{100 * part:.0f} %"
 
 
 def training_folder(place: Any, suffix: str = "") -> str:

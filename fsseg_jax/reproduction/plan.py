@@ -60,7 +60,7 @@ class Training(NamedTuple):
     """One training that a table needs."""
 
     name: str  # of its folder
-    kind: str  # its name without the fold: trainings of a kind take the same time
+    kind: str  # its name without fold and budget: steps of a kind take the same time
     place: Place  # one of those that need it
     overrides: list[str]  # of the row's configuration
     config: ConfigDict  # with them
@@ -240,8 +240,8 @@ class Planner:
         whole = max(1, math.ceil(episodes / config.train.batch_size))
         said = {"train.steps", "train.epochs"} & {*strict_fields(own)}
         most = with_steps(config, epoch).train.steps if said else whole
-        name = training_folder(place, self.suffix())
-        kind = name.replace(f"-fold{place.fold}", "", 1)
+        name, kind = (training_folder(place, suffix) for suffix in self.suffixes())
+        kind = kind.replace(f"-fold{place.fold}", "", 1)
         return Training(name, kind, place, overrides, config, whole, most)
 
     def limited(self, training: Training, steps: int) -> Training:
@@ -278,12 +278,14 @@ class Planner:
         good = [run for run in runs if run.finished and run.episodes >= least]
         return longest([run for run in good if matches(run, training.config, row, strict)])
 
-    def suffix(self) -> str:
-        """What tells the folders of the user's overrides, and of a budget, from others."""
+    def suffixes(self) -> tuple[str, str]:
+        """What tells the folders of the user's overrides from others, with the budget and
+        without."""
         words = slug(" ".join(strict_words(self.overrides)))
         if len(words) > LONG_NAME:
             words = f"{zlib.crc32(words.encode()):08x}"
-        return "".join(f"-{part}" for part in (words, self.budget) if part)
+        plain = f"-{words}" if words else ""
+        return f"{plain}-{self.budget}" if self.budget else plain, plain
 
     def _sizes(self, config: ConfigDict) -> tuple[int, int]:
         """Training photographs, and items of an epoch."""

@@ -37,6 +37,7 @@ from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.table_report import (
     CURVES,
     collect,
+    percent,
     training_facts,
     training_words,
     write,
@@ -52,6 +53,7 @@ VALUES, SECONDS, MANY = 3, 15.0, 40
 # The forward pass of a photograph, of the time of a training episode, which has two photographs and
 # a backward pass that takes about twice as long.
 FORWARD = 1 / 6
+TEST_STARTUP = 0.6  # of a test, of a training's, which has a step to compile
 SURVEY = """
 import json, sys, jax, psutil
 from fsseg_jax.devices import choose_platform
@@ -246,7 +248,9 @@ class Reproduction:
         arguments += self.planner.testing(place)
         config = override(load_config(config_path(place.row)), arguments)
         episodes = config.eval.episodes * config.eval.runs
-        return speed.startup + self._scoring(config, episodes, place.setting[1], speed)
+        return TEST_STARTUP * speed.startup + self._scoring(
+            config, episodes, place.setting[1], speed
+        )
 
     def _scoring(self, config: ConfigDict, episodes: int, shots: int, speed: Speed) -> float:
         """Seconds of encoding photographs and scoring episodes."""
@@ -258,9 +262,8 @@ class Reproduction:
         lines, total = [], 0.0
         for training in self.missing.values():
             steps, episodes = training.most, training.most * training.batch_size
-            part = 100 * steps / training.whole
             line = f"train {training.name}: {steps:,} steps of {training.batch_size}"
-            line += f" ({episodes:,} episodes, {part:.2g} % of the published training)"
+            line += f" ({episodes:,} episodes, {percent(steps / training.whole)} of the published training)"
             if speed := self.speeds.get(training.kind):
                 seconds = episodes / speed.rate + self._other_seconds(training)
                 total += seconds
@@ -375,7 +378,8 @@ class Reproduction:
         command += [f"--config={file}"] if file else []
         name = workdir.name if len(self.slots) > 1 else ""
         path = (log or workdir) / "log.txt"
-        self.children.run([*command, *arguments], path, slot, name, enough)
+        # What is only measured has a progress bar that would never end.
+        self.children.run([*command, *arguments], path, slot, name, enough, echo=enough is None)
 
     # ------------------------------------------------------------------------- what came of it
 
