@@ -263,7 +263,8 @@ class Reproduction:
         for training in self.missing.values():
             steps, episodes = training.most, training.most * training.batch_size
             line = f"train {training.name}: {steps:,} steps of {training.batch_size}"
-            line += f" ({episodes:,} episodes, {percent(steps / training.whole)} of the published training)"
+            part = percent(steps / training.whole)
+            line += f" ({episodes:,} episodes, {part} of the published training)"
             if speed := self.speeds.get(training.kind):
                 seconds = episodes / speed.rate + self._other_seconds(training)
                 total += seconds

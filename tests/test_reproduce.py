@@ -1,0 +1,188 @@
+"""`python -m fsseg_jax.reproduce` as a user runs it: from nothing to a table, whatever happens."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import fsseg_jax
+
+ROWS = "PANet, untrained,PANet"
+SMALL = [
+    *("--config.image_size=32", "--config.data.shapes.pixels=32", "--config.train.batch_size=2"),
+    *("--config.data.shapes.train=60", "--config.data.shapes.val=60", "--config.devices=1"),
+    *("--config.data.min_pixels=1", "--config.data.train_min_pixels=1", "--config.eval.gallery=1"),
+    *("--config.train.eval_episodes=4", "--config.eval.episodes=6", "--config.train.save_every=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def command():
+    """A function that gives the words of a call."""
+
+    def command(workdir, *words, rows=ROWS):
+        where = ["--table=shapes", f"--workdir={workdir}", f"--rows={rows}"]
+        return [sys.executable, "-m", "fsseg_jax.reproduce", *where, *SMALL, *words]
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def run(command, users_environment):
+    """A function that runs the program."""
+
+    def run(*arguments, **options):
+        words = command(*arguments, **options)
+        return subprocess.run(
+            words, env=users_environment, capture_output=True, text=True, timeout=500
+        )
+
+    return run
+
+
+def table(workdir):
+    return json.loads((workdir / "tables" / "shapes" / "results.json").read_text())
+
+
+def figures(workdir):
+    """What a table says, but for how long it took."""
+    rows = table(workdir)["rows"]
+    for figure in (figure for row in rows for figure in row["figures"]):
+        figure["runs"] = [os.path.basename(run) for run in figure["runs"]]
+        for facts in figure["training"].values():
+            facts.pop("minutes")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """A table that was not interrupted, with its models; and what was printed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    result = run(workdir, "--episodes=48", f"--checkpoints={workdir / 'models'}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return workdir, result
+
+
+def test_a_table_from_nothing(whole):
+    workdir, result = whole
+    untrained, trained = table(workdir)["rows"]
+    assert [row["label"] for row in (untrained, trained)] == ["PANet, untrained", "PANet"]
+    (before,), (after,) = untrained["figures"], trained["figures"]
+    assert before["episodes"] == after["episodes"]  # both tested on the same ones
+    assert before["training"] == {}
+    facts = after["training"]["0"]
+    assert (facts["steps"], facts["batch_size"], facts["episodes"]) == (24, 2, 48)
+    assert facts["part"] == pytest.approx(48 / (600 * 8))
+    assert facts["seed"] == 0
+    assert facts["minutes"] > 0
+    assert facts["devices"].startswith("1 x cpu")
+    assert facts["changed"]["train.batch_size"] == 2
+    folder = workdir / "tables" / "shapes"
+    text = (folder / "table.txt").read_text()
+    assert text in result.stdout
+    assert f"{after['ours']['0']:.1f}" in text
+    assert "trained on 48 episodes (1 % of the published training), 24 steps of 2" in text
+    page = (folder / "table.html").read_text()
+    assert "data:image/png;base64," in page  # learning curves
+    assert (folder / "curves.png").is_file()
+
+
+def test_the_trained_model_can_be_given_to_others(whole):
+    workdir, _ = whole
+    (folder,) = (workdir / "models").iterdir()
+    segmenter = fsseg_jax.load(folder)
+    assert segmenter.config.train.steps == 24
+    card = (folder / "README.md").read_text()
+    figure = table(workdir)["rows"][1]["figures"][0]
+    assert "license: apache-2.0\n---" in card
+    assert "trained on 48 episodes" in card
+    assert f"| {figure['ours']['0']:.1f} |" in card
+    assert figure["protocols"][0] in card
+
+
+def test_the_same_words_again_do_nothing_again(whole, run):
+    workdir, _ = whole
+    stamps = {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/**/*")}
+    result = run(workdir, "--episodes=48")
+    assert result.returncode == 0, result.stderr
+    assert "training:" not in result.stderr
+    assert "testing" not in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/**/*")} == stamps
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_table(whole, command, tmp_path):
+    """With SIGKILL, which nothing can prepare for, and with SIGTERM."""
+    rng = random.Random(os.environ.get("KILL_SEED", "0"))
+    words = command(tmp_path, "--episodes=48")
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    began = time.monotonic()
+    for kill in range(int(os.environ.get("KILLS", "3"))):
+        process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(1, 25))
+        process.send_signal(signal.SIGTERM if kill % 3 == 2 else signal.SIGKILL)
+        assert process.wait(60) in (0, -signal.SIGKILL, 143), time.monotonic() - began
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert figures(tmp_path) == figures(whole[0])
+
+
+def test_a_training_that_fails_is_named_and_the_others_go_on(run, tmp_path):
+    """Two at a time; CANet stores predictions, which a moved query would not fit."""
+    words = ["--episodes=4", "--config.data.augment.query=True", "--at_once=2"]
+    result = run(tmp_path, *words, rows="CANet,PANet")
+    assert result.returncode == 1
+    results = table(tmp_path)
+    ((place, why),) = results["failed"].items()
+    assert place == "CANet, 1-way 1-shot, fold 0"
+    assert "stores predictions in the query's coordinates" in why
+    assert f"failed: {place}: {why}" in result.stdout
+    rows = {row["label"]: row["figures"][0]["ours"]["0"] for row in results["rows"]}
+    assert rows["CANet"] is None
+    assert rows["PANet"] is not None
+
+
+def test_a_time_is_measured_divided_and_kept(run, tmp_path):
+    words = ["--minutes=30", "--config.train.steps=30"]
+    result = run(tmp_path, *words, "--dry_run", rows="PANet")
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("train ")]
+    # Half an hour is enough for all that the user asks for.
+    assert "30 steps of 2 (60 episodes, 1.2 % of the published training), about" in line
+    assert "minutes with its tests" in line
+    plan = json.loads((tmp_path / "tables" / "shapes" / "plan.json").read_text())
+    assert list(plan["steps"].values()) == [30]
+    assert not any(tmp_path.rglob("checkpoints/last/*"))
+    result = run(tmp_path, *words, "--dry_run", rows="PANet")
+    assert "measuring" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--table=panet-9"], "--table = panet-9: choose one of"),
+        (["--rows=PANet,SSD"], "--rows: shapes has no row 'ssd'; it has PANet, untrained; PANet"),
+        (["--folds=7"], "--folds = 7: expected some of 0"),
+        (["--shots=x"], "--shots = x: expected some of 1"),
+        (["--minutes=0"], "--minutes = 0.0: it must be above 0"),
+        (["--minutes=1", "--episodes=3"], "both limit the trainings"),
+        (["--weights=vgg16"], "--weights: vgg16: expected backbone=file"),
+        (["--config.train.stepz=3"], "--config.train.stepz: there is no such config key"),
+        (["--config.platform=gpu"], "platform = gpu is not available"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_told_in_a_sentence(monkeypatch, tmp_path, words, told):
+    from fsseg_jax import reproduce
+    from fsseg_jax.errors import UserError
+
+    arguments = ["--table=shapes", f"--workdir={tmp_path}", *words]
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    with pytest.raises(UserError) as error:
+        reproduce.main()
+    assert told in str(error.value)
+    assert not any(tmp_path.rglob("checkpoints"))
