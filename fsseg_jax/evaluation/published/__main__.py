@@ -65,9 +65,9 @@ python -m fsseg_jax.evaluate --workdir=runs/NAME PROTOCOL TEST
 ```
 
 What is not trained needs the second one alone, with `--config=configs/FILE`, `--config.data.root`
-and a new folder. `python -m fsseg_jax.evaluate --table=panet-1 --workdir=runs` does the second one
-for a whole table, and prints the commands of the first that are missing. Published figures are the
-papers', in percent: folds in their order, then their mean.
+and a new folder. `python -m fsseg_jax.reproduce --table=panet-1 --workdir=runs` does both for a
+whole table ([how](../docs/evaluation.md#published-tables)). Published figures are the papers', in
+percent: folds in their order, then their mean.
 
 $tables
 ## Beyond the papers
