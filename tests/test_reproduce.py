@@ -11,6 +11,7 @@ import time
 import pytest
 
 import fsseg_jax
+from fsseg_jax.training import curves
 
 ROWS = "PANet, untrained,PANet"
 SMALL = [
@@ -90,6 +91,22 @@ def test_a_table_from_nothing(whole):
     page = (folder / "table.html").read_text()
     assert "data:image/png;base64," in page  # learning curves
     assert (folder / "curves.png").is_file()
+
+
+def test_learning_curves_are_of_base_and_held_out_classes(whole):
+    """And, since a young model calls hardly anything the object, at the best threshold too."""
+    workdir, _ = whole
+    (run,) = {path.parents[1] for path in workdir.rglob("tensorboard/events*")}
+    drawn = curves.read(run)
+    steps = [5, 10, 15, 20, 24]
+    for classes in ("base", "novel"):
+        plain, best = (
+            drawn[f"selection/{classes}_{name}"] for name in ("mean_iou", "at_best_threshold")
+        )
+        assert list(plain) == list(best) == steps
+        # 0.5 is one of the thresholds.
+        assert all(best[step].value >= plain[step].value - 0.01 for step in steps)
+    assert set(drawn["train/loss"]) == set(range(1, 25))
 
 
 def test_the_trained_model_can_be_given_to_others(whole):

@@ -407,7 +407,7 @@ class Reproduction:
                 if config is not None:
                     title = f"{places[0].row.label}, fold {places[0].fold}"
                     title += f", {config.ways}-way {config.shots}-shot"
-                    trainings[title] = folder, config.train.select_on
+                    trainings[title] = folder
             self.folder.mkdir(parents=True, exist_ok=True)
             curves.draw(trainings, self.folder / CURVES)
             write(results, self.folder)

@@ -10,7 +10,6 @@ import matplotlib.figure
 from tensorboardX.proto.event_pb2 import Event
 
 from fsseg_jax.files import replacing
-from fsseg_jax.training.checkpoints import selected
 
 
 class Point(NamedTuple):
@@ -27,7 +26,7 @@ COLUMNS = 3  # of the picture: trainings side by side
 
 
 def read(workdir: pathlib.Path) -> dict[str, Curve]:
-    """Values of a run by name, such as "train/loss" or "selection/best_mean_iou", and by step.
+    """Values of a run by name, such as "train/loss" or "selection/base_mean_iou", and by step.
 
     A run that was stopped has several files; what came after the step that the next one began with
     was done again.
@@ -60,17 +59,17 @@ def _events(content: bytes) -> Iterator[Event]:
         content = content[16 + length :]
 
 
-def draw(runs: Mapping[str, tuple[pathlib.Path, str]], path: pathlib.Path) -> bool:
+def draw(runs: Mapping[str, pathlib.Path], path: pathlib.Path) -> bool:
     """Draws mean-IoU on base and on held-out classes, and losses, as one picture.
 
     Args:
-        runs: folders and `train.select_on` by title; what has written nothing is left out.
+        runs: folders by title; what has written nothing is left out.
         path: of the PNG.
 
     Returns:
         whether there was anything to draw.
     """
-    curves = {title: read(folder) for title, (folder, _) in runs.items()}
+    curves = {title: read(folder) for title, folder in runs.items()}
     curves = {title: own for title, own in curves.items() if own}
     if not curves:
         return False
@@ -81,10 +80,13 @@ def draw(runs: Mapping[str, tuple[pathlib.Path, str]], path: pathlib.Path) -> bo
     for part, (title, own) in zip(parts, curves.items(), strict=False):
         scores, losses = part.subplots(2, 1, sharex=True)
         part.suptitle(title, fontsize=10)
-        for which, classes in selected(runs[title][1]).items():
-            if curve := own.get(f"selection/{which}_mean_iou"):
-                words = f"{'held-out' if classes == 'novel' else classes} classes"
-                scores.plot(*_points(curve), "o-", label=words, color=COLOURS[classes], ms=3)
+        for classes, colour in COLOURS.items():
+            words = f"{'held-out' if classes == 'novel' else classes} classes"
+            if curve := own.get(f"selection/{classes}_mean_iou"):
+                scores.plot(*_points(curve), "o-", label=words, color=colour, ms=3)
+            if curve := own.get(f"selection/{classes}_at_best_threshold"):
+                words += ", best threshold"
+                scores.plot(*_points(curve), ":", label=words, color=colour, linewidth=1)
         scores.set_ylabel("mean-IoU, %")
         scores.set_ylim(bottom=0)
         for name in sorted(own):

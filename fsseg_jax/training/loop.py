@@ -24,8 +24,9 @@ from fsseg_jax.devices import check_divides, describe, is_first_process, make_me
 from fsseg_jax.episode import episodes_hash
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate, summary
-from fsseg_jax.evaluation.metrics import run_metrics
+from fsseg_jax.evaluation.metrics import best_threshold, run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes
+from fsseg_jax.evaluation.scorer import THRESHOLDS
 from fsseg_jax.models import Method, choose_stages, create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables, selected
 from fsseg_jax.training.state import (
@@ -229,10 +230,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         stop.at_once = True
         if stop.received:
             raise Stopped
-        scores = {selection.which: selection.score(state) for selection in selections}
+        scores = {f"{s.which}_mean_iou": s.score(state) for s in selections}
+        scores |= {f"{s.which}_at_best_threshold": s.at_best_threshold for s in selections}
         stop.at_once = False
-        for which, score in scores.items():
-            writer.add_scalar(f"selection/{which}_mean_iou", score, step)
+        for name, score in scores.items():
+            if score is not None:
+                writer.add_scalar(f"selection/{name}", score, step)
         paused = time.perf_counter() - paused  # which is no time of training
         log_time, began = log_time + paused, began + paused
 
@@ -329,10 +332,13 @@ class Selection:
         )
         self.episodes_hash = episodes_hash(episodes, source.ids)
         plain = config.copy_and_resolve_references()
-        plain.eval.threshold = ""  # checkpoints are told apart at 0.5
+        # Checkpoints are told apart at 0.5. A young model may rank pixels well before it calls any
+        # of them the object: how well is told beside it. (DenseCRF leaves no probabilities.)
+        plain.eval.threshold = "" if config.eval.crf.iterations else "base"
         self.evaluator = Evaluator(model, source, episodes, mesh, plain)
         self.names = source.class_names
         self.best = -1.0
+        self.at_best_threshold: float | None = None  # mean-IoU of the last state, for its curve
         if checkpoints.step(name) is not None:
             _, info = checkpoints.describe(name)
             # Of another choice, or of steps that will be done again.
@@ -348,10 +354,15 @@ class Selection:
         border = self.config.eval.border
         classes = self.evaluator.episodes.classes
         metrics = run_metrics(counts.borders[border], classes, self.names)
-        mean_iou = metrics["mean_iou"]
+        mean_iou, beside = metrics["mean_iou"], ""
+        if counts.thresholds is not None:
+            threshold = best_threshold(counts.thresholds, classes, THRESHOLDS)
+            column = counts.thresholds[:, THRESHOLDS.index(threshold)]
+            self.at_best_threshold = run_metrics(column, classes, self.names)["mean_iou"]
+            beside = f", {self.at_best_threshold:.1f} at its best threshold, {threshold:.2f}"
         logger.info(
-            "step %d: mean-IoU %.1f on %s classes (episodes %s)",
-            *(state.step, mean_iou, self.which, self.episodes_hash),
+            "step %d: mean-IoU %.1f on %s classes%s (episodes %s)",
+            *(state.step, mean_iou, self.which, beside, self.episodes_hash),
         )
         if mean_iou > self.best:
             self.best = mean_iou

@@ -95,7 +95,7 @@ def test_table_is_printed_with_what_is_missing(execute, tmp_path):
     assert len(found["table"]["missing"]) == 3 + 4
     assert found["reports"] == 8 + 1
     text = (tmp_path / "runs" / "tables" / "panet-1" / "table.txt").read_text()
-    assert f"{trained['0']:.1f}  missing  missing  missing  missing" in text
+    assert f"{trained['0']:.1f}  missing  missing  missing        -" in text
     assert pictures == 2
 
 

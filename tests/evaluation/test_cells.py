@@ -1,0 +1,88 @@
+"""The choice of a part of a table, and which runs fill it."""
+
+import pytest
+
+from fsseg_jax.config import load_config
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.cells import Run, choose, config_path, longest, matches, training_config
+from fsseg_jax.evaluation.published import TABLES
+
+
+def chosen(name, **part):
+    return [str(place) for place in choose(TABLES[name], **part)]
+
+
+def test_all_places_of_a_table_are_its_rows_settings_and_folds():
+    places = choose(TABLES["panet-1"])
+    assert len(places) == len(set(places)) == 2 * 2 * 4
+
+
+def test_a_part_is_chosen_by_labels_folds_and_shots():
+    assert chosen("panet-1", rows="panet", folds="2, 0", shots="5") == [
+        "PANet, 1-way 5-shot, fold 0",
+        "PANet, 1-way 5-shot, fold 2",
+    ]
+    # Some labels have commas in them, and one is another's beginning.
+    rows = {str(p).split(", 1-way")[0] for p in choose(TABLES["canet-3"], "block2, 3,block2", "0")}
+    assert rows == {"block2, 3", "block2"}
+    assert chosen("shapes", rows="SST, untrained,PANet") == [
+        "PANet, 1-way 1-shot, fold 0",
+        "SST, untrained, 1-way 1-shot, fold 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"rows": "PANet,Else"}, r"--rows: panet-1 has no row 'else'; it has PANet-init; PANet\."),
+        ({"folds": "4"}, r"--folds = 4: expected some of 0, 1, 2, 3, separated by commas"),
+        ({"folds": "0-2"}, r"--folds = 0-2: expected"),
+        ({"shots": "2"}, r"--shots = 2: expected some of 1, 5"),
+    ],
+)
+def test_what_a_table_does_not_have_is_told(part, told):
+    with pytest.raises(UserError, match=told):
+        choose(TABLES["panet-1"], **part)
+
+
+def test_a_row_without_figures_of_some_shots_is_told():
+    table = TABLES["mfnet-10"]
+    assert choose(table, "PANet", shots="1")
+    with pytest.raises(UserError, match="has no figures of --shots = 5"):
+        choose(TABLES["canet-5"], "1-shot baseline", shots="5")
+
+
+@pytest.mark.parametrize("name", ["methods", "shapes"])
+def test_rows_of_our_tables_are_five_methods_and_quote_their_papers(name):
+    table = TABLES[name]
+    methods = {load_config(config_path(row)).method for row in table.rows if row.trained}
+    assert len(methods) == 5
+    for row in table.rows:
+        for key, value in row.published.items():
+            quoted = [other.published[key] for _, other in row.quoted if key in other.published]
+            assert quoted[0] == value
+            place = table.place(row, *key)
+            assert place.paper == next(t.paper.title for t, o in row.quoted if key in o.published)
+
+
+def test_how_a_model_was_trained_matters_only_where_it_is_asked_for(tmp_path):
+    (place,) = choose(TABLES["shapes"], "CANet")
+    wanted = training_config(place)
+    config = wanted.copy_and_resolve_references()
+    config.model.dropout, config.seed = 0.1, 5
+    run = Run(tmp_path, config, 600, {})
+    assert matches(run, wanted, place.row)
+    assert not matches(run, wanted, place.row, strict=["seed"])
+    assert not matches(run, wanted, place.row, strict=["model.dropout"])
+    config.model.width = 32
+    assert not matches(run, wanted, place.row)
+
+
+def test_runs_know_what_they_have_seen_and_the_longest_is_taken(tmp_path):
+    (place,) = choose(TABLES["shapes"], "CANet")
+    config = training_config(place)
+    runs = [Run(tmp_path, config, step, {}) for step in (300, 600, 0)]
+    assert [run.episodes for run in runs] == [2400, 4800, 0]
+    assert [run.finished for run in runs] == [False, True, False]
+    assert longest(runs) is runs[1]
+    assert longest([]) is None
