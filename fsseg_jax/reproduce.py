@@ -100,7 +100,10 @@ def budget(arguments: argparse.Namespace) -> str:
 
 def reproduce(task: Reproduction, arguments: argparse.Namespace, began: float) -> int:
     """Plans and does what a table needs; returns the exit status."""
-    task.find(limited=bool(budget(arguments)))
+    least = 0 if arguments.minutes else None
+    if arguments.episodes:
+        least = int(0.95 * arguments.episodes)  # as far as whole steps and dispatches come to it
+    task.find(least)
     if arguments.episodes:
         task.limit_episodes(arguments.episodes)
     if arguments.minutes:

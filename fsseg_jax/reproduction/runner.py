@@ -123,11 +123,12 @@ class Reproduction:
 
     # ------------------------------------------------------------------------- what to do
 
-    def find(self, limited: bool) -> None:
+    def find(self, least: int | None = None) -> None:
         """Finds the runs that there are, and the trainings that are missing.
 
         Args:
-            limited: whether there is a budget, so that any finished run will do.
+            least: episodes that a finished run must have seen, or the whole training where that is
+                shorter; None for the whole training.
 
         Raises:
             UserError: an override is wrong, or the data are.
@@ -137,9 +138,10 @@ class Reproduction:
             if not (place.row.config and place.row.trained):
                 continue
             training = self.planner.training(place)
-            least = 0 if limited else training.most * training.batch_size
+            whole = training.most * training.batch_size
+            enough = whole if least is None else min(whole, least)
             self.needed_by.setdefault(training.name, []).append(place)
-            if run := self.planner.run(training, runs, least):
+            if run := self.planner.run(training, runs, enough):
                 self.runs[place] = run
             else:
                 self.missing.setdefault(training.name, training)

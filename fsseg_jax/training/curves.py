@@ -6,7 +6,6 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import matplotlib.figure
 from tensorboardX.proto.event_pb2 import Event
 
 from fsseg_jax.files import replacing
@@ -73,6 +72,8 @@ def draw(runs: Mapping[str, pathlib.Path], path: pathlib.Path) -> bool:
     curves = {title: own for title, own in curves.items() if own}
     if not curves:
         return False
+    import matplotlib.figure  # takes a second
+
     columns = min(COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = matplotlib.figure.Figure(figsize=(4 * columns, 4.4 * rows), layout="constrained")
