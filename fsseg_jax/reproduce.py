@@ -16,25 +16,28 @@ reason, and the others go on.
     --weights=vgg16=FILE,...  takes pretrained weights from files instead of from the hub
     --at_once=N               trainings at the same time; by default one on each GPU
 
-Exit status: 0 when the table is complete, 1 when something failed, 143 after SIGTERM, 2 for wrong
-input.
+Exit status: 0 when the table is complete, 1 when something failed, 143 after SIGTERM and 130 after
+Ctrl-C, 2 for wrong input.
 """
 
 import argparse
 import logging
+import math
 import os
+import pathlib
 import time
 from collections.abc import Mapping
 
 import jax
 
 from fsseg_jax import command_line
+from fsseg_jax.config import joined
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.cells import choose, named, table_folder
 from fsseg_jax.evaluation.published import overview
 from fsseg_jax.evaluation.table_report import as_text
 from fsseg_jax.files import lock
-from fsseg_jax.reproduction.plan import Machine, Planner, read_weights
+from fsseg_jax.reproduction.plan import Machine, Planner, check_free, fields_of, read_weights
 from fsseg_jax.reproduction.processes import Children, Stopped
 from fsseg_jax.reproduction.runner import Reproduction, survey
 
@@ -47,7 +50,8 @@ def main() -> int:
     arguments, overrides = command_line.parse(
         __doc__,
         config=False,
-        workdir="the folder of the runs",
+        workdir="the folder of the runs, `runs` by default",
+        optional_workdir=True,
         table="a published table, such as panet-1; list names them all",
         **command_line.PART,
         dry_run={"action": "store_true", "help": "only list what would be done"},
@@ -66,24 +70,30 @@ def main() -> int:
     places = choose(table, arguments.rows, arguments.folds, arguments.shots)
     for name in ("minutes", "episodes", "at_once"):
         number = getattr(arguments, name)
-        if number is not None and number <= 0:
-            raise UserError(f"--{name} = {number}: it must be above 0.")
+        if number is not None and not 0 < number < math.inf:
+            raise UserError(f"--{name} = {number}: it must be a number above 0.")
     if arguments.minutes and arguments.episodes:
         raise UserError("--minutes and --episodes: both limit the trainings; leave one.")
-    weights = read_weights(arguments.weights)
+    overrides, weights = joined(overrides), read_weights(arguments.weights)
+    check_free(overrides, places)
     # The programs that are started compute; this one must not take an accelerator from them.
     jax.config.update("jax_platforms", "cpu")
-    folder = table_folder(arguments.workdir, table)
-    folder.mkdir(parents=True, exist_ok=True)
+    workdir = arguments.workdir or pathlib.Path("runs")
+    folder = table_folder(workdir, table)
+    for path in filter(None, [folder, arguments.checkpoints]):  # told before hours of training
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written to ({error}): choose another.") from None
     with (folder / ".lock").open("w") as file, Children() as children:
         lock(file.fileno(), folder, option="--workdir")
         try:
-            platform = next((o for o in overrides if o.startswith("--config.platform=")), "=")
-            machine = survey(children, folder / "machine.txt", platform.partition("=")[2])
+            fields = fields_of(overrides)
+            machine = survey(children, folder / "machine.txt", fields.get("platform", ""))
             logger.info("%s on %s", table.title, machine.words)
-            planner = Planner(machine, overrides, weights, budget(arguments))
-            slots = environments(machine, arguments.at_once)
-            models, workdir = arguments.checkpoints, arguments.workdir
+            slots, own = share(machine, arguments.at_once, int(fields.get("devices", 0)))
+            planner = Planner(own, overrides, weights, budget(arguments))
+            models = arguments.checkpoints
             task = Reproduction(table, places, planner, workdir, children, slots, models)
             return reproduce(task, arguments, began)
         except Stopped:
@@ -100,10 +110,7 @@ def budget(arguments: argparse.Namespace) -> str:
 
 def reproduce(task: Reproduction, arguments: argparse.Namespace, began: float) -> int:
     """Plans and does what a table needs; returns the exit status."""
-    least = 0 if arguments.minutes else None
-    if arguments.episodes:
-        least = int(0.95 * arguments.episodes)  # as far as whole steps and dispatches come to it
-    task.find(least)
+    task.find()
     if arguments.episodes:
         task.limit_episodes(arguments.episodes)
     if arguments.minutes:
@@ -118,18 +125,32 @@ def reproduce(task: Reproduction, arguments: argparse.Namespace, began: float) -
     return 1 if results["failed"] else 0
 
 
-def environments(machine: Machine, at_once: int | None) -> list[Mapping[str, str]]:
-    """What each of the programs that run at the same time finds in its environment.
+def share(
+    machine: Machine, at_once: int | None, devices: int = 0
+) -> tuple[list[Mapping[str, str]], Machine]:
+    """What each of the programs that run at the same time finds in its environment; and which part
+    of the machine it has.
 
-    Several GPUs are dealt to them; other devices are all for each.
+    GPUs are dealt to them, one to each where nothing else is said. Other devices are all for each.
+
+    Args:
+        machine: all of it.
+        at_once: how many programs; None for as many as there are GPUs for.
+        devices: how many each of them is to have; 0 for one, or for what `at_once` leaves.
     """
-    if machine.platform != "gpu" or machine.count == 1:
-        return [{}] * (at_once or 1)
+    if machine.platform != "gpu":
+        count = at_once or 1
+        return [{}] * count, machine._replace(memory=machine.memory // count)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(n) for n in range(machine.count)]
-    count = at_once or len(names)
-    dealt = [names[n::count] or [names[n % len(names)]] for n in range(count)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(own)} for own in dealt]
+    count = at_once or max(1, len(names) // max(1, devices))
+    each = max(1, devices or len(names) // count)
+    dealt = [[names[(n * each + i) % len(names)] for i in range(each)] for n in range(count)]
+    sharers = -(-count * each // len(names))  # programs that have the same GPU
+    # JAX takes three quarters of a GPU's memory for itself.
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharers:.2f}"} if sharers > 1 else {}
+    slots = [{"CUDA_VISIBLE_DEVICES": ",".join(own), **memory} for own in dealt]
+    return slots, machine._replace(count=each, memory=machine.memory // sharers)
 
 
 if __name__ == "__main__":

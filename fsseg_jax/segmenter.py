@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fsseg_jax import sharing
-from fsseg_jax.config import config_file, config_names, load_config, override
+from fsseg_jax.config import CHOICES, config_file, config_names, load_config, override
 from fsseg_jax.data.pictures import as_label, as_photograph, boxes_label
 from fsseg_jax.data.source import Photograph, cores, fitted, square
 from fsseg_jax.devices import (
@@ -503,7 +503,8 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
             in a folder or on the Hugging Face hub (`owner/name`), or a configuration: a file, or
             the name of one in `configs/`. "panet_vgg16" is useful with no training at all: PANet
             has no parameters but those of its ImageNet backbone.
-        checkpoint: of a run: "best" or "last"; where only the other one is there, that.
+        checkpoint: of a run: "best", "last" or another of `config.eval.checkpoint`; where it is
+            not there, the nearest to it.
         **settings: fields of the configuration to change, as `image_size=321` or
             `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`. All devices
             of the best platform are used, unless `devices` or `platform` are among them.
@@ -511,8 +512,9 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
     Raises:
         UserError: there is no such model, a setting does not exist, or the weights cannot be had.
     """
-    if checkpoint not in ("best", "last"):
-        raise UserError(f"checkpoint = {checkpoint!r}: choose best or last.")
+    if checkpoint not in CHOICES["eval.checkpoint"]:
+        words = " or ".join(CHOICES["eval.checkpoint"])
+        raise UserError(f"checkpoint = {checkpoint!r}: choose {words}.")
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     if "platform" in settings:
         choose_platform(settings["platform"])

@@ -27,6 +27,8 @@ FREE = (
     *("data.sampling", "data.border"),
     *("model.dropout", "model.init_deviation", "model.metric_from_epoch"),
 )
+KEY = "key.json"  # beside results: all that they depend on
+
 logger = logging.getLogger(__name__)
 
 
@@ -198,14 +200,26 @@ def config_path(row: Row) -> str:
     return path
 
 
-def matches(run: Run, wanted: ConfigDict, row: Row, strict: Sequence[str] = ()) -> bool:
+def published_episodes(place: Place, epoch: int | None) -> int | None:
+    """How many episodes the published training of a place has; None where that is not known.
+
+    Args:
+        place: of a table.
+        epoch: episodes of one epoch.
+    """
+    train = training_config(place).train
+    if train.steps:
+        return train.steps * train.batch_size
+    return epoch and epoch * (place.row.epochs or train.epochs)
+
+
+def matches(run: Run, wanted: ConfigDict, row: Row) -> bool:
     """Whether a run trained the model that `wanted` describes.
 
     Args:
         run: see `find_runs`.
         wanted: a configuration.
         row: of the table; what it changes at test alone does not count.
-        strict: fields that must be the same although they do not say which model it is.
     """
     tested = {field.split("=")[0] for field in row.test}
     if run.config.method != wanted.method:
@@ -215,7 +229,7 @@ def matches(run: Run, wanted: ConfigDict, row: Row, strict: Sequence[str] = ()) 
         chosen = name == "model.stages" and not new  # by the weights that were there
         free = name in tested or (name.startswith(FREE) and name not in trained)
         different = json.dumps(old) != json.dumps(new)
-        if different and (name in strict or not (chosen or free)):
+        if different and not (chosen or free):
             return False
     return True
 
@@ -320,12 +334,17 @@ def _stamp(run: Run, which: str) -> tuple[str, str]:
 
 def keep(evaluation: Evaluation) -> None:
     """Says beside results what they are of, for `kept`."""
-    write_whole(evaluation.target / "key.json", json.dumps(evaluation.key))
+    write_whole(evaluation.target / KEY, json.dumps(evaluation.key))
+
+
+def forget(evaluation: Evaluation) -> None:
+    """Says that the results which are there will be replaced."""
+    (evaluation.target / KEY).unlink(missing_ok=True)
 
 
 def kept(evaluation: Evaluation) -> dict[str, Any] | None:
     """The results of an earlier evaluation of the same."""
-    files = evaluation.target / "key.json", evaluation.target / "results.json"
+    files = evaluation.target / KEY, evaluation.target / "results.json"
     if not all(file.is_file() for file in files):
         return None
     key, results = (json.loads(file.read_text()) for file in files)

@@ -16,6 +16,7 @@ from fsseg_jax.evaluation.cells import (
     Cell,
     config_path,
     data_root,
+    published_episodes,
     slug,
     trained_setting,
     training_config,
@@ -24,7 +25,6 @@ from fsseg_jax.evaluation.cells import (
 from fsseg_jax.evaluation.evaluator import write_whole
 from fsseg_jax.evaluation.published import Fold, Table
 from fsseg_jax.evaluation.report import SCORES, STYLE
-from fsseg_jax.training.loop import with_steps
 
 DATA = "DATA"  # the folder of a data set in commands, where the user has named none
 # Settings of a training that are told in other words, or that change nothing of the model.
@@ -127,15 +127,15 @@ def training_facts(cell: Cell) -> dict[str, Any]:
     """
     run = cell.run
     published = training_config(cell.place)
-    whole = None
-    if epoch := run.info.get("epoch"):
-        whole = with_steps(published, epoch).train.steps * published.train.batch_size
+    whole = published_episodes(cell.place, run.info.get("epoch"))
     seconds = run.info.get("seconds")
     changed = {
         name: new
         for name, (_, new) in differences(published, run.config).items()
         if not name.startswith(UNTOLD)
     }
+    if bool(run.config.init) != bool(published.init):
+        changed["init"] = run.config.init or "random"
     return {
         "steps": run.step,
         "batch_size": run.config.train.batch_size,

@@ -20,6 +20,7 @@ from fsseg_jax.evaluation.cells import (
     Place,
     choose,
     find_runs,
+    forget,
     keep,
     locate,
     longest,
@@ -91,6 +92,7 @@ def _evaluated(cell: Cell, mesh: Mesh) -> Cell:
     workdir = target if cell.run is None else cell.run.folder
     loaded = load_variables(config, model, workdir, mesh, source)
     logger.info("%s: %s", cell.place, loaded.words)
+    forget(cell.evaluation)
     results = evaluate(config, model, loaded, source, mesh, target)
     if is_first_process():
         keep(cell.evaluation)

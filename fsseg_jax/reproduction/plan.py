@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import joined, load_config, override
+from fsseg_jax.backbones import BACKBONES
+from fsseg_jax.config import differences, joined, load_config, override
 from fsseg_jax.data import open_source, training_items
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.cells import (
@@ -17,7 +18,7 @@ from fsseg_jax.evaluation.cells import (
     Run,
     config_path,
     longest,
-    matches,
+    published_episodes,
     slug,
     training_overrides,
 )
@@ -25,9 +26,9 @@ from fsseg_jax.evaluation.table_report import training_folder
 from fsseg_jax.training.loop import with_steps
 
 # Settings with which a training of a small part of the published one learns most: little dropout,
-# ten times the rate where that does not diverge, and more steps of smaller batches. At published settings CANet predicts
-# nothing but background for thousands of episodes, and MFNet for 800: the figures are in
-# docs/figures.md. Published settings are made for a hundred times as many steps.
+# ten times the rate where that does not diverge, and more steps of smaller batches. At published
+# settings, which are made for a hundred times as many steps, CANet calls nothing the object for
+# thousands of episodes, and MFNet for 800 (docs/figures.md).
 SHORT: dict[str, tuple[str, ...]] = {
     "canet": ("train.learning_rate=2.5e-2", "model.init_deviation=0.0", "model.dropout=0.1"),
     "sst": ("train.batch_size=4",),
@@ -45,8 +46,15 @@ DEVICE_SHARE = 0.25  # of a device's memory, for the photographs of data.pipelin
 LONG_NAME = (
     40  # characters of overrides in a folder's name, above which their checksum stands there
 )
-# Overrides that say where things are and what they are computed on, not what is computed.
-PLACES = ("data.root", "init", "platform", "devices", "distributed", "compilation_cache", "eval.")
+# Overrides that say where things are and what they are computed on, not what is trained.
+PLACES = ("data.root", "platform", "devices", "distributed", "compilation_cache", "eval.")
+# Fields in which a run may differ from what a training would be and still be as good.
+ALIKE = (
+    *(*PLACES, "init", "dtype", "rematerialise", "data.pipeline", "data.device", "data.split"),
+    *("data.min_pixels", "train.log_every", "train.save_every", "train.eval_", "train.accumulate"),
+    *("train.steps", "train.epochs", "train.select_on", "train.test_before"),
+)
+DONE = "complete"  # a file in the folder of a training that came to its end
 
 
 class Machine(NamedTuple):
@@ -72,7 +80,13 @@ class Training(NamedTuple):
     overrides: list[str]  # of the row's configuration
     config: ConfigDict  # with them
     whole: int  # steps of the published training, in batches of this one
-    most: int  # steps without a budget: those of the published training, or what the user says
+    scheduled: int  # steps that the schedule of the row's configuration is made for
+    own: list[str]  # those overrides that are the user's, but for steps
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return self.config.train.steps
 
     @property
     def each(self) -> int:
@@ -103,60 +117,82 @@ def own_overrides(place: Place, overrides: Sequence[str], weights: Mapping[str, 
     Args:
         place: of a table.
         overrides: of the command line.
-        weights: pretrained weights by backbone; a row's backbone takes those of its name, or of a
-            variant of it.
+        weights: pretrained weights by backbone; a row's backbone takes those of its name, or else
+            of a variant of it.
     """
     backbone = load_config(config_path(place.row)).backbone
-    for name, path in weights.items():
-        if name.startswith(backbone) or backbone.startswith(name):
-            return [f"--config.backbone={name}", f"--config.init={path}", *overrides]
-    return list(overrides)
+    fitting = sorted((name for name in weights if name.startswith(backbone)), key=len)
+    if not fitting:
+        return list(overrides)
+    name = fitting[0]
+    return [f"--config.backbone={name}", f"--config.init={weights[name]}", *overrides]
 
 
 def read_weights(words: str | None) -> dict[str, str]:
     """`--weights` as a dictionary.
 
     Raises:
-        UserError: it is not as it should be, or there is no such file.
+        UserError: it is not as it should be, or there is no such file or backbone.
     """
     weights = {}
-    for word in (words or "").split(","):
-        if not word:
-            continue
+    for word in filter(None, (words or "").split(",")):
         backbone, equals, path = word.partition("=")
         if not equals:
             raise UserError(f"--weights: {word}: expected backbone=file, as in vgg16=vgg16.pth.")
+        if backbone not in BACKBONES:
+            raise UserError(f"--weights: {backbone}: expected one of {', '.join(BACKBONES)}.")
         if not pathlib.Path(path).expanduser().is_file():
             raise UserError(f"--weights: {path}: there is no such file.")
         weights[backbone] = str(pathlib.Path(path).expanduser())
     return weights
 
 
-def strict_fields(overrides: Sequence[str]) -> list[str]:
-    """The fields in which a run must be as the user says to be one that the user asks for."""
-    names = [o.split("=")[0].removeprefix("--config.") for o in joined(overrides)]
-    return [name for name in names if not name.startswith(PLACES)]
+def check_free(overrides: Sequence[str], places: Sequence[Place]) -> None:
+    """Raises UserError for overrides of what the table itself says, which would be the same in
+    all its columns, or rows, then."""
+    options = {"data.fold": "--folds", "shots": "--shots", "ways": "--rows"}
+    about = {field.split("=")[0] for place in places for field in place.row.train}
+    for name in fields_of(overrides):
+        if name in options:
+            raise UserError(f"--config.{name}: the table's columns say it; use {options[name]}.")
+        if name in about:
+            raise UserError(f"--config.{name}: the table's rows differ in it; choose by --rows.")
 
 
-def fast(config: ConfigDict, machine: Machine, photographs: int) -> list[str]:
+def fields_of(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides as fields and values."""
+    pairs = (override.removeprefix("--config.").partition("=") for override in joined(overrides))
+    return {name: value for name, _, value in pairs}
+
+
+def without(overrides: Sequence[str], *fields: str) -> list[str]:
+    """Overrides but for those of some fields."""
+    return [override for override in joined(overrides) if not fields_of([override]).keys() & fields]
+
+
+def fast(config: ConfigDict, machine: Machine, photographs: int, steps: int) -> list[str]:
     """Overrides that change nothing of a training but its speed, and its rounding.
 
     Photographs are held on the devices where they fit; an accelerator computes in bfloat16, whose
-    range is that of float32, and does many steps a call.
+    range is that of float32, and does many steps a call. As many devices share a batch as divide
+    it.
 
     Args:
         config: of the training.
         machine: which it will run on.
         photographs: how many there are.
+        steps: of the training.
     """
     needed = 3 * photographs * (config.data.device.size or config.image_size) ** 2
     fits = needed < DEVICE_SHARE * machine.memory
     fields = [f"data.pipeline={'device' if fits else 'tfdata'}"]
+    if machine.count > 1:
+        fields.append(f"devices={math.gcd(config.train.batch_size, machine.count)}")
     if machine.platform != "cpu":
         fields.append("dtype=bfloat16")
     if machine.platform != "cpu" and fits:
         train = config.train
-        common = math.gcd(train.log_every, train.save_every, train.eval_every, train.steps)
+        common = math.gcd(train.log_every, train.save_every, train.eval_every, steps)
         each = max(n for n in range(1, STEPS_PER_DISPATCH + 1) if common % n == 0)
         fields.append(f"train.steps_per_dispatch={each}")
     return [f"--config.{field}" for field in fields]
@@ -167,28 +203,39 @@ def rounded(steps: float, each: int) -> int:
     return max(1, round(steps / each)) * each
 
 
+def schedule(config: ConfigDict, steps: int, scheduled: int) -> list[str]:
+    """Overrides that scale all that a schedule counts in steps.
+
+    Args:
+        config: whose schedule it is.
+        steps: how many there will be.
+        scheduled: how many it is made for.
+    """
+    train, ratio = config.train, steps / scheduled
+    fields = {"train.steps": steps, "train.warmup": round(train.warmup * ratio)}
+    if train.schedule == "step":
+        fields["train.decay_every"] = max(1, round(train.decay_every * ratio))
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
 def shortened(config: ConfigDict, steps: int, whole: int) -> list[str]:
-    """Overrides that scale a training, and all that counts steps in it, to fewer steps.
+    """Overrides that fit to fewer steps what else is counted in them, or in epochs.
 
     Args:
         config: of the training.
         steps: how many to do, whole dispatches.
         whole: how many the published training has, in batches of this one.
     """
-    part, train, each = steps / whole, config.train, config.train.steps_per_dispatch
+    train, each = config.train, config.train.steps_per_dispatch
     every = math.ceil(steps / SELECTIONS / each) * each
     fields = {
-        "train.steps": steps,
         "train.eval_every": every,
         "train.save_every": math.ceil(every / 4 / each) * each,
         "train.log_every": rounded(min(train.log_every, steps / 40), each),
         "train.eval_episodes": min(train.eval_episodes, SELECTION_EPISODES),
-        "train.warmup": round(train.warmup * part),
     }
-    if train.schedule == "step":
-        fields["train.decay_every"] = max(1, round(train.decay_every * part))
     if "metric_from_epoch" in config.model:
-        fields["model.metric_from_epoch"] = config.model.metric_from_epoch * part
+        fields["model.metric_from_epoch"] = config.model.metric_from_epoch * steps / whole
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
@@ -219,8 +266,8 @@ class Planner:
 
     def testing(self, place: Place) -> list[str]:
         """Overrides of the evaluation of a place."""
-        together = f"--config.eval.together={TOGETHER}"
-        return [*([together] if self.machine.platform != "cpu" else []), *self.own(place)]
+        accelerated = [f"--config.eval.together={TOGETHER}", "--config.dtype=bfloat16"]
+        return [*(accelerated if self.machine.platform != "cpu" else []), *self.own(place)]
 
     def training(self, place: Place) -> Training:
         """What a place needs to be trained, without a budget.
@@ -232,24 +279,26 @@ class Planner:
             UserError: an override is wrong, or the data are.
         """
         base, own, file = training_overrides(place), self.own(place), config_path(place.row)
-        published, asked = (
-            override(load_config(file), base),
-            override(load_config(file), base + own),
-        )
+        row = override(load_config(file), base)
+        asked = override(load_config(file), joined([*base, *own]))
         photographs, epoch = self._sizes(asked)
-        added = fast(asked, self.machine, photographs)
+        batch_size = asked.train.batch_size
+        scheduled = with_steps(row, epoch).train.steps
+        if {"train.steps", "train.epochs"} & fields_of(own).keys():
+            steps = with_steps(asked, epoch).train.steps
+        else:  # as many episodes, whatever the batch
+            steps = math.ceil(scheduled * row.train.batch_size / batch_size)
+        own = without(own, "train.steps", "train.epochs")
+        added = fast(asked, self.machine, photographs, steps)
         added.append("--config.train.test_before_and_after=False")  # tests are the table's
-        if "novel" not in published.train.select_on:  # for the learning curves
-            added.append(f"--config.train.select_on={published.train.select_on}+novel")
-        overrides = joined([*base, *added, *own])
+        if "novel" not in row.train.select_on:  # for the learning curves
+            added.append(f"--config.train.select_on={row.train.select_on}+novel")
+        overrides = joined([*base, *added, *schedule(row, steps, scheduled), *own])
         config = override(load_config(file), overrides)
-        episodes = with_steps(published, epoch).train.steps * published.train.batch_size
-        whole = max(1, math.ceil(episodes / config.train.batch_size))
-        said = {"train.steps", "train.epochs"} & {*strict_fields(own)}
-        most = with_steps(config, epoch).train.steps if said else whole
-        name, kind = (training_folder(place, suffix) for suffix in self.suffixes())
+        whole = math.ceil(published_episodes(place, epoch) / batch_size)
+        name, kind = (training_folder(place, suffix) for suffix in self.suffixes(place))
         kind = kind.replace(f"-fold{place.fold}", "", 1)
-        return Training(name, kind, place, overrides, config, whole, most)
+        return Training(name, kind, place, overrides, config, whole, scheduled, own)
 
     def limited(self, training: Training, steps: int) -> Training:
         """A training of fewer steps, and below `SHORT_PART` with the settings for that.
@@ -258,10 +307,10 @@ class Planner:
             training: see `training`.
             steps: in batches of its own.
         """
-        if steps >= training.most:
+        if steps >= training.steps:
             return training
-        file, own = training.file, self.own(training.place)
-        config, whole, overrides = training.config, training.whole, training.overrides
+        file, own, config = training.file, training.own, training.config
+        whole, overrides = training.whole, training.overrides
         if steps < SHORT_PART * whole:
             short = [f"--config.{field}" for field in SHORT.get(config.method, ())]
             overrides = joined([*overrides, *short, *own])
@@ -269,26 +318,48 @@ class Planner:
             ratio = training.batch_size / config.train.batch_size
             steps, whole = max(1, round(steps * ratio)), max(1, round(whole * ratio))
         steps = rounded(steps, config.train.steps_per_dispatch)
-        overrides = joined([*overrides, *shortened(config, steps, whole), *own])
+        row = override(load_config(file), training_overrides(training.place))
+        overrides += [*schedule(row, steps, training.scheduled), *shortened(config, steps, whole)]
+        overrides = joined([*overrides, *own])
         config = override(load_config(file), overrides)
-        return training._replace(overrides=overrides, config=config, whole=whole, most=steps)
+        return training._replace(overrides=overrides, config=config, whole=whole)
 
-    def run(self, training: Training, runs: Sequence[Run], least: int) -> Run | None:
-        """A finished run that is what a training would give.
+    def run(self, training: Training, runs: Sequence[Run]) -> Run | None:
+        """A run that is there already: that training, complete, or one as long as without a budget
+        and with the same settings.
 
         Args:
             training: see `training`.
             runs: those that there are.
-            least: how many episodes it must have seen.
         """
-        strict, row = strict_fields(self.overrides), training.place.row
-        good = [run for run in runs if run.finished and run.episodes >= least]
-        return longest([run for run in good if matches(run, training.config, row, strict)])
+        for run in runs:
+            if run.folder.name == training.name and (run.folder / DONE).is_file():
+                return run
+        return longest([run for run in runs if self._alike(run, training)])
 
-    def suffixes(self) -> tuple[str, str]:
+    def _alike(self, run: Run, training: Training) -> bool:
+        wanted, row = training.config, training.place.row
+        if run.folder.name == training.name or not run.finished:
+            return False
+        if run.episodes < training.steps * training.batch_size:
+            return False
+        if run.config.method != wanted.method or bool(run.config.init) != bool(wanted.init):
+            return False
+        tested = tuple(field.split("=")[0] for field in row.test)
+        return not any(
+            json.dumps(old) != json.dumps(new)
+            for name, (old, new) in differences(run.config, wanted).items()
+            if not name.startswith(ALIKE + tested) and not (name == "model.stages" and not new)
+        )
+
+    def suffixes(self, place: Place) -> tuple[str, str]:
         """What tells the folders of the user's overrides from others, with the budget and
         without."""
-        words = slug(" ".join(strict_words(self.overrides)))
+        fields = fields_of(self.own(place))
+        if "init" in fields:  # the same weights may be elsewhere tomorrow
+            fields["init"] = pathlib.Path(fields["init"]).name or "random"
+        fields = {name: value for name, value in fields.items() if not name.startswith(PLACES)}
+        words = slug(" ".join(f"{name}={value}" for name, value in fields.items()))
         if len(words) > LONG_NAME:
             words = f"{zlib.crc32(words.encode()):08x}"
         plain = f"-{words}" if words else ""
@@ -304,48 +375,46 @@ class Planner:
         return self._data[key]
 
 
-def strict_words(overrides: Sequence[str]) -> list[str]:
-    """The overrides of `strict_fields`, as words for the name of a folder."""
-    strict = strict_fields(overrides)
-    words = [override.removeprefix("--config.") for override in joined(overrides)]
-    return [word for word in words if word.split("=")[0] in strict]
-
-
 def divide(
     seconds: float,
     trainings: Sequence[Training],
     speeds: Mapping[str, Speed],
     spent: Mapping[str, float],
+    slots: int = 1,
 ) -> dict[str, int]:
     """Steps of each training by its name, so that all of them together take a time.
 
-    Each gets the same time; what one does not need, because its published training takes less, is
-    divided among the others.
+    Each gets the same time; what one does not need, because its own configuration has fewer steps,
+    is divided among the others.
 
     Args:
-        seconds: for all of it, one after another.
+        seconds: for all of it.
         trainings: what is missing.
         speeds: by kind.
         spent: seconds by name that go to other things than steps: starting, and evaluations.
+        slots: how many run at the same time, each as fast as alone.
 
     Raises:
         UserError: there is no time for any step.
     """
-    left = seconds - sum(spent[training.name] for training in trainings)
-    if left <= 0:
+    left = slots * seconds - sum(spent[training.name] for training in trainings)
+    # No training has two slots: all of them are done in so many rounds.
+    longest_one = seconds if slots == 1 else seconds / math.ceil(len(trainings) / slots)
+    if left <= 0 or any(spent[training.name] >= longest_one for training in trainings):
         raise UserError(
             f"--minutes: starting {len(trainings)} trainings and testing them takes about "
-            f"{(seconds - left) / 60:.1f} minutes, and {seconds / 60:.1f} are left; give more, "
-            "choose fewer with --rows, --folds or --shots, or test less with "
-            "--config.eval.episodes."
+            f"{(slots * seconds - left) / 60:.1f} minutes, {slots} at a time, and "
+            f"{seconds / 60:.1f} are left; give more, choose fewer with --rows, --folds or "
+            "--shots, or test less with --config.eval.episodes."
         )
     steps: dict[str, int] = {}
-    needed = {t.name: t.most * t.batch_size / speeds[t.kind].rate for t in trainings}
+    needed = {t.name: t.steps * t.batch_size / speeds[t.kind].rate for t in trainings}
     waiting = sorted(trainings, key=lambda training: needed[training.name])
     while waiting:
         training, share = waiting.pop(0), left / (len(waiting) + 1)
+        share = min(share, longest_one - spent[training.name])
         seconds_a_step = training.batch_size / speeds[training.kind].rate
         count = max(1, int(share / seconds_a_step / training.each)) * training.each
-        steps[training.name] = min(count, training.most)
+        steps[training.name] = min(count, training.steps)
         left -= steps[training.name] * seconds_a_step
     return steps

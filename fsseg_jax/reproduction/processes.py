@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm import tqdm
 
-LAST_LINES = 4096  # bytes of a log that are searched for the reason of a failure
+LAST = 4096  # bytes of a log that are searched for the reason of a failure
 
 # Runs in a process of its own: reads "PID" and "-PID" until the other end closes, which is when
 # the parent has ended, and kills the groups of the processes that are left.
@@ -103,9 +103,12 @@ class Children:
         if self.status is not None:
             raise Stopped
         log.parent.mkdir(parents=True, exist_ok=True)
+        begin = log.stat().st_size if log.exists() else 0
+        # The last line of a traceback is the error, and not JAX's remark on what it left out.
+        unfiltered = {"JAX_TRACEBACK_FILTERING": "off"}
         child = subprocess.Popen(
             command,
-            env=os.environ | dict(environment or {}),
+            env=os.environ | unfiltered | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -134,20 +137,26 @@ class Children:
         if self.status is not None:
             raise Stopped
         if status and not sufficient:
-            raise Failure(reason(log, status))
+            raise Failure(reason(log, status, begin))
 
     def _tell(self, pid: int) -> None:
         self._guard.stdin.write(f"{pid}\n")
         self._guard.stdin.flush()
 
 
-def reason(log: pathlib.Path, status: int) -> str:
-    """Why a program failed: its own sentence, or the last line that it printed."""
+def reason(log: pathlib.Path, status: int, begin: int = 0) -> str:
+    """Why a program failed: its own sentence, or the last line that it printed.
+
+    Args:
+        log: what it printed.
+        status: its exit status, as `Popen` has it.
+        begin: where in the log it began.
+    """
     if status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
         return f"{how}, perhaps for lack of memory" if status == -signal.SIGKILL else how
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LAST_LINES))
+        file.seek(max(begin, log.stat().st_size - LAST))
         text = file.read().decode(errors="replace")
     lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -166,20 +175,22 @@ def _signal(child: subprocess.Popen, number: int) -> None:
 
 
 def _relay(child: subprocess.Popen, log: pathlib.Path, name: str, echo: bool) -> None:
-    """Copies what a program prints into its log, and to the terminal."""
+    """Copies what a program prints into its log, and to the terminal if there still is one.
+
+    Whatever happens to either, it reads on: otherwise the program would wait for ever.
+    """
     begun = b""
-    with log.open("ab") as file:
+    with contextlib.suppress(OSError), log.open("ab", buffering=0) as file:
         while chunk := child.stdout.read1():
             file.write(chunk)
-            file.flush()
-            if not echo:
-                continue
-            if not name:
-                sys.stderr.write(chunk.decode(errors="replace"))
-                sys.stderr.flush()
-                continue
             *lines, begun = (begun + chunk).split(b"\n")
-            for line in lines:
-                text = line.decode(errors="replace").rpartition("\r")[2]  # a bar's last state
-                if text.strip():
-                    tqdm.write(f"[{name}] {text}", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):
+                if echo and not name:
+                    sys.stderr.write(chunk.decode(errors="replace"))
+                    sys.stderr.flush()
+                for line in lines if echo and name else ():
+                    text = line.decode(errors="replace").rpartition("\r")[2]  # a bar's last state
+                    if text.strip():
+                        tqdm.write(f"[{name}] {text}", file=sys.stderr)
+    while child.stdout.read1():
+        pass

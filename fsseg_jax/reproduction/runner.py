@@ -2,11 +2,12 @@
 
 import json
 import logging
+import math
 import pathlib
 import queue
-import shutil
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from fsseg_jax.evaluation.cells import (
     Run,
     config_path,
     find_runs,
+    forget,
     keep,
     locate,
     protocol_overrides,
@@ -42,7 +44,16 @@ from fsseg_jax.evaluation.table_report import (
     training_words,
     write,
 )
-from fsseg_jax.reproduction.plan import SELECTIONS, Machine, Planner, Speed, Training, divide
+from fsseg_jax.reproduction.plan import (
+    DONE,
+    SELECTION_EPISODES,
+    SELECTIONS,
+    Machine,
+    Planner,
+    Speed,
+    Training,
+    divide,
+)
 from fsseg_jax.reproduction.processes import Children, Failure
 from fsseg_jax.training import curves
 
@@ -123,12 +134,8 @@ class Reproduction:
 
     # ------------------------------------------------------------------------- what to do
 
-    def find(self, least: int | None = None) -> None:
+    def find(self) -> None:
         """Finds the runs that there are, and the trainings that are missing.
-
-        Args:
-            least: episodes that a finished run must have seen, or the whole training where that is
-                shorter; None for the whole training.
 
         Raises:
             UserError: an override is wrong, or the data are.
@@ -138,10 +145,8 @@ class Reproduction:
             if not (place.row.config and place.row.trained):
                 continue
             training = self.planner.training(place)
-            whole = training.most * training.batch_size
-            enough = whole if least is None else min(whole, least)
             self.needed_by.setdefault(training.name, []).append(place)
-            if run := self.planner.run(training, runs, enough):
+            if run := self.planner.run(training, runs):
                 self.runs[place] = run
             else:
                 self.missing.setdefault(training.name, training)
@@ -165,25 +170,32 @@ class Reproduction:
             UserError: there is no time for any step.
         """
         path = self.folder / PLAN
-        plan = json.loads(path.read_text()) if path.is_file() else {}
-        if plan.get("minutes") != minutes:
-            plan = {"minutes": minutes, "speeds": plan.get("speeds", {}), "steps": {}}
+        plans = json.loads(path.read_text()) if path.is_file() else {}
+        # Of this machine, used in this way, and of this time.
+        words = f"{self.planner.machine.words}, {len(self.slots)} at a time, {minutes:g} minutes"
+        plan = plans.setdefault(words, {"speeds": {}, "steps": {}})
         new = [t for t in self.missing.values() if t.name not in plan["steps"]]
         for kind in dict.fromkeys(training.kind for training in new):
             if kind not in plan["speeds"] and (speed := self._measured(kind)):
                 plan["speeds"][kind] = speed
-                self._write(PLAN, plan)
+                self._write(PLAN, plans)
         self.speeds = {kind: Speed(*values) for kind, values in plan["speeds"].items()}
-        new = [training for training in new if training.kind in self.speeds]
+        new = [training for training in new if training.name in self.missing]
         if new:
             seconds = 60 * minutes - (time.monotonic() - began)
-            seconds -= sum(map(self._test_seconds, self._untrained()))
+            tests = [*self._untrained(), *self.runs]
+            seconds -= sum(map(self._test_seconds, tests)) / self.at_once
             spent = {training.name: self._other_seconds(training) for training in new}
-            plan["steps"] |= divide(seconds * len(self.slots), new, self.speeds, spent)
-            self._write(PLAN, plan)
+            plan["steps"] |= divide(seconds, new, self.speeds, spent, self.at_once)
+            self._write(PLAN, plans)
         for name, training in self.missing.items():
             if name in plan["steps"]:
                 self.missing[name] = self.planner.limited(training, plan["steps"][name])
+
+    @property
+    def at_once(self) -> int:
+        """How many programs run as fast as one: those that have devices of their own."""
+        return len({json.dumps(slot, sort_keys=True) for slot in self.slots})
 
     def measure(self) -> None:
         """Measures each kind of training that is missing, for the estimates of `describe`."""
@@ -194,31 +206,32 @@ class Reproduction:
     def _measured(self, kind: str) -> Speed | None:
         """Trains for a moment; None, and the reason in `failures`, where that fails."""
         training = next(t for t in self.missing.values() if t.kind == kind)
-        workdir, each = self.folder / "measuring", training.each
-        shutil.rmtree(workdir, ignore_errors=True)
+        each = training.each
         never = 10**6 // each * each
         fields = {"steps": never, "log_every": each, "save_every": never, "eval_every": never}
         overrides = [f"--config.train.{name}={value}" for name, value in fields.items()]
         logger.info("measuring a moment of %s", kind)
 
-        def points() -> list[curves.Point]:
-            return list(curves.read(workdir).get("train/episodes_per_second", {}).values())
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = pathlib.Path(folder)
 
-        def enough() -> bool:
-            known = points()
-            if len(known) < VALUES:
-                return False
-            return known[-1].time - known[0].time > SECONDS or len(known) > MANY
+            def points() -> list[curves.Point]:
+                return list(curves.read(workdir).get("train/episodes_per_second", {}).values())
 
-        began = time.time()
-        try:
-            overrides = [*training.overrides, *overrides]
-            self._run("train", workdir, self.slots[0], training.file, overrides, enough=enough)
-        except Failure as failure:
-            self._failed(kind, str(failure))
-            return None
-        first, *others = points()
-        shutil.rmtree(workdir, ignore_errors=True)
+            def enough() -> bool:
+                known = points()
+                if len(known) < VALUES:
+                    return False
+                return known[-1].time - known[0].time > SECONDS or len(known) > MANY
+
+            began = time.time()
+            try:
+                overrides = [*training.overrides, *overrides]
+                self._run("train", workdir, self.slots[0], training.file, overrides, enough=enough)
+            except Failure as failure:
+                self._failed(kind, str(failure))
+                return None
+            first, *others = points()
         rate = statistics.median(point.value for point in others)
         logger.info("%s: %.3g episodes a second", kind, rate)
         startup = first.time - began - each * training.batch_size / rate
@@ -236,8 +249,13 @@ class Reproduction:
     def _other_seconds(self, training: Training) -> float:
         """What a training and its tests take beside its steps, roughly."""
         train, speed = training.config.train, self.speeds[training.kind]
-        scored = SELECTIONS * len(train.select_on.split("+"))
-        scored *= self._scoring(training.config, train.eval_episodes, 1, speed)
+        selections = math.ceil(training.steps / train.eval_every)
+        episodes = train.eval_episodes
+        if self.planner.budget:  # which may not have been applied yet
+            selections = min(selections, SELECTIONS)
+            episodes = min(episodes, SELECTION_EPISODES)
+        scored = selections * len(train.select_on.split("+"))
+        scored *= self._scoring(training.config, episodes, 1, speed)
         tests = [self._test_seconds(place, speed) for place in self.needed_by[training.name]]
         return speed.startup + scored + sum(tests)
 
@@ -249,10 +267,11 @@ class Reproduction:
         arguments += [f"--config.{field}" for field in place.row.test]
         arguments += self.planner.testing(place)
         config = override(load_config(config_path(place.row)), arguments)
-        episodes = config.eval.episodes * config.eval.runs
-        return TEST_STARTUP * speed.startup + self._scoring(
-            config, episodes, place.setting[1], speed
-        )
+        episodes, shots = config.eval.episodes * config.eval.runs, place.setting[1]
+        seconds = self._scoring(config, episodes, shots, speed)
+        if config.eval.threshold:
+            seconds += self._scoring(config, config.train.eval_episodes, shots, speed)
+        return TEST_STARTUP * speed.startup + seconds
 
     def _scoring(self, config: ConfigDict, episodes: int, shots: int, speed: Speed) -> float:
         """Seconds of encoding photographs and scoring episodes."""
@@ -263,7 +282,7 @@ class Reproduction:
         """The plan, a line for each training and each test, and the time of it where measured."""
         lines, total = [], 0.0
         for training in self.missing.values():
-            steps, episodes = training.most, training.most * training.batch_size
+            steps, episodes = training.steps, training.steps * training.batch_size
             line = f"train {training.name}: {steps:,} steps of {training.batch_size}"
             part = percent(steps / training.whole)
             line += f" ({episodes:,} episodes, {part} of the published training)"
@@ -281,8 +300,8 @@ class Reproduction:
                 lines.append(f"leave out {place}: {place.row.note}")
             elif not place.row.trained:
                 lines.append(f"test {place}, which is not trained")
-        slots = len(self.slots)
-        return [*lines, f"in all about {_duration(total / slots)} of training, {slots} at a time"]
+        total = _duration(total / self.at_once)
+        return [*lines, f"in all about {total} for what is trained, {len(self.slots)} at a time"]
 
     # ------------------------------------------------------------------------- doing it
 
@@ -330,6 +349,7 @@ class Reproduction:
             logger.warning("%s failed: %s", training.name, failure)
             self.write()
             return
+        (folder / DONE).touch()
         with self._lock:
             run = next(run for run in find_runs(folder))
             self.runs |= dict.fromkeys(places, run)
@@ -349,7 +369,12 @@ class Reproduction:
                 logger.warning("%s failed: %s", place, failure)
             self.write()
         if self.models and places[0] in self.runs:
-            self._export(self.runs[places[0]])
+            try:
+                self._export(self.runs[places[0]])
+            except UserError as error:
+                self.failures[places[0]] = f"its model is not written: {error}"
+                logger.warning("%s", error)
+                self.write()
 
     def _evaluate(
         self, evaluation: Evaluation, run: Run | None, place: Place, slot: Mapping[str, str]
@@ -359,6 +384,7 @@ class Reproduction:
         workdir = target if run is None else run.folder
         file = config_path(place.row) if run is None else None
         logger.info("testing %s", place)
+        forget(evaluation)
         out = [f"--out={target}"]
         self._run("evaluate", workdir, slot, file, [*out, *evaluation.arguments], log=target)
         with self._lock:
@@ -424,12 +450,15 @@ class Reproduction:
     def _export(self, run: Run) -> None:
         """Writes a trained model as others can have it, with what is known of it."""
         with self._lock:
-            cells = [self.cell(place) for place, own in self.runs.items() if own == run]
+            cells = [self._cell_or_failure(place) for place, own in self.runs.items() if own == run]
             tested = [cell for cell in cells if cell.results]
-            which = tested[0].evaluation.config.eval.checkpoint if tested else "best"
+            if not tested:
+                return
+            # Of several rules that choose a checkpoint, that of the first test.
+            which = tested[0].evaluation.config.eval.checkpoint
             model = segmenter.load(run.folder, checkpoint=which, platform="cpu")
             folder = self.models / run.folder.name
-            about = card(cells, self.table)
+            about = card(tested, self.table)
             sharing.save(folder, model.config, model.variables, folder.name, about, LICENCE)
             logger.info("model: %s", folder)
 
@@ -439,30 +468,41 @@ class Reproduction:
 
 
 def card(cells: Sequence[Cell], table: Table) -> str:
-    """Sections of a model card: training, figures with their protocols, and terms."""
-    facts = training_facts(cells[0])
+    """Sections of a model card: training, figures with their protocols, and terms.
+
+    Args:
+        cells: of one run, with results.
+        table: that they are of.
+    """
     config = cells[0].run.config
-    rows = ["| test | mean-IoU, % | the paper's | episodes | protocol |", "| --- " * 5 + "|"]
+    head = ("test", "mean-IoU, %", "the paper's", "weights", "episodes", "protocol")
+    rows = [head, ["---"] * len(head)]
     for cell in cells:
-        if results := cell.results:
-            paper = cell.place.row.published.get((cell.place.setting, cell.place.fold, "mean_iou"))
-            ways, shots = cell.place.setting
-            figures = [f"{results['mean_iou']:.1f}", "" if paper is None else str(paper)]
-            listed = f"{len(results['runs'])} x {results['episodes']}, {results['episodes_hash']}"
-            name = f"{ways}-way {shots}-shot, fold {cell.place.fold}"
-            line = [name, *figures, listed, results["protocol"]["hash"]]
-            rows.append(f"| {' | '.join(line)} |")
-    of = f" and pretrained weights ({config.init})" if config.init else ""
-    return "\n".join(
-        [
-            f'## Training\n\nFor "{table.title}", row {cells[0].place.row.label}: '
-            f"{training_words(facts)}.\n",
-            "## Figures\n\nOn classes that training did not see:\n",
-            *rows,
-            f"\n## Terms\n\nThe library and these files are under Apache-2.0. They are made from "
-            f"photographs of {config.data.name}{of}, whose own terms apply.",
-        ]
-    )
+        results, (row, setting, fold) = cell.results, cell.place
+        paper = row.published.get((setting, fold, "mean_iou"))
+        figures = [f"{results['mean_iou']:.1f}", "" if paper is None else str(paper)]
+        listed = f"{len(results['runs'])} x {results['episodes']}, {results['episodes_hash']}"
+        known = [results["checkpoint"], listed, results["protocol"]["hash"]]
+        rows.append([str(cell.place), *figures, *known])
+    weights = pathlib.Path(config.init).name if "." in config.init else config.init
+    of = f" and pretrained weights ({weights})" if weights else ""
+    figures = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"""## Training
+
+For "{table.title}", row {cells[0].place.row.label}: {training_words(training_facts(cells[0]))}.
+These are the weights of {cells[0].results["checkpoint"]}.
+
+## Figures
+
+On classes that training did not see:
+
+{figures}
+
+## Terms
+
+The library and these files are under Apache-2.0. They are made from photographs of
+{config.data.name}{of}, whose own terms apply.
+"""
 
 
 def _duration(seconds: float) -> str:

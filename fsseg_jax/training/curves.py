@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fsseg_jax.files import replacing
 
@@ -27,24 +27,22 @@ COLUMNS = 3  # of the picture: trainings side by side
 def read(workdir: pathlib.Path) -> dict[str, Curve]:
     """Values of a run by name, such as "train/loss" or "selection/base_mean_iou", and by step.
 
-    A run that was stopped has several files; what came after the step that the next one began with
-    was done again.
+    A run that was stopped has several files, each of which says from which step on it does the
+    steps of those before again.
 
     Args:
         workdir: the folder of the run; of one that has not begun there are no values.
     """
     curves: dict[str, Curve] = {}
     for file in sorted(workdir.glob("tensorboard/events*")):
-        own: dict[str, Curve] = {}
         for event in _events(file.read_bytes()):
+            if event.session_log.status == SessionLog.START:
+                for curve in curves.values():
+                    for step in [step for step in curve if step >= event.step]:
+                        del curve[step]
             for value in event.summary.value:
                 point = Point(value.simple_value, event.wall_time)
-                own.setdefault(value.tag, {})[event.step] = point
-        steps = [step for curve in own.values() for step in curve]
-        for name in {*curves, *own} if steps else ():
-            before = curves.get(name, {})
-            kept = {step: point for step, point in before.items() if step < min(steps)}
-            curves[name] = kept | own.get(name, {})
+                curves.setdefault(value.tag, {})[event.step] = point
     return curves
 
 

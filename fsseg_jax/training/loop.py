@@ -236,6 +236,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         for name, score in scores.items():
             if score is not None:
                 writer.add_scalar(f"selection/{name}", score, step)
+        writer.flush()
         paused = time.perf_counter() - paused  # which is no time of training
         log_time, began = log_time + paused, began + paused
 
@@ -265,6 +266,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
                 means["episodes_per_second"] = rate
                 for name, value in means.items():
                     writer.add_scalar(f"train/{name}", value, step)
+                writer.flush()  # a run that is killed has its curves up to here
                 progress.set_postfix(step=step, loss=f"{means['loss']:.3f}")
                 losses, log_time = [], now
             scores = step % config.train.eval_every == 0 or step == steps

@@ -6,11 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from fsseg_jax.config import default_config, differences, load_config
+from fsseg_jax.config import default_config, differences, load_config, override
+from fsseg_jax.data import open_source, training_items
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.cells import Run, choose, config_path
 from fsseg_jax.evaluation.published import TABLES
-from fsseg_jax.reproduce import environments
+from fsseg_jax.reproduce import share
 from fsseg_jax.reproduction import plan
 from fsseg_jax.reproduction.plan import Machine, Planner, Speed, divide
 
@@ -33,10 +34,9 @@ def training_of(label, *overrides, machine=CPU, budget=""):
 
 
 def test_a_training_is_the_rows_with_the_users_overrides():
-    _, training = training_of("CANet", "--config.train.batch_size=4", "--config.seed=3")
-    published = load_config("configs/shapes.py:canet")
-    changed = differences(published, training.config)
-    assert changed.pop("train.batch_size") == (8, 4)
+    _, training = training_of("CANet", "--config.train.log_every=7", "--config.seed=3")
+    changed = differences(load_config("configs/shapes.py:canet"), training.config)
+    assert changed.pop("train.log_every") == (20, 7)
     assert changed.pop("seed") == (0, 3)
     assert changed.pop("data.shapes.train") == (2000, 60)
     assert changed.pop("data.shapes.val") == (600, 60)
@@ -44,28 +44,39 @@ def test_a_training_is_the_rows_with_the_users_overrides():
     assert changed.pop("train.select_on") == ("base", "base+novel")
     assert changed.pop("train.test_before_and_after") == (True, False)
     assert not changed
-    assert training.whole == 600 * 8 // 4
+
+
+def test_another_batch_sees_as_many_episodes():
+    _, training = training_of("PANet", "--config.train.batch_size=4")
+    assert (training.steps, training.whole) == (1200, 1200)
+    assert training.config.train.warmup == 100
+    planner = Planner(CPU, ["--config.train.batch_size=8", "--config.data.root=."], {})
+    planner._sizes = lambda config: (100, 100)
+    training = planner.training(place_of("methods", "PANet"))
+    assert (training.steps, training.whole) == (3750, 3750)  # 30,000 of 1
+    assert training.config.train.decay_every == 1250  # a third, as published
 
 
 def test_what_the_user_says_of_steps_is_no_other_published_training():
     _, training = training_of("PANet", "--config.train.steps=12")
-    assert (training.most, training.whole) == (12, 600)
+    assert (training.steps, training.whole) == (12, 600)
 
 
 def test_epochs_are_counted_in_the_data_at_hand():
-    """The published training of methods that count in epochs."""
-    base = ["--config.train.steps=0", "--config.train.epochs=3", "--config.data.sampling=items"]
-    _, training = training_of("PANet", *base)
-    from fsseg_jax.data import open_source, training_items
-
+    """As for the published training of methods that count in epochs."""
+    words = ["--config.train.epochs=3", "--config.data.sampling=items"]
+    planner, training = training_of("PANet", *words)
     source = open_source(training.config.data, "train")
     items = len(training_items(training.config.data, source).photograph)
-    assert training.most == int(np.ceil(3 * items / 8))
+    assert training.steps == int(np.ceil(3 * items / 8))
+    assert training.config.train.epochs == 0  # steps may be shortened and measured
+    assert planner.limited(training, 2).steps == 2
 
 
-def test_folders_tell_apart_what_is_not_the_same():
-    """Seeds, sizes, methods, folds and budgets; but not where the data are."""
+def test_folders_tell_apart_what_is_not_the_same(tmp_path):
+    """Seeds, sizes, weights, methods, folds and budgets; but not where the data are."""
     changes = [[], ["--config.seed=1"], ["--config.image_size=48"], ["--config.train.steps=9"]]
+    changes += [["--config.init=a/x.npz"], ["--config.init=a/y.npz"]]
     names = [
         training_of(label, *change, budget=budget)[1].name
         for label, change, budget in itertools.product(["PANet", "SST"], changes, ["", "20min"])
@@ -73,7 +84,23 @@ def test_folders_tell_apart_what_is_not_the_same():
     assert len(set(names)) == len(names)
     same = training_of("PANet", "--config.eval.episodes=7", "--config.platform=cpu")[1].name
     assert same == names[0]
+    moved = training_of("PANet", "--config.init=b/x.npz")[1].name
+    assert moved == training_of("PANet", "--config.init=a/x.npz")[1].name
     assert all(len(name) < 100 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("panet-1", ["--config.data.fold=1"], "--config.data.fold: .* use --folds"),
+        ("panet-1", ["--config.shots", "5"], "--config.shots: .* use --shots"),
+        ("panet-5", ["--config.model.alignment_weight=1"], "rows differ in it; choose by --rows"),
+    ],
+)
+def test_what_the_table_itself_says_is_not_overridden(name, words, told):
+    with pytest.raises(UserError, match=told):
+        plan.check_free(words, choose(TABLES[name]))
+    plan.check_free(["--config.seed=1"], choose(TABLES[name]))
 
 
 def test_weights_go_to_the_rows_of_their_backbone(tmp_path):
@@ -86,37 +113,55 @@ def test_weights_go_to_the_rows_of_their_backbone(tmp_path):
     own = plan.own_overrides(place_of("methods", "SST"), [], weights)
     assert own == ["--config.backbone=resnet50_caffe", f"--config.init={files[1]}"]
     assert plan.own_overrides(place_of("shapes", "SST"), [], weights) == []
+    both = {"resnet50_caffe": "a", "resnet50": "b"}  # its own name comes first
+    own = plan.own_overrides(place_of("methods", "SST"), [], both)
+    assert own == ["--config.backbone=resnet50", "--config.init=b"]
 
 
-@pytest.mark.parametrize("words", ["vgg16", "vgg16=/nowhere.npz"])
+@pytest.mark.parametrize("words", ["vgg16", "vgg16=/nowhere.npz", "vgg61=x.npz"])
 def test_wrong_weights_are_told(words):
-    with pytest.raises(UserError, match=r"--weights: (vgg16: expected|/nowhere.npz: there is no)"):
+    told = r"--weights: (vgg16: expected|/nowhere.npz: there is no|vgg61: expected one of small)"
+    with pytest.raises(UserError, match=told):
         plan.read_weights(words)
 
 
-def finished(training, tmp_path, **changes):
+def finished(training, folder, **changes):
+    """A run in some folder that did a training, but for some fields, to its end."""
     config = training.config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
-    return Run(tmp_path, config, config.train.steps, {})
+    return Run(folder, config, config.train.steps, {})
 
 
-def test_only_finished_runs_that_are_what_is_asked_for_are_taken(tmp_path):
-    planner, training = training_of("PANet", "--config.seed=3")
-    least = training.most * training.batch_size
+def test_runs_elsewhere_are_taken_if_they_are_whole_and_the_same(tmp_path):
+    planner, training = training_of("PANet")
 
-    def found(run, least=least):
-        return planner.run(training, [run], least) is not None
+    def found(**changes):
+        return planner.run(training, [finished(training, tmp_path / "mine", **changes)]) is not None
 
-    run = finished(training, tmp_path)
-    assert found(run)
-    assert not found(run._replace(step=run.step - 1))
-    assert not found(finished(training, tmp_path, seed=4))
-    assert not found(finished(training, tmp_path, **{"data.fold": 1}))
-    assert not found(finished(training, tmp_path, **{"model.alignment_weight": 0.0}))
-    assert found(finished(training, tmp_path, **{"train.log_every": 7}))
-    shorter = finished(training, tmp_path, **{"train.steps": 10})
-    assert not found(shorter)
-    assert found(shorter, least=0)
+    assert found()
+    assert found(**{"train.log_every": 7, "data.pipeline": "tfdata", "dtype": "bfloat16"})
+    assert found(**{"train.steps": 900})
+    assert not found(**{"train.steps": 599})
+    assert not found(seed=4)  # although no override says which seed
+    assert not found(image_size=48)
+    assert not found(init="vgg16.safetensors")
+    assert not found(**{"data.fold": 1})
+    assert not found(**{"train.learning_rate": 0.05})
+    assert not found(**{"model.alignment_weight": 0.0})
+    run = finished(training, tmp_path / "mine")
+    assert planner.run(training, [run._replace(step=run.step - 1)]) is None
+
+
+def test_of_its_own_folder_a_training_is_taken_when_it_came_to_its_end(tmp_path):
+    """Its last step is not its end: the last checkpoint has to be scored, too."""
+    planner, training = training_of("PANet", budget="48episodes")
+    folder = tmp_path / training.name
+    folder.mkdir()
+    run = finished(planner.limited(training, 6), folder)
+    assert planner.run(training, [run]) is None
+    (folder / plan.DONE).touch()
+    assert planner.run(training, [run]) is run
+    assert planner.run(training, [run._replace(folder=tmp_path / "other")]) is None
 
 
 # --------------------------------------------------------------------------------- on a machine
@@ -138,26 +183,38 @@ def test_accelerators_have_the_fast_settings():
 def test_photographs_are_held_on_a_device_where_they_fit(memory):
     config = default_config()
     photographs = 10_582  # 5.1 GiB at 417 px
-    words = plan.fast(config, GPU._replace(memory=memory * GIB), photographs)
+    words = plan.fast(config, GPU._replace(memory=memory * GIB), photographs, 30_000)
     wanted = "device" if memory == 80 else "tfdata"
     assert f"--config.data.pipeline={wanted}" in words
     assert any("steps_per_dispatch" in word for word in words) == (memory == 80)
+
+
+def test_as_many_devices_share_a_batch_as_divide_it():
+    for devices, batch_size, used in ((8, 8, 8), (8, 12, 4), (3, 8, 1)):
+        words = [f"--config.train.batch_size={batch_size}"]
+        _, training = training_of("PANet", *words, machine=GPU._replace(count=devices))
+        assert training.config.devices == used
 
 
 def test_several_gpus_are_dealt(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     four = GPU._replace(count=4)
 
-    def dealt(machine, at_once):
-        return [x.get("CUDA_VISIBLE_DEVICES") for x in environments(machine, at_once)]
+    def dealt(machine, *arguments):
+        slots, own = share(machine, *arguments)
+        fractions = {slot.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for slot in slots}
+        assert fractions == ({None} if own.memory == machine.memory else {"0.45"})
+        return [slot["CUDA_VISIBLE_DEVICES"] for slot in slots], own.count, own.memory // GIB
 
-    assert dealt(four, None) == ["0", "1", "2", "3"]
-    assert dealt(four, 2) == ["0,2", "1,3"]
-    assert dealt(four, 6) == ["0", "1", "2", "3", "0", "1"]
-    assert dealt(GPU, None) == [None]
-    assert dealt(CPU, 3) == [None] * 3
+    assert dealt(four, None) == (["0", "1", "2", "3"], 1, 80)
+    assert dealt(four, 2) == (["0,1", "2,3"], 2, 80)
+    assert dealt(four, None, 2) == (["0,1", "2,3"], 2, 80)
+    assert dealt(four, 6) == (["0", "1", "2", "3", "0", "1"], 1, 40)
+    assert dealt(GPU, None) == (["0"], 1, 80)
+    assert dealt(GPU, 2) == (["0", "0"], 1, 40)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert dealt(GPU._replace(count=2), None) == ["5", "7"]
+    assert dealt(GPU._replace(count=2), None) == (["5", "7"], 1, 80)
+    assert share(CPU, 3) == ([{}] * 3, CPU._replace(memory=CPU.memory // 3))
 
 
 # ----------------------------------------------------------------------------------- a budget
@@ -168,9 +225,8 @@ def test_several_gpus_are_dealt(monkeypatch):
 def test_a_shorter_training_scales_all_that_counts_steps(steps, machine):
     planner, training = training_of("MFNet", machine=machine)
     short = planner.limited(training, steps)
-    train, part = short.config.train, short.most / short.whole
-    assert abs(short.most * short.batch_size - steps * 8) <= 8 * short.each
-    assert train.steps == short.most
+    train, part = short.config.train, short.steps / short.whole
+    assert abs(short.steps * short.batch_size - steps * 8) <= 8 * short.each
     assert short.config.model.metric_from_epoch == pytest.approx(part)  # 1.0 of three
     assert train.warmup == round(50 * part)
     assert train.eval_every <= train.steps + short.each
@@ -188,20 +244,29 @@ def test_a_small_part_has_settings_of_its_own_unless_the_user_says_otherwise(mon
     monkeypatch.setitem(plan.SHORT, "panet", ("train.batch_size=2", "train.learning_rate=0.5"))
     planner, training = training_of("PANet")
     short, longer = planner.limited(training, 30), planner.limited(training, 300)
-    assert (short.batch_size, short.most, short.whole) == (2, 120, 2400)  # as many episodes
+    assert (short.batch_size, short.steps, short.whole) == (2, 120, 2400)  # as many episodes
     assert short.config.train.learning_rate == 0.5
+    assert short.config.train.warmup == 10  # 50 of 600 steps
     assert (longer.batch_size, longer.config.train.learning_rate) == (8, 0.1)
     planner, training = training_of("PANet", "--config.train.learning_rate=0.2")
     assert planner.limited(training, 30).config.train.learning_rate == 0.2
 
 
+def test_the_users_own_steps_are_a_limit_and_no_order():
+    planner, training = training_of("PANet", "--config.train.steps=100")
+    assert planner.limited(training, 30).steps == 30
+    assert planner.limited(training, 200).steps == 100
+
+
 def trainings(*needs):
     """Trainings with a kind and a number of steps each."""
     _, training = training_of("PANet")
-    return [
-        training._replace(name=f"{kind}{i}", kind=kind, most=most, whole=most)
-        for i, (kind, most) in enumerate(needs)
-    ]
+    several = []
+    for i, (kind, steps) in enumerate(needs):
+        config = training.config.copy_and_resolve_references()
+        config.train.steps = steps
+        several.append(training._replace(name=f"{kind}{i}", kind=kind, config=config))
+    return several
 
 
 def seconds_of(steps, trainings, speeds):
@@ -224,12 +289,22 @@ def test_what_one_training_does_not_need_goes_to_the_others():
     assert steps == {"a0": 10, "a1": 150, "a2": 150}
 
 
+def test_no_training_has_more_time_than_there_is():
+    """However many slots there are."""
+    speeds, one = {"a": Speed(8.0, 0)}, trainings(("a", 10**6))
+    assert divide(60.0, one, speeds, {"a0": 10.0}, slots=8) == {"a0": 50}
+    nine = trainings(*[("a", 10**6)] * 9)
+    spent = {t.name: 0.0 for t in nine}
+    assert set(divide(60.0, nine, speeds, spent, slots=8).values()) == {30}  # two rounds
+    assert set(divide(60.0, nine[:8], speeds, spent, slots=8).values()) == {60}
+
+
 def test_every_training_has_a_step_and_too_little_time_is_told():
     several = trainings(("a", 100), ("a", 100))
     speeds = {"a": Speed(0.01, 0)}
     assert divide(1.0, several, speeds, {"a0": 0, "a1": 0}) == {"a0": 1, "a1": 1}
     with pytest.raises(
-        UserError, match=r"--minutes: starting 2 trainings .* 2\.0 minutes, and 1\.0"
+        UserError, match=r"--minutes: starting 2 trainings .* 2\.0 minutes, 1 at a time"
     ):
         divide(60.0, several, speeds, {"a0": 60.0, "a1": 60.0})
 
@@ -242,8 +317,6 @@ def test_settings_of_short_trainings_exist(method):
     label = {"panet": "PANet", "canet": "CANet", "sst": "SST", "ltafnet": "LTAF-Net"}
     label["mfnet"] = "MFNet"
     config = load_config(config_path(place_of("methods", label[method]).row))
-    from fsseg_jax.config import override
-
     changed = override(config, [f"--config.{field}" for field in plan.SHORT[method]])
     assert differences(config, changed)
 

@@ -60,18 +60,38 @@ def test_environment_is_added(tmp_path):
         ("import sys; sys.exit(7)", "ended with status 7"),
         ("import os; os.kill(os.getpid(), 9)", "was killed by SIGKILL, perhaps for lack of memory"),
         ("import os; os.kill(os.getpid(), 6)", "was killed by SIGABRT"),
+        (
+            "import jax; jax.jit(lambda x: x.reshape(3))(jax.numpy.zeros(2))",
+            "TypeError: cannot reshape array of shape (2,)",
+        ),
     ],
 )
 def test_failures_have_their_reason(tmp_path, program, told):
     with Children() as children, pytest.raises(Failure) as failure:
         children.run([*PYTHON, program], tmp_path / "log.txt", echo=False)
-    assert str(failure.value) == told
+    assert str(failure.value).startswith(told)
+
+
+def test_the_reason_is_of_this_call(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("error: of an earlier call\n")
+    with Children() as children, pytest.raises(Failure, match="ValueError: of today"):
+        children.run([*PYTHON, "raise ValueError('of today')"], log, echo=False)
 
 
 def test_reason_is_the_last_error_of_a_long_log(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("error: of an earlier call\n" + "x\n" * 10000 + "error: of this one\nbye\n")
     assert reason(log, 2) == "of this one"
+
+
+def test_a_terminal_that_is_gone_stops_nothing(tmp_path, monkeypatch):
+    """As behind `| head`."""
+    monkeypatch.setattr(sys, "stderr", open(os.devnull))  # noqa: SIM115  cannot be written to
+    program = "import sys; sys.stdout.write('x' * 10**6)"
+    with Children() as children:
+        children.run([*PYTHON, program], tmp_path / "log.txt")
+    assert (tmp_path / "log.txt").stat().st_size == 10**6
 
 
 def test_what_has_shown_enough_is_ended(tmp_path):

@@ -23,7 +23,7 @@ PROTOCOL = ("eval.protocol=canet",)  # SST's and LTAF-Net's too
 # Of the query (sec. 5.1.3). The protocol has several, most tables of the paper one.
 ONE_SCALE, MULTI_SCALE = ("eval.scales=1.0",), ("eval.scales=0.7,1.0,1.3",)
 _canet = functools.partial(Row, config="canet_res50.py", test=ONE_SCALE)
-_coco = functools.partial(_canet, config="canet_res50_coco.py")
+_coco = functools.partial(_canet, config="canet_res50_coco.py", epochs=200)
 _FIRST = (*ONE_SCALE, "model.refinements=0")  # "CANet-Init"; the training is the same
 _CRF = ("eval.crf.iterations=5",)  # of DenseCRF; the paper does not say how many
 

@@ -63,6 +63,7 @@ METHODS = Table(
             config="canet_res50.py",
             # Shots are joined without weights that only a training with several would learn.
             test=("model.fusion=feature_average",),
+            note="The paper's figures by fold are of queries at several scales.",
         ),
         _quoted(
             "SST",
@@ -70,7 +71,7 @@ METHODS = Table(
             (sst.TABLES[3], "SST on ResNet-50"),
             config="sst_res50.py",
         ),
-        _quoted("LTAF-Net", (ltafnet.TABLES[0], "Base+FA+MR+MS"), config="ltafnet_res50.py"),
+        _quoted("LTAF-Net", (ltafnet.TABLES[0], "Base+FA+MR"), config="ltafnet_res50.py"),
         _quoted(
             "MFNet",
             (mfnet.TABLES[2], "MFNet"),

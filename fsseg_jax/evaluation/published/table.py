@@ -65,6 +65,7 @@ class Row:
     # What else the paper reports of the row, as it prints it: {"#Params": "14.7M"}.
     others: dict[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""  # what a reader must know; why it has no command
+    epochs: int = 0  # of the paper, where those of the configuration are fewer
     # What is measured beside what the paper reports: (setting, metric).
     measured: tuple[tuple[Setting, str], ...] = ()
     # Rows of other tables that the figures are quoted from, and these tables.
