@@ -25,10 +25,10 @@ from fsseg_jax.evaluation.cells import (
 from fsseg_jax.evaluation.table_report import training_folder
 from fsseg_jax.training.loop import with_steps
 
-# Settings with which a training of a small part of the published one learns most: little dropout,
-# ten times the rate where that does not diverge, and more steps of smaller batches. At published
-# settings, which are made for a hundred times as many steps, CANet calls nothing the object for
-# thousands of episodes, and MFNet for 800 (docs/figures.md).
+# Settings with which a training of a small part of the published one, on a pretrained backbone,
+# learns most: little dropout, ten times the rate where that does not diverge, and more steps of
+# smaller batches. At published settings, which are made for a hundred times as many steps, CANet
+# calls nothing the object for thousands of episodes, and MFNet for 800 (docs/figures.md).
 SHORT: dict[str, tuple[str, ...]] = {
     "canet": ("train.learning_rate=2.5e-2", "model.init_deviation=0.0", "model.dropout=0.1"),
     "sst": ("train.batch_size=4",),
@@ -301,7 +301,7 @@ class Planner:
         return Training(name, kind, place, overrides, config, whole, scheduled, own)
 
     def limited(self, training: Training, steps: int) -> Training:
-        """A training of fewer steps, and below `SHORT_PART` with the settings for that.
+        """A training of fewer steps, and below `SHORT_PART` with the settings for that (`SHORT`).
 
         Args:
             training: see `training`.
@@ -311,14 +311,14 @@ class Planner:
             return training
         file, own, config = training.file, training.own, training.config
         whole, overrides = training.whole, training.overrides
-        if steps < SHORT_PART * whole:
+        row = override(load_config(file), training_overrides(training.place))
+        if steps < SHORT_PART * whole and row.init:
             short = [f"--config.{field}" for field in SHORT.get(config.method, ())]
             overrides = joined([*overrides, *short, *own])
             config = override(load_config(file), overrides)
             ratio = training.batch_size / config.train.batch_size
             steps, whole = max(1, round(steps * ratio)), max(1, round(whole * ratio))
         steps = rounded(steps, config.train.steps_per_dispatch)
-        row = override(load_config(file), training_overrides(training.place))
         overrides += [*schedule(row, steps, training.scheduled), *shortened(config, steps, whole)]
         overrides = joined([*overrides, *own])
         config = override(load_config(file), overrides)

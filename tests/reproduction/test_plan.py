@@ -242,14 +242,24 @@ def test_published_steps_are_never_exceeded_nor_shortened_for_nothing():
 
 def test_a_small_part_has_settings_of_its_own_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setitem(plan.SHORT, "panet", ("train.batch_size=2", "train.learning_rate=0.5"))
-    planner, training = training_of("PANet")
-    short, longer = planner.limited(training, 30), planner.limited(training, 300)
-    assert (short.batch_size, short.steps, short.whole) == (2, 120, 2400)  # as many episodes
+
+    def limited(steps, *overrides):
+        planner = Planner(CPU, ["--config.data.root=.", *overrides], {})
+        planner._sizes = lambda config: (100, 100)
+        return planner.limited(planner.training(place_of("methods", "PANet")), steps)
+
+    short, longer = limited(300), limited(3000)
+    assert (short.batch_size, short.steps, short.whole) == (2, 150, 15_000)  # as many episodes
     assert short.config.train.learning_rate == 0.5
-    assert short.config.train.warmup == 10  # 50 of 600 steps
-    assert (longer.batch_size, longer.config.train.learning_rate) == (8, 0.1)
-    planner, training = training_of("PANet", "--config.train.learning_rate=0.2")
-    assert planner.limited(training, 30).config.train.learning_rate == 0.2
+    assert short.config.train.decay_every == 50  # a third, as published
+    assert (longer.batch_size, longer.config.train.learning_rate) == (1, 1e-3)
+    assert limited(300, "--config.train.learning_rate=0.2").config.train.learning_rate == 0.2
+
+
+def test_made_photographs_keep_their_settings():
+    """They have no pretrained backbone, and are short as they are."""
+    planner, training = training_of("CANet")
+    assert planner.limited(training, 6).config.train.learning_rate == 0.05
 
 
 def test_the_users_own_steps_are_a_limit_and_no_order():
