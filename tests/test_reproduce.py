@@ -172,7 +172,7 @@ def test_a_time_is_measured_divided_and_kept(run, tmp_path):
     assert "minutes with its tests" in line
     plans = json.loads((tmp_path / "tables" / "shapes" / "plan.json").read_text())
     ((how, plan),) = plans.items()
-    assert how.endswith("1 at a time, 30 minutes")
+    assert how == "1 x cpu (cpu), 1 at a time"
     assert list(plan["steps"].values()) == [30]
     assert not any(tmp_path.rglob("checkpoints/last/*"))
     result = run(tmp_path, *words, "--dry_run", rows="PANet")

@@ -60,7 +60,7 @@ from fsseg_jax.training import curves
 PLAN = "plan.json"
 # Of a measurement: values of episodes a second, the first of which has the compilation in it, and
 # seconds between the first and the last, unless there are many.
-VALUES, SECONDS, MANY = 3, 15.0, 40
+VALUES, SECONDS, MANY = 3, 6.0, 40
 # The forward pass of a photograph, of the time of a training episode, which has two photographs and
 # a backward pass that takes about twice as long.
 FORWARD = 1 / 6
@@ -171,8 +171,8 @@ class Reproduction:
         """
         path = self.folder / PLAN
         plans = json.loads(path.read_text()) if path.is_file() else {}
-        # Of this machine, used in this way, and of this time.
-        words = f"{self.planner.machine.words}, {len(self.slots)} at a time, {minutes:g} minutes"
+        # Of this machine, used in this way; names of trainings have the minutes in them.
+        words = f"{self.planner.machine.words}, {len(self.slots)} at a time"
         plan = plans.setdefault(words, {"speeds": {}, "steps": {}})
         new = [t for t in self.missing.values() if t.name not in plan["steps"]]
         for kind in dict.fromkeys(training.kind for training in new):
