@@ -304,28 +304,17 @@ def _number(figure: dict[str, Any], who: str, fold: str) -> str:
 
 
 def _as_html(results: dict[str, Any], curves: bytes) -> str:
-    blocks = []
+    groups: dict[tuple[str, ...], list[str]] = {}
     for row in results["rows"]:
         for figure in row["figures"]:
-            folds = list(figure["ours"])
-            lines = "".join(
-                f"<tr><td>{WHO[who]}</td>"
-                + "".join(f"<td>{_number(figure, who, fold)}</td>" for fold in folds)
-                + "</tr>"
-                for who in WHO
-                if who in figure
-            )
-            where = "; ".join(dict.fromkeys([*figure["runs"], *figure["weights"]]))
-            caption = f"{row['label']} · {figure['setting']} · {figure['metric']}, %"
-            trainings = "".join(f"<small>{html.escape(x)}</small>" for x in _trainings(figure))
-            blocks.append(
-                f"<div class=card><h3>{html.escape(caption)}</h3><table><tr><th>"
-                + "".join(f"<th>{_column(fold)}" for fold in folds)
-                + f"</tr>{lines}</table>"
-                f"<small>{html.escape(_remarks(row))}</small>{trainings}"
-                f"<small>protocol {', '.join(figure['protocols']) or '-'}; "
-                f"{html.escape(where) or 'no run'}</small></div>"
-            )
+            head = (figure["setting"], figure["metric"], *figure["ours"])
+            groups.setdefault(head, []).append(_lines(row, figure))
+    blocks = [
+        f"<h2>{html.escape(f'{setting}, {metric}, %')}</h2><div class=card><table><tr><th><th>"
+        + "".join(f"<th>{_column(fold)}" for fold in folds)
+        + f"</tr>{''.join(lines)}</table></div>"
+        for (setting, metric, *folds), lines in groups.items()
+    ]
     if any("at the best threshold" in f for row in results["rows"] for f in row["figures"]):
         blocks.append(f"<p>{BEST}</p>")
     notes = "".join(
@@ -355,6 +344,21 @@ def _as_html(results: dict[str, Any], curves: bytes) -> str:
     )
 
 
+def _lines(row: dict[str, Any], figure: dict[str, Any]) -> str:
+    """Lines of a table: what a figure is of, and who has found how much in which fold."""
+    who = [w for w in WHO if w in figure and (w != "paper" or figure["places"])]
+    weights = "; ".join(dict.fromkeys([*figure["runs"], *figure["weights"]])) or "no run"
+    known = [*_trainings(figure), _remarks(row)]
+    known.append(f"protocol {', '.join(figure['protocols']) or '-'}; {weights}")
+    about = "".join(f"<small>{html.escape(words)}</small>" for words in known if words)
+    first = f"<td rowspan={len(who)}><b>{html.escape(row['label'])}</b>{about}</td>"
+    lines = []
+    for number, name in enumerate(who):
+        values = "".join(f"<td>{_number(figure, name, fold)}</td>" for fold in figure[name])
+        lines.append(f"<tr>{first if number == 0 else ''}<td>{WHO[name]}</td>{values}</tr>")
+    return "".join(lines)
+
+
 def _remarks(row: dict[str, Any]) -> str:
     """What else the paper reports of a row, and its note."""
     others = (f"{name}: {value} in the paper." for name, value in row["others"].items())
@@ -365,6 +369,7 @@ _PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel=icon href="data:,"><title>$title</title><style>$style</style>
+<link rel=icon href="data:,"><title>$title</title>
+<style>$style th { white-space: nowrap }</style>
 <header><h1>$title</h1></header>$warnings$failed$blocks$curves$missing</html>
 """
