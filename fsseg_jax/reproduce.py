@@ -23,10 +23,10 @@ Ctrl-C, 2 for wrong input.
 import argparse
 import logging
 import math
-import os
 import pathlib
+import shlex
+import sys
 import time
-from collections.abc import Mapping
 
 import jax
 
@@ -37,9 +37,11 @@ from fsseg_jax.evaluation.cells import choose, named, table_folder
 from fsseg_jax.evaluation.published import overview
 from fsseg_jax.evaluation.table_report import as_text
 from fsseg_jax.files import lock
-from fsseg_jax.reproduction.plan import Machine, Planner, check_free, fields_of, read_weights
+from fsseg_jax.reproduction.agenda import Agenda
+from fsseg_jax.reproduction.machine import share, survey
+from fsseg_jax.reproduction.plan import Planner, check_free, fields_of, read_weights
 from fsseg_jax.reproduction.processes import Children, Stopped
-from fsseg_jax.reproduction.runner import Reproduction, survey
+from fsseg_jax.reproduction.runner import Reproduction
 
 logger = logging.getLogger("fsseg_jax.reproduce")  # as a program, the module has another name
 
@@ -91,11 +93,12 @@ def main() -> int:
             fields = fields_of(overrides)
             machine = survey(children, folder / "machine.txt", fields.get("platform", ""))
             logger.info("%s on %s", table.title, machine.words)
-            slots, own = share(machine, arguments.at_once, int(fields.get("devices", 0)))
-            planner = Planner(own, overrides, weights, budget(arguments))
-            models = arguments.checkpoints
-            task = Reproduction(table, places, planner, workdir, children, slots, models)
-            return reproduce(task, arguments, began)
+            devices = fields.get("devices", "")
+            devices = int(devices) if devices.isdecimal() else 0  # else told with other overrides
+            slots, own = share(machine, arguments.at_once, devices)
+            planner = Planner(own, overrides, weights, budget(arguments), workdir)
+            agenda = Agenda(table, places, planner, children, slots)
+            return reproduce(agenda, arguments, began)
         except Stopped:
             logger.info("stopped; the same command goes on")
             return children.status
@@ -108,49 +111,22 @@ def budget(arguments: argparse.Namespace) -> str:
     return f"{arguments.episodes}episodes" if arguments.episodes else ""
 
 
-def reproduce(task: Reproduction, arguments: argparse.Namespace, began: float) -> int:
+def reproduce(agenda: Agenda, arguments: argparse.Namespace, began: float) -> int:
     """Plans and does what a table needs; returns the exit status."""
-    task.find()
+    agenda.find()
     if arguments.episodes:
-        task.limit_episodes(arguments.episodes)
+        agenda.limit_episodes(arguments.episodes)
     if arguments.minutes:
-        task.limit_minutes(arguments.minutes, began)
+        agenda.limit_minutes(arguments.minutes, began, keep=not arguments.dry_run)
     if arguments.dry_run:
-        task.measure()
-        print("\n".join(task.describe()))
+        agenda.measure()
+        print("\n".join(agenda.describe()))
         return 0
-    results = task.run()
+    command = shlex.join(["python", "-m", "fsseg_jax.reproduce", *sys.argv[1:]])
+    results = Reproduction(agenda, command, arguments.checkpoints).run()
     print(as_text(results))
-    print(f"report: {task.folder / 'table.html'}")
+    print(f"report: {agenda.folder / 'table.html'}")
     return 1 if results["failed"] else 0
-
-
-def share(
-    machine: Machine, at_once: int | None, devices: int = 0
-) -> tuple[list[Mapping[str, str]], Machine]:
-    """What each of the programs that run at the same time finds in its environment; and which part
-    of the machine it has.
-
-    GPUs are dealt to them, one to each where nothing else is said. Other devices are all for each.
-
-    Args:
-        machine: all of it.
-        at_once: how many programs; None for as many as there are GPUs for.
-        devices: how many each of them is to have; 0 for one, or for what `at_once` leaves.
-    """
-    if machine.platform != "gpu":
-        count = at_once or 1
-        return [{}] * count, machine._replace(memory=machine.memory // count)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(n) for n in range(machine.count)]
-    count = at_once or max(1, len(names) // max(1, devices))
-    each = max(1, devices or len(names) // count)
-    dealt = [[names[(n * each + i) % len(names)] for i in range(each)] for n in range(count)]
-    sharers = -(-count * each // len(names))  # programs that have the same GPU
-    # JAX takes three quarters of a GPU's memory for itself.
-    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharers:.2f}"} if sharers > 1 else {}
-    slots = [{"CUDA_VISIBLE_DEVICES": ",".join(own), **memory} for own in dealt]
-    return slots, machine._replace(count=each, memory=machine.memory // sharers)
 
 
 if __name__ == "__main__":

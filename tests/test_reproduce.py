@@ -132,16 +132,34 @@ def test_the_same_words_again_do_nothing_again(whole, run):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/**/*")} == stamps
 
 
+def test_a_part_of_the_table_leaves_the_rest_of_it_there(whole, run):
+    workdir, _ = whole
+    before = figures(workdir)
+    result = run(workdir, "--episodes=48", rows="PANet, untrained")
+    assert result.returncode == 0, result.stderr
+    assert figures(workdir) == before
+
+
 def test_killed_at_any_moment_it_ends_with_the_same_table(whole, command, tmp_path):
-    """With SIGKILL, which nothing can prepare for, and with SIGTERM."""
+    """With SIGKILL, which nothing can prepare for, and with SIGTERM: soon after the first step, the
+    first checkpoint and the beginning of the test, and wherever else chance has it."""
     rng = random.Random(os.environ.get("KILL_SEED", "0"))
     words = command(tmp_path, "--episodes=48")
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    moments = ["*/tensorboard/events*", "*/checkpoints/last/*", "tables/shapes/cells/panet-1*/log*"]
+    met = 0
     for kill in range(int(os.environ.get("KILLS", "3"))):
         process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(1, 25))
-        process.send_signal(signal.SIGTERM if kill % 3 == 2 else signal.SIGKILL)
+        moment = moments[kill % 3]
+        if any(tmp_path.glob(moment)):
+            time.sleep(rng.uniform(1, 25))
+        while process.poll() is None and not any(tmp_path.glob(moment)):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 2))
+        met += process.poll() is None
+        process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGTERM)
         assert process.wait(60) in (0, -signal.SIGKILL, -signal.SIGTERM, 143)
+    assert met
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert figures(tmp_path) == figures(whole[0])
@@ -170,10 +188,9 @@ def test_a_time_is_measured_divided_and_kept(run, tmp_path):
     # Half an hour is enough for all that the user asks for.
     assert "30 steps of 2 (60 episodes, 1.2 % of the published training), about" in line
     assert "minutes with its tests" in line
-    plans = json.loads((tmp_path / "tables" / "shapes" / "plan.json").read_text())
-    ((how, plan),) = plans.items()
-    assert how == "1 x cpu (cpu), 1 at a time"
-    assert list(plan["steps"].values()) == [30]
+    plan = json.loads((tmp_path / "tables" / "shapes" / "plan.json").read_text())
+    assert list(plan["speeds"]) == ["1 x cpu (cpu), 1 at a time"]
+    assert plan["steps"] == {}  # a dry run decides nothing
     assert not any(tmp_path.rglob("checkpoints/last/*"))
     result = run(tmp_path, *words, "--dry_run", rows="PANet")
     assert "measuring" not in result.stderr
@@ -192,7 +209,8 @@ def test_a_time_is_measured_divided_and_kept(run, tmp_path):
         (["--minutes=1", "--episodes=3"], "both limit the trainings"),
         (["--weights=vgg16"], "--weights: vgg16: expected backbone=file"),
         (["--config.train.stepz=3"], "--config.train.stepz: there is no such config key"),
-        (["--config.platform=gpu"], "platform = gpu is not available"),
+        (["--config.platform=abacus"], "platform = 'abacus': choose"),
+        (["--config.devices=two"], "--config.devices"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

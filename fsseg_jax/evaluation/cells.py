@@ -81,7 +81,7 @@ class Cell(NamedTuple):
     run: Run | None = None  # None where there is no such run, or the row is of an untrained model
     evaluation: Evaluation | None = None  # None where a run or the data are missing
     results: dict[str, Any] | None = None
-    failure: str = ""  # why there are none
+    failure: str = ""  # what went wrong, of the training, the test or the writing of its model
 
 
 def choose(
@@ -163,7 +163,7 @@ def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
             continue
         try:
             config, info = checkpoints.describe(which)
-        except UserError as error:
+        except (UserError, OSError, ValueError) as error:  # the last two while it is written
             logger.warning("%s is left out: %s", folder, error)
         else:
             yield Run(folder, config, info["step"], info)
@@ -267,7 +267,7 @@ def locate(
         arguments = [*training_overrides(place), *arguments]
 
     source = test_source(config, sources)
-    target = table_folder(workdir, table) / "cells" / slug(str(place))
+    target = folder_of(workdir, table, place)
     trained = None if run is None else run.config
     stamp, which = (None, None) if run is None else _stamp(run, config.eval.checkpoint)
     plain = override(base, [*start, *overrides])
@@ -299,6 +299,11 @@ def test_source(config: ConfigDict, sources: dict[str, Source]) -> Source:
 def table_folder(workdir: pathlib.Path, table: Table) -> pathlib.Path:
     """Where a table is written."""
     return workdir / "tables" / table.name
+
+
+def folder_of(workdir: pathlib.Path, table: Table, place: Place) -> pathlib.Path:
+    """Where the results of one place are."""
+    return table_folder(workdir, table) / "cells" / slug(str(place))
 
 
 def data_root(overrides: Sequence[str]) -> str:

@@ -43,6 +43,7 @@ def collect(
     cells: Sequence[Cell],
     workdir: pathlib.Path,
     overrides: Sequence[str],
+    command: str = "",
 ) -> dict[str, Any]:
     """Ours and the published figures, cell by cell; what is missing, and what is mixed.
 
@@ -51,6 +52,7 @@ def collect(
         cells: of it, see `cells.locate`.
         workdir: the folder that holds the runs.
         overrides: of the command line, for the commands that give what is missing.
+        command: that gives all of it, if there is one.
     """
     rows = []
     for row in dict.fromkeys(cell.place.row.label for cell in cells):
@@ -67,8 +69,8 @@ def collect(
     missing: dict[str, list[str]] = {}
     for cell in cells:
         if cell.results is None and cell.place.row.config:
-            command = _command(table, cell, workdir, overrides)
-            missing.setdefault(command, []).append(str(cell.place))
+            words = command or _command(table, cell, workdir, overrides)
+            missing.setdefault(words, []).append(str(cell.place))
     return {
         "table": table.name,
         "title": table.title,
@@ -177,9 +179,9 @@ def training_folder(place: Any, suffix: str = "") -> str:
 
 def _command(table: Table, cell: Cell, workdir: pathlib.Path, overrides: Sequence[str]) -> str:
     """What gives a missing cell: its training, or this table with the data it needs."""
-    needed = cell.place.row.config.startswith("shapes")
+    made = cell.place.row.config.startswith("shapes")
     root = data_root(overrides) or f"--config.data.root={DATA}"
-    root = [] if needed else [root]
+    root = [] if made else [root]
     if cell.run or not cell.place.row.trained:
         where = [f"--table={table.name}", f"--workdir={workdir}", *root]
         return shlex.join(["python", "-m", "fsseg_jax.evaluate", *where])

@@ -1,4 +1,4 @@
-"""Child processes that run one program each, and end when this process does, by whatever death."""
+"""Child processes: the programs of this package, which end when this process does."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -74,6 +75,8 @@ class Children:
         self.status = 128 + number
         for child in list(self._running):
             _signal(child, signal.SIGKILL if again else signal.SIGTERM)
+        if again and not self._running:  # this process itself is at work, and is not asked to wait
+            raise Stopped
 
     def run(
         self,
@@ -142,6 +145,34 @@ class Children:
     def _tell(self, pid: int) -> None:
         self._guard.stdin.write(f"{pid}\n")
         self._guard.stdin.flush()
+
+
+def run_program(
+    children: Children,
+    program: str,
+    workdir: pathlib.Path,
+    environment: Mapping[str, str],
+    arguments: Sequence[str],
+    log: pathlib.Path | None = None,
+    **options: Any,
+) -> None:
+    """Runs a program of this package.
+
+    Args:
+        children: which it becomes one of.
+        program: such as "train".
+        workdir: its `--workdir`.
+        environment: beside that of this process.
+        arguments: further ones.
+        log: a folder for `log.txt`, by default `workdir`.
+        **options: of `Children.run`.
+
+    Raises:
+        Failure: the program failed.
+        Stopped: this process was asked to stop.
+    """
+    command = [sys.executable, "-m", f"fsseg_jax.{program}", f"--workdir={workdir}", *arguments]
+    children.run(command, (log or workdir) / "log.txt", environment, **options)
 
 
 def reason(log: pathlib.Path, status: int, begin: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""What a table needs, and how a budget is divided."""
+"""What a table needs, on which machine and with which settings."""
 
 import dataclasses
 import itertools
@@ -11,9 +11,10 @@ from fsseg_jax.data import open_source, training_items
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.cells import Run, choose, config_path
 from fsseg_jax.evaluation.published import TABLES
-from fsseg_jax.reproduce import share
 from fsseg_jax.reproduction import plan
-from fsseg_jax.reproduction.plan import Machine, Planner, Speed, divide
+from fsseg_jax.reproduction.machine import Machine
+from fsseg_jax.reproduction.plan import CHANGEABLE, Planner
+from fsseg_jax.reproduction.settings import SHORT, fast
 
 GIB = 2**30
 CPU, GPU = Machine("cpu", "cpu", 1, 16 * GIB), Machine("gpu", "H100", 1, 80 * GIB)
@@ -25,8 +26,8 @@ def place_of(name, label, shots=1, fold=0):
     return place
 
 
-def training_of(label, *overrides, machine=CPU, budget=""):
-    planner = Planner(machine, [*SMALL, *overrides], {}, budget)
+def training_of(label, *overrides, machine=CPU, **options):
+    planner = Planner(machine, [*SMALL, *overrides], {}, **options)
     return planner, planner.training(place_of("shapes", label))
 
 
@@ -95,12 +96,17 @@ def test_folders_tell_apart_what_is_not_the_same(tmp_path):
         ("panet-1", ["--config.data.fold=1"], "--config.data.fold: .* use --folds"),
         ("panet-1", ["--config.shots", "5"], "--config.shots: .* use --shots"),
         ("panet-5", ["--config.model.alignment_weight=1"], "rows differ in it; choose by --rows"),
+        ("panet-6", ["--config.support_annotation=box"], "rows differ in it; choose by --rows"),
+        ("canet-6", ["--config.eval.scales=1.0"], "rows differ in it; choose by --rows"),
+        ("methods", ["--config.backbone=vgg16"], "rows differ in it; choose by --rows"),
+        ("methods", ["--config.init=x.npz"], "rows differ in it; choose by --rows"),
     ],
 )
 def test_what_the_table_itself_says_is_not_overridden(name, words, told):
     with pytest.raises(UserError, match=told):
         plan.check_free(words, choose(TABLES[name]))
-    plan.check_free(["--config.seed=1"], choose(TABLES[name]))
+    free = ["--config.seed=1", "--config.init=", "--config.eval.episodes=9"]
+    plan.check_free(free, choose(TABLES[name]))
 
 
 def test_weights_go_to_the_rows_of_their_backbone(tmp_path):
@@ -118,9 +124,15 @@ def test_weights_go_to_the_rows_of_their_backbone(tmp_path):
     assert own == ["--config.backbone=resnet50", "--config.init=b"]
 
 
-@pytest.mark.parametrize("words", ["vgg16", "vgg16=/nowhere.npz", "vgg61=x.npz"])
-def test_wrong_weights_are_told(words):
-    told = r"--weights: (vgg16: expected|/nowhere.npz: there is no|vgg61: expected one of small)"
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("vgg16", "vgg16: expected backbone=file"),
+        ("vgg16=/nowhere.npz", "/nowhere.npz: there is no such file"),
+        ("vgg61=x.npz", "vgg61: expected one of small"),
+    ],
+)
+def test_wrong_weights_are_told(words, told):
     with pytest.raises(UserError, match=told):
         plan.read_weights(words)
 
@@ -136,7 +148,8 @@ def test_runs_elsewhere_are_taken_if_they_are_whole_and_the_same(tmp_path):
     planner, training = training_of("PANet")
 
     def found(**changes):
-        return planner.run(training, [finished(training, tmp_path / "mine", **changes)]) is not None
+        run = finished(training, tmp_path / "mine", **changes)
+        return planner.existing(training, [run]) is not None
 
     assert found()
     assert found(**{"train.log_every": 7, "data.pipeline": "tfdata", "dtype": "bfloat16"})
@@ -149,19 +162,21 @@ def test_runs_elsewhere_are_taken_if_they_are_whole_and_the_same(tmp_path):
     assert not found(**{"train.learning_rate": 0.05})
     assert not found(**{"model.alignment_weight": 0.0})
     run = finished(training, tmp_path / "mine")
-    assert planner.run(training, [run._replace(step=run.step - 1)]) is None
+    assert planner.existing(training, [run._replace(step=run.step - 1)]) is None
 
 
 def test_of_its_own_folder_a_training_is_taken_when_it_came_to_its_end(tmp_path):
     """Its last step is not its end: the last checkpoint has to be scored, too."""
-    planner, training = training_of("PANet", budget="48episodes")
+    planner, training = training_of("PANet", budget="48episodes", workdir=tmp_path)
     folder = tmp_path / training.name
     folder.mkdir()
     run = finished(planner.limited(training, 6), folder)
-    assert planner.run(training, [run]) is None
+    assert planner.existing(training, [run]) is None
     (folder / plan.DONE).touch()
-    assert planner.run(training, [run]) is run
-    assert planner.run(training, [run._replace(folder=tmp_path / "other")]) is None
+    assert planner.existing(training, [run]) is run
+    assert planner.existing(training, [run._replace(folder=tmp_path / "other")]) is None
+    # Somebody may have deleted its checkpoints and begun it anew.
+    assert planner.existing(training, [run._replace(step=run.step - 1)]) is None
 
 
 # --------------------------------------------------------------------------------- on a machine
@@ -183,7 +198,7 @@ def test_accelerators_have_the_fast_settings():
 def test_photographs_are_held_on_a_device_where_they_fit(memory):
     config = default_config()
     photographs = 10_582  # 5.1 GiB at 417 px
-    words = plan.fast(config, GPU._replace(memory=memory * GIB), photographs, 30_000)
+    words = fast(config, GPU._replace(memory=memory * GIB), photographs, 30_000)
     wanted = "device" if memory == 80 else "tfdata"
     assert f"--config.data.pipeline={wanted}" in words
     assert any("steps_per_dispatch" in word for word in words) == (memory == 80)
@@ -194,27 +209,6 @@ def test_as_many_devices_share_a_batch_as_divide_it():
         words = [f"--config.train.batch_size={batch_size}"]
         _, training = training_of("PANet", *words, machine=GPU._replace(count=devices))
         assert training.config.devices == used
-
-
-def test_several_gpus_are_dealt(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    four = GPU._replace(count=4)
-
-    def dealt(machine, *arguments):
-        slots, own = share(machine, *arguments)
-        fractions = {slot.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for slot in slots}
-        assert fractions == ({None} if own.memory == machine.memory else {"0.45"})
-        return [slot["CUDA_VISIBLE_DEVICES"] for slot in slots], own.count, own.memory // GIB
-
-    assert dealt(four, None) == (["0", "1", "2", "3"], 1, 80)
-    assert dealt(four, 2) == (["0,1", "2,3"], 2, 80)
-    assert dealt(four, None, 2) == (["0,1", "2,3"], 2, 80)
-    assert dealt(four, 6) == (["0", "1", "2", "3", "0", "1"], 1, 40)
-    assert dealt(GPU, None) == (["0"], 1, 80)
-    assert dealt(GPU, 2) == (["0", "0"], 1, 40)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert dealt(GPU._replace(count=2), None) == (["5", "7"], 1, 80)
-    assert share(CPU, 3) == ([{}] * 3, CPU._replace(memory=CPU.memory // 3))
 
 
 # ----------------------------------------------------------------------------------- a budget
@@ -241,7 +235,7 @@ def test_published_steps_are_never_exceeded_nor_shortened_for_nothing():
 
 
 def test_a_small_part_has_settings_of_its_own_unless_the_user_says_otherwise(monkeypatch):
-    monkeypatch.setitem(plan.SHORT, "panet", ("train.batch_size=2", "train.learning_rate=0.5"))
+    monkeypatch.setitem(SHORT, "panet", ("train.batch_size=2", "train.learning_rate=0.5"))
 
     def limited(steps, *overrides):
         planner = Planner(CPU, ["--config.data.root=.", *overrides], {})
@@ -256,6 +250,66 @@ def test_a_small_part_has_settings_of_its_own_unless_the_user_says_otherwise(mon
     assert limited(300, "--config.train.learning_rate=0.2").config.train.learning_rate == 0.2
 
 
+def test_devices_divide_the_smaller_batch_of_a_short_training(monkeypatch):
+    """Eight share a batch of 8, but not one of 4; and so where a batch is computed in parts."""
+    monkeypatch.setitem(SHORT, "panet", ("train.batch_size=4",))
+
+    def devices(*overrides):
+        machine = GPU._replace(count=8)
+        words = ["--config.data.root=.", "--config.train.batch_size=8", *overrides]
+        planner = Planner(machine, words, {})
+        planner._sizes = lambda config: (100, 100)
+        training = planner.training(place_of("methods", "PANet"))
+        return training.config.devices, planner.limited(training, 30).config.devices
+
+    assert devices() == (8, 8)  # the user's batch stays
+    assert devices("--config.train.accumulate=4") == (2, 2)
+    planner = Planner(GPU._replace(count=8), ["--config.data.root=."], {})
+    planner._sizes = lambda config: (100, 100)
+    training = planner.training(place_of("methods", "SST"))
+    short = planner.limited(training, 10)
+    assert (training.batch_size, training.config.devices) == (16, 8)
+    assert (short.batch_size, short.config.devices) == (4, 4)
+
+
+def test_settings_change_at_a_tenth_of_what_the_row_has_to_train():
+    """On COCO a configuration has fewer epochs than its paper: one step less is not short yet."""
+    planner = Planner(CPU, ["--config.data.root=."], {})
+    planner._sizes = lambda config: (100, 1000)
+    training = planner.training(place_of("canet-6", "CANet"))
+    assert training.steps < 0.1 * training.whole
+    rates = {
+        steps: planner.limited(training, steps).config.train.learning_rate
+        for steps in (training.steps - 1, training.steps // 11)
+    }
+    assert list(rates.values()) == [2.5e-3, 2.5e-2]
+
+
+def test_limiting_changes_nothing_of_what_is_limited():
+    _, training = training_of("MFNet")
+    before = list(training.overrides)
+    planner, _ = training_of("MFNet")
+    planner.limited(training, 5)
+    assert training.overrides == before
+
+
+@pytest.mark.parametrize("machines", [(CPU, GPU), (GPU, CPU), (CPU, GPU._replace(count=8))])
+def test_what_has_begun_goes_on_as_it_began(tmp_path, machines):
+    """With its steps and settings, whatever the machine and the budget are now."""
+    (planner, training), (other, same) = (
+        training_of("MFNet", machine=m, budget="9min") for m in machines
+    )
+    config = planner.limited(training, 37).config
+    config.train.learning_rate = 0.123  # as an earlier version may have had it
+    run = Run(tmp_path, config, 11, {})
+    goes_on = other.continued(same, run)
+    assert (goes_on.name, goes_on.done) == (training.name, 11)
+    left = differences(goes_on.config, config)
+    assert all(name.startswith((*CHANGEABLE, "train.steps_per_dispatch")) for name in left), left
+    assert goes_on.config.dtype == same.config.dtype
+    assert goes_on.config.devices == (8 if machines[1].count == 8 else 0)
+
+
 def test_made_photographs_keep_their_settings():
     """They have no pretrained backbone, and are short as they are."""
     planner, training = training_of("CANet")
@@ -268,66 +322,15 @@ def test_the_users_own_steps_are_a_limit_and_no_order():
     assert planner.limited(training, 200).steps == 100
 
 
-def trainings(*needs):
-    """Trainings with a kind and a number of steps each."""
-    _, training = training_of("PANet")
-    several = []
-    for i, (kind, steps) in enumerate(needs):
-        config = training.config.copy_and_resolve_references()
-        config.train.steps = steps
-        several.append(training._replace(name=f"{kind}{i}", kind=kind, config=config))
-    return several
-
-
-def seconds_of(steps, trainings, speeds):
-    return {t.name: steps[t.name] * t.batch_size / speeds[t.kind].rate for t in trainings}
-
-
-def test_a_time_is_divided_alike():
-    several = trainings(("a", 10**6), ("b", 10**6), ("b", 10**6))
-    speeds = {"a": Speed(8.0, 0), "b": Speed(80.0, 0)}
-    spent = {t.name: 10.0 for t in several}
-    steps = divide(330.0, several, speeds, spent)
-    assert seconds_of(steps, several, speeds) == pytest.approx(dict.fromkeys(spent, 100.0))
-    assert steps == {"a0": 100, "b1": 1000, "b2": 1000}
-
-
-def test_what_one_training_does_not_need_goes_to_the_others():
-    several = trainings(("a", 10), ("a", 10**6), ("a", 10**6))
-    speeds = {"a": Speed(8.0, 0)}  # a step a second
-    steps = divide(310.0, several, speeds, dict.fromkeys(["a0", "a1", "a2"], 0.0))
-    assert steps == {"a0": 10, "a1": 150, "a2": 150}
-
-
-def test_no_training_has_more_time_than_there_is():
-    """However many slots there are."""
-    speeds, one = {"a": Speed(8.0, 0)}, trainings(("a", 10**6))
-    assert divide(60.0, one, speeds, {"a0": 10.0}, slots=8) == {"a0": 50}
-    nine = trainings(*[("a", 10**6)] * 9)
-    spent = {t.name: 0.0 for t in nine}
-    assert set(divide(60.0, nine, speeds, spent, slots=8).values()) == {30}  # two rounds
-    assert set(divide(60.0, nine[:8], speeds, spent, slots=8).values()) == {60}
-
-
-def test_every_training_has_a_step_and_too_little_time_is_told():
-    several = trainings(("a", 100), ("a", 100))
-    speeds = {"a": Speed(0.01, 0)}
-    assert divide(1.0, several, speeds, {"a0": 0, "a1": 0}) == {"a0": 1, "a1": 1}
-    with pytest.raises(
-        UserError, match=r"--minutes: starting 2 trainings .* 2\.0 minutes, 1 at a time"
-    ):
-        divide(60.0, several, speeds, {"a0": 60.0, "a1": 60.0})
-
-
 # --------------------------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize("method", list(plan.SHORT))
+@pytest.mark.parametrize("method", list(SHORT))
 def test_settings_of_short_trainings_exist(method):
     label = {"panet": "PANet", "canet": "CANet", "sst": "SST", "ltafnet": "LTAF-Net"}
     label["mfnet"] = "MFNet"
     config = load_config(config_path(place_of("methods", label[method]).row))
-    changed = override(config, [f"--config.{field}" for field in plan.SHORT[method]])
+    changed = override(config, [f"--config.{field}" for field in SHORT[method]])
     assert differences(config, changed)
 
 

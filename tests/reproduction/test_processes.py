@@ -96,7 +96,7 @@ def test_a_terminal_that_is_gone_stops_nothing(tmp_path, monkeypatch):
 
 def test_what_has_shown_enough_is_ended(tmp_path):
     log = tmp_path / "log.txt"
-    program = "import time; print('ready', flush=True); time.sleep(600)"
+    program = "import sys, time; print('ready', flush=True); time.sleep(60); sys.exit(1)"
     with Children() as children:
         children.run(
             [*PYTHON, program], log, enough=lambda: log.exists() and "ready" in log.read_text()
@@ -127,6 +127,15 @@ def test_sigterm_reaches_children_which_may_finish(tmp_path):
         with pytest.raises(Stopped):  # and nothing new is begun
             children.run([*PYTHON, "pass"], log)
     assert saved.exists()
+
+
+def test_a_second_signal_stops_this_process_where_no_child_runs():
+    """As while it reads a large data set; the first one leaves it the time to end in order."""
+    with Children() as children:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        assert children.status == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
