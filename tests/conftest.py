@@ -9,7 +9,7 @@ import xla_flags  # noqa: F401  before JAX
 from PIL import Image, ImageDraw
 
 from fsseg_jax.data.source import ClassTable, Photograph, Source, count_classes
-from fsseg_jax.data.voc import CLASSES
+from fsseg_jax.data.sources.voc import CLASSES
 
 
 @pytest.fixture(scope="session", autouse=True)

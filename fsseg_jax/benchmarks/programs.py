@@ -17,7 +17,7 @@ from fsseg_jax import command_line
 from fsseg_jax.benchmarks.measure import GIB, Peak, Work, peaks, work
 from fsseg_jax.benchmarks.roofline import roofline
 from fsseg_jax.config import default_config, load_config, override
-from fsseg_jax.data.shapes import Shapes
+from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import write_whole

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.data import Pipeline, training_items, training_pipeline
-from fsseg_jax.data.shapes import KINDS, Shapes
 from fsseg_jax.data.source import Source
+from fsseg_jax.data.sources.shapes import KINDS, Shapes
 from fsseg_jax.devices import make_mesh, replicated, split
 from fsseg_jax.episode import Episode
 from fsseg_jax.models import Method, create_model

@@ -10,18 +10,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from fsseg_jax.data import device
 from fsseg_jax.data.annotations import annotation_of
-from fsseg_jax.data.shapes import Shapes
+from fsseg_jax.data.pipelines import device
 from fsseg_jax.data.source import Source
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources.shapes import Shapes
+from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.devices import put_batches
 from fsseg_jax.episode import Episode, Items, check_items
 from fsseg_jax.errors import UserError
 
 
 def _coco(data: ConfigDict, split: str) -> Source:
-    from fsseg_jax.data.coco import COCO
+    from fsseg_jax.data.sources.coco import COCO
 
     if data.coco.masks == "category" and data.held_out_photographs == "drop":
         raise UserError(
@@ -32,19 +32,19 @@ def _coco(data: ConfigDict, split: str) -> Source:
 
 
 def _fss1000(data: ConfigDict, split: str) -> Source:
-    from fsseg_jax.data.fss1000 import FSS1000
+    from fsseg_jax.data.sources.fss1000 import FSS1000
 
     return FSS1000(data.root, split)
 
 
 def _folder(data: ConfigDict, split: str) -> Source:
-    from fsseg_jax.data.folder import Folder
+    from fsseg_jax.data.sources.folder import Folder
 
     return Folder(data.root, split, data.folds)
 
 
 def _tfds(data: ConfigDict, split: str) -> Source:
-    from fsseg_jax.data.tfds_source import TFDS
+    from fsseg_jax.data.sources.tfds import TFDS
 
     if data.coco.masks != "label":
         raise UserError(
@@ -164,7 +164,7 @@ def training_pipeline(
         return Pipeline(lambda count: data, lambda data, done, step: draw(data, step))
 
     try:  # TensorFlow is imported here alone, so that everything else works without it.
-        from fsseg_jax.data import tfdata
+        from fsseg_jax.data.pipelines import tfdata
     except ModuleNotFoundError as error:
         raise UserError(
             f"data.pipeline = tfdata needs {error.name}, which is not installed: "

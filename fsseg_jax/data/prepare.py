@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from fsseg_jax import command_line
 from fsseg_jax.data.source import check_size, count_classes, parallel_map, read_label
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from fsseg_jax.benchmarks import input as benchmark
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources.voc import VOC
 
 # In a process of its own, where what is compiled is optimised; but shortly.
 SHORTLY = """

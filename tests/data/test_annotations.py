@@ -26,8 +26,8 @@ from fsseg_jax.data.annotations import (
     square_marks,
     strokes,
 )
-from fsseg_jax.data.augment import episode_geometry
-from fsseg_jax.data.device import decode
+from fsseg_jax.data.pipelines.augment import episode_geometry
+from fsseg_jax.data.pipelines.device import decode
 from fsseg_jax.data.source import ClassTable, Photograph, Source, count_classes
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import BATCH_AXIS, Episode, EpisodeIds, sample

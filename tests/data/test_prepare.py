@@ -20,7 +20,7 @@ from sentences import message_of
 from fsseg_jax import command_line
 from fsseg_jax.data import prepare
 from fsseg_jax.data.prepare import Archive, Prepared, prepare_pascal5i
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources.voc import VOC
 
 # Photographs of both data sets; SBD knows neither 2007_000003 nor 2007_000129.
 VOC_LISTS = {"train": ["2007_000003", "2008_000007"], "val": ["2007_000129", "2009_000001"]}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fsseg_jax.config import default_config, override
-from fsseg_jax.data.voc import CLASSES
+from fsseg_jax.data.sources.voc import CLASSES
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import (
     draw_episodes,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fsseg_jax.config import default_config
-from fsseg_jax.data.shapes import Shapes
+from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import Episode, episode_label, sample
 from fsseg_jax.evaluation.evaluator import Evaluator

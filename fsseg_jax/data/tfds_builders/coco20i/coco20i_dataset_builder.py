@@ -2,7 +2,7 @@
 
 import os
 
-from fsseg_jax.data.coco import COCO, FOLDS
+from fsseg_jax.data.sources.coco import COCO, FOLDS
 from fsseg_jax.data.tfds_builders.benchmark import Benchmark
 
 

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from fsseg_jax.data.fss1000 import FSS1000
+from fsseg_jax.data.sources.fss1000 import FSS1000
 from fsseg_jax.data.tfds_builders.benchmark import Benchmark
 
 

@@ -2,8 +2,8 @@
 
 import os
 
+from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.tfds_builders.benchmark import Benchmark
-from fsseg_jax.data.voc import VOC
 
 
 class Builder(Benchmark):

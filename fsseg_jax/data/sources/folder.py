@@ -11,8 +11,8 @@ import ijson
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from fsseg_jax.data.coco_annotations import CocoAnnotations
-from fsseg_jax.data.labelme import read_labelme
+from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
+from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.source import (
     Photograph,
     Source,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fsseg_jax.data.shapes import Shapes
+from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.errors import UserError
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from jaxtyping import UInt8
 
-from fsseg_jax.data.coco_annotations import CocoAnnotations
+from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.source import (
     Photograph,
     Source,

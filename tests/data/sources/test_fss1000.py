@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sentences import message_of
 
-from fsseg_jax.data.fss1000 import FSS1000
+from fsseg_jax.data.sources.fss1000 import FSS1000
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 SPLITS = {"train": ("fox", "bee", "ant"), "val": ("dog",), "test": ("elk", "cat")}

@@ -18,10 +18,10 @@ pytest.importorskip("tensorflow_datasets")
 import tensorflow_datasets as tfds
 from sentences import message_of
 
-from fsseg_jax.data import tfds_source
-from fsseg_jax.data.fss1000 import FSS1000
-from fsseg_jax.data.tfds_source import TFDS
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources import tfds as tfds_source
+from fsseg_jax.data.sources.fss1000 import FSS1000
+from fsseg_jax.data.sources.tfds import TFDS
+from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
 
 BUILDERS = pathlib.Path(tfds_source.__file__).parent / "tfds_builders"
@@ -374,7 +374,7 @@ def write_coco(root, split, photographs):
 
 def test_coco20i_is_its_source_with_all_lists_of_folds(tmp_path):
     pytest.importorskip("pycocotools")
-    from fsseg_jax.data.coco import COCO
+    from fsseg_jax.data.sources.coco import COCO
     from fsseg_jax.data.tfds_builders.coco20i.coco20i_dataset_builder import Builder
 
     for split, photographs in (("train", 4), ("val", 3)):

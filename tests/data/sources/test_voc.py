@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from sentences import message_of
 
-from fsseg_jax.data import voc
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources import voc
+from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
 
 

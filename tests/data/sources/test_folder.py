@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsseg_jax.data import folder as module
-from fsseg_jax.data.folder import Folder
-from fsseg_jax.data.labelme import read_labelme
+from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.source import read_mask
+from fsseg_jax.data.sources import folder as module
+from fsseg_jax.data.sources.folder import Folder
 from fsseg_jax.errors import UserError
 
 SIZE = (20, 30)  # height and width of most photographs

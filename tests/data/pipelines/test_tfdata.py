@@ -12,11 +12,11 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsseg_jax.data import tfdata
 from fsseg_jax.data.annotations import Annotation
-from fsseg_jax.data.augment import OUTSIDE
+from fsseg_jax.data.pipelines import tfdata
+from fsseg_jax.data.pipelines.augment import OUTSIDE
 from fsseg_jax.data.source import ClassTable, Photograph, Source, read_square
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label, sample
 from fsseg_jax.errors import UserError
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from fsseg_jax.config import default_config
-from fsseg_jax.data import device, training_items, training_pipeline
+from fsseg_jax.data import training_items, training_pipeline
 from fsseg_jax.data.annotations import KINDS, Annotation
-from fsseg_jax.data.augment import OUTSIDE, episode_geometry
+from fsseg_jax.data.pipelines import device
+from fsseg_jax.data.pipelines.augment import OUTSIDE, episode_geometry
 from fsseg_jax.data.source import (
     ClassTable,
     Photograph,
@@ -22,7 +23,7 @@ from fsseg_jax.data.source import (
     count_classes,
     read_square,
 )
-from fsseg_jax.data.voc import VOC
+from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.devices import AXIS, make_mesh
 from fsseg_jax.episode import IGNORE, UNLABELLED, EpisodeIds, sample
 from fsseg_jax.errors import UserError

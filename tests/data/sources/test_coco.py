@@ -13,10 +13,11 @@ from PIL import Image
 from sentences import message_of
 
 from fsseg_jax.config import default_config
-from fsseg_jax.data import coco_annotations, open_source, training_pipeline
-from fsseg_jax.data.coco import COCO
-from fsseg_jax.data.coco_annotations import CocoAnnotations
+from fsseg_jax.data import open_source, training_pipeline
+from fsseg_jax.data.formats import coco_annotations
+from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.source import fingerprint
+from fsseg_jax.data.sources.coco import COCO
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import sample
 from fsseg_jax.errors import UserError

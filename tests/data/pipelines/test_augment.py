@@ -8,8 +8,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsseg_jax.data import device, tfdata
-from fsseg_jax.data.augment import Geometry, draw_geometry, episode_geometry
+from fsseg_jax.data.pipelines import device, tfdata
+from fsseg_jax.data.pipelines.augment import Geometry, draw_geometry, episode_geometry
 from fsseg_jax.data.source import read_square
 from fsseg_jax.episode import random_bits
 
