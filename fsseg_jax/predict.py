@@ -40,8 +40,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fsseg_jax import command_line
+from fsseg_jax.data.images import read_image
+from fsseg_jax.data.parallel import cores, parallel_map
 from fsseg_jax.data.pictures import CLASSES
-from fsseg_jax.data.source import Photograph, cores, parallel_map, read_image
+from fsseg_jax.data.source import Photograph
 from fsseg_jax.data.sources.folder import SUFFIXES, Folder
 from fsseg_jax.devices import describe
 from fsseg_jax.episode import IGNORE

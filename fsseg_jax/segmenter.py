@@ -27,8 +27,10 @@ from PIL import Image
 
 from fsseg_jax import sharing
 from fsseg_jax.config import CHOICES, config_file, config_names, load_config, override
+from fsseg_jax.data.parallel import cores
 from fsseg_jax.data.pictures import as_label, as_photograph, boxes_label
-from fsseg_jax.data.source import Photograph, cores, fitted, square
+from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import (
     choose_platform,
     make_mesh,

@@ -15,7 +15,8 @@ from PIL import Image
 
 from fsseg_jax import Segmenter, forward
 from fsseg_jax.config import default_config
-from fsseg_jax.data.source import Photograph, square
+from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import IGNORE, Episode, normalise, sample
 from fsseg_jax.errors import UserError
@@ -615,7 +616,7 @@ def test_an_object_too_small_for_the_square_is_not_lost(fit):
             _, label = segmenter._supports
             sides = (SIZE, SIZE)
             if fit == "letterbox":
-                # Multiples of 8, rounded down: see `source.fitted`.
+                # Multiples of 8, rounded down: see `squares.fitted`.
                 sides = [SIZE * side // max(height, width) // 8 * 8 for side in (height, width)]
             where = [int((y + 0.5) * sides[0] / height), int((x + 0.5) * sides[1] / width)]
             assert np.argwhere(np.asarray(label[0, 0]) == 1).tolist() == [where]

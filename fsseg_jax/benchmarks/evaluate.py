@@ -20,7 +20,8 @@ from fsseg_jax import command_line
 from fsseg_jax.benchmarks import programs, workloads
 from fsseg_jax.benchmarks.measure import GIB, by_turns, peak_memory
 from fsseg_jax.data import open_source
-from fsseg_jax.data.source import Source, read_square
+from fsseg_jax.data.source import Source
+from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.episode import Episode, EpisodeIds, concatenate, episode_label
 from fsseg_jax.evaluation.evaluator import Evaluator

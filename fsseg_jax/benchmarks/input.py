@@ -24,7 +24,7 @@ from fsseg_jax.benchmarks.measure import by_turns
 from fsseg_jax.benchmarks.workloads import constant, open_pipeline, training
 from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.data import Pipeline, open_source, training_items
-from fsseg_jax.data.source import cores
+from fsseg_jax.data.parallel import cores
 from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.devices import describe, make_mesh
 

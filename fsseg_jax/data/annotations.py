@@ -17,7 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order
 from skimage.morphology import disk, skeletonize
 
-from fsseg_jax.data.source import Photograph, Source, square
+from fsseg_jax.data.source import Photograph, Source
+from fsseg_jax.data.squares import square
 from fsseg_jax.episode import IGNORE, UNLABELLED, random_bits
 
 KINDS = ("dense", "box", "largest_box", "scribble", "one_scribble", "point")
@@ -64,7 +65,7 @@ def square_marks(
         index: of the photograph.
         label: its label, resized to a square.
         annotation: how supports are outlined.
-        fit: how the square was made; see `source.square`.
+        fit: how the square was made; see `squares.square`.
 
     Returns:
         for boxes, each class's objects numbered from 1, the largest first, and 0; for scribbles

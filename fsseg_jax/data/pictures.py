@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
 
-from fsseg_jax.data.source import open_picture, read_image, rgb
+from fsseg_jax.data.images import open_picture, read_image, rgb
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
 

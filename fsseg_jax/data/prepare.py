@@ -32,7 +32,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from fsseg_jax import command_line
-from fsseg_jax.data.source import check_size, count_classes, parallel_map, read_label
+from fsseg_jax.data.images import check_size, read_label
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import count_classes
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
 

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from fsseg_jax.data import test_split
 from fsseg_jax.data.annotations import annotated, annotation_of, choose, square_marks
-from fsseg_jax.data.source import Photograph, Source, fitted, parallel_map, square
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import Photograph, Source
+from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import is_first_process, put, replicated, split
 from fsseg_jax.episode import (
     IGNORE,

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from fsseg_jax.data.source import Source, cache_folder
+from fsseg_jax.data.cache import cache_folder
+from fsseg_jax.data.source import Source
 from fsseg_jax.episode import IGNORE, EpisodeIds
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from fsseg_jax.data.images import check_size, image_size, read_label, read_mask
+from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.pictures import as_label
-from fsseg_jax.data.source import check_size, image_size, parallel_map, read_label, read_mask
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.metrics import iou

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsseg_jax.data.source import ClassTable, parallel_map, read_square
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import ClassTable
+from fsseg_jax.data.squares import read_square
 
 # Pixels of classes 1..4 in six photographs.
 COUNTS = np.array(

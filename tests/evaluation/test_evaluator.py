@@ -11,7 +11,7 @@ import pytest
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
-from fsseg_jax.data.source import read_square
+from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import (
     Episode,

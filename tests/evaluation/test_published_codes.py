@@ -22,8 +22,9 @@ from scipy import stats
 from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config, override
 from fsseg_jax.data import open_source
-from fsseg_jax.data.source import Photograph, fitted, square
+from fsseg_jax.data.source import Photograph
 from fsseg_jax.data.sources.coco import FOLDS
+from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import EpisodeIds
 from fsseg_jax.evaluation import evaluator

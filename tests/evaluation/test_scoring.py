@@ -12,7 +12,8 @@ from PIL import Image
 
 from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config
-from fsseg_jax.data.source import Photograph, square
+from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import empty_episode, normalise, sample
 from fsseg_jax.evaluation.evaluator import Evaluator, scaled_side

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fsseg_jax.config import default_config
-from fsseg_jax.data.source import square
 from fsseg_jax.data.sources.voc import VOC
+from fsseg_jax.data.squares import square
 from fsseg_jax.episode import IGNORE, Episode, episode_label, normalise
 from fsseg_jax.models import create_model, init_variables
 from fsseg_jax.models.resize import resize_masks

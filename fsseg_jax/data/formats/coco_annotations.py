@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from pycocotools import mask
 from tqdm import tqdm
 
-from fsseg_jax.data.source import cache_folder, fingerprint
+from fsseg_jax.data.cache import cache_folder, fingerprint
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 

@@ -24,8 +24,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.data.annotations import DENSE, Annotation, annotated, choose, square_marks
+from fsseg_jax.data.cache import cache_folder
+from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry, episode_geometry
-from fsseg_jax.data.source import Source, cache_folder, parallel_map, read_square
+from fsseg_jax.data.source import Source
+from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import AXIS, put, replicated, split
 from fsseg_jax.episode import IGNORE, Episode, Items, episode_label, sample
 from fsseg_jax.errors import UserError

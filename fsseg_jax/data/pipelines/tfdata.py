@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.data.annotations import BOXES, DENSE, Annotation, annotated, choose, square_marks
 from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry, episode_geometry
-from fsseg_jax.data.source import Source, bordered, square
+from fsseg_jax.data.source import Source
+from fsseg_jax.data.squares import bordered, square
 from fsseg_jax.episode import IGNORE, Episode, Items, sample
 from fsseg_jax.errors import UserError
 

@@ -7,18 +7,10 @@ import re
 import numpy as np
 from jaxtyping import UInt8
 
+from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
-from fsseg_jax.data.source import (
-    Photograph,
-    Source,
-    check_size,
-    class_numbers,
-    count_classes,
-    existing_root,
-    fingerprint,
-    kept_table,
-    read_image,
-)
+from fsseg_jax.data.images import check_size, read_image
+from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
 FOLDS = {

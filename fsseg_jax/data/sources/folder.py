@@ -11,21 +11,12 @@ import ijson
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.formats.labelme import read_labelme
-from fsseg_jax.data.source import (
-    Photograph,
-    Source,
-    check_size,
-    class_numbers,
-    count_classes,
-    existing_root,
-    fingerprint,
-    kept_table,
-    parallel_map,
-    read_image,
-    read_mask,
-)
+from fsseg_jax.data.images import check_size, read_image, read_mask
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes, existing_root
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 

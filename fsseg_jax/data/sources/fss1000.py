@@ -9,18 +9,9 @@ import zlib
 import numpy as np
 from jaxtyping import Integer
 
-from fsseg_jax.data.source import (
-    Photograph,
-    Source,
-    check_size,
-    class_numbers,
-    count_classes,
-    existing_root,
-    fingerprint,
-    kept_table,
-    read_image,
-    read_mask,
-)
+from fsseg_jax.data.cache import fingerprint, kept_table
+from fsseg_jax.data.images import check_size, read_image, read_mask
+from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
 TRAINING_CLASSES = 520

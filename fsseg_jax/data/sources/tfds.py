@@ -17,19 +17,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from fsseg_jax.data.source import (
-    Photograph,
-    Source,
-    cache_folder,
-    check_size,
-    class_numbers,
-    count_classes,
-    fingerprint,
-    kept_table,
-    parallel_map,
-    read_image,
-    read_label,
-)
+from fsseg_jax.data.cache import cache_folder, fingerprint, kept_table
+from fsseg_jax.data.images import check_size, read_image, read_label
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
@@ -43,7 +34,7 @@ except ModuleNotFoundError as error:
         "pip install 'fsseg_jax[tfds]'."
     ) from None
 
-BUILDERS = pathlib.Path(__file__).parent / "tfds_builders"
+BUILDERS = pathlib.Path(__file__).parents[1] / "tfds_builders"
 ID_FEATURES = ("id", "tfds_id", "image_id", "file_name", "filename", "image/filename", "name")
 
 

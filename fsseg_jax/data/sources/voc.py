@@ -8,17 +8,9 @@ import pathlib
 import numpy as np
 from jaxtyping import UInt8
 
-from fsseg_jax.data.source import (
-    Photograph,
-    Source,
-    check_size,
-    count_classes,
-    existing_root,
-    fingerprint,
-    kept_table,
-    read_image,
-    read_label,
-)
+from fsseg_jax.data.cache import fingerprint, kept_table
+from fsseg_jax.data.images import check_size, read_image, read_label
+from fsseg_jax.data.source import Photograph, Source, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
 CLASSES = (

@@ -12,18 +12,12 @@ from PIL import Image
 from fsseg_jax.config import default_config
 from fsseg_jax.data import training_items, training_pipeline
 from fsseg_jax.data.annotations import KINDS, Annotation
+from fsseg_jax.data.cache import cache_folder
 from fsseg_jax.data.pipelines import device
 from fsseg_jax.data.pipelines.augment import OUTSIDE, episode_geometry
-from fsseg_jax.data.source import (
-    ClassTable,
-    Photograph,
-    Source,
-    cache_folder,
-    class_numbers,
-    count_classes,
-    read_square,
-)
+from fsseg_jax.data.source import ClassTable, Photograph, Source, class_numbers, count_classes
 from fsseg_jax.data.sources.voc import VOC
+from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import AXIS, make_mesh
 from fsseg_jax.episode import IGNORE, UNLABELLED, EpisodeIds, sample
 from fsseg_jax.errors import UserError

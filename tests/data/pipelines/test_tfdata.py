@@ -15,8 +15,9 @@ from PIL import Image
 from fsseg_jax.data.annotations import Annotation
 from fsseg_jax.data.pipelines import tfdata
 from fsseg_jax.data.pipelines.augment import OUTSIDE
-from fsseg_jax.data.source import ClassTable, Photograph, Source, read_square
+from fsseg_jax.data.source import ClassTable, Photograph, Source
 from fsseg_jax.data.sources.voc import VOC
+from fsseg_jax.data.squares import read_square
 from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label, sample
 from fsseg_jax.errors import UserError
 

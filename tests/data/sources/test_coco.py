@@ -14,9 +14,9 @@ from sentences import message_of
 
 from fsseg_jax.config import default_config
 from fsseg_jax.data import open_source, training_pipeline
+from fsseg_jax.data.cache import fingerprint
 from fsseg_jax.data.formats import coco_annotations
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
-from fsseg_jax.data.source import fingerprint
 from fsseg_jax.data.sources.coco import COCO
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import sample
@@ -24,7 +24,7 @@ from fsseg_jax.errors import UserError
 
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of COCO's category ids
 CATEGORIES = [number for number in range(1, 91) if number not in GAPS]
-TINY = pathlib.Path(__file__).parents[3] / "shared/data/tiny_coco"
+TINY = pathlib.Path(__file__).parents[4] / "shared/data/tiny_coco"
 
 # pycocotools's own, of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

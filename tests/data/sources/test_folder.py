@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fsseg_jax.data.formats.labelme import read_labelme
-from fsseg_jax.data.source import read_mask
+from fsseg_jax.data.images import read_mask
 from fsseg_jax.data.sources import folder as module
 from fsseg_jax.data.sources.folder import Folder
 from fsseg_jax.errors import UserError

@@ -24,7 +24,7 @@ from fsseg_jax.data.sources.tfds import TFDS
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
 
-BUILDERS = pathlib.Path(tfds_source.__file__).parent / "tfds_builders"
+BUILDERS = pathlib.Path(tfds_source.__file__).parents[1] / "tfds_builders"
 NO_TENSORFLOW = """
 import importlib.machinery, sys
 find = importlib.machinery.PathFinder.find_spec

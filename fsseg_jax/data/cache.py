@@ -1,0 +1,64 @@
+"""What is kept between runs in the user's cache folder, until a file of the data set changes."""
+
+import hashlib
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import ClassTable
+
+logger = logging.getLogger(__name__)
+
+
+def fingerprint(files: Iterable[str | os.PathLike]) -> str:
+    """A hash of the files' names in their order, sizes and times of change."""
+    files = [os.fspath(path) for path in files]
+    digest = hashlib.sha256("\n".join(files).encode())
+    wanted = {}
+    for path in files:
+        wanted.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+    for folder in sorted(wanted):
+        with os.scandir(folder or ".") as entries:  # one call a folder, not one a file
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name in wanted[folder]:
+                    status = entry.stat()
+                    line = f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n"
+                    digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
+def kept_table(
+    name: str, key: str, count: Callable[[Any], np.ndarray], arguments: Sequence[Any]
+) -> ClassTable:
+    """The class table, kept in the user's cache folder.
+
+    Args:
+        name: of the source.
+        key: changes when the table does.
+        count: gives the pixels of each class in one photograph, classes in the source's order.
+        arguments: of `count`, one a photograph.
+    """
+    cache = cache_folder("class_tables") / f"{name}-{key}.npz"
+    if cache.is_file():
+        with np.load(cache) as table:
+            return ClassTable(table["photograph"], table["class_id"], table["pixels"])
+    table = ClassTable.from_counts(parallel_map(count, arguments, f"class table of {name}"))
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, **vars(table))
+        temporary.replace(cache)
+    except OSError as error:
+        logger.warning("the class table cannot be kept for the next time: %s", error)
+    return table
+
+
+def cache_folder(kind: str) -> pathlib.Path:
+    """Where things of a kind that can be made again are kept on this machine."""
+    return pathlib.Path(platformdirs.user_cache_dir("fsseg_jax")) / kind
