@@ -311,7 +311,7 @@ def test_pascal5i_stores_the_very_photographs_and_grey_labels(pascal, voc_root):
 
 def test_reading_needs_no_tensorflow(pascal, voc_root):
     program = f"""{NO_TENSORFLOW}
-from fsseg_jax.data.tfds_source import TFDS
+from fsseg_jax.data.sources.tfds import TFDS
 source = TFDS("pascal5i", {str(pascal)!r}, "train[1:]")
 print(source.ids[0], int(source.read(0).label.astype(int).sum()), "tensorflow" in sys.modules)
 """
@@ -537,7 +537,7 @@ def test_missing_packages_are_told(package):
     program = f"""{NO_TENSORFLOW.replace('"tensorflow"', repr(package))}
 from fsseg_jax.errors import UserError
 try:
-    import fsseg_jax.data.tfds_source
+    import fsseg_jax.data.sources.tfds
 except UserError as error:
     print(error)
 """
