@@ -2,7 +2,9 @@
 
 from fsseg_jax.devices import avoid_corruption
 from fsseg_jax.episode import Episode
-from fsseg_jax.segmenter import Segmenter, forward, load
+from fsseg_jax.prediction.forward import forward
+from fsseg_jax.prediction.loading import load
+from fsseg_jax.prediction.segmenter import Segmenter
 
 __all__ = ["Episode", "Segmenter", "forward", "load"]
 

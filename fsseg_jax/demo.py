@@ -25,13 +25,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fsseg_jax import command_line
-from fsseg_jax.data.pictures import as_photograph
 from fsseg_jax.data.source import Photograph
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
-from fsseg_jax.predictions import PALETTE
-from fsseg_jax.segmenter import Segmenter, load
+from fsseg_jax.prediction.loading import load
+from fsseg_jax.prediction.output import PALETTE
+from fsseg_jax.prediction.pictures import as_photograph
+from fsseg_jax.prediction.segmenter import Segmenter
 
 try:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this computer

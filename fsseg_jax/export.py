@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from fsseg_jax import command_line
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import replacing
-from fsseg_jax.segmenter import Segmenter, load
+from fsseg_jax.prediction.loading import load
+from fsseg_jax.prediction.segmenter import Segmenter
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 DEFAULT = "cpu,cuda,tpu"

@@ -42,23 +42,17 @@ from tqdm import tqdm
 from fsseg_jax import command_line
 from fsseg_jax.data.images import read_image
 from fsseg_jax.data.parallel import cores, parallel_map
-from fsseg_jax.data.pictures import CLASSES
 from fsseg_jax.data.source import Photograph
 from fsseg_jax.data.sources.folder import SUFFIXES, Folder
 from fsseg_jax.devices import describe
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.truth import Truth, table
 from fsseg_jax.files import replacing
-from fsseg_jax.predictions import (
-    MASKS,
-    OVERLAYS,
-    PREDICTIONS,
-    Predictions,
-    Query,
-    made_by,
-)
-from fsseg_jax.segmenter import Segmenter, load
+from fsseg_jax.prediction.loading import load
+from fsseg_jax.prediction.output import MASKS, OVERLAYS, PREDICTIONS, Predictions, Query, made_by
+from fsseg_jax.prediction.pictures import CLASSES
+from fsseg_jax.prediction.segmenter import Segmenter
+from fsseg_jax.prediction.truth import Truth, table
 
 BATCH_SIZE = 8
 RESULTS = "results.json"

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from fsseg_jax import load, sharing
+from fsseg_jax import load
 from fsseg_jax.config import config_file, load_config
 from fsseg_jax.errors import UserError
 from fsseg_jax.export import export, main
 from fsseg_jax.models import create_model, init_variables
+from fsseg_jax.prediction import sharing
 
 SIZE = 32
 GIVEN = {"panet": [], "sst": ["--ways=2", "--shots=2"]}  # options

@@ -13,9 +13,9 @@ from PIL import Image
 
 import fsseg_jax
 from fsseg_jax import command_line, predict
-from fsseg_jax import predictions as predictions_module
 from fsseg_jax.errors import UserError
-from fsseg_jax.segmenter import Segmenter
+from fsseg_jax.prediction import output as predictions_module
+from fsseg_jax.prediction.segmenter import Segmenter
 
 # pycocotools's own, of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

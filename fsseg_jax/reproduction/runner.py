@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fsseg_jax import segmenter, sharing
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.cells import Cell, Place, Run, config_path, find_runs, forget, keep
 from fsseg_jax.evaluation.evaluator import summary
@@ -20,6 +19,8 @@ from fsseg_jax.evaluation.table_report import (
     training_words,
     write,
 )
+from fsseg_jax.prediction import sharing
+from fsseg_jax.prediction.loading import load
 from fsseg_jax.reproduction.agenda import Agenda
 from fsseg_jax.reproduction.plan import DONE, Training
 from fsseg_jax.reproduction.processes import Failure, Stopped, run_program
@@ -198,7 +199,7 @@ class Reproduction:
                 return
             # Of several rules that choose a checkpoint, that of the first test.
             which = tested[0].evaluation.config.eval.checkpoint
-            model = segmenter.load(run.folder, checkpoint=which, platform="cpu")
+            model = load(run.folder, checkpoint=which, platform="cpu")
             model.config.platform = ""  # whoever has the model may have another one
             name = agenda.planner.name(own[0])
             about = card(tested, agenda.table)

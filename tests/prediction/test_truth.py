@@ -6,7 +6,7 @@ from PIL import Image
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import metrics
-from fsseg_jax.evaluation.truth import Truth, pixel_counts, table
+from fsseg_jax.prediction.truth import Truth, pixel_counts, table
 
 SIZE = (12, 17)
 

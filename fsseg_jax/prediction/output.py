@@ -23,7 +23,7 @@ from pycocotools import mask as coco_mask
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
 from fsseg_jax.files import lock, replacing, writing
-from fsseg_jax.segmenter import Segmenter
+from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = "masks", "overlays"
 PREDICTIONS, JOURNAL, MADE_BY = "predictions.json", "journal.jsonl", "made_by.json"

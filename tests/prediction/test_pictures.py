@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsseg_jax.data.pictures import as_label, as_photograph, boxes_label
 from fsseg_jax.errors import UserError
+from fsseg_jax.prediction.pictures import as_label, as_photograph, boxes_label
 
 HEIGHT, WIDTH = 5, 7
 # What EXIF's orientations say has to be done to the stored pixels.

@@ -12,10 +12,10 @@ from jaxtyping import Int, UInt8
 
 from fsseg_jax.data.images import check_size, image_size, read_label, read_mask
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.pictures import as_label
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.metrics import iou
+from fsseg_jax.prediction.pictures import as_label
 
 
 class Truth:

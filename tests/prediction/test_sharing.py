@@ -17,10 +17,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import fsseg_jax
-from fsseg_jax import sharing
 from fsseg_jax.config import config_file, config_names, load_config
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import create_model, init_variables
+from fsseg_jax.prediction import sharing
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints
 from fsseg_jax.training.state import TrainState
 

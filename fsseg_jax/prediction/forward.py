@@ -1,0 +1,138 @@
+"""The pure function from an episode's supports and queries to logits, whatever the method."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, Num, UInt8
+
+from fsseg_jax.episode import IGNORE, UNLABELLED, normalise
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import Method, init_variables
+from fsseg_jax.models.method import join_ways
+from fsseg_jax.models.resize import resize
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(
+    model: Method,
+    variables: Any,
+    support_images: Num[Array, "way shot height width 3"],
+    support_labels: UInt8[Array, "way shot height width"],
+    query_images: Num[Array, "query height width 3"],
+) -> Float[Array, "query height width class"]:
+    """Logits of queries, a pure function that composes with `jit`, `vmap` and `grad`.
+
+    Where the variables were trained for other numbers of ways or shots, and depend on them, the
+    model segments by single ways, joined as MFNet sec. IV-C does, or by single shots, whose
+    probabilities are averaged.
+
+    Args:
+        model: a method.
+        variables: its.
+        support_images: N ways by K shots, RGB in 0..255, uint8 or float; of any size that the
+            model takes.
+        support_labels: 0 background, n where way n's class is, 255 ignored, 254 where nobody has
+            marked anything.
+        query_images: as the supports.
+
+    Returns:
+        a channel a class, the background first, at the queries' size.
+
+    Raises:
+        UserError: shapes do not fit each other; or the variables are for other ways or shots, and
+            no part of the episode has those.
+    """
+    shapes = support_images.shape, support_labels.shape, query_images.shape
+    if [*map(len, shapes)] != [5, 4, 4] or shapes[0][:4] != shapes[1]:
+        names = "support_images", "support_labels", "query_images"
+        given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise UserError(
+            f"shapes of {given}: they must be (way, shot, height, width, 3), (way, shot, height, "
+            "width) and (query, height, width, 3)."
+        )
+    features = encode_supports(model, variables, support_images)
+    logits = segment(model, variables, features, support_labels, query_images)
+    return resize(logits, query_images.shape[1:3], model.align_corners)
+
+
+def encode_supports(
+    model: Method, variables: Any, images: Num[Array, "way shot height width 3"]
+) -> Any:
+    """Features of supports: arrays with the axes way and shot."""
+    flat = normalise(images.reshape(-1, *images.shape[2:]))
+    features = model.apply(variables, flat, method="encode")
+    return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), features)
+
+
+def segment(
+    model: Method,
+    variables: Any,
+    features: Any,
+    labels: UInt8[Array, "way shot height width"],
+    queries: Num[Array, "query height width 3"],
+) -> Float[Array, "query h w class"]:
+    """Logits of queries at the resolution of the model's own."""
+    images = normalise(queries)
+    query_features = model.apply(variables, images, method="encode")
+    ways, shots = labels.shape[:2]
+    one_way, one_shot = passes(model, variables, ways, shots)
+
+    def pass_(features: Any, labels: Array, query: tuple[Any, Array]) -> Array:
+        output = model.apply(variables, features, labels, *query, method="segment")
+        return output.logits.astype(jnp.float32)
+
+    def by_shots(features: Any, labels: Array, query: tuple[Any, Array]) -> Array:
+        if not one_shot:
+            return pass_(features, labels, query)
+        single = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], (features, labels))
+        logits = _each(lambda row: pass_(*row, query), single)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(shots)
+
+    def by_ways(query: tuple[Any, Array]) -> Array:
+        if not one_way:
+            return by_shots(features, labels, query)
+        # The other ways are background, as in binary passes (`support_labels`).
+        way = jnp.arange(1, ways + 1)[:, None, None, None]
+        marked = (labels == IGNORE) | (labels == UNLABELLED)
+        binary = jnp.where(marked, labels, labels == way).astype(jnp.uint8)
+        single = jax.tree.map(lambda x: x[:, None], (features, binary))
+        return join_ways(_each(lambda row: by_shots(*row, query), single))
+
+    return _each(by_ways, (query_features, images))
+
+
+def _each(function: Callable[[Any], Array], rows: Any) -> Array:
+    """`function` of each row: of all at once, but on CPUs of one after another.
+
+    A CPU gains nothing from more at once. And maps of ways, shots and queries in a `jax.vmap` would
+    have more axes than some versions of jaxlib bear: `devices.avoid_corruption` would help, but is
+    not there where an exported program runs.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, rows)
+    return jax.vmap(function)(rows)
+
+
+def passes(model: Method, variables: Any, ways: int, shots: int) -> tuple[bool, bool]:
+    """Whether an episode has to be segmented by single ways, and by single shots."""
+    have = {name: x.shape for name, x in flatten_dict(variables).items()}
+    for one_way, one_shot in itertools.product((False, True), repeat=2):
+        needed = _needed(model, 1 if one_way else ways, 1 if one_shot else shots)
+        if needed.items() <= have.items():
+            return one_way, one_shot
+    raise UserError(
+        f"{ways} ways with {shots} shots: the parameters of this {type(model).__name__} are for "
+        "another number of ways; use as many as it was trained with."
+    )
+
+
+@functools.cache
+def _needed(model: Method, ways: int, shots: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes of the variables that episodes of these ways and shots are segmented with."""
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), ways, shots))
+    return {name: x.shape for name, x in flatten_dict(shapes).items()}

@@ -1,0 +1,108 @@
+"""Loads a model: of a run, as `save_pretrained` wrote it, from the hub, or not trained at all."""
+
+import functools
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fsseg_jax.config import CHOICES, config_file, config_names, load_config, override
+from fsseg_jax.devices import (
+    choose_platform,
+    make_mesh,
+    replicated,
+)
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import Method, choose_stages, create_model, init_variables
+from fsseg_jax.prediction import sharing
+from fsseg_jax.prediction.segmenter import Segmenter
+
+
+def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) -> Segmenter:
+    """Loads a model to segment photographs with.
+
+    Args:
+        model: the folder of a run (`runs/panet`), a model that `Segmenter.save_pretrained` wrote,
+            in a folder or on the Hugging Face hub (`owner/name`), or a configuration: a file, or
+            the name of one in `configs/`. "panet_vgg16" is useful with no training at all: PANet
+            has no parameters but those of its ImageNet backbone.
+        checkpoint: of a run: "best", "last" or another of `config.eval.checkpoint`; where it is
+            not there, the nearest to it.
+        **settings: fields of the configuration to change, as `image_size=321` or
+            `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`. All devices
+            of the best platform are used, unless `devices` or `platform` are among them.
+
+    Raises:
+        UserError: there is no such model, a setting does not exist, or the weights cannot be had.
+    """
+    if checkpoint not in CHOICES["eval.checkpoint"]:
+        words = " or ".join(CHOICES["eval.checkpoint"])
+        raise UserError(f"checkpoint = {checkpoint!r}: choose {words}.")
+    arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    if "platform" in settings:
+        choose_platform(settings["platform"])
+    config, module, variables = _found(os.fspath(model), checkpoint, arguments)
+    return Segmenter(
+        config, module, variables, make_mesh(config.devices if "devices" in settings else 0)
+    )
+
+
+def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> tuple[ConfigDict, Method, Any]:
+    """What `load` loads."""
+    path = pathlib.Path(model).expanduser()
+    if (path / sharing.CONFIG).is_file():
+        return sharing.read(path, arguments)
+    if path.is_dir():
+        return _of_run(path, checkpoint, arguments)
+    file = config_file(model)
+    if file is not None:
+        return _untrained(override(load_config(file), arguments))
+    if model.count("/") == 1 and path.suffix != ".py":
+        return sharing.read(sharing.download(model), arguments)
+    raise UserError(
+        f"model = {model!r}: there is no such folder and no such configuration; choose one of "
+        f"{', '.join(config_names())}, or owner/name of a model on the hub."
+    )
+
+
+def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:
+    """A configuration with the variables that training would begin with."""
+    choose_stages(config)
+    model = create_model(config)
+    key = jax.random.key(config.seed)
+    variables = init_variables(model, key, config.ways, config.shots, config.init)
+    own = sorted(set(variables["params"]) - {"backbone"})
+    if own or not config.init:
+        what = ", ".join(own) if config.init else "its backbone"
+        warnings.warn(
+            f"this {config.method} is not trained: {what} has random weights, and its masks mean "
+            "nothing.",
+            stacklevel=4,
+        )
+    return config, model, variables
+
+
+def _of_run(
+    folder: pathlib.Path, checkpoint: str, arguments: Sequence[str]
+) -> tuple[ConfigDict, Method, Any]:
+    """The model of a run, from its checkpoint."""
+    # Here, because optimisers and checkpoints take seconds to import.
+    from fsseg_jax.training.checkpoints import Checkpoints, available
+
+    checkpoints = Checkpoints(folder)
+    which = available(checkpoints, checkpoint)
+    if which is None:
+        raise UserError(
+            f"{folder} holds neither checkpoints nor a {sharing.CONFIG}: it is not the folder of "
+            "a run, nor of a saved model."
+        )
+    saved, _ = checkpoints.describe(which)
+    config = sharing.changed(saved, arguments)
+    model = create_model(config)
+    initialise = functools.partial(init_variables, model, jax.random.key(0))
+    like = jax.eval_shape(lambda: initialise(saved.ways, saved.shots))
+    return config, model, checkpoints.restore_variables(which, like, replicated(make_mesh(1)))

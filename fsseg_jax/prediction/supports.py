@@ -1,0 +1,126 @@
+"""Supports as users give them, made ready for a network."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.squares import fitted, square
+from fsseg_jax.episode import IGNORE
+from fsseg_jax.errors import UserError
+from fsseg_jax.prediction.pictures import as_label, as_photograph, boxes_label, is_photograph
+
+
+def read_supports(images: Any, masks: Any, boxes: Any) -> list[Photograph]:
+    """Photographs at their own size, and labels with the classes 1, 2 ...
+
+    Args:
+        images, masks, boxes: see `Segmenter.fit`.
+
+    Raises:
+        UserError: there are no photographs, one has no mask, one of another size or an empty one,
+            or numbers of classes are left out.
+    """
+    if (masks is None) == (boxes is None):
+        given = "neither" if masks is None else "both"
+        raise UserError(f"masks and boxes: {given} was given; one of them outlines the class.")
+    name, outlines = ("masks", masks) if boxes is None else ("boxes", boxes)
+    if is_photograph(images):
+        images, outlines = [images], [outlines]
+    images, outlines = _listed(images, "images"), _listed(outlines, name)
+    if not images:
+        raise UserError("images = []: at least one photograph must show the class.")
+    if len(images) != len(outlines):
+        raise UserError(
+            f"{name} has {len(outlines)} entries, but images has {len(images)}: each photograph "
+            "needs one."
+        )
+    supports = []
+    for i, (image, outline) in enumerate(zip(images, outlines, strict=True)):
+        image = as_photograph(image, f"images[{i}]")
+        supports.append(Photograph(image, _label(image, outline, name, i)))
+    numbers = {number for _, label in supports for number in _classes(label)}
+    if missing := sorted({*range(1, max(numbers) + 1)} - numbers):
+        raise UserError(
+            f"{name}: no photograph shows class {missing[0]}, but one shows class {max(numbers)}: "
+            "number the classes 1, 2 ... without gaps."
+        )
+    return supports
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        raise UserError(f"{name} = {values!r}: give a list, with one entry a photograph.")
+    return list(values)
+
+
+def _label(
+    image: UInt8[np.ndarray, "height width 3"], outline: Any, name: str, i: int
+) -> UInt8[np.ndarray, "height width"]:
+    """The label of support number `i`."""
+    height, width = image.shape[:2]
+    if name == "boxes":
+        return boxes_label(outline, (height, width), f"boxes[{i}]")
+    label = as_label(outline, f"masks[{i}]")
+    if label.shape != (height, width):
+        raise UserError(
+            f"masks[{i}] is {label.shape[1]} x {label.shape[0]} pixels, but images[{i}] is "
+            f"{width} x {height}: they must be of one size."
+        )
+    if not _classes(label):
+        raise UserError(f"masks[{i}] is empty: it must show the class, or be left out.")
+    return label
+
+
+def _classes(label: UInt8[np.ndarray, "height width"]) -> list[int]:
+    """The numbers of the classes that a label shows."""
+    return np.setdiff1d(label, [0, IGNORE]).tolist()
+
+
+def square_support(support: Photograph, name: str, size: int, fit: str) -> Photograph:
+    """A support as the network's square, in which every class that it shows has pixels.
+
+    Args:
+        support: at its own size.
+        name: what to call it in errors.
+        size, fit: see `squares.square`.
+
+    Raises:
+        UserError: two classes have so few pixels that they coincide.
+    """
+    image, label = square(support, size, fit)
+    own, label = support.label.shape, label.copy()
+    scale = np.array(fitted(own, size, fit)) / own
+    numbers = _classes(support.label)
+    for number in np.setdiff1d(numbers, label):
+        where = (np.argwhere(support.label == number) + 0.5) * scale
+        label[tuple(where.astype(int).T)] = number
+    if hidden := np.setdiff1d(numbers, label).tolist():
+        raise UserError(
+            f"{name} shows class {hidden[0]} in so few pixels that it coincides with another "
+            f"class at image_size = {size}: crop the photograph, or load the model with a "
+            "larger image_size."
+        )
+    return Photograph(image, label)
+
+
+def episode_rows(
+    labels: Sequence[UInt8[np.ndarray, "height width"]],
+) -> Int[np.ndarray, "way shot"]:
+    """Which supports are the shots of each way: all that show its class.
+
+    Classes that have fewer than the one with most use theirs again.
+
+    Args:
+        labels: of all supports; each class from 1 to the largest number is in one of them.
+    """
+    shown = [_classes(label) for label in labels]
+    ways = [
+        [i for i, classes in enumerate(shown) if n in classes]
+        for n in range(1, max(map(max, shown)) + 1)
+    ]
+    shots = max(map(len, ways))
+    return np.array([list(itertools.islice(itertools.cycle(way), shots)) for way in ways])
