@@ -4,14 +4,57 @@ The same command continues a run that was stopped. Exit status: 0 when training 
 after SIGTERM (with a checkpoint), 2 for wrong input.
 """
 
+import collections
 import contextlib
+import logging
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tensorboardX
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from fsseg_jax import command_line
-from fsseg_jax.config import load_config, override
-from fsseg_jax.devices import is_first_process
+from fsseg_jax.config import differences, load_config, override
+from fsseg_jax.data import class_ids, open_source, training_items, training_pipeline
+from fsseg_jax.data.source import Source
+from fsseg_jax.devices import check_divides, describe, is_first_process, make_mesh, put, replicated
+from fsseg_jax.episode import Items
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.evaluator import evaluate, summary
+from fsseg_jax.evaluation.selection import Selection
 from fsseg_jax.files import lock
-from fsseg_jax.training.loop import train
+from fsseg_jax.models import Method, choose_stages, create_model
+from fsseg_jax.training.checkpoints import (
+    BEST,
+    LAST,
+    Checkpoints,
+    Loaded,
+    load_variables,
+    selected,
+)
+from fsseg_jax.training.state import (
+    TrainState,
+    abstract_state,
+    initial_state,
+    learning_rate,
+    make_dispatch,
+    make_optimizer,
+    make_step,
+    split_frozen,
+    with_steps,
+)
+from fsseg_jax.training.stop import Stopped, StopRequest
+
+logger = logging.getLogger("fsseg_jax.train")  # as a program, the module has another name
+
+# Steps in flight (but at least one dispatch): enough to keep the devices busy, and few enough that
+# progress is true, a loss that is not finite is noticed at once, and SIGTERM need not wait.
+IN_FLIGHT = 2
 
 
 def main() -> int:
@@ -27,6 +70,308 @@ def main() -> int:
             file = stack.enter_context((arguments.workdir / ".lock").open("w"))
             lock(file.fileno(), arguments.workdir, option="--workdir")
         return 0 if train(config, arguments.workdir) else 143
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Trains as `config` says, from the newest checkpoint in `workdir` if there is one.
+
+    Returns:
+        whether training is complete; False if SIGTERM ended it, with a checkpoint.
+
+    Raises:
+        UserError: the configuration or the data are wrong, or the loss became infinite or NaN.
+    """
+    mesh = make_mesh(config.devices)
+    logger.info(describe(mesh))
+    check_divides(config.train.batch_size, mesh, config.train.accumulate)
+    create_model(config)  # wrong options are told before the data are read
+    data = open_data(config)
+    config = with_steps(config, data.epoch)
+    checkpoints = open_checkpoints(config, workdir, data)
+    model, state = begin_or_resume(config, checkpoints, data, mesh)
+    check_stored_predictions(config, state)
+    loop = Loop(config, workdir, data, mesh, checkpoints, model)
+
+    def test(loaded: Loaded, folder: str) -> str:
+        return summary(evaluate(config, model, loaded, data.test, mesh, workdir / folder))
+
+    if config.train.test_before_and_after and not loop.start:
+        before = test(Loaded(state.variables, "untrained"), "evaluation_before")
+        logger.info("held-out classes before training: %s", before)
+    if not loop.run(state):
+        return False
+    if config.train.test_before_and_after:
+        after = test(load_variables(config, model, workdir, mesh, data.test), "evaluation")
+        logger.info("held-out classes after training: %s", after)
+        logger.info("report: %s", workdir / "evaluation" / "report.html")
+    return True
+
+
+class Data(NamedTuple):
+    """What a training learns from and is tested on."""
+
+    source: Source  # of training photographs
+    test: Source  # of the others
+    items: Items  # of training, see `training_items`
+    epoch: int  # episodes of one pass over them
+    base: list[str]  # names of the classes that are trained on
+
+
+def open_data(config: ConfigDict) -> Data:
+    """The data of a configuration.
+
+    Raises:
+        UserError: they are not as they should be, or selection would score what training sees.
+    """
+    source, test = open_source(config.data, "train"), open_source(config.data, "test")
+    shared = set(source.ids) & set(test.ids)
+    if shared and "base" in config.train.select_on and config.data.split:
+        raise UserError(
+            f"data.split = {config.data.split}: selection on base classes would score photographs "
+            "that training sees: choose another data.split, or train.select_on = novel (a protocol "
+            "that tests on them is for evaluate)."
+        )
+    items = training_items(config.data, source)
+    base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
+    return Data(source, test, items, items.epoch(config.data.sampling), base)
+
+
+def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> Checkpoints:
+    """The checkpoints of a run, without those that its configuration no longer asks for.
+
+    Raises:
+        UserError: they are of another training, or of more steps.
+    """
+    checkpoints = Checkpoints(workdir, trained_on=data.base)
+    for which in (LAST, BEST):
+        if checkpoints.step(which) is not None:
+            checkpoints.check_same(which, config, "data.name", "data.fold")
+            if checkpoints.describe(which)[1].get("trained_on", data.base) != data.base:
+                raise UserError(
+                    f"{workdir} holds a checkpoint that was trained on other classes than "
+                    f"{data.source.name} has now: choose another --workdir."
+                )
+    start = checkpoints.step(LAST) or 0
+    if start > config.train.steps:
+        raise UserError(
+            f"train.steps = {config.train.steps}, but {workdir} is at step {start} already: raise "
+            "it or choose another --workdir."
+        )
+    for name in set(checkpoints.names()) - {LAST, *selected(config.train.select_on)}:
+        logger.info("the checkpoint %s, which train.select_on no longer names, is deleted", name)
+        checkpoints.delete(name)
+    return checkpoints
+
+
+def begin_or_resume(
+    config: ConfigDict, checkpoints: Checkpoints, data: Data, mesh: Mesh
+) -> tuple[Method, TrainState]:
+    """The model, and the state of the newest checkpoint, or a fresh one where there is none.
+
+    `config.model.stages` is filled in if it was empty.
+
+    Raises:
+        UserError: pretrained weights cannot be had or do not fit.
+    """
+    count = len(data.items.photograph)
+    start = checkpoints.step(LAST)
+    if start:
+        saved, _ = checkpoints.describe(LAST)
+        config.model.stages = config.model.stages or saved.model.stages
+        for name, (old, new) in differences(saved, config).items():
+            logger.info("changed since the checkpoint: %s was %s and is %s", name, old, new)
+        model = create_model(config)
+        state = checkpoints.restore(LAST, abstract_state(model, config, count), replicated(mesh))
+        logger.info("resuming from step %d of %s", start, checkpoints.folder.parent)
+    else:
+        choose_stages(config)
+        model = create_model(config)
+        state = put(initial_state(model, config, config.init, count), replicated(mesh))
+    parts = split_frozen(model, state.variables["params"])
+    learnable, frozen = (sum(x.size for x in jax.tree.leaves(part)) / 1e6 for part in parts)
+    logger.info(
+        "%s on %s: %.2f M learnable parameters, %.2f M frozen; %d photographs, %d items of %d base "
+        "classes",
+        *(config.method, config.backbone, learnable, frozen),
+        *(len(data.source), count, len(data.items.class_id)),
+    )
+    return model, state
+
+
+def check_stored_predictions(config: ConfigDict, state: TrainState) -> None:
+    """Raises UserError where queries are moved, of which a method stores predictions."""
+    augment = config.data.augment
+    moved = augment.flip or augment.rotation or tuple(augment.scale) != (1, 1)
+    if state.rows is not None and augment.query and moved:
+        raise UserError(
+            f"data.augment.query = True, but {config.method} stores predictions in the query's "
+            "coordinates: set it to False."
+        )
+
+
+class Loop:
+    """The steps of a training, with checkpoints, selections and summaries for TensorBoard.
+
+    Args:
+        config: of the run, with `train.steps`.
+        workdir: the folder of the run.
+        data: what it learns from.
+        mesh: the devices.
+        checkpoints: of the run.
+        model: a method.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        data: Data,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        model: Method,
+    ) -> None:
+        self.config, self.workdir, self.checkpoints = config, workdir, checkpoints
+        self.steps, self.batch_size = config.train.steps, config.train.batch_size
+        self.start, self.spent = checkpoints.step(LAST) or 0, 0.0  # seconds of the steps until now
+        if self.start:
+            self.spent = checkpoints.describe(LAST)[1].get("seconds", 0.0)
+        self.pipeline = training_pipeline(config, data.source, data.items, mesh, self.start)
+        self.selections = [
+            Selection(config, model, data.test, mesh, checkpoints, name, self.start)
+            for name in selected(config.train.select_on)
+        ]
+        step_function = make_step(
+            model,
+            make_optimizer(config.train),
+            seed=config.seed,
+            items=data.epoch,
+            batch_size=self.batch_size,
+            accumulate=config.train.accumulate,
+        )
+        draw, rematerialise = self.pipeline.draw, config.rematerialise
+        self.dispatch = make_dispatch(step_function, draw, mesh, rematerialise=rematerialise)
+        self.schedule = learning_rate(config.train)
+        self.writer = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"),
+            purge_step=self.start + 1,
+            write_to_disk=is_first_process(),
+        )
+        # What the last checkpoint tells of the training.
+        self.known = {
+            "epoch": data.epoch,
+            "batch_size": self.batch_size,
+            "devices": describe(mesh),
+        }
+        self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
+        self.losses: list[Any] = []  # since the last summary
+
+    def run(self, state: TrainState) -> bool:
+        """Does the steps; returns whether all were done, and not stopped by SIGTERM."""
+        train, step = self.config.train, self.start
+        self.log_time = time.perf_counter()
+        self.began = self.log_time - self.spent  # as if all steps were done without a pause
+        per_dispatch = train.steps_per_dispatch
+        progress = tqdm(
+            total=self.steps * self.batch_size,
+            initial=self.start * self.batch_size,
+            desc="training",
+            unit="episode",
+            dynamic_ncols=True,
+        )
+        with StopRequest() as stop, progress, self.writer, contextlib.suppress(Stopped):
+            if step and (step % train.eval_every == 0 or step == self.steps):
+                self.select(state, step, stop)  # the run may have been stopped before it was done
+            while step < self.steps:
+                # A run may resume from a step between two dispatches.
+                count = per_dispatch - step % per_dispatch
+                fed = self.pipeline.feed(count)
+                with jax.transfer_guard("disallow"):  # all that a step needs is on the mesh
+                    state, metrics = self.dispatch(state, fed, count)
+                self.in_flight.append((step + 1, metrics))
+                self.settle(max(1, IN_FLIGHT // per_dispatch))
+                step += count
+                progress.update(count * self.batch_size)
+                stop.agree(step)
+
+                if step % train.log_every == 0 or step == self.steps:
+                    loss = self.summarise(step)
+                    progress.set_postfix(step=step, loss=f"{loss:.3f}")
+                scores = step % train.eval_every == 0 or step == self.steps
+                if scores or stop.received or step % train.save_every == 0:
+                    self.save(state)
+                if stop.received:
+                    break
+                if scores:
+                    self.select(state, step, stop)
+        if stop.received:
+            logger.info("stopped by SIGTERM at step %d, saved; the same command continues", step)
+            return False
+        logger.info("trained %d steps: %s", self.steps, self.workdir)
+        return True
+
+    def settle(self, leave: int = 0) -> None:
+        """Waits until at most `leave` dispatches are in flight, and checks their losses.
+
+        Raises:
+            UserError: one is infinite or NaN.
+        """
+        while len(self.in_flight) > leave:
+            first, metrics = self.in_flight.popleft()
+            metrics = jax.device_get(metrics)
+            finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient_norm"])
+            if not finite.all():
+                bad = finite.argmin()
+                kept = self.checkpoints.step(LAST)
+                has = f"the checkpoint of step {kept} is kept" if kept else "nothing was saved"
+                raise UserError(
+                    f"the loss is {metrics['loss'][bad]} and the gradient's norm "
+                    f"{metrics['gradient_norm'][bad]} at step {first + bad}: lower "
+                    f"train.learning_rate ({self.config.train.learning_rate}) or train in float32; "
+                    f"{has}."
+                )
+            self.losses.append(metrics)
+
+    def summarise(self, step: int) -> float:
+        """Writes means of what the steps since the last summary measured; returns the loss."""
+        self.settle()
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts), *self.losses)
+        means = {name: values.mean() for name, values in whole.items()}
+        means["learning_rate"] = float(self.schedule(step - 1))
+        now = time.perf_counter()
+        rate = len(whole["loss"]) * self.batch_size / (now - self.log_time)
+        means["episodes_per_second"] = rate
+        for name, value in means.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+        self.writer.flush()  # a run that is killed has its curves up to here
+        self.losses, self.log_time = [], now
+        return means["loss"]
+
+    def save(self, state: TrainState) -> None:
+        """Writes the last checkpoint; its seconds are of steps alone."""
+        self.settle()
+        seconds = time.perf_counter() - self.began
+        self.checkpoints.save(LAST, state, self.config, **self.known, seconds=seconds)
+
+    def select(self, state: TrainState, step: int, stop: StopRequest) -> None:
+        """Scores a state on the classes that select checkpoints; SIGTERM may interrupt, as what is
+        needed to resume is saved by now.
+
+        Raises:
+            Stopped: it has come.
+        """
+        paused = time.perf_counter()
+        stop.at_once = True
+        if stop.received:
+            raise Stopped
+        scores = {f"{s.which}_mean_iou": s.score(state) for s in self.selections}
+        scores |= {f"{s.which}_at_best_threshold": s.at_best_threshold for s in self.selections}
+        stop.at_once = False
+        for name, score in scores.items():
+            if score is not None:
+                self.writer.add_scalar(f"selection/{name}", score, step)
+        self.writer.flush()
+        paused = time.perf_counter() - paused  # which is no time of training
+        self.log_time, self.began = self.log_time + paused, self.began + paused
 
 
 if __name__ == "__main__":

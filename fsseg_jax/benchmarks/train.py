@@ -33,8 +33,13 @@ from fsseg_jax.data.source import Source
 from fsseg_jax.devices import check_divides, make_mesh
 from fsseg_jax.episode import Episode
 from fsseg_jax.models import METHODS, create_model
-from fsseg_jax.training.loop import with_steps
-from fsseg_jax.training.state import abstract_state, initial_state, make_optimizer, make_step
+from fsseg_jax.training.state import (
+    abstract_state,
+    initial_state,
+    make_optimizer,
+    make_step,
+    with_steps,
+)
 
 REPEATS, WARM_UP = 11, 2  # of a dispatch
 LAYERS = 12  # that --layers lists

@@ -57,19 +57,11 @@ from fsseg_jax.evaluation.scorer import (
     border_counts,
 )
 from fsseg_jax.models import Method
+from fsseg_jax.training.checkpoints import Loaded
 
 CANVAS = 64  # what heights and widths are rounded up to where evaluators are to be alike
 
 logger = logging.getLogger(__name__)
-
-
-class Loaded(NamedTuple):
-    """Variables to evaluate, and where they come from."""
-
-    variables: Any
-    words: str  # for people
-    config: ConfigDict | None = None  # of the training; None for a freshly initialised model
-    checkpoint: str | None = None  # "best", "last", "best_novel" ...
 
 
 class Bucket(NamedTuple):

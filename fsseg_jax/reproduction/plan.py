@@ -35,7 +35,7 @@ from fsseg_jax.reproduction.settings import (
     shared_by,
     shortened,
 )
-from fsseg_jax.training.loop import with_steps
+from fsseg_jax.training.state import with_steps
 
 # Overrides that say where things are and what they are computed on, not what is trained.
 PLACES = ("data.root", "platform", "devices", "distributed", "compilation_cache", "eval.")

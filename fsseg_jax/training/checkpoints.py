@@ -8,7 +8,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,13 +21,21 @@ from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import put, replicated
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import Loaded
 from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
 LAST, BEST = "last", "best"  # "best_novel" and the like stand beside the best one, see `selected`
 
 logger = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """Variables to evaluate, and where they come from."""
+
+    variables: Any
+    words: str  # for people
+    config: ConfigDict | None = None  # of the training; None for a freshly initialised model
+    checkpoint: str | None = None  # "best", "last", "best_novel" ...
 
 
 class Checkpoints:

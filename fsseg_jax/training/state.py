@@ -1,6 +1,8 @@
 """What a training step changes, and the step."""
 
 import functools
+import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,8 @@ from fsseg_jax.devices import replicated, split
 from fsseg_jax.episode import BATCH_AXIS, Episode, empty_episode
 from fsseg_jax.models import Method, init_variables
 
+logger = logging.getLogger(__name__)
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -27,6 +31,24 @@ class TrainState:
     optimizer: optax.OptState  # of what is not frozen
     # What the method stores for each (class, photograph) item (`Output.row`), one row an item.
     rows: Array | None = None
+
+
+def with_steps(config: ConfigDict, items: int) -> ConfigDict:
+    """A copy of a configuration with `train.steps`, of as many epochs if there were none.
+
+    Args:
+        config: of the run.
+        items: of one epoch, see `Items.epoch`.
+    """
+    config = config.copy_and_resolve_references()
+    train = config.train
+    if not train.steps:
+        dispatches = train.epochs * items / (train.batch_size * train.steps_per_dispatch)
+        train.steps = math.ceil(dispatches) * train.steps_per_dispatch
+        of = "photographs" if config.data.sampling == "photographs" else "items"
+        logger.info("%d epochs of %d %s are %d steps", train.epochs, items, of, train.steps)
+        train.epochs = 0
+    return config
 
 
 def learning_rate(train: ConfigDict) -> optax.Schedule:

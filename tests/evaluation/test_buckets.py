@@ -12,10 +12,11 @@ from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import sample
 from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
-from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate
+from fsseg_jax.evaluation.evaluator import Evaluator, evaluate
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
+from fsseg_jax.training.checkpoints import Loaded
 
 SIZE = 33
 UNSURE = 1e-4  # two classes that differ by less at a pixel may change places by rounding

@@ -23,19 +23,14 @@ from fsseg_jax.episode import (
 )
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import evaluator
-from fsseg_jax.evaluation.evaluator import (
-    Evaluator,
-    Loaded,
-    comparisons,
-    evaluate,
-    summary,
-)
+from fsseg_jax.evaluation.evaluator import Evaluator, comparisons, evaluate, summary
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
 from fsseg_jax.evaluation.parts import portions
 from fsseg_jax.evaluation.protocol import draw_episodes
 from fsseg_jax.evaluation.scorer import THRESHOLDS, Counts
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
+from fsseg_jax.training.checkpoints import Loaded
 
 SIZE = 32
 encoded = []  # the sum of each photograph that the backbone was given

@@ -28,10 +28,11 @@ from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import EpisodeIds
 from fsseg_jax.evaluation import evaluator
-from fsseg_jax.evaluation.evaluator import Evaluator, Loaded, evaluate
+from fsseg_jax.evaluation.evaluator import Evaluator, evaluate
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes, protocol_episodes
 from fsseg_jax.models.panet import PANet
+from fsseg_jax.training.checkpoints import Loaded
 
 NOVEL = (1, 2, 3, 4, 5)
 SIZE = 41  # of the network: 8 n + 1, as PFENet's 473 and 641

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from fsseg_jax import models
+from fsseg_jax import train as program
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation import selection
 from fsseg_jax.evaluation.scorer import Counts
 from fsseg_jax.models import create_model
 from fsseg_jax.models.panet import PANet
-from fsseg_jax.training import loop
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables, selected
 from fsseg_jax.training.state import (
     abstract_state,
@@ -82,7 +83,7 @@ def flat(state):
 
 def interrupt(monkeypatch, before_step, action):
     """Calls `action` when what step `before_step` needs is asked for."""
-    original = loop.training_pipeline
+    original = program.training_pipeline
 
     def training_pipeline(config, source, items, mesh, start):
         pipeline = original(config, source, items, mesh, start)
@@ -97,13 +98,13 @@ def interrupt(monkeypatch, before_step, action):
 
         return pipeline._replace(feed=feed)
 
-    monkeypatch.setattr(loop, "training_pipeline", training_pipeline)
+    monkeypatch.setattr(program, "training_pipeline", training_pipeline)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     config, workdir = tiny_config(), tmp_path_factory.mktemp("uninterrupted")
-    assert loop.train(config, workdir)
+    assert program.train(config, workdir)
     return saved_state(config, workdir)
 
 
@@ -111,9 +112,9 @@ def test_run_stopped_by_sigterm_and_resumed_ends_identical(tmp_path, monkeypatch
     config = tiny_config()
     with monkeypatch.context() as patch:
         interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not loop.train(config, tmp_path)
+        assert not program.train(config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) == 3  # not a multiple of save_every: saved at once
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted)
 
 
@@ -127,9 +128,9 @@ def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(
     with monkeypatch.context() as patch:
         interrupt(patch, 6, die)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(config, tmp_path)
+            program.train(config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) == 4
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted)
 
 
@@ -143,7 +144,7 @@ def on_device(**train):
 @pytest.fixture(scope="module")
 def uninterrupted_on_device(tmp_path_factory):
     config, workdir = on_device(), tmp_path_factory.mktemp("on_device")
-    assert loop.train(config, workdir)
+    assert program.train(config, workdir)
     return saved_state(config, workdir)
 
 
@@ -161,9 +162,9 @@ def test_stopped_run_on_the_device_resumes_and_ends_identical(
     config = on_device()
     with monkeypatch.context() as patch:
         interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not loop.train(config, tmp_path)
+        assert not program.train(config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) == 4  # a dispatch is not divided
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted_on_device)
 
 
@@ -182,7 +183,7 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
         config.model.refinement_width = 2
     else:
         with pytest.raises(UserError, match=r"data.augment.query = True, but canet stores"):
-            loop.train(config, tmp_path / "flipped")
+            program.train(config, tmp_path / "flipped")
         config.data.augment.query = False
     config.train.update(steps=4, eval_every=4, save_every=4)
     states = []
@@ -191,11 +192,11 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
         if stop:
             with monkeypatch.context() as patch:
                 interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-                assert not loop.train(config, workdir)
+                assert not program.train(config, workdir)
             assert Checkpoints(workdir).step(LAST) == 3
-        assert loop.train(config, workdir)
-        source = loop.open_source(config.data, "train")
-        items = len(loop.training_items(config.data, source).photograph)
+        assert program.train(config, workdir)
+        source = program.open_source(config.data, "train")
+        items = len(program.training_items(config.data, source).photograph)
         like = abstract_state(create_model(config), config, items)
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         states.append(jax.device_get(Checkpoints(workdir).restore(LAST, like, one)))
@@ -210,24 +211,24 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
 
 def test_epochs_set_the_number_of_steps():
     config = tiny_config(steps=0, epochs=3, batch_size=8, steps_per_dispatch=2)
-    assert loop.with_steps(config, items=100).train.steps == 38  # 300 episodes, even steps
+    assert program.with_steps(config, items=100).train.steps == 38  # 300 episodes, even steps
     assert config.train.steps == 0
     # Steps that are asked for are done.
-    assert loop.with_steps(tiny_config(steps=6, epochs=3), items=100).train.steps == 6
+    assert program.with_steps(tiny_config(steps=6, epochs=3), items=100).train.steps == 6
 
 
 def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, monkeypatch):
     config = on_device(steps=3, steps_per_dispatch=1, eval_every=3)
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     counts = []
-    original = loop.make_dispatch
+    original = program.make_dispatch
 
     def make_dispatch(*arguments, **options):
         dispatch = original(*arguments, **options)
         return lambda state, fed, count: counts.append(count) or dispatch(state, fed, count)
 
-    monkeypatch.setattr(loop, "make_dispatch", make_dispatch)
-    assert loop.train(on_device(), tmp_path)
+    monkeypatch.setattr(program, "make_dispatch", make_dispatch)
+    assert program.train(on_device(), tmp_path)
     assert counts == [1, 2]
     assert Checkpoints(tmp_path).step(LAST) == 6
 
@@ -240,18 +241,18 @@ def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
         messages = [record.getMessage() for record in caplog.records]
         return [message for message in messages if "Finished XLA compilation" in message]
 
-    original, counts = loop.Selection.score, []
+    original, counts = program.Selection.score, []
 
     def score(self, state):
         result = original(self, state)
         counts.append(len(compiled()))
         return result
 
-    monkeypatch.setattr(loop.Selection, "score", score)
+    monkeypatch.setattr(program.Selection, "score", score)
     config = on_device(steps=12, log_every=2, save_every=4, eval_every=4)
     config.data.pipeline = pipeline
     with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
-        assert loop.train(config, tmp_path)
+        assert program.train(config, tmp_path)
     assert len([message for message in compiled() if "jit(dispatch)" in message]) == 1
     assert counts[0] == counts[1] == counts[2] > 1
 
@@ -259,24 +260,24 @@ def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
 def test_nothing_is_transferred_inside_the_loop(tmp_path, monkeypatch):
     """What is still on the host when a dispatch begins is an error, not a silent transfer."""
     config = on_device()
-    original = loop.training_pipeline
+    original = program.training_pipeline
 
     def from_host(*arguments):
         pipeline = original(*arguments)
         return pipeline._replace(feed=lambda count: jax.device_get(pipeline.feed(count)))
 
-    monkeypatch.setattr(loop, "training_pipeline", from_host)
+    monkeypatch.setattr(program, "training_pipeline", from_host)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        loop.train(config, tmp_path)
+        program.train(config, tmp_path)
 
 
 def test_run_saved_on_eight_devices_resumes_on_one(tmp_path, uninterrupted):
     config = tiny_config(steps=4)
     config.devices = 8
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     before = flat(saved_state(config, tmp_path))
     config = tiny_config()
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     # Devices add gradients up in another order, which the steps amplify, most of all through the
     # decisions of the alignment loss: compare with how far the parameters moved.
     after, expected = flat(saved_state(config, tmp_path)), flat(uninterrupted)
@@ -291,9 +292,9 @@ def test_eight_devices_give_one_devices_losses(tmp_path):
         config.devices = devices
         mesh = make_mesh(devices)
         assert mesh.size == devices
-        source = loop.open_source(config.data, "train")
-        items = loop.training_items(config.data, source)
-        pipeline = loop.training_pipeline(config, source, items, mesh)
+        source = program.open_source(config.data, "train")
+        items = program.training_items(config.data, source)
+        pipeline = program.training_pipeline(config, source, items, mesh)
         model = create_model(config)
         step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
         dispatch = make_dispatch(step, pipeline.draw, mesh)
@@ -310,16 +311,16 @@ def test_eight_devices_give_one_devices_losses(tmp_path):
 def test_steps_in_a_compiled_loop_are_the_steps_one_after_another(devices):
     """Accelerators run the loop, CPUs do not: both on the device pipeline, two steps.
 
-    With a narrow encoder, as a CPU's gradients of convolutions are slow inside a loop.
+    With a narrow encoder, as a CPU's gradients of convolutions are slow inside a program.
     """
     config = on_device()
     config.devices = devices
     config.data.device.sharded = devices > 1
     config.data.augment.rotation = 10.0
     mesh = make_mesh(devices)
-    source = loop.open_source(config.data, "train")
-    pipeline = loop.training_pipeline(
-        config, source, loop.training_items(config.data, source), mesh
+    source = program.open_source(config.data, "train")
+    pipeline = program.training_pipeline(
+        config, source, program.training_items(config.data, source), mesh
     )
     model = create_model(config)
     model = model.clone(backbone=model.backbone.clone(width=16))
@@ -344,12 +345,12 @@ def test_steps_in_a_compiled_loop_are_the_steps_one_after_another(devices):
 
 def test_best_checkpoint_says_which_classes_chose_it(tmp_path):
     config = tiny_config(steps=2, eval_every=1)
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     checkpoints = Checkpoints(tmp_path)
     saved, info = checkpoints.describe(BEST)
     assert info["selected_on"] == "base"
-    held_out = set(loop.open_source(config.data, "test").folds[0])
-    names = loop.open_source(config.data, "test").class_names
+    held_out = set(program.open_source(config.data, "test").folds[0])
+    names = program.open_source(config.data, "test").class_names
     assert not {names[c] for c in held_out} & set(info["classes"])
     assert saved["train"]["steps"] == 2
     assert checkpoints.step(BEST) == info["step"]
@@ -359,7 +360,7 @@ def test_best_checkpoint_says_which_classes_chose_it(tmp_path):
 def scores(monkeypatch):
     """What selections find, one evaluation after another, by the classes that they score."""
     given = {"base": [10.0, 30.0, 20.0], "novel": [5.0, 2.0, 9.0]}
-    held_out = loop.open_source(tiny_config().data, "test").folds[0]
+    held_out = program.open_source(tiny_config().data, "test").folds[0]
 
     def run_metrics(counts, classes, names):
         which = "novel" if set(classes.ravel().tolist()) <= set(held_out) else "base"
@@ -367,9 +368,9 @@ def scores(monkeypatch):
         return {"mean_iou": given[which].pop(0), "per_class": shown}
 
     counts = Counts({"ignored": None, "background": None}, None, {})
-    monkeypatch.setattr(loop.Evaluator, "encode", lambda self, variables: None)
-    monkeypatch.setattr(loop.Evaluator, "score", lambda self, variables, caches: counts)
-    monkeypatch.setattr(loop, "run_metrics", run_metrics)
+    monkeypatch.setattr(selection.Evaluator, "encode", lambda self, variables: None)
+    monkeypatch.setattr(selection.Evaluator, "score", lambda self, variables, caches: counts)
+    monkeypatch.setattr(selection, "run_metrics", run_metrics)
     return given
 
 
@@ -381,13 +382,13 @@ def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
         interrupt(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not loop.train(config, tmp_path)
+        assert not program.train(config, tmp_path)
     assert (checkpoints.step(BEST), checkpoints.step("best_novel")) == (4, 2)
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     assert scores == {"base": [], "novel": []}  # none was scored twice
     checkpoints = Checkpoints(tmp_path)
     assert [checkpoints.step(name) for name in (BEST, "best_novel", LAST)] == [4, 6, 6]
-    source = loop.open_source(config.data, "test")
+    source = program.open_source(config.data, "test")
     held_out = {source.class_names[c] for c in source.folds[0]}
     for name, which, best in ((BEST, "base", 30), ("best_novel", "novel", 9)):
         _, info = checkpoints.describe(name)
@@ -416,9 +417,9 @@ def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
 
 def test_a_best_checkpoint_that_is_selected_no_longer_goes(tmp_path, scores, log):
     config = tiny_config(select_on="base+novel", steps=2, eval_every=2)
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     assert Checkpoints(tmp_path).names() == [BEST, "best_novel", LAST]
-    assert loop.train(tiny_config(select_on="base", steps=4, eval_every=4), tmp_path)
+    assert program.train(tiny_config(select_on="base", steps=4, eval_every=4), tmp_path)
     assert Checkpoints(tmp_path).names() == [BEST, LAST]
     assert (
         "the checkpoint best_novel, which train.select_on no longer names, is deleted" in log.text
@@ -428,7 +429,11 @@ def test_a_best_checkpoint_that_is_selected_no_longer_goes(tmp_path, scores, log
 def test_a_run_with_one_best_checkpoint_is_evaluated_by_that_and_says_so(tmp_path, log):
     """Which is the one that was asked for, if the same classes have selected it."""
     config = tiny_config()
-    model, mesh, source = create_model(config), make_mesh(1), loop.open_source(config.data, "test")
+    model, mesh, source = (
+        create_model(config),
+        make_mesh(1),
+        program.open_source(config.data, "test"),
+    )
     checkpoints, state = Checkpoints(tmp_path), initial_state_of(config)
     checkpoints.save(LAST, state, config)
     config.eval.checkpoint = "best_novel"
@@ -463,29 +468,29 @@ def test_names_of_the_best_checkpoints(select_on, expected):
 def test_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
     config = tiny_config(learning_rate=1e30, schedule="constant")
     with pytest.raises(UserError, match=r"(nan|inf) at step [1-4]: lower train.learning"):
-        loop.train(config, tmp_path)
+        program.train(config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) is None  # never a checkpoint of such a state
 
 
 def test_checkpoint_of_another_method_is_refused(tmp_path, monkeypatch):
     config = tiny_config(steps=1)
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     monkeypatch.setitem(models.METHODS, "another", type("Another", (PANet,), {}))
     config.method = "another"
     with pytest.raises(UserError, match=r"checkpoint of method = 'panet', but .* 'another'"):
-        loop.train(config, tmp_path)
-    source = loop.open_source(config.data, "test")
+        program.train(config, tmp_path)
+    source = program.open_source(config.data, "test")
     model = create_model(config)
     with pytest.raises(UserError, match=r"checkpoint of method = 'panet', but .* 'another'"):
         load_variables(config, model, tmp_path, make_mesh(1), source)
 
 
 def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(tmp_path):
-    assert loop.train(tiny_config(steps=1), tmp_path)
+    assert program.train(tiny_config(steps=1), tmp_path)
     config = tiny_config(steps=1)
     model = create_model(config)
     wider = model.clone(backbone=model.backbone.clone(width=32))
-    source = loop.open_source(config.data, "test")
+    source = program.open_source(config.data, "test")
     with pytest.raises(UserError) as raised:
         load_variables(config, wider, tmp_path, make_mesh(1), source)
     message = str(raised.value)
@@ -507,31 +512,31 @@ def test_wrong_settings_are_told_before_training(tmp_path, change, message):
     config = tiny_config(**change)
     config.devices = 8
     with pytest.raises(UserError, match=message):
-        loop.train(config, tmp_path)
+        program.train(config, tmp_path)
 
 
 def test_resuming_with_another_fold_is_refused(tmp_path):
     config = tiny_config(steps=1)
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     config.data.fold = 1
     with pytest.raises(UserError, match=r"checkpoint of data.fold = 0, but the config asks for 1"):
-        loop.train(config, tmp_path)
-    source = loop.open_source(config.data, "test")
+        program.train(config, tmp_path)
+    source = program.open_source(config.data, "test")
     with pytest.raises(UserError, match=r"was trained on .* which fold 1 of shapes tests"):
         load_variables(config, create_model(config), tmp_path, make_mesh(1), source)
 
 
 def test_classes_that_a_run_was_trained_on_are_never_tested(tmp_path, monkeypatch, caplog):
     config = tiny_config(steps=1)
-    assert loop.train(config, tmp_path)
-    source, model = loop.open_source(config.data, "test"), create_model(config)
+    assert program.train(config, tmp_path)
+    source, model = program.open_source(config.data, "test"), create_model(config)
     load_variables(config, model, tmp_path, make_mesh(1), source)
     # The same fold of the same data, where other classes are held out now.
     monkeypatch.setattr(type(source), "folds", ((1, 2, 7), *source.folds[1:]))
     with pytest.raises(UserError, match=f"was trained on {source.classes[6]}, which fold 0"):
         load_variables(config, model, tmp_path, make_mesh(1), source)
     with pytest.raises(UserError, match="trained on other classes than shapes has now"):
-        loop.train(config, tmp_path)
+        program.train(config, tmp_path)
     # Other data may mean something else by the same name.
     config.data.name = "other"
     monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
@@ -540,15 +545,15 @@ def test_classes_that_a_run_was_trained_on_are_never_tested(tmp_path, monkeypatc
 
 
 def test_fewer_steps_than_the_checkpoint_has_is_an_error(tmp_path):
-    assert loop.train(tiny_config(steps=2), tmp_path)
+    assert program.train(tiny_config(steps=2), tmp_path)
     with pytest.raises(UserError, match=r"train.steps = 1, but .* is at step 2 already"):
-        loop.train(tiny_config(steps=1), tmp_path)
+        program.train(tiny_config(steps=1), tmp_path)
 
 
 def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
     tmp_path, monkeypatch, uninterrupted
 ):
-    original, calls = loop.Selection.score, []
+    original, calls = program.Selection.score, []
 
     def score(self, state):
         calls.append(int(state.step))
@@ -556,12 +561,12 @@ def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, state)
 
-    monkeypatch.setattr(loop.Selection, "score", score)
+    monkeypatch.setattr(program.Selection, "score", score)
     config = tiny_config()
-    assert not loop.train(config, tmp_path)
+    assert not program.train(config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) == 3
     assert Checkpoints(tmp_path).step(BEST) is None
-    assert loop.train(config, tmp_path)
+    assert program.train(config, tmp_path)
     assert calls == [3, 3, 6]  # what was interrupted is done again
     assert_identical(saved_state(config, tmp_path), uninterrupted)
 
@@ -570,4 +575,4 @@ def test_class_with_too_few_photographs_is_named(tmp_path):
     config = tiny_config()
     config.shots = 50
     with pytest.raises(UserError, match=r"class '\w+' has \d+ photographs, but shots = 50"):
-        loop.train(config, tmp_path)
+        program.train(config, tmp_path)
