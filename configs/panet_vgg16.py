@@ -18,9 +18,20 @@ from fsseg_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The configuration: the other defaults are PANet's."""
+    """The configuration: sec. 4.1, and where the paper is silent its published code."""
     config = default_config("panet")
+    config.backbone = "vgg16"
     config.init = "timm/vgg16.tv_in1k"  # torchvision's ImageNet weights, from the hub
+    config.image_size = 417
     config.data.sampling = "classes"
     config.data.train_min_pixels = 1  # the published code's lists of a class take any pixel
+    config.data.augment.flip = True
+    config.train.steps = 30_000
+    config.train.batch_size = 1
+    config.train.learning_rate = 1e-3
+    config.train.schedule = "step"
+    config.train.decay_every, config.train.decay_factor = 10_000, 0.1
+    config.train.momentum = 0.9
+    config.train.weight_decay = 5e-4
+    config.eval.runs, config.eval.episodes = 5, 1000
     return config

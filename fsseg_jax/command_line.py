@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax import devices
-from fsseg_jax.config import default_config, joined, load_config, override
+from fsseg_jax.config import default_config, joined, load_config, override, reference
 from fsseg_jax.errors import UserError
 
 # Seconds between an error and the end of the first of several processes: its end is theirs, and
@@ -68,8 +68,8 @@ def parse(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Any field of the config may be overridden: --config.train.steps=500. "
-        "fsseg_jax/config.py lists them all with their defaults and reasons.",
+        epilog="Any field of the configuration may be overridden, as in --config.train.steps=500.\n"
+        + reference.as_text(),
     )
     if config:
         parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")

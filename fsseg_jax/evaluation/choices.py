@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
 from fsseg_jax.config import load_config, override
+from fsseg_jax.config.presets import PRESETS
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import describe, make_mesh
@@ -36,7 +37,6 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Scoring, summarise, write_whole
 from fsseg_jax.evaluation.metrics import MEANS
 from fsseg_jax.evaluation.parts import Store
-from fsseg_jax.evaluation.presets import PRESETS
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import Checkpoints, available, load_variables

@@ -1,6 +1,5 @@
 """Methods by name. Whatever uses them needs nothing but this registry and their interface."""
 
-import dataclasses
 import logging
 from typing import Any
 
@@ -17,6 +16,7 @@ from fsseg_jax.models.canet import CANet
 from fsseg_jax.models.ltafnet import LTAFNet
 from fsseg_jax.models.method import Method
 from fsseg_jax.models.mfnet import MFNet
+from fsseg_jax.models.option import options_of
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.models.sst import SST
@@ -44,11 +44,7 @@ def _method(name: str) -> type[Method]:
 
 def default_options(method: str) -> dict[str, Any]:
     """The fields of a method and their defaults: what `config.model` holds."""
-    return {
-        field.name: field.default
-        for field in dataclasses.fields(_method(method))
-        if field.name not in ("backbone", "dtype", "rematerialise", "parent", "name")
-    }
+    return {name: field.default for name, field in options_of(_method(method)).items()}
 
 
 def create_model(config: ConfigDict) -> Method:
@@ -58,21 +54,9 @@ def create_model(config: ConfigDict) -> Method:
         UserError: a name or a choice is unknown, or the backbone has no such stage.
     """
     method = _method(config.method)
-    for name, choices in method.choices.items():
-        if config.model[name] not in choices:
-            raise UserError(
-                f"model.{name} = {config.model[name]!r}: choose {' or '.join(choices)}."
-            )
-    for name, least in method.at_least.items():
-        if config.model[name] < least:
-            raise UserError(f"model.{name} = {config.model[name]}: it must be at least {least}.")
-    if not 0 <= config.model.get("dropout", 0) < 1:
-        raise UserError(f"model.dropout = {config.model.dropout}: it must be from 0 to below 1.")
-    if config.model.get("width", 0) % config.model.get("heads", 1):
-        raise UserError(
-            f"model.width = {config.model.width} does not divide into model.heads = "
-            f"{config.model.heads}."
-        )
+    for name, field in options_of(method).items():
+        field.check(f"model.{name}", config.model[name])
+    method.check(config.model)
     backbone = create_backbone(
         config.backbone,
         config.dtype,

@@ -6,7 +6,6 @@ Features of the query are compared with the masked average of the support's by a
 """
 
 import functools
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +25,7 @@ from fsseg_jax.models.layers import (
     masked_average_pool,
 )
 from fsseg_jax.models.method import BinaryMethod, join_ways, support_masks
+from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize_masks
 
@@ -36,22 +36,36 @@ class CANet(BinaryMethod):
     What the paper leaves open follows the published code (one-shot network), or is stated here.
     """
 
-    freeze_backbone: bool = True
-    stages: tuple[int, ...] = (2, 3)  # compared features (table 3): layer2 and layer3 of ResNet-50
-    width: int = 256
-    dropout: float = 0.5  # of channels, after each convolution with ReLU (code)
-    area_epsilon: float = 5e-4  # added to a mask's area (code)
-    # Deviation of the normal distribution that kernels are drawn from (code); 0 for PyTorch's
-    # default.
-    init_deviation: float = 0.01
-    refinements: int = 4  # passes after the first one at inference (sec. 4.2)
-    reset_probability: float = 0.7  # with which training forgets the stored prediction (sec. 3.3)
-    # How several shots are joined (table 5): by learned attention, or the mean of their vectors,
-    # the mean of their predictions, or the union of their masks.
-    fusion: str = "attention"
-
-    at_least: ClassVar = {"width": 1, "refinements": 0, "init_deviation": 0}
-    choices: ClassVar = {"fusion": ("attention", "feature_average", "mask_average", "mask_or")}
+    freeze_backbone: bool = option(True, "Keep the pretrained backbone as it is (sec. 4.1).")
+    stages: tuple[int, ...] = option(
+        (2, 3), "Stages whose features are compared (table 3): layer2 and layer3 of ResNet-50."
+    )
+    width: int = option(256, "Channels of the head.", least=1)
+    dropout: float = option(
+        0.5,
+        "Dropout of channels after each convolution with ReLU, as in the published code.",
+        least=0,
+        below=1,
+    )
+    area_epsilon: float = option(5e-4, "Added to the area of a mask, as in the published code.")
+    init_deviation: float = option(
+        0.01,
+        "Standard deviation of the normal distribution that initialises kernels, as in the "
+        "published code; 0 for PyTorch's default.",
+        least=0,
+    )
+    refinements: int = option(
+        4, "Refinement passes after the first pass, at inference (sec. 4.2).", least=0
+    )
+    reset_probability: float = option(
+        0.7, "Probability with which training forgets the stored prediction (sec. 4.2)."
+    )
+    fusion: str = option(
+        "attention",
+        "How several shots are combined (table 5): by learned attention, or the mean of their "
+        "vectors, the mean of their predictions, or the union of their masks.",
+        choices=("attention", "feature_average", "mask_average", "mask_or"),
+    )
 
     def setup(self) -> None:
         """The layers, by the parts of the paper's fig. 2."""

@@ -6,7 +6,6 @@ comparison with the support's prototype, and refined at the photograph's resolut
 """
 
 import functools
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,6 +33,7 @@ from fsseg_jax.models.method import (
     support_labels,
     support_masks,
 )
+from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize, resize_masks
 
@@ -45,38 +45,49 @@ class LTAFNet(BinaryMethod):
     and is supervised in both classes; losses have weight 1.
     """
 
-    freeze_backbone: bool = True
-    stages: tuple[int, ...] = (2, 3)  # of ResNet-50
-    width: int = 256
-    area_epsilon: float = 5e-4  # added to a mask's area, as CANet's published code does
-    # Of channels, after the embedding and in ASPP, as in CANet, the paper's base model.
-    dropout: float = 0.5
-    # Task-aware features (eq. 1-3). The paper makes the pair feature by "a combination" of both
-    # photographs' features: here they stand side by side ("concatenation"), or, as its introduction
-    # speaks of their correlation, each position counts as it resembles the support's object
-    # ("correlation"). "none" leaves the embedded features alone.
-    adaption: str = "concatenation"
-    # What is between the concatenation with the prototype and ASPP: nothing, as sec. 3.3 has it;
-    # CANet's dense comparison (dilation 2, ReLU, dropout); or a convolution alone ("plain"), which
-    # no source has, as in version 0.1.
-    before_aspp: str = "none"
-    refinement: bool = True  # the U-Net (eq. 4); without: the predicted mask alone
-    # "strided": a stem of stride 2, so that four pools reach the 1/32 that the paper says, and
-    # twice as many channels after each pool. "constant": full resolution, a convolution alone in
-    # the stem's place, and the same number of channels everywhere, as BASNet's RefUnet
-    # (model/BASNet.py, lines 10 to 108), which the paper's description matches but for the 1/32.
-    refinement_style: str = "strided"
-    refinement_width: int = 0  # channels of the U-Net's first block; 0: 32 strided, 64 constant
-    standardisation_epsilon: float = 1e-5  # of eq. 1
-    auxiliary_weight: float = 1.0  # of eq. 3
-    coarse_weight: float = 1.0  # of the loss of the mask before refinement
-
-    at_least: ClassVar = {"width": 1, "refinement_width": 0}
-    choices: ClassVar = {
-        "adaption": ("none", "concatenation", "correlation"),
-        "before_aspp": ("none", "canet", "plain"),
-        "refinement_style": ("strided", "constant"),
-    }
+    freeze_backbone: bool = option(True, "Keep the pretrained backbone as it is.")
+    stages: tuple[int, ...] = option((2, 3), "Stages whose features are taken: ResNet-50's.")
+    width: int = option(256, "Channels of the head.", least=1)
+    area_epsilon: float = option(5e-4, "Added to the area of a mask, as in CANet's published code.")
+    dropout: float = option(
+        0.5,
+        "Dropout of channels after the embedding and in ASPP, as in CANet, the paper's base model.",
+        least=0,
+        below=1,
+    )
+    adaption: str = option(
+        "concatenation",
+        "Task-aware features (eq. 1-3). The paper makes the pair feature by a combination of both "
+        "images' features: here they stand side by side (concatenation), or, as its introduction "
+        "speaks of their correlation, each position counts as it resembles the support's object "
+        "(correlation). none leaves the embedded features alone.",
+        choices=("none", "concatenation", "correlation"),
+    )
+    before_aspp: str = option(
+        "none",
+        "What is between the concatenation with the prototype and ASPP: nothing (none), as sec. "
+        "3.3 has it; CANet's dense comparison (canet: dilation 2, ReLU, dropout); or a convolution "
+        "alone (plain), which no source has, as in version 0.1.",
+        choices=("none", "canet", "plain"),
+    )
+    refinement: bool = option(
+        True, "The U-Net (eq. 4); without it, the predicted mask is the result."
+    )
+    refinement_style: str = option(
+        "strided",
+        "strided: a stem of stride 2, so that four pools reach the 1/32 that the paper says, and "
+        "twice as many channels after each pool. constant: full resolution, a convolution alone "
+        "in the stem's place, and the same number of channels everywhere, as BASNet's RefUnet "
+        "(model/BASNet.py, lines 10 to 108), which the paper's description matches but for the "
+        "1/32.",
+        choices=("strided", "constant"),
+    )
+    refinement_width: int = option(
+        0, "Channels of the U-Net's first block; 0 for 32 strided, 64 constant.", least=0
+    )
+    standardisation_epsilon: float = option(1e-5, "Added to the variance in eq. 1.")
+    auxiliary_weight: float = option(1.0, "Weight of the auxiliary loss (eq. 3).")
+    coarse_weight: float = option(1.0, "Weight of the loss of the mask before refinement.")
 
     def setup(self) -> None:
         """The layers, by the parts of the paper."""

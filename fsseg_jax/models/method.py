@@ -1,6 +1,7 @@
 """What the methods share: the interface, and N ways by N binary passes."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray, UInt8
 
 from fsseg_jax.episode import IGNORE, UNLABELLED, Episode
 from fsseg_jax.models.layers import cross_entropy
+from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize
 
@@ -23,15 +25,23 @@ class Method(nn.Module):
     backbone: nn.Module
     dtype: DTypeLike = jnp.float32  # of the computation; parameters, losses are float32
     rematerialise: bool = False  # blocks of the method's own; see `rematerialisable`
-    # Leave the backbone as it was pretrained: it gets no gradient and no optimizer state.
-    freeze_backbone: bool = False
-    # Stages of the backbone whose features are taken, side by side; none for its last one.
-    stages: tuple[int, ...] = ()
-    align_corners: bool = True  # the corner convention of masks, features and logits
+    freeze_backbone: bool = option(
+        False, "Keep the pretrained backbone as it is, with no gradient and no optimizer state."
+    )
+    stages: tuple[int, ...] = option(
+        (), "Stages of the backbone whose features are taken, side by side; empty for the last one."
+    )
+    align_corners: bool = option(
+        True, "The corner convention of masks, features and logits, as in PyTorch's interpolate."
+    )
 
-    # Fields that take one of a few values, and numbers that must not be below another.
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
-    at_least: ClassVar[dict[str, float]] = {}
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Raises UserError where options do not fit each other.
+
+        Args:
+            options: by name, each within its own limits.
+        """
 
     @property
     def frozen(self) -> tuple[str, ...]:

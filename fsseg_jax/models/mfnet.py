@@ -7,8 +7,8 @@ feature map a class (sec. III-C); these stand side by side, and one decoder tell
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from fsseg_jax.backbones.convolution import max_pool
 from fsseg_jax.backbones.extent import positions
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.errors import UserError
 from fsseg_jax.models.layers import (
     ASPP,
     JoinedConvolution,
@@ -30,6 +31,7 @@ from fsseg_jax.models.layers import (
     masked_average_pool,
 )
 from fsseg_jax.models.method import Method, join_ways, query_labels, support_masks
+from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import adaptive_pool, resize, resize_masks
 
@@ -41,47 +43,79 @@ class MFNet(Method):
     of their own; the metric loss is the mean over valid triplets of foreground classes.
     """
 
-    freeze_backbone: bool = True
-    stages: tuple[int, ...] = (2, 3)  # of ResNet-50; VGG-16 has (2, 3, 4)
-    width: int = 256
-    dropout: float = 0.5  # of channels, after the embedding (as PFENet, which MFNet follows)
-    separate_embeddings: bool = True  # one for supports and one for queries, as PFENet has them
-    area_epsilon: float = 5e-4  # added to a mask's area
-    scales: int = 4  # Z: the query at 1, 1/2, 1/4, ... of its resolution
-    heads: int = 4  # N_r of the support attention (eq. 2-3)
-    support_attention: bool = True  # of several shots; without: their mean (table VI)
-    scale_attention: bool = True  # eq. 4-5; without: the mean over scales
-    # What the paper tried in the place of its attentions, a sentence each (tables VI and VII):
-    # several supports are compared with the query one by one, and what comes of it is weighed as
-    # CANet weighs its supports (A_S-v1, without `support_attention`);
-    compare_supports: bool = False
-    # each scale is joined with what the larger ones gave, as in PFENet's FEM, and all of them side
-    # by side (A_M-v1);
-    hierarchy: bool = False
-    # ASPP in the decoder, of one scale (A_M-v2, with `scales` 1).
-    aspp: bool = False
-    query_fusion: str = "add"  # of query and prototype: "add" or "concat" (table IV)
-    way_fusion: str = "concat"  # of the ways' features: "concat" or "add" (table IV)
-    binary_branches: bool = False  # decode each way on its own, and join them by the maximum
-    focal_gamma: float = 2.0  # eq. 1's exponent
-    # Eq. 1 also divides the focal loss by the number of classes N, taken for that of the ways. In
-    # 1-way it changes nothing; in 2-way it halves the loss beside the metric loss, whose weight
-    # the paper found with it. False leaves it out, as focal losses mostly do.
-    focal_over_ways: bool = True
-    # Positives of the metric loss (table VIII): drawn by "spatial" nearness or at "random", the
-    # farthest in "feature" space, or "none" for no such loss.
-    metric_positives: str = "spatial"
-    metric_weight: float = 0.4  # eq. 7's lambda
-    metric_from_epoch: float = 5.0  # PASCAL-5i; 1 for COCO-20i
-    metric_anchors: int = 20  # N_t
-    metric_margin: float = 1.0  # eq. 6's alpha
+    freeze_backbone: bool = option(True, "Keep the pretrained backbone as it is.")
+    stages: tuple[int, ...] = option(
+        (2, 3), "Stages whose features are taken: those of ResNet-50; VGG-16: (2, 3, 4)."
+    )
+    width: int = option(256, "Channels of the head; heads divide it.", least=1)
+    dropout: float = option(
+        0.5,
+        "Dropout of channels after the embedding, as in PFENet, which MFNet follows.",
+        least=0,
+        below=1,
+    )
+    separate_embeddings: bool = option(
+        True, "One embedding for supports and one for queries, as PFENet has them."
+    )
+    area_epsilon: float = option(5e-4, "Added to the area of a mask.")
+    scales: int = option(
+        4, "Number of scales Z: the query at 1, 1/2, 1/4, ... of its resolution.", least=1
+    )
+    heads: int = option(4, "Heads N_r of the support attention (eq. 2-3).", least=1)
+    support_attention: bool = option(
+        True, "Attention over several shots; without it, their mean (table VI)."
+    )
+    scale_attention: bool = option(
+        True, "Attention over scales (eq. 4-5); without it, the mean over scales."
+    )
+    compare_supports: bool = option(
+        False,
+        "A_S-v1 (table VI, without support_attention): compare several supports with the query "
+        "one by one, and weigh the results as CANet weighs its supports.",
+    )
+    hierarchy: bool = option(
+        False,
+        "A_M-v1 (table VII): join each scale with what the larger ones gave, as in PFENet's FEM, "
+        "and all of them side by side.",
+    )
+    aspp: bool = option(False, "A_M-v2 (table VII, with scales = 1): ASPP in the decoder.")
+    query_fusion: str = option(
+        "add", "How query and prototype are combined (table IV).", choices=("add", "concat")
+    )
+    way_fusion: str = option(
+        "concat", "How the ways' features are combined (table IV).", choices=("add", "concat")
+    )
+    binary_branches: bool = option(
+        False, "Decode each way on its own, and combine them by the maximum."
+    )
+    focal_gamma: float = option(2.0, "The exponent of the focal loss (eq. 1).")
+    focal_over_ways: bool = option(
+        True,
+        "Divide the focal loss by the number of classes N, as eq. 1 does, taken for that of the "
+        "ways. It changes nothing in 1-way; in 2-way it halves the loss beside the metric loss, "
+        "whose weight the paper found with it. Most focal losses leave it out.",
+    )
+    metric_positives: str = option(
+        "spatial",
+        "Positives of the metric loss (table VIII): drawn by spatial nearness or at random, the "
+        "farthest in feature space, or none for no such loss.",
+        choices=("spatial", "random", "feature", "none"),
+    )
+    metric_weight: float = option(0.4, "Weight of the metric loss (eq. 7's lambda).")
+    metric_from_epoch: float = option(
+        5.0, "The epoch from which the metric loss counts: 5 on PASCAL-5i, 1 on COCO-20i."
+    )
+    metric_anchors: int = option(20, "Number of anchors N_t.", least=1)
+    metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).")
 
-    at_least: ClassVar = {"width": 1, "scales": 1, "heads": 1, "metric_anchors": 1}
-    choices: ClassVar = {
-        "query_fusion": ("add", "concat"),
-        "way_fusion": ("add", "concat"),
-        "metric_positives": ("spatial", "random", "feature", "none"),
-    }
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Raises UserError unless the heads divide the width."""
+        if options["width"] % options["heads"]:
+            raise UserError(
+                f"model.width = {options['width']} does not divide into model.heads = "
+                f"{options['heads']}."
+            )
 
     def setup(self) -> None:
         """The layers, by the parts of the paper's fig. 2 and 3."""

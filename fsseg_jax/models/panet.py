@@ -12,17 +12,22 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.models.layers import cosine_similarity, cross_entropy, masked_average_pool
 from fsseg_jax.models.method import Method
+from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 
 
 class PANet(Method):
     """PANet on any fully convolutional backbone; it has no parameters of its own."""
 
-    similarity_scale: float = 20.0  # multiplies the cosine (eq. 3's alpha)
-    alignment_weight: float = 1.0  # of the alignment loss (eq. 8's lambda); 0 leaves it out
-    area_epsilon: float = 1e-5  # added to a mask's area, as in the published code
-    ignored_is_background: bool = True  # support pixels of label 255, as in the published code
-    align_corners: bool = False  # half-pixel corners, as in the published code
+    similarity_scale: float = option(20.0, "Multiplies the cosine similarity (eq. 3's alpha).")
+    alignment_weight: float = option(
+        1.0, "Weight of the alignment loss (the paper's lambda); 0 leaves it out."
+    )
+    area_epsilon: float = option(1e-5, "Added to the area of a mask, as in the published code.")
+    ignored_is_background: bool = option(
+        True, "Support pixels of label 255 are background, as in the published code."
+    )
+    align_corners: bool = option(False, "Half-pixel corners, as in the published code.")
 
     @property
     def ignored_pixels(self) -> str:

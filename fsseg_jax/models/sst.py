@@ -6,7 +6,7 @@ the moved features (eq. 12-13).
 """
 
 import functools
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ from fsseg_jax.models.layers import (
     masked_average_pool,
 )
 from fsseg_jax.models.method import BinaryMethod, Method, join_ways, support_labels
+from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize, resize_masks
 
@@ -35,10 +36,14 @@ class SST(BinaryMethod):
     they are a 3 x 3 convolution with ReLU, two of them, and a residual block with ASPP.
     """
 
-    stages: tuple[int, ...] = (2, 3)  # of ResNet-50, as CANet; VGG-16 has (2, 3, 4)
-    width: int = 256
-    area_epsilon: float = 5e-4  # added to a mask's area, as CANet's published code does
-    tuning: bool = True  # the inner loop; False segments with the features as they are (table 1)
+    stages: tuple[int, ...] = option(
+        (2, 3), "Stages whose features are taken: those of ResNet-50, as CANet; VGG-16: (2, 3, 4)."
+    )
+    width: int = option(256, "Channels of the head.", least=1)
+    area_epsilon: float = option(5e-4, "Added to the area of a mask, as in CANet's published code.")
+    tuning: bool = option(
+        True, "The inner loop; without it, features are taken as they are (table 1)."
+    )
     # The paper's update (eq. 11) has no rate and does not say whether its loss is a sum or a mean.
     # With a mean it moves the prototype by less than a thousandth of its length, with a sum by half
     # of it to several times it, which diverged. Here the prototype p moves by inner_rate * |p| *
@@ -46,16 +51,21 @@ class SST(BinaryMethod):
     # which differs between backbones and in the course of training. At 3 that is about 10 to 25 %
     # of |p| at full width, on ResNet-50 and on VGG-16, before training and in it (docs/figures.md;
     # on ResNet-50 in training by what was measured at 4).
-    inner_rate: float = 3.0
-    second_order: bool = True  # the outer gradient passes through the inner one
-    auxiliary_weight: float = 1.0  # of the self-segmentation loss in training (sec. 4.4)
-    # How several shots are joined (table 2): by the sum of their responses weighted by the IoU of
-    # their self-segmentations (eq. 14), or by the average or the maximum of their segmentations.
-    # Without tuning and auxiliary loss there are no scores that mean anything: take the average.
-    fusion: str = "weighted"
-
-    at_least: ClassVar = {"width": 1}
-    choices: ClassVar = {"fusion": ("weighted", "average", "maximum")}
+    inner_rate: float = option(
+        3.0, "How far the inner step moves the prototype p: inner_rate * |p| * the mean gradient."
+    )
+    second_order: bool = option(True, "The outer gradient passes through the inner one.")
+    auxiliary_weight: float = option(
+        1.0, "Weight of the self-segmentation loss in training (sec. 4.4)."
+    )
+    fusion: str = option(
+        "weighted",
+        "How several shots are combined (table 2): by the sum of their responses, weighted by the "
+        "IoU of their self-segmentations (eq. 14), or by the average or the maximum of their "
+        "segmentations. Without tuning and auxiliary loss the scores mean nothing: take the "
+        "average.",
+        choices=("weighted", "average", "maximum"),
+    )
 
     def setup(self) -> None:
         """The layers: theta_e's new one, theta_m and theta_d."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import CHOICES, config_file, config_names, load_config, override
+from fsseg_jax.config import FIELDS, config_file, config_names, load_config, override
 from fsseg_jax.devices import (
     choose_platform,
     make_mesh,
@@ -39,8 +39,8 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
     Raises:
         UserError: there is no such model, a setting does not exist, or the weights cannot be had.
     """
-    if checkpoint not in CHOICES["eval.checkpoint"]:
-        words = " or ".join(CHOICES["eval.checkpoint"])
+    if checkpoint not in FIELDS["eval.checkpoint"].choices:
+        words = " or ".join(FIELDS["eval.checkpoint"].choices)
         raise UserError(f"checkpoint = {checkpoint!r}: choose {words}.")
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     if "platform" in settings:

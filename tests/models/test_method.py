@@ -23,6 +23,7 @@ from fsseg_jax.models.method import (
     support_labels,
     support_masks,
 )
+from fsseg_jax.models.option import options_of
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize
 from fsseg_jax.training.state import abstract_state, make_optimizer, make_step
@@ -454,10 +455,10 @@ def config_of(method, backbone="small"):
 
 @pytest.mark.parametrize(
     ("method", "field"),
-    [(name, field) for name, method in METHODS.items() for field in method.choices],
+    [(n, name) for n, m in METHODS.items() for name, f in options_of(m).items() if f.choices],
 )
 def test_fields_take_their_choices_and_nothing_else(method, field):
-    config, choices = config_of(method), METHODS[method].choices[field]
+    config, choices = config_of(method), options_of(METHODS[method])[field].choices
     assert config.model[field] in choices
     for choice in choices:
         config.model[field] = choice

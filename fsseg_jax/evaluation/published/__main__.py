@@ -33,7 +33,7 @@ TEXT = string.Template("""# Configurations
 
 One file a published setting; each says in its docstring which paper and setting it is, the figure
 that it should reach, and the commands. Any field can be changed on the command line
-(`--config.shots=5`); [`fsseg_jax/config.py`](../fsseg_jax/config.py) lists those that all methods
+(`--config.shots=5`); [`docs/config.md`](../docs/config.md) lists those that all methods
 share, the class of a method lists `config.model`.
 
 $files

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from fsseg_jax.config import CHOICES, default_config, differences, override
+from fsseg_jax.config import FIELDS, default_config, differences, override
+from fsseg_jax.config.presets import PRESETS, apply_preset
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.presets import PRESETS, apply_preset
 
 
 def change(config, *arguments):
@@ -81,8 +81,8 @@ def unusual():
     """A configuration in which no field that a protocol could set has its default."""
     config = default_config()
     for field, value in flatten(config).items():
-        if field in CHOICES:
-            value = next(choice for choice in reversed(CHOICES[field]) if choice != value)
+        if field in FIELDS and FIELDS[field].choices:
+            value = next(choice for choice in reversed(FIELDS[field].choices) if choice != value)
         elif isinstance(value, tuple):
             value = tuple(7.5 for _ in value)
         elif isinstance(value, bool):

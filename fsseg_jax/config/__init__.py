@@ -1,0 +1,20 @@
+"""The configuration: every field and its meaning, files, overrides, and what is wrong with one."""
+
+from fsseg_jax.config.checks import check
+from fsseg_jax.config.fields import FIELDS, default_config
+from fsseg_jax.config.files import config_file, config_names, load_config
+from fsseg_jax.config.overrides import differences, joined, override
+from fsseg_jax.config.saved import from_saved
+
+__all__ = [
+    "FIELDS",
+    "check",
+    "config_file",
+    "config_names",
+    "default_config",
+    "differences",
+    "from_saved",
+    "joined",
+    "load_config",
+    "override",
+]

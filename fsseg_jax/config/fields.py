@@ -1,0 +1,351 @@
+"""Every field of the configuration but `model`, whose fields are those of the method."""
+
+from ml_collections import ConfigDict
+
+from fsseg_jax.data import annotations
+from fsseg_jax.models import default_options
+from fsseg_jax.models.option import Field
+
+# How queries are drawn.
+SAMPLING = ("classes", "items", "photographs")
+BORDER = ("ignored", "background")
+
+FIELDS: dict[str, Field] = {
+    # ------------------------------------------------------------------ the model and its input
+    "backbone": Field(
+        "vgg16",
+        "The backbone: vgg16; resnet50, which takes torchvision's and timm's weights; "
+        "resnet50_caffe, which takes the original ones, with the stride of a layer on its first "
+        "1 x 1 convolution; or small, a narrow encoder for training from scratch.",
+    ),
+    "backbone_statistics": Field(
+        "stored",
+        "What the backbone's batch normalisation uses in training: the stored statistics, as "
+        "HSNet's published code does, or those of the batch, as CANet's and PFENet's do even if "
+        "the backbone is frozen.",
+        choices=("stored", "batch"),
+    ),
+    "init": Field(
+        "",
+        "Pretrained weights of the backbone: a .safetensors, .npz or .pth file, or a repository on "
+        "the Hugging Face hub; empty for random weights.",
+    ),
+    "dtype": Field(
+        "float32",
+        "The dtype of the computation; parameters, losses and metrics are float32.",
+        choices=("float32", "bfloat16"),
+    ),
+    "rematerialise": Field(
+        False,
+        "Compute activations again in the backward pass instead of keeping them: less memory, "
+        "about a third more time.",
+    ),
+    "ways": Field(1, "Classes of an episode.", least=1),
+    "shots": Field(1, "Support images of each class.", least=1),
+    "support_annotation": Field(
+        "dense",
+        "What outlines the class in supports, in training and evaluation: a dense mask, the box "
+        "of one random object (PANet sec. 4.4), the largest_box (PANet's published code), a "
+        "scribble along the skeleton of the class and one in the background, one_scribble in a "
+        "class (PANet's published code, with annotation_width = 1), or a point inside.",
+        choices=annotations.KINDS,
+    ),
+    "annotation_width": Field(
+        5, "Width of scribbles and points, in pixels of the network's input.", least=1
+    ),
+    "image_size": Field(
+        417,
+        "Side of the squares that images are resized to; networks that divide it by 32 need 32.",
+        least=32,
+    ),
+    "seed": Field(0, "Seed of the parameters, the training episodes and their augmentation."),
+    # ------------------------------------------------------------------ the machine
+    "platform": Field("", "cpu, gpu or tpu; empty for the best one that JAX finds."),
+    "devices": Field(0, "Number of devices to use; 0 for all.", least=0),
+    "distributed": Field(
+        False, "Several processes work on this run together, as the scripts in launch/ start them."
+    ),
+    "compilation_cache": Field(
+        True,
+        "Keep compiled programs in the user's cache folder for the next run, or in "
+        "JAX_COMPILATION_CACHE_DIR where that is set.",
+    ),
+    # ------------------------------------------------------------------ data
+    "data.name": Field("voc", "The data set: voc, coco, fss1000, folder, tfds or shapes."),
+    "data.root": Field("", "The folder of the data set; shapes needs none."),
+    "data.fold": Field(0, "The fold: which classes are held out from training, for the test."),
+    "data.folds": Field(
+        4,
+        "Number of folds into which the classes of a folder or of a TFDS data set are dealt, in "
+        "their order; 1 holds all of them out, for testing.",
+        least=1,
+    ),
+    "data.coco.folds": Field(
+        "a",
+        "COCO's folds: fold i holds out categories 20 i + 1 to 20 i + 20 (a: PANet, MFNet) or "
+        "i + 1, i + 5, ... (b: FWB, HSNet); canet has 40 categories for training, 20 for "
+        "selection and 20 for the test.",
+        choices=("a", "b", "canet"),
+    ),
+    "data.coco.masks": Field(
+        "label",
+        "COCO's masks: one label an image, the smaller object on the larger and crowds ignored; "
+        "or a mask for each category alone, to which overlaps and crowds belong (PANet's "
+        "published code).",
+        choices=("label", "category"),
+    ),
+    "data.tfds.name": Field(
+        "",
+        "Of data.name = tfds: a data set that is prepared as ArrayRecord; data.root is its "
+        "data_dir.",
+    ),
+    "data.tfds.image": Field("image", "Name of the feature that holds images."),
+    "data.tfds.label": Field("segmentation", "Name of the feature that holds class ids."),
+    "data.tfds.instances": Field(
+        "", "Name of the feature that holds numbers of objects, if there is one."
+    ),
+    "data.pipeline": Field(
+        "tfdata",
+        "Where training batches are made: by tfdata on the host, for data sets of any size, or on "
+        "the device, which holds all images and leaves nothing to the host.",
+        choices=("tfdata", "device"),
+    ),
+    "data.device.size": Field(
+        0,
+        "Side of the squares that the device pipeline holds; 0 for image_size. A larger one keeps "
+        "detail, which shows where data.augment.scale enlarges.",
+        least=0,
+    ),
+    "data.device.sharded": Field(False, "Each device holds its part of the images, not all."),
+    "data.device.cache": Field(True, "Keep decoded images in the user's cache folder."),
+    "data.train_split": Field(
+        "",
+        "Split of training; empty for the data set's own (voc: trainaug if it is there, "
+        "otherwise train).",
+    ),
+    "data.split": Field(
+        "", "Split of tests and selection; empty for the data set's own (voc: val)."
+    ),
+    "data.train_min_pixels": Field(
+        2048,
+        "An image is an item of a class that covers this many of its pixels, at its own size, in "
+        "training. 2 x 32 x 32 is PFENet's rule; lower it where training images are stored "
+        "smaller.",
+    ),
+    "data.min_pixels": Field(2048, "The same in tests and selection."),
+    "data.held_out_photographs": Field(
+        "keep",
+        "Training images that show held-out classes: keep them, with those classes as background "
+        "(PANet's published code and most others), or drop them.",
+        choices=("keep", "drop"),
+    ),
+    "data.sampling": Field(
+        "classes",
+        "How training draws queries: a class and then an image of it (classes: PANet's published "
+        "code, which trains all classes alike); all items, pairs of class and image, in turn, in "
+        "a new random order each time (items: CANet's code; an epoch of SST, LTAF-Net and MFNet "
+        "is one pass over them too); or all images in turn, with one of their classes "
+        "(photographs: PFENet's code).",
+        choices=SAMPLING,
+    ),
+    "data.border": Field(
+        "ignored",
+        "What the label 255 of training images counts as (the border of objects on VOC, crowds on "
+        "COCO): ignored, as in PANet's code, or background, as in CANet's. What augmentation "
+        "leaves outside of an image is ignored in any case.",
+        choices=BORDER,
+    ),
+    "data.augment.flip": Field(True, "Flip horizontally, half the time (PANet sec. 4.1)."),
+    "data.augment.scale": Field(
+        (1.0, 1.0), "Resize to a random multiple of image_size in this range, and crop."
+    ),
+    "data.augment.rotation": Field(
+        0.0, "Rotate by up to so many degrees in either direction.", least=0
+    ),
+    "data.augment.query": Field(True, "Augment queries too, not only supports."),
+    "data.augment.crop_query": Field(
+        True,
+        "False leaves scale out of the queries' augmentation, so that no crop takes the object "
+        "away.",
+    ),
+    "data.shapes.train": Field(2000, "Of data.name = shapes: training images."),
+    "data.shapes.val": Field(600, "Validation images."),
+    "data.shapes.pixels": Field(96, "Side of an image."),
+    # ------------------------------------------------------------------ training
+    "train.steps": Field(
+        30_000, "Number of steps (PANet sec. 4.1); 0 where epochs says it.", least=0
+    ),
+    "train.epochs": Field(
+        0,
+        "Instead of steps: passes over the items of the base classes, one episode an item (or "
+        "over their images, one episode each, with data.sampling = photographs).",
+        least=0,
+    ),
+    "train.batch_size": Field(1, "Episodes a step, over all devices.", least=1),
+    "train.accumulate": Field(
+        1,
+        "Compute a batch in so many parts, one after another, and add up their gradients: the "
+        "memory of one part, the same step (but for batch statistics, which are those of a part).",
+        least=1,
+    ),
+    "train.steps_per_dispatch": Field(
+        1,
+        "Steps of one call of the compiled function. More of them keep a fast accelerator from "
+        "waiting for the host between steps; a CPU gains nothing, and compiles each of them. "
+        "SIGTERM waits for those under way, two calls at most; tfdata puts all their batches on "
+        "the device.",
+        least=1,
+    ),
+    "train.learning_rate": Field(1e-3, "The learning rate (PANet sec. 4.1)."),
+    "train.new_layers_rate": Field(
+        1.0, "Multiplies the learning rate of all parameters but the backbone's."
+    ),
+    "train.schedule": Field(
+        "step", "How the learning rate falls.", choices=("step", "poly", "constant")
+    ),
+    "train.decay_every": Field(10_000, "Of the step schedule: steps between decays.", least=1),
+    "train.decay_factor": Field(0.1, "Of the step schedule: what each decay multiplies by."),
+    "train.poly_power": Field(0.9, "Of the poly schedule: its exponent."),
+    "train.warmup": Field(0, "Steps of linear warm-up from 0.", least=0),
+    "train.momentum": Field(0.9, "Momentum of SGD."),
+    "train.weight_decay": Field(5e-4, "Weight decay, added to the gradient as PyTorch does."),
+    "train.log_every": Field(
+        50, "Steps between summaries, which is also when losses are checked.", least=1
+    ),
+    "train.save_every": Field(1000, "Steps between checkpoints.", least=1),
+    "train.eval_every": Field(
+        1000, "Steps between evaluations that select the best checkpoint.", least=1
+    ),
+    "train.eval_episodes": Field(500, "Episodes of each of these evaluations.", least=1),
+    "train.select_on": Field(
+        "base",
+        "Classes that select the best checkpoint: base (validation images of training classes), "
+        "those that the data set keeps for validation (fss1000; coco with folds = canet), or "
+        "novel, as published codes do, which leaks the test into the training. base+novel keeps "
+        "the best checkpoint by either, so that both figures can be reported; best means the "
+        "first.",
+        choices=("base", "validation", "novel", "base+novel", "validation+novel"),
+    ),
+    "train.test_before_and_after": Field(
+        False, "Evaluate on the held-out classes before the first step and after the last too."
+    ),
+    # ------------------------------------------------------------------ evaluation
+    "eval.protocol": Field(
+        "",
+        "A published protocol (panet, canet, pfenet, hsnet, bam or mfnet): sets the fields that "
+        "fsseg_jax/config/presets.py lists, before any that are given beside it.",
+    ),
+    "eval.setup": Field(
+        "one_of_ways",
+        "Queries show at least one_of_ways; or all images of an episode show person and one other "
+        "held-out class (metaseg, MFNet sec. IV-B).",
+        choices=("one_of_ways", "metaseg"),
+    ),
+    "eval.sampling": Field(
+        "classes",
+        "How queries are drawn, see data.sampling. PANet's code takes classes, CANet's and "
+        "HSNet's items, so that classes count as often as they occur, PFENet's photographs.",
+        choices=SAMPLING,
+    ),
+    "eval.scored_at": Field(
+        "network",
+        "Compare masks at the size of the network's input, as PANet's and HSNet's codes do, or at "
+        "that of each photograph, as CANet's and PFENet's do.",
+        choices=("network", "photograph"),
+    ),
+    "eval.fit": Field(
+        "stretch",
+        "How images become squares of image_size: stretched; or letterboxed, the longer side at "
+        "image_size, both sides multiples of 8, the rest black and ignored (PFENet). own leaves "
+        "queries at their own size and stretches supports alone (CANet's best figure).",
+        choices=("stretch", "letterbox", "own"),
+    ),
+    "eval.buckets": Field(
+        4,
+        "With eval.fit = own, images of about the same size share one compiled function, in this "
+        "many groups: fewer take longer to compute, more to compile; no figure depends on it.",
+        least=1,
+    ),
+    "eval.scales": Field(
+        (1.0,),
+        "Segment the query at these multiples of its size, and average the predicted "
+        "probabilities (CANet).",
+    ),
+    "eval.border": Field(
+        "ignored",
+        "What the label 255 of queries (the border of objects on VOC) counts as: ignored or, as "
+        "in CANet's published code, background. Results report both, and this one first.",
+        choices=BORDER,
+    ),
+    "eval.threshold": Field(
+        "",
+        "Also report the figures at the threshold that is best on validation images of base "
+        "classes (or those kept for validation): how much of a difference is one of calibration.",
+        choices=("", "base", "validation"),
+    ),
+    "eval.crf.iterations": Field(
+        0,
+        "Iterations of DenseCRF on every prediction (CANet table 4), which needs the extra crf; 0 "
+        "leaves it out. CANet gives no settings: the following are those of the library's example.",
+        least=0,
+    ),
+    "eval.crf.smooth": Field((3.0, 3.0), "How far neighbours agree, in pixels, and how strongly."),
+    "eval.crf.colour": Field(
+        (80.0, 13.0, 10.0),
+        "How far neighbours of like colours agree, in pixels and in grey levels, and how strongly.",
+    ),
+    "eval.checkpoint": Field(
+        "best",
+        "The checkpoint: last, best, or, of a run that keeps several best ones, best_base, "
+        "best_validation or best_novel; where a run has no such checkpoint, the nearest to it is "
+        "taken, and named.",
+        choices=("best", "last", "best_base", "best_validation", "best_novel"),
+    ),
+    "eval.runs": Field(5, "Runs with different seeds (PANet sec. 4.1).", least=1),
+    "eval.episodes": Field(1000, "Episodes of a run.", least=1),
+    "eval.seed": Field(0, "Seed of the first run; the others count on."),
+    "eval.episodes_file": Field("", "Score this list of episodes instead, in one run."),
+    "eval.batch_size": Field(
+        8, "Episodes scored at a time; changes memory and speed, not the score.", least=1
+    ),
+    "eval.together": Field(
+        1,
+        "Images and episodes that a device computes as one batch. More of them are faster on an "
+        "accelerator, but what is computed together may differ in the last digits.",
+        least=1,
+    ),
+    "eval.feature_dtype": Field(
+        "float16",
+        "The dtype in which encoded images are kept.",
+        choices=("float16", "bfloat16", "float32"),
+    ),
+    "eval.cache": Field(
+        8.0,
+        "GiB of encoded images that each device holds at a time. Where all of them need more, "
+        "episodes are scored in parts, class by class; what parts share is kept in a temporary "
+        "file.",
+        above=0,
+    ),
+    "eval.gallery": Field(4, "Best, median and worst episodes in the report.", least=0),
+}
+
+
+def default_config(method: str = "panet") -> ConfigDict:
+    """All fields with their defaults, for the files in `configs/` to change.
+
+    Args:
+        method: see `models.METHODS`.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    config = ConfigDict({"method": method, "model": default_options(method)})
+    for name, field in FIELDS.items():
+        *parents, last = name.split(".")
+        part = config
+        for parent in parents:
+            if parent not in part:
+                part[parent] = ConfigDict()
+            part = part[parent]
+        part[last] = field.default
+    return config.lock()  # a config file that sets an unknown field fails

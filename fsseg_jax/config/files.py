@@ -1,0 +1,79 @@
+"""Configuration files: Python with a function `get_config()`."""
+
+import importlib.util
+import pathlib
+import sys
+import types
+
+from ml_collections import ConfigDict
+
+from fsseg_jax.config.fields import default_config
+from fsseg_jax.config.overrides import differences
+from fsseg_jax.config.presets import apply_preset
+from fsseg_jax.errors import UserError
+
+
+def config_names() -> list[str]:
+    """Names of the published settings, and of whatever else is in `configs/`."""
+    return sorted(path.stem for folder in _config_folders() for path in folder.glob("*.py"))
+
+
+def config_file(name: str) -> str | None:
+    """The file of a configuration, given itself or by its name in `configs/`; None if neither.
+
+    An argument after a colon stays: see `load_config`.
+    """
+    if pathlib.Path(name.rsplit(":", 1)[0]).suffix == ".py":
+        return name
+    stem, *argument = name.split(":", 1)
+    for folder in _config_folders():
+        if stem in config_names() and (folder / f"{stem}.py").is_file():
+            return ":".join([str(folder / f"{stem}.py"), *argument])
+    return None
+
+
+def _config_folders() -> list[pathlib.Path]:
+    """Where `configs/` is: beside the package, or where an installation puts it."""
+    beside = pathlib.Path(__file__).resolve().parents[2] / "configs"
+    return [beside] if beside.is_dir() else [pathlib.Path(sys.prefix) / "share/fsseg_jax/configs"]
+
+
+def load_config(path: str) -> ConfigDict:
+    """What `get_config()` of the Python file `path` returns, or `get_config("x")` of `path:x`.
+
+    Raises:
+        UserError: there is no such file or function.
+    """
+    path, *argument = path.rsplit(":", 1) if not pathlib.Path(path).is_file() else [path]
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config = {path}: there is no such file.")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None:
+        raise UserError(f"--config = {path}: a config is a Python file with get_config().")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "get_config", None), types.FunctionType):
+        raise UserError(f"--config = {path}: the file has no function get_config().")
+    try:
+        return _with_protocol(module.get_config(*argument))
+    except (AttributeError, KeyError, TypeError) as error:
+        while error.args and isinstance(error.args[0], Exception):  # ml_collections nests them
+            error = error.args[0]
+        first, *others = str(error.args[0]).splitlines()
+        # Between the two, it prints the whole config.
+        words = [first.split(" Other fields present")[0], *others[-1:]]
+        raise UserError(f"--config = {path}: {' '.join(words)}") from None
+
+
+def _with_protocol(config: ConfigDict) -> ConfigDict:
+    """A file's configuration with what its `eval.protocol` sets, but for what the file changed."""
+    if config.eval.protocol:
+        preset, default = default_config(config.method), default_config(config.method)
+        preset.data.name, preset.data.tfds.name = config.data.name, config.data.tfds.name
+        apply_preset(preset, config.eval.protocol)
+        kept = [
+            name for name in differences(default, config) if name in differences(default, preset)
+        ]
+        fields = {name: new for name, (_, new) in differences(default, preset).items()}
+        config.update_from_flattened_dict({n: v for n, v in fields.items() if n not in kept})
+    return config

@@ -1,0 +1,101 @@
+"""Overrides of the command line, and comparing configurations."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from fsseg_jax.config.checks import check, flatten
+from fsseg_jax.config.presets import apply_preset
+from fsseg_jax.errors import UserError
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """A copy of `config` with `--config.field=value` arguments applied.
+
+    Raises:
+        UserError: a field does not exist or a value is not of its type.
+    """
+    original = config
+    arguments = joined(arguments)
+    fields = [f"--config.{name}" for name in flatten(config)]
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if name.startswith("--config.") and name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else "docs/config.md lists all of them."
+            raise UserError(f"{name}: there is no such config key; {hint}")
+    changed = _parse(config, arguments)
+    if any(argument.startswith("--config.eval.protocol=") for argument in arguments):
+        # The protocol of the data that is asked for, and then again what is given beside it.
+        preset = ConfigDict(original.to_dict())
+        preset.data.name, preset.data.tfds.name = changed.data.name, changed.data.tfds.name
+        apply_preset(preset, changed.eval.protocol)
+        changed = _parse(preset, arguments)
+    for name, (old, new) in differences(original, changed).items():
+        if name == "eval.scales" and {*map(type, new)} - {int, float}:
+            raise UserError(f"eval.scales = {new}: it must be one or more positive numbers.")
+        if name in ("model.stages", "eval.scales"):  # as many as one likes
+            old = (0,) * len(new)
+        if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
+            raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, as {old}.")
+    # Who sets the steps does not want the epochs of the file, and the other way round.
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        before, after = original.train, changed.train
+        if after[name] and after[name] != before[name] and after[other] == before[other]:
+            after[other] = 0
+    if changed.method != original.method:
+        raise UserError(
+            f"method = {changed.method}: the method is chosen by the config file, as its options "
+            "are."
+        )
+    check(changed)
+    return changed
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Arguments as `--config.field=value`, each field once.
+
+    `--config.field value` is joined. Of a field that is given twice the last value counts, where
+    the library would append to a tuple.
+    """
+    joined: dict[str, str] = {}
+    for argument in arguments:
+        last = next(reversed(joined), "")
+        if last.startswith("--config.") and joined[last] == last and not argument.startswith("--"):
+            joined[last] = f"{last}={argument}"
+        else:
+            joined.pop(name := argument.split("=")[0], None)  # so that it comes last
+            joined[name] = argument
+    return list(joined.values())
+
+
+def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """A copy of `config` with the arguments' values, unchecked."""
+    values = flags.FlagValues()
+    command = ["fsseg_jax", *arguments]
+    copy = ConfigDict(config.to_dict())
+    holder = config_flags.DEFINE_config_dict("config", copy, flag_values=values, sys_argv=command)
+    try:
+        rest = values(command)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if rest[1:]:
+        raise UserError(f"{rest[1]}: expected --config.field=value.")
+    return holder.value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, by dotted name, with both values."""
+    old, new = flatten(old), flatten(new)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+
+
+def _kind(value: Any) -> type:
+    return float if isinstance(value, int) else type(value)
