@@ -1,6 +1,6 @@
 """Few-shot segmentation in JAX: `load` a model, show it supports, segment photographs."""
 
-from fsseg_jax.devices import avoid_corruption
+from fsseg_jax.cpu.versions import avoid_corruption
 from fsseg_jax.episode import Episode
 from fsseg_jax.prediction.forward import forward
 from fsseg_jax.prediction.loading import load

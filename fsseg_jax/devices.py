@@ -1,29 +1,23 @@
 """Devices, processes, and the mesh over which batches are split."""
 
-import ctypes
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 import platformdirs
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
+from fsseg_jax.cpu.memory import keep_memory
 from fsseg_jax.errors import UserError
 
 AXIS = "data"
 # Seconds without a sign of life after which a process counts as dead and the others end.
 HEARTBEAT = 30
-# glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 COMPILED = 4 * 2**30  # bytes of compiled programs that are kept; the oldest go first
-# See `avoid_corruption`. Tried: 0.10.0, 0.10.1, 0.11.1, 0.11.2, 0.12.0 and 0.12.0.1 are sound.
-CORRUPTING = ("0.10.2", "0.11.0")
 
 
 def start(config: ConfigDict, stoppable: bool = False) -> None:
@@ -47,35 +41,6 @@ def start(config: ConfigDict, stoppable: bool = False) -> None:
     if config.platform in ("", "cpu"):
         keep_memory()
     choose_platform(config.platform)
-
-
-def keep_memory() -> None:
-    """Lets freed memory stay with the process, where the C library is glibc.
-
-    XLA on a CPU frees its temporaries after each call. glibc would give large ones back to the
-    system at once, which then clears each page of them anew: up to half of a training step's time.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    mallopt = getattr(libc, "mallopt", None)
-    if mallopt is not None:
-        # All threads share one heap (they would get others, of limited size), nothing is mapped
-        # by itself, and the heap does not shrink.
-        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
-            mallopt(option, value)
-
-
-def avoid_corruption() -> None:
-    """Keeps some versions of jaxlib from corrupting memory on CPUs; call before JAX has a backend.
-
-    Where they fuse a sum with what has seven axes or more (`vmap` of `vmap` comes to that), they
-    write beyond arrays or crash (https://github.com/jax-ml/jax/issues/39257); and 0.10.2 computes
-    some long sums wrongly (https://github.com/jax-ml/jax/issues/39103). Products and convolutions,
-    which take the time, stay with the library that these versions hand them to.
-    """
-    name, flags = "--xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__ in CORRUPTING and name not in flags:
-        fused = f"{name}=individual_dot,individual_convolution"
-        os.environ["XLA_FLAGS"] = f"{flags} {fused}".strip()
 
 
 def join_processes() -> None:

@@ -10,14 +10,8 @@ import jaxlib
 import numpy as np
 import pytest
 
-from fsseg_jax.devices import (
-    CORRUPTING,
-    check_divides,
-    choose_platform,
-    describe,
-    make_mesh,
-    map_over_devices,
-)
+from fsseg_jax.cpu.versions import CORRUPTING
+from fsseg_jax.devices import check_divides, choose_platform, describe, make_mesh, map_over_devices
 from fsseg_jax.errors import UserError
 
 
@@ -63,7 +57,7 @@ def test_rows_are_computed_one_by_one_whatever_the_devices():
 FAULTS = """
 import resource
 import numpy as np
-from fsseg_jax.devices import keep_memory
+from fsseg_jax.cpu.memory import keep_memory
 
 def faults():
     # Of filling 64 MiB, which is more than glibc keeps by itself, and freeing them again.

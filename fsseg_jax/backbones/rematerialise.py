@@ -5,16 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jaxlib.version
-
-# On CPUs, XLA took the barriers that keep the second computation apart out first, merged equal
-# computations next, and nothing was gained (jaxlib 0.10.0 to 0.11.0; not so in 0.11.1 to 0.12.0.1).
-# Functions compiled with these options keep them.
-CPU_OPTIONS = (
-    {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    if jaxlib.version.__version_info__ < (0, 11, 1)
-    else {}
-)
 
 
 def rematerialisable(method: Callable[..., Any]) -> Callable[..., Any]:

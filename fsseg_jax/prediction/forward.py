@@ -110,8 +110,8 @@ def _each(function: Callable[[Any], Array], rows: Any) -> Array:
     """`function` of each row: of all at once, but on CPUs of one after another.
 
     A CPU gains nothing from more at once. And maps of ways, shots and queries in a `jax.vmap` would
-    have more axes than some versions of jaxlib bear: `devices.avoid_corruption` would help, but is
-    not there where an exported program runs.
+    have more axes than some versions of jaxlib bear: `avoid_corruption` would help, but is not
+    there where an exported program runs.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.map(function, rows)

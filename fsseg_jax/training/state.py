@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 from ml_collections import ConfigDict
 
-from fsseg_jax.backbones.rematerialise import CPU_OPTIONS
+from fsseg_jax.cpu.versions import REMATERIALISING
 from fsseg_jax.devices import replicated, split
 from fsseg_jax.episode import BATCH_AXIS, Episode, empty_episode
 from fsseg_jax.models import Method, init_variables
@@ -290,5 +290,5 @@ def make_dispatch(
         static_argnames="count",
         donate_argnums=0,
         out_shardings=replicated(mesh),
-        compiler_options=CPU_OPTIONS if on_cpu and rematerialise else None,
+        compiler_options=REMATERIALISING if on_cpu and rematerialise else None,
     )

@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsseg_jax.backbones.convolution import (
-    CHANNELS_LAST,
-    Conv,
-    convolve,
-    max_pool,
-    suits_winograd,
-    winograd,
-)
+from fsseg_jax.backbones.convolution import CHANNELS_LAST, Conv, convolve, max_pool
+from fsseg_jax.cpu.winograd import suits_winograd, winograd
 
 
 @pytest.mark.parametrize(

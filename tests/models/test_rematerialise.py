@@ -11,9 +11,9 @@ import pytest
 from test_method import TINY, draw_batch, draw_variables
 
 from fsseg_jax.backbones import create_backbone
-from fsseg_jax.backbones.rematerialise import CPU_OPTIONS
 from fsseg_jax.backbones.resnet import ResNet50
 from fsseg_jax.config import default_config
+from fsseg_jax.cpu.versions import REMATERIALISING
 from fsseg_jax.episode import BATCH_AXIS, empty_episode
 from fsseg_jax.models import METHODS, create_model
 
@@ -113,7 +113,7 @@ def test_loss_and_gradient_are_the_same_dropout_included(method, dtype):
 
         return over_batch(one, batch, keys)
 
-    @functools.partial(jax.jit, compiler_options=CPU_OPTIONS)
+    @functools.partial(jax.jit, compiler_options=REMATERIALISING)
     def run(params):
         return [jax.value_and_grad(loss, has_aux=True)(params, model) for model in models]
 
@@ -147,7 +147,7 @@ def test_statistics_of_a_batch_are_stored_and_differentiated_as_ever():
 
         return over_batch(one, image)
 
-    @functools.partial(jax.jit, compiler_options=CPU_OPTIONS)
+    @functools.partial(jax.jit, compiler_options=REMATERIALISING)
     def run(params):
         return [jax.value_and_grad(loss, has_aux=True)(params, model) for model in models]
 
@@ -172,6 +172,8 @@ def test_gradient_needs_less_memory(name, stage, share):
 
         init = functools.partial(backbone.init, stages=(stage,))
         variables = jax.eval_shape(init, jax.random.key(0), image)
-        compiled = jax.jit(jax.grad(total), compiler_options=CPU_OPTIONS).lower(variables).compile()
+        compiled = (
+            jax.jit(jax.grad(total), compiler_options=REMATERIALISING).lower(variables).compile()
+        )
         needed.append(compiled.memory_analysis().temp_size_in_bytes)
     assert needed[1] < share * needed[0], needed

@@ -9,7 +9,6 @@ the same photographs, augmented alike.
 import functools
 import logging
 import math
-import mmap
 import pathlib
 import tempfile
 
@@ -23,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from fsseg_jax.cpu.memory import shared_bytes
 from fsseg_jax.data.annotations import DENSE, Annotation, annotated, choose, square_marks
 from fsseg_jax.data.cache import cache_folder
 from fsseg_jax.data.parallel import parallel_map
@@ -81,7 +81,7 @@ def load(
         size: side of the squares.
         mesh: the devices.
         annotation: how supports are outlined.
-        border: what pixels of label 255 count as, see `source.bordered`.
+        border: what pixels of label 255 count as, see `squares.bordered`.
         sharded: whether each device holds its part of the photographs, or all of them.
         cache: whether to keep the squares in the user's cache folder for the next time.
 
@@ -148,7 +148,7 @@ def decode(
         cache: whether to take them from the user's cache folder, and to put them there if they
             are not there yet. (What comes from no files is not kept there.)
         annotation: how supports are outlined.
-        border: what pixels of label 255 count as, see `source.bordered`.
+        border: what pixels of label 255 count as, see `squares.bordered`.
 
     Raises:
         UserError: a file is broken, or there is no memory for all of them.
@@ -168,8 +168,7 @@ def decode(
             f"GiB of this machine's memory while they are read, but {free / 2**30:.2f} GiB are "
             "free: lower image_size or data.device.size, or use data.pipeline = tfdata."
         )
-    # Pages of their own, unlike np.empty: only then does a CPU device not copy them.
-    array = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+    array = shared_bytes(shape)
 
     def read(index: int) -> None:
         image, label = read_square(source, index, size, border)
