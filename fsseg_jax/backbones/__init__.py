@@ -9,6 +9,7 @@ from fsseg_jax.backbones.resnet import ResNet50
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
 from fsseg_jax.errors import UserError
+from fsseg_jax.extensions import find
 
 BACKBONES = {
     "small": Small,
@@ -24,7 +25,7 @@ def create_backbone(
     """The backbone that `config.backbone` names, computing in `config.dtype`.
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of `BACKBONES`, or see `extensions.find`.
         dtype: float32 or bfloat16.
         statistics: of its batch normalisation in training, `config.backbone_statistics`.
         rematerialise: what its blocks compute in training, instead of keeping it.
@@ -32,11 +33,10 @@ def create_backbone(
     Raises:
         UserError: the name or the type is unknown, or it has no batch normalisation.
     """
-    if name not in BACKBONES:
-        raise UserError(f"backbone = {name!r}: choose one of {', '.join(BACKBONES)}.")
+    make = find(name, BACKBONES, "backbone")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}: choose float32 or bfloat16.")
-    backbone = BACKBONES[name](dtype=jnp.dtype(dtype), rematerialise=rematerialise)
+    backbone = make(dtype=jnp.dtype(dtype), rematerialise=rematerialise)
     if statistics == "batch":
         if not hasattr(backbone, "batch_statistics"):
             raise UserError(

@@ -18,6 +18,7 @@ from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.devices import put_batches
 from fsseg_jax.episode import Episode, Items, check_items
 from fsseg_jax.errors import UserError
+from fsseg_jax.extensions import find
 
 
 def _coco(data: ConfigDict, split: str) -> Source:
@@ -91,15 +92,15 @@ def open_source(data: ConfigDict, which: str) -> Source:
     """The source that `config.data` names.
 
     Args:
-        data: `config.data`.
+        data: `config.data`; its `name` is one of `SOURCES`, or a function or class elsewhere that
+            takes `config.data` and a split, see `extensions.find`.
         which: "train" for the photographs that training sees, "test" for the others.
 
     Raises:
         UserError: the name is unknown, the fold is, or the data are not as they should be.
     """
-    if data.name not in SOURCES:
-        raise UserError(f"data.name = {data.name!r}: choose one of {', '.join(SOURCES)}.")
-    source = SOURCES[data.name](data, data.train_split if which == "train" else test_split(data))
+    split = data.train_split if which == "train" else test_split(data)
+    source = find(data.name, SOURCES, "data.name")(data, split)
     if not 0 <= data.fold < len(source.folds):
         raise UserError(f"data.fold = {data.fold}: {data.name} has 0..{len(source.folds) - 1}.")
     return source

@@ -12,6 +12,7 @@ from fsseg_jax.backbones import create_backbone
 from fsseg_jax.backbones.pretrained import load_pretrained, read_weights
 from fsseg_jax.episode import Episode, empty_episode
 from fsseg_jax.errors import UserError
+from fsseg_jax.extensions import find
 from fsseg_jax.models.canet import CANet
 from fsseg_jax.models.ltafnet import LTAFNet
 from fsseg_jax.models.method import Method
@@ -36,15 +37,10 @@ METHODS = {"panet": PANet, "canet": CANet, "sst": SST, "ltafnet": LTAFNet, "mfne
 logger = logging.getLogger(__name__)
 
 
-def _method(name: str) -> type[Method]:
-    if name not in METHODS:
-        raise UserError(f"method = {name!r}: choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
-
-
 def default_options(method: str) -> dict[str, Any]:
     """The fields of a method and their defaults: what `config.model` holds."""
-    return {name: field.default for name, field in options_of(_method(method)).items()}
+    options = options_of(find(method, METHODS, "method"))
+    return {name: field.default for name, field in options.items()}
 
 
 def create_model(config: ConfigDict) -> Method:
@@ -53,7 +49,7 @@ def create_model(config: ConfigDict) -> Method:
     Raises:
         UserError: a name or a choice is unknown, or the backbone has no such stage.
     """
-    method = _method(config.method)
+    method = find(config.method, METHODS, "method")
     for name, field in options_of(method).items():
         field.check(f"model.{name}", config.model[name])
     method.check(config.model)

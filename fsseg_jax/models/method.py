@@ -1,5 +1,6 @@
 """What the methods share: the interface, and N ways by N binary passes."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,11 @@ from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize
 
 
-class Method(nn.Module):
+class Method(nn.Module, abc.ABC):
     """A pure function of one episode; batches are `jax.vmap` of it.
 
-    A subclass gives `encode`, `segment` and `loss`. Its fields, but for `backbone`, `dtype` and
-    `rematerialise`, are `config.model`.
+    A subclass implements `encode`, `segment` and `loss`. Its fields that are declared by `option`
+    are `config.model`.
     """
 
     backbone: nn.Module
@@ -41,6 +42,49 @@ class Method(nn.Module):
 
         Args:
             options: by name, each within its own limits.
+        """
+
+    @abc.abstractmethod
+    def encode(self, image: Float[Array, "*batch height width 3"], train: bool = False) -> Any:
+        """Features of normalised images: all that depends on an image alone.
+
+        Evaluation and prediction keep them, as arrays or a pytree of arrays with the axes of the
+        batch in front.
+        """
+
+    @abc.abstractmethod
+    def segment(
+        self,
+        support_features: Any,
+        support_label: UInt8[Array, "way shot height width"],
+        query_features: Any,
+        query_image: Float[Array, "height width 3"],
+        previous: Float[Array, "..."] | None = None,
+        train: bool = False,
+    ) -> Output:
+        """Logits of the query.
+
+        Args:
+            support_features: see `encode`, with the axes way and shot in front.
+            support_label: 0 background, n + 1 where way n is, 255 ignored, 254 where nobody has
+                marked anything.
+            query_features: see `encode`, of one image.
+            query_image: the normalised query.
+            previous: what the method stored for this item when it last met it (`Output.row`).
+            train: whether dropout and what only the loss needs are wanted.
+        """
+
+    @abc.abstractmethod
+    def loss(
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss of one episode, and its parts by name.
+
+        Args:
+            output: of the method, with `train`.
+            episode: what was segmented.
+            key: for what is drawn at random.
+            epoch: passes over the training items until now.
         """
 
     @property

@@ -1,0 +1,136 @@
+"""A method, a backbone and a source from outside of the package, by the ordinary programs."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fsseg_jax.errors import UserError
+from fsseg_jax.extensions import find
+
+PAGE = pathlib.Path(__file__).parent.parent / "CONTRIBUTING.md"
+
+NETWORK = """
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class Network(nn.Module):
+    dtype: Any = jnp.float32
+    rematerialise: bool = False
+    stage_numbers: ClassVar = (1, 2)
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        first = nn.relu(nn.Conv(16, (5, 5), 4)(image))
+        features = {1: first, 2: nn.Conv(16, (3, 3))(first)}
+        return tuple(features[stage] for stage in stages or (2,))
+"""
+
+PICTURES = """
+import numpy as np
+
+from fsseg_jax.data.source import ClassTable, Photograph, Source
+
+
+class Pictures(Source):
+    '''Grey images with a square whose grey level is that of its class.'''
+
+    name = "pictures"
+    classes = ("dark", "grey", "light", "white")
+    folds = ((4,), (1,))
+
+    def __init__(self, data, split):
+        rng = np.random.default_rng(len(split))
+        self.ids = tuple(f"{split}{i}" for i in range(24))
+        self.pictures = [self._draw(1 + i % 4, rng) for i in range(24)]
+        self.table = ClassTable.from_counts(
+            [np.bincount(label.ravel(), minlength=5)[1:] for _, label in self.pictures]
+        )
+
+    def _draw(self, number, rng):
+        label = np.zeros((48, 48), np.uint8)
+        row, column = rng.integers(4, 20, 2)
+        label[row : row + 20, column : column + 20] = number
+        image = np.where(label > 0, 55 * label, rng.integers(0, 40, label.shape))
+        return Photograph(np.stack([image] * 3, -1).astype(np.uint8), label)
+
+    def read(self, index):
+        return self.pictures[index]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the page's method and configuration, a backbone and a source."""
+    folder = tmp_path_factory.mktemp("mine")
+    written = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert [name for name, _ in written] == ["mymethods/ratio.py", "mymethods/config.py"]
+    for name, code in [*written, ("network.py", NETWORK), ("pictures.py", PICTURES)]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(code)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A function that runs a program there."""
+
+    def run(program, *arguments):
+        here = str(pathlib.Path(__file__).parents[1])
+        path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+        return subprocess.run(
+            [sys.executable, "-m", f"fsseg_jax.{program}", *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+
+    return run
+
+
+def test_they_are_trained_and_evaluated_by_the_ordinary_commands(folder, run):
+    small = [
+        *("--config.image_size=48", "--config.data.min_pixels=1", "--config.model.width=8"),
+        *("--config.data.name=pictures:Pictures", "--config.backbone=network:Network"),
+        *("--config.train.steps=40", "--config.train.eval_episodes=8", "--config.eval.episodes=20"),
+        *("--config.eval.runs=1", "--config.eval.gallery=1", "--config.data.train_min_pixels=1"),
+        *("--config.train.log_every=20", "--config.devices=1"),
+    ]
+    trained = run("train", "--config=mymethods/config.py", "--workdir=run", *small)
+    assert trained.returncode == 0, trained.stderr
+    assert "mymethods.ratio:Ratio on network:Network" in trained.stderr
+    evaluated = run("evaluate", "--workdir=run")
+    assert evaluated.returncode == 0, evaluated.stderr
+    results = json.loads((folder / "run" / "evaluation" / "results.json").read_text())
+    assert results["method"] == "mymethods.ratio:Ratio"
+    assert list(results["per_class"]) == ["white"]
+    assert results["mean_iou"] > 60  # a threshold on grey levels; all foreground has 17
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("unet", "method = 'unet': choose one of a, b, or package.module:Name"),
+        ("no.module:Name", "method = 'no.module:Name': No module named 'no'"),
+        ("json:Name", "method = 'json:Name': json has no Name"),
+        (":Name", "method = ':Name': Empty module name"),
+    ],
+)
+def test_what_is_not_there_is_told(name, told):
+    with pytest.raises(UserError) as error:
+        find(name, {"a": 1, "b": 2}, "method")
+    assert str(error.value).startswith(told)
+
+
+def test_others_are_found_wherever_they_can_be_imported():
+    assert find("a", {"a": 1}, "method") == 1
+    assert find("json:loads", {"a": 1}, "method") is json.loads
