@@ -20,7 +20,7 @@ from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import write_whole
+from fsseg_jax.files import write_text
 from fsseg_jax.models import METHODS
 
 MADE = 240  # made photographs of training: ten with each class for their main one
@@ -251,4 +251,4 @@ def write_json(path: str | None, program: str, mesh: Mesh, configs: Any, **resul
         "configs": {config.method: config.to_dict() for config in configs},
         **results,
     }
-    write_whole(pathlib.Path(path).expanduser(), json.dumps(contents, indent=1))
+    write_text(pathlib.Path(path).expanduser(), json.dumps(contents, indent=1))

@@ -1,7 +1,6 @@
 """What is kept between runs in the user's cache folder, until a file of the data set changes."""
 
 import hashlib
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +11,7 @@ import platformdirs
 
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import ClassTable
-
-logger = logging.getLogger(__name__)
+from fsseg_jax.files import keep
 
 
 def fingerprint(files: Iterable[str | os.PathLike]) -> str:
@@ -49,13 +47,7 @@ def kept_table(
         with np.load(cache) as table:
             return ClassTable(table["photograph"], table["class_id"], table["pixels"])
     table = ClassTable.from_counts(parallel_map(count, arguments, f"class table of {name}"))
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **vars(table))
-        temporary.replace(cache)
-    except OSError as error:
-        logger.warning("the class table cannot be kept for the next time: %s", error)
+    keep(cache, "the class table", lambda file: np.savez(file, **vars(table)))
     return table
 
 

@@ -37,6 +37,7 @@ from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import count_classes
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
+from fsseg_jax.files import write_bytes
 
 
 class Archive(NamedTuple):
@@ -128,7 +129,7 @@ def prepare_pascal5i(
     content = "".join(f"{name}\n" for name in sorted(trainaug)).encode()
     list_file = lists / "trainaug.txt"
     if not list_file.is_file() or list_file.read_bytes() != content:
-        _write(list_file, content)
+        write_bytes(list_file, content)
         logger.info("wrote %s", list_file)
     return Prepared(voc, *expected, len(train | val), len(trainaug - train))
 
@@ -279,7 +280,7 @@ def _merge(voc: pathlib.Path, sbd: pathlib.Path, own: set[str], others: set[str]
         picture.putpalette(_colour_map())
         content = io.BytesIO()
         picture.save(content, "PNG")
-        _write(voc / f"{folder}Aug" / f"{name}.png", content.getvalue())
+        write_bytes(voc / f"{folder}Aug" / f"{name}.png", content.getvalue())
 
     if wanted:
         parallel_map(convert, wanted, "merging labels", "label")
@@ -308,19 +309,6 @@ def _colour_map() -> list[int]:
     numbers = np.arange(256, dtype=np.uint8)[:, None]
     bits = np.unpackbits(numbers, axis=1, count=9, bitorder="little").reshape(256, 3, 3)
     return ([128, 64, 32] @ bits).ravel().tolist()
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is whole or not there."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error}): make room or give leave to write, and run again."
-        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,9 +12,9 @@ from fsseg_jax.config import config_file, differences, load_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import write_whole
 from fsseg_jax.evaluation.protocol import protocol
 from fsseg_jax.evaluation.published import TABLES, Row, Setting, Table
+from fsseg_jax.files import write_text
 from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, available
 
@@ -339,7 +339,7 @@ def _stamp(run: Run, which: str) -> tuple[str, str]:
 
 def keep(evaluation: Evaluation) -> None:
     """Says beside results what they are of, for `kept`."""
-    write_whole(evaluation.target / KEY, json.dumps(evaluation.key))
+    write_text(evaluation.target / KEY, json.dumps(evaluation.key))
 
 
 def forget(evaluation: Evaluation) -> None:

@@ -34,10 +34,11 @@ from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import describe, make_mesh
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import Scoring, summarise, write_whole
+from fsseg_jax.evaluation.evaluator import Scoring, summarise
 from fsseg_jax.evaluation.metrics import MEANS
 from fsseg_jax.evaluation.parts import Store
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
+from fsseg_jax.files import write_text
 from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import Checkpoints, available, load_variables
 
@@ -255,8 +256,8 @@ def main() -> None:
             hashes[name] = cell["hash"]
             logger.info("%s, fold %s: %.1f", ROWS[name].label, fold, cell["score"])
             whole = {**command, "rows": results, "hashes": hashes, "known": choices.known}
-            write_whole(path, json.dumps(whole, indent=1))
-            write_whole(path.with_suffix(".txt"), as_text(results, hashes))
+            write_text(path, json.dumps(whole, indent=1))
+            write_text(path.with_suffix(".txt"), as_text(results, hashes))
         if stores[name] not in {stores[later] for later in names[position + 1 :]}:
             choices.stores.pop(stores[name], None)
     print(as_text(results, hashes), end="")

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import operator
-import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -56,6 +55,7 @@ from fsseg_jax.evaluation.scorer import (
     View,
     border_counts,
 )
+from fsseg_jax.files import write_text
 from fsseg_jax.models import Method
 from fsseg_jax.training.checkpoints import Loaded
 
@@ -495,9 +495,9 @@ def evaluate(
         run=scoring.run_of.tolist(),
         iou=[f"{value:.2f}" for value in ious],
     )
-    write_whole(folder / "episodes.csv", listing)
+    write_text(folder / "episodes.csv", listing)
     write_report(folder / "report.html", results, gallery)
-    write_whole(folder / "results.json", json.dumps(results, indent=1))
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     return results
 
 
@@ -743,10 +743,3 @@ def _mean(values: list[float | None]) -> float | None:
     """The mean of what is known: a class may be missing in a run, or have no pixels."""
     known = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.mean(known)) if known else None
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -24,8 +24,8 @@ from fsseg_jax.data import open_source, test_split
 from fsseg_jax.data.source import Source
 from fsseg_jax.episode import EpisodeIds, episodes_hash, episodes_to_csv
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import write_whole
 from fsseg_jax.evaluation.protocol import SAMPLING, protocol_episodes
+from fsseg_jax.files import write_text
 
 logger = logging.getLogger("fsseg_jax.evaluation.lists")  # as a program, it has another name
 
@@ -111,10 +111,10 @@ def main() -> int:
         return 1 if sentences else 0
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, episodes in lists.items():
-        write_whole(arguments.out / name, episodes_to_csv(episodes, source.ids))
+        write_text(arguments.out / name, episodes_to_csv(episodes, source.ids))
         print(f"{described['lists'][name]} {len(episodes):6d} {name}")
     path = arguments.out / "lists.json"
-    write_whole(path, json.dumps(described, indent=1) + "\n")
+    write_text(path, json.dumps(described, indent=1) + "\n")
     return 0
 
 

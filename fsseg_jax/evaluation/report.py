@@ -11,6 +11,7 @@ import html
 import io
 import json
 import os
+import pathlib
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 from scipy import ndimage
 
 from fsseg_jax.episode import IGNORE, UNLABELLED
+from fsseg_jax.files import write_text
 from fsseg_jax.models import default_options
 
 # One colour a way, repeated after the last: rare in photographs, and distinct to the colour-blind.
@@ -144,10 +146,7 @@ def write_report(
         ),
         protocol="".join(_row(*item) for item in results["protocol"].items()),
     )
-    partial = f"{os.fspath(path)}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.replace(partial, path)
+    write_text(pathlib.Path(path), page)
 
 
 def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:

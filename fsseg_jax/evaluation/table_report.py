@@ -22,9 +22,9 @@ from fsseg_jax.evaluation.cells import (
     training_config,
     training_overrides,
 )
-from fsseg_jax.evaluation.evaluator import write_whole
 from fsseg_jax.evaluation.published import Fold, Table
 from fsseg_jax.evaluation.report import SCORES, STYLE
+from fsseg_jax.files import write_text
 
 DATA = "DATA"  # the folder of a data set in commands, where the user has named none
 # Settings of a training that are told in other words, or that change nothing of the model.
@@ -207,12 +207,12 @@ def write(results: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
         folder: is made if need be; a picture of learning curves in it becomes part of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "table.txt", as_text(results))
+    write_text(folder / "table.txt", as_text(results))
     curves = folder / CURVES
-    write_whole(
+    write_text(
         folder / "table.html", _as_html(results, curves.read_bytes() if curves.is_file() else b"")
     )
-    write_whole(folder / "results.json", json.dumps(results, indent=1))
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     return folder / "table.html"
 
 

@@ -28,9 +28,9 @@ from fsseg_jax.evaluation.cells import (
     test_source,
     training_overrides,
 )
-from fsseg_jax.evaluation.evaluator import write_whole
 from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.table_report import percent
+from fsseg_jax.files import write_text
 from fsseg_jax.reproduction.plan import Planner, Training
 from fsseg_jax.reproduction.processes import Children, Failure, run_program
 from fsseg_jax.reproduction.settings import SELECTION_EPISODES, SELECTIONS
@@ -158,7 +158,7 @@ class Agenda:
         for kind in dict.fromkeys(training.kind for training in new):
             if kind not in known and (speed := self._measured(kind)):
                 known[kind] = speed
-                write_whole(path, json.dumps(plan, indent=1))
+                write_text(path, json.dumps(plan, indent=1))
         self.speeds = {kind: Speed(*values) for kind, values in known.items()}
         self._limit(plan["steps"])
         new = [training for training in new if training.name in self.missing]
@@ -170,7 +170,7 @@ class Agenda:
             self._limit(steps)
             if keep:
                 plan["steps"] |= steps
-                write_whole(path, json.dumps(plan, indent=1))
+                write_text(path, json.dumps(plan, indent=1))
 
     def _limit(self, steps: Mapping[str, int]) -> None:
         """Limits trainings, by name, which have not begun."""

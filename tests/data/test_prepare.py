@@ -404,7 +404,7 @@ def test_an_interrupted_unpacking_is_done_again(site, originals, monkeypatch):
 
 
 def test_an_interrupted_merge_is_completed(site, originals, monkeypatch):
-    write, count = prepare._write, 0
+    write, count = prepare.write_bytes, 0
 
     def interrupted(path, content):
         nonlocal count
@@ -415,10 +415,10 @@ def test_an_interrupted_merge_is_completed(site, originals, monkeypatch):
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(prepare, "_write", interrupted)
+    monkeypatch.setattr(prepare, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         site.prepare()
-    monkeypatch.setattr(prepare, "_write", write)
+    monkeypatch.setattr(prepare, "write_bytes", write)
     assert not (site.voc / LISTS / "trainaug.txt").exists()
     written = {path: time for path, time in files_of(site.voc).items() if path.suffix == ".png"}
     site.prepare()

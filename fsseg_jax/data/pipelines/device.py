@@ -10,7 +10,6 @@ import functools
 import logging
 import math
 import pathlib
-import tempfile
 
 import flax
 import jax
@@ -32,6 +31,7 @@ from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import AXIS, put, replicated, split
 from fsseg_jax.episode import IGNORE, Episode, Items, episode_label, sample
 from fsseg_jax.errors import UserError
+from fsseg_jax.files import keep
 
 FORMAT = 1  # of the files in the cache: raise it when their contents mean something else
 
@@ -179,7 +179,7 @@ def decode(
 
     parallel_map(read, range(len(source)), f"reading {source.name}")
     if file:
-        _keep(array, file)
+        keep(file, "decoded photographs", lambda opened: np.save(opened, array))
     return array
 
 
@@ -196,21 +196,6 @@ def _open(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
         return None
     logger.info("decoded photographs: %s (may be deleted; data.device.cache)", file)
     return array
-
-
-def _keep(array: np.ndarray, file: pathlib.Path) -> None:
-    """Writes the squares for the next time: the file is there whole or not at all."""
-    temporary = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-            np.save(temporary, array)
-        pathlib.Path(temporary.name).replace(file)
-    except OSError as error:
-        logger.warning("decoded photographs cannot be kept for the next time: %s", error)
-    finally:
-        if temporary:
-            pathlib.Path(temporary.name).unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------- drawing

@@ -5,7 +5,6 @@ command line and to prepare some data sets, not to read them. Only this module a
 beside it import TFDS.
 """
 
-import contextlib
 import hashlib
 import io
 import os
@@ -23,6 +22,7 @@ from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
+from fsseg_jax.files import keep
 
 try:
     import array_record.python.array_record_data_source  # noqa: F401  or TFDS fails much later
@@ -289,11 +289,7 @@ def _kept(name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
     if cache.is_file():
         return np.load(cache)
     array = compute()
-    with contextlib.suppress(OSError):  # `kept_table` tells that nothing can be kept
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, array)
-        temporary.replace(cache)
+    keep(cache, "what the data set holds", lambda file: np.save(file, array))
     return array
 
 
