@@ -17,10 +17,11 @@ from fsseg_jax.config import override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import choose, named
-from fsseg_jax.evaluation.evaluator import comparisons, evaluate, summary
 from fsseg_jax.evaluation.published import TABLES, overview
-from fsseg_jax.evaluation.tables import fill
+from fsseg_jax.evaluation.run import evaluate
+from fsseg_jax.evaluation.summary import comparisons, summary
+from fsseg_jax.evaluation.tables.cells import choose, named
+from fsseg_jax.evaluation.tables.fill import fill
 from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
 

@@ -33,9 +33,9 @@ import jax
 from fsseg_jax import command_line
 from fsseg_jax.config import joined
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import choose, named, table_folder
 from fsseg_jax.evaluation.published import overview
-from fsseg_jax.evaluation.table_report import as_text
+from fsseg_jax.evaluation.tables.cells import choose, named, table_folder
+from fsseg_jax.evaluation.tables.report import as_text
 from fsseg_jax.files import lock
 from fsseg_jax.reproduction.agenda import Agenda
 from fsseg_jax.reproduction.machine import share, survey

@@ -25,8 +25,9 @@ from fsseg_jax.data.source import Source
 from fsseg_jax.devices import check_divides, describe, is_first_process, make_mesh, put, replicated
 from fsseg_jax.episode import Items
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import evaluate, summary
+from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.selection import Selection
+from fsseg_jax.evaluation.summary import summary
 from fsseg_jax.files import lock
 from fsseg_jax.models import Method, choose_stages, create_model
 from fsseg_jax.training.checkpoints import (

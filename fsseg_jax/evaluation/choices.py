@@ -34,10 +34,11 @@ from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import describe, make_mesh
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.evaluator import Scoring, summarise
 from fsseg_jax.evaluation.metrics import MEANS
 from fsseg_jax.evaluation.parts import Store
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
+from fsseg_jax.evaluation.scoring import Scoring
+from fsseg_jax.evaluation.summary import summarise
 from fsseg_jax.files import write_text
 from fsseg_jax.models import choose_stages, create_model
 from fsseg_jax.training.checkpoints import Checkpoints, available, load_variables

@@ -4,49 +4,31 @@ Then an evaluation: the lists of the protocol, and the files that tell the resul
 """
 
 import dataclasses
-import json
-import logging
 import operator
-import pathlib
-import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8, UInt32
+from jaxtyping import Int, UInt8, UInt32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsseg_jax.data import test_split
-from fsseg_jax.data.annotations import annotated, annotation_of, choose, square_marks
-from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.annotations import annotated, annotation_of, choose
 from fsseg_jax.data.source import Photograph, Source
-from fsseg_jax.data.squares import fitted, square
-from fsseg_jax.devices import is_first_process, put, replicated, split
+from fsseg_jax.data.squares import square
+from fsseg_jax.devices import put, replicated, split
 from fsseg_jax.episode import (
-    IGNORE,
     EpisodeIds,
-    concatenate,
     episode_label,
-    episodes_hash,
-    episodes_to_csv,
 )
-from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import crf
-from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
-from fsseg_jax.evaluation.metrics import MEANS, best_threshold, episode_iou, run_metrics
-from fsseg_jax.evaluation.parts import Store, portions, scaled_side, shared_photographs
-from fsseg_jax.evaluation.protocol import (
-    draw_episodes,
-    protocol,
-    protocol_episodes,
-    tell_difference,
-)
-from fsseg_jax.evaluation.report import Example, changed_options, write_report
+from fsseg_jax.evaluation.buckets import place
+from fsseg_jax.evaluation.parts import Store
+from fsseg_jax.evaluation.reading import Reader
+from fsseg_jax.evaluation.report import Example
 from fsseg_jax.evaluation.scorer import (
-    THRESHOLDS,
     Cache,
     Counts,
     Queries,
@@ -55,20 +37,9 @@ from fsseg_jax.evaluation.scorer import (
     View,
     border_counts,
 )
-from fsseg_jax.files import write_text
 from fsseg_jax.models import Method
-from fsseg_jax.training.checkpoints import Loaded
 
 CANVAS = 64  # what heights and widths are rounded up to where evaluators are to be alike
-
-logger = logging.getLogger(__name__)
-
-
-class Bucket(NamedTuple):
-    """Queries that one compiled function scores, on the host; their features are not there yet."""
-
-    photographs: Int[np.ndarray, " query"]
-    queries: Queries
 
 
 class Evaluator:
@@ -115,9 +86,11 @@ class Evaluator:
             together=self.options.together,
         )
 
+        read = Reader(source, config, self.annotation)
         self.used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
-        self._read_squares(set(episodes.supports.ravel().tolist()), room[0])
-        self.buckets = self._read_queries(queries, room[1])
+        self.squares = read.squares(self.used, set(episodes.supports.ravel().tolist()), room[0])
+        shapes = self.squares.shapes[np.searchsorted(self.used, queries)]
+        self.buckets = read.queries(queries, shapes, room[1])
         ways, shots = episodes.supports.shape[1:]
         if bits is None:
             bits = choose(self.options.seed, np.arange(len(episodes)), ways, shots)
@@ -137,100 +110,6 @@ class Evaluator:
             bits=bits,
         )
 
-    # ------------------------------------------------------------------------- reading
-
-    def _read_squares(self, supports: set[int], room: int) -> None:
-        """Reads all photographs as squares, with their labels and what outlines need."""
-        options, marked = self.options, self.annotation.kind != "dense"
-        count = max(len(self.used), room), self.size, self.size
-        self.images = np.zeros((*count, 3), np.uint8)
-        self.labels = np.zeros(count, self._label_type)
-        self.marks = np.zeros(count, np.uint8) if marked else None
-        self.shapes = np.ones((len(self.used), 2), np.int32)  # own sizes
-
-        def read(row: int) -> None:
-            index = int(self.used[row])
-            photograph = self.source.read(index)
-            self.shapes[row] = photograph.label.shape
-            self.images[row], self.labels[row] = square(photograph, self.size, options.fit)
-            if marked and index in supports:
-                label = self.labels[row]
-                self.marks[row] = square_marks(
-                    self.source, index, label, self.annotation, options.fit
-                )
-
-        parallel_map(read, range(len(self.used)), "reading")
-
-    @property
-    def _label_type(self) -> type:
-        return np.uint8 if max(self.source.class_names) < IGNORE else np.uint16
-
-    def _read_queries(self, queries: Int[np.ndarray, " query"], room: int) -> list["Bucket"]:
-        """What the options ask of queries beside their squares, by buckets."""
-        options, scales = self.options, sorted(self.options.scales)
-        shapes = self.shapes[np.searchsorted(self.used, queries)]
-        if options.fit == "own":
-            buckets = group(shapes, options.buckets)
-            return [self._read_own(queries[rows], shapes[rows], scales) for rows in buckets]
-        sides = [scaled_side(self.size, scale) for scale in scales]
-        turns = max(len(queries), room)
-        views = [
-            None if side == self.size else np.zeros((turns, side, side, 3), np.uint8)
-            for side in sides
-        ]
-        padded = np.ones((turns, 2), np.int32)
-        label = None
-        if options.scored_at == "photograph":
-            padded[: len(queries)] = shapes
-            largest = padded.max(axis=0)
-            if room:  # other evaluators have other photographs, mostly of about this size
-                largest = -(-largest // CANVAS) * CANVAS
-            label = np.full((turns, *largest), IGNORE, self._label_type)
-        else:
-            padded[: len(queries)] = [fitted(tuple(s), self.size, options.fit) for s in shapes]
-        extent = padded
-        if options.fit == "letterbox":
-            extent = np.repeat(padded.max(axis=1, keepdims=True), 2, axis=1)
-
-        def read(turn: int) -> None:
-            photograph = self.source.read(int(queries[turn]))
-            for images, side in zip(views, sides, strict=True):
-                if images is not None:
-                    images[turn] = square(photograph, side, options.fit).image
-            if label is not None:
-                place(label[turn], photograph.label)
-
-        if label is not None or any(images is not None for images in views):
-            parallel_map(read, range(len(queries)), "reading queries")
-        views = tuple(None if images is None else View(None, images, None) for images in views)
-        return [Bucket(queries, Queries(views, label, padded, extent))]
-
-    def _read_own(
-        self,
-        queries: Int[np.ndarray, " query"],
-        shapes: Int[np.ndarray, "query 2"],
-        scales: Sequence[float],
-    ) -> "Bucket":
-        """Queries of about the same size, at multiples of it, on one canvas a scale."""
-        sizes = [np.maximum(np.rint(shapes * scale), 8).astype(np.int32) for scale in scales]
-        canvases = [canvas_for(size.max(axis=0), avoid=self.size) for size in sizes]
-        views = [
-            View(None, np.zeros((len(queries), *canvas, 3), np.uint8), size)
-            for canvas, size in zip(canvases, sizes, strict=True)
-        ]
-        label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self._label_type)
-
-        def read(turn: int) -> None:
-            photograph = self.source.read(int(queries[turn]))
-            place(label[turn], photograph.label)
-            for view in views:
-                place(view.images[turn], resized(photograph.image, view.shape[turn]))
-
-        parallel_map(read, range(len(queries)), "reading queries")
-        return Bucket(queries, Queries(tuple(views), label, shapes, shapes))
-
-    # ------------------------------------------------------------------------- all of them
-
     def encode(self, variables: Any, store: Store | None = None) -> list[Cache]:
         """Encodes all photographs, and puts what the episodes need on the devices.
 
@@ -241,9 +120,9 @@ class Evaluator:
         Returns:
             what the episodes of each bucket need.
         """
-        key = (self.images.shape[1:3], 1.0)
-        features = self._encode_all(variables, self.images, self.used, store, key)
-        squares = (self.images, self.labels, self.marks)
+        key = (self.squares.images.shape[1:3], 1.0)
+        features = self._encode_all(variables, self.squares.images, self.used, store, key)
+        squares = (self.squares.images, self.squares.labels, self.squares.marks)
         images, labels, marks = put(squares, replicated(self.mesh))
         caches = []
         for bucket in self.buckets:
@@ -283,7 +162,9 @@ class Evaluator:
         """
         size = self.mesh.size * self.options.together
         height, width = images.shape[1:3]
-        words = "encoding" if images is self.images else f"encoding at {width} x {height} px"
+        words = (
+            "encoding" if images is self.squares.images else f"encoding at {width} x {height} px"
+        )
         known = np.zeros(len(photographs), bool)
         if store is not None:
             known = store.has(key, photographs)
@@ -374,7 +255,7 @@ class Evaluator:
         """The query's label of episode number `row` at the scoring size."""
         rows, queries = self.rows.take(row), self._queries(row)
         if queries.label is None:
-            return np.asarray(episode_label(self.labels[rows.query], rows.classes))
+            return np.asarray(episode_label(self.squares.labels[rows.query], rows.classes))
         height, width = self._shape(row)
         whole = np.asarray(episode_label(queries.label[rows.turn], rows.classes))
         return whole[:height, :width]
@@ -389,7 +270,7 @@ class Evaluator:
         prediction, probabilities = scorer.predict(variables, caches[self.bucket_of[row]], placed)
         height, width = self._label(row).shape
         if self.options.crf.iterations:
-            image = self.images[rows.query]
+            image = self.squares.images[rows.query]
             if self._queries(row).label is not None:
                 image = self.source.read(int(self.episodes.query[row])).image
             probabilities = np.asarray(probabilities)[:height, :width]
@@ -401,9 +282,9 @@ class Evaluator:
     ) -> Example:
         """Episode number `row` with its prediction, for the report."""
         rows, ids = self.rows.take(row), self.episodes.take(row)
-        support_label = np.asarray(episode_label(self.labels[rows.supports], ids.classes))
-        if self.marks is not None:
-            marks = self.marks[rows.supports]
+        support_label = np.asarray(episode_label(self.squares.labels[rows.supports], ids.classes))
+        if self.squares.marks is not None:
+            marks = self.squares.marks[rows.supports]
             support_label = annotated(support_label, marks, rows.bits, self.annotation.kind)
         prediction = self.predict(variables, caches, row)
         if self._queries(row).label is not None:  # back to the square that is shown
@@ -416,330 +297,14 @@ class Evaluator:
             classes=tuple(names[int(c)] for c in ids.classes),
             support_ids=tuple(tuple(self.source.ids[i] for i in shots) for shots in ids.supports),
             query_id=self.source.ids[ids.query],
-            support_image=self.images[rows.supports],
+            support_image=self.squares.images[rows.supports],
             support_label=support_label,
-            query_image=self.images[rows.query],
-            query_label=np.asarray(episode_label(self.labels[rows.query], ids.classes)),
+            query_image=self.squares.images[rows.query],
+            query_label=np.asarray(episode_label(self.squares.labels[rows.query], ids.classes)),
             prediction=prediction,
         )
-
-
-def evaluate(
-    config: ConfigDict,
-    model: Method,
-    loaded: Loaded,
-    source: Source,
-    mesh: Mesh,
-    folder: pathlib.Path,
-) -> dict[str, Any]:
-    """Scores a model by the protocol of `config` and writes what came out into `folder`.
-
-    The files: `results.json`, `episodes.csv` (an episode list with each one's run and IoU) and
-    `report.html`.
-
-    Args:
-        config: of the run.
-        model: a method.
-        loaded: its variables, on the mesh, and where they come from.
-        source: the test photographs.
-        mesh: the devices.
-        folder: is made if need be.
-
-    Returns:
-        the contents of `results.json`; IoUs in percent.
-    """
-    started = time.perf_counter()
-    by_seed = protocol_episodes(config, source)
-    episodes = concatenate(list(by_seed.values()))
-    described = protocol(config, source, model, loaded.config, loaded.checkpoint)
-    tell_difference(folder / "results.json", described)
-    thresholds = _choose_thresholds(config, model, loaded, source, mesh)
-    scoring = Scoring(config, model, loaded.variables, source, mesh, by_seed)
-    counts = scoring.counts[""]
-    summaries = {
-        border: summarise(values, by_seed, source.class_names)
-        for border, values in counts.borders.items()
-    }
-    results = {
-        "method": config.method,
-        "backbone": config.backbone,
-        "model": json.loads(json.dumps(config.model.to_dict())),  # as it is read back
-        "fold": _fold(source, episodes, config.data.fold),
-        "ways": episodes.classes.shape[1],
-        "shots": episodes.supports.shape[2],
-        "checkpoint": loaded.words,
-        **summaries[config.eval.border],
-        "borders": {border: _means_of(values) for border, values in summaries.items()},
-        **scoring.compare(thresholds),
-        # NaN is an episode that has nothing to measure.
-        "measured": {name: _mean(values.tolist()) for name, values in counts.measured.items()},
-        "episodes": len(episodes) // len(by_seed),  # a run
-        "episodes_hash": episodes_hash(episodes, source.ids),
-        "protocol": described,
-        "photographs": len(np.unique(episodes.photographs)),
-        "seconds": time.perf_counter() - started,
-        "seconds_reading": scoring.seconds[0],
-        "seconds_encoding": scoring.seconds[1],
-        "seconds_scoring": scoring.seconds[2],
-    }
-    for run, (seed, listed) in zip(results["runs"], by_seed.items(), strict=True):
-        run |= {"seed": seed, "episodes_hash": episodes_hash(listed, source.ids)}
-    ious = episode_iou(counts.borders[config.eval.border])
-    gallery = scoring.gallery(ious)
-    if not is_first_process():
-        return results
-    folder.mkdir(parents=True, exist_ok=True)
-    listing = episodes_to_csv(
-        episodes,
-        source.ids,
-        run=scoring.run_of.tolist(),
-        iou=[f"{value:.2f}" for value in ious],
-    )
-    write_text(folder / "episodes.csv", listing)
-    write_report(folder / "report.html", results, gallery)
-    write_text(folder / "results.json", json.dumps(results, indent=1))
-    return results
-
-
-class Scoring:
-    """The episodes of all runs of an evaluation, scored in parts that fit into memory.
-
-    Args:
-        config: of the run.
-        model: a method.
-        variables: of the model, on the mesh.
-        source: the test photographs.
-        mesh: the devices.
-        by_seed: the episodes of each run.
-        store: has photographs that another evaluation has encoded, and is given those of this one;
-            by default there is one where there are several parts.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        model: Method,
-        variables: Any,
-        source: Source,
-        mesh: Mesh,
-        by_seed: dict[int, EpisodeIds],
-        store: Store | None = None,
-    ) -> None:
-        self.config, self.model, self.variables = config, model, variables
-        self.source, self.mesh, self.by_seed = source, mesh, by_seed
-        self.episodes = concatenate(list(by_seed.values()))
-        lengths = [len(run) for run in by_seed.values()]
-        self.run_of = np.repeat(np.arange(len(by_seed)), lengths)
-        self.bits = np.concatenate(
-            [
-                choose(seed, np.arange(len(run)), *run.supports.shape[1:])
-                for seed, run in by_seed.items()
-            ]
-        )
-        self.parts = portions(config, model, variables, source, self.episodes)
-        self.store, self.room = store, (0, 0)
-        if len(self.parts) > 1:
-            self.store = store or Store(shared_photographs(self.episodes, self.parts))
-            several = [self.episodes.take(rows) for rows in self.parts]
-            self.room = tuple(
-                max(len(np.unique(ids)) for ids in each)
-                for each in ([e.photographs for e in several], [e.query for e in several])
-            )
-        self.seconds = np.zeros(3)  # reading, encoding, scoring
-        self.counts = self._score()  # of the model (""), and of what it names as ablations
-
-    def _evaluator(self, rows: Int[np.ndarray, " part"]) -> Evaluator:
-        part, bits = self.episodes.take(rows), self.bits[rows]
-        return Evaluator(self.model, self.source, part, self.mesh, self.config, bits, self.room)
-
-    def _score(self) -> dict[str, Counts]:
-        counts: dict[str, list[Counts]] = {}
-        for rows in self.parts:
-            times = [time.perf_counter()]
-            self.evaluator = self._evaluator(rows)
-            times.append(time.perf_counter())
-            self.caches = self.evaluator.encode(self.variables, self.store)
-            times.append(time.perf_counter())
-            for name, model in {"": None, **self.model.ablations()}.items():
-                part = self.evaluator.score(self.variables, self.caches, model)
-                counts.setdefault(name, []).append(part)
-            times.append(time.perf_counter())
-            self.seconds += np.diff(times)
-        back = np.argsort(np.concatenate(self.parts))
-        return {
-            name: jax.tree.map(lambda *x: np.concatenate(x)[back], *parts)
-            for name, parts in counts.items()
-        }
-
-    def compare(self, thresholds: dict[str, float]) -> dict[str, Any]:
-        """Figures beside the main ones: with parts of the method left out, and all at thresholds.
-
-        Args:
-            thresholds: of the model ("") and of its ablations by name, if they are to be told.
-        """
-
-        def means(values: Int[np.ndarray, "episode class 3"]) -> dict[str, float]:
-            return _means_of(summarise(values, self.by_seed, self.source.class_names))
-
-        def thresholded(name: str) -> dict[str, Any]:
-            if name not in thresholds:
-                return {}
-            threshold = thresholds[name]
-            column = self.counts[name].thresholds[:, THRESHOLDS.index(threshold)]
-            figures = {"threshold": threshold, "chosen_on": self.config.eval.threshold}
-            return {"thresholded": {**figures, **means(column)}}
-
-        without = {
-            name: {**means(counts.borders[self.config.eval.border]), **thresholded(name)}
-            for name, counts in self.counts.items()
-            if name
-        }
-        return thresholded("") | ({"without": without} if without else {})
-
-    def gallery(self, ious: Float[np.ndarray, " episode"]) -> dict[str, list[Example]]:
-        """The best, median and worst episodes, each shown once, for the report."""
-        # Small data sets repeat episodes.
-        count = len(self.episodes)
-        supports = self.episodes.supports.reshape(count, -1)
-        ids = [self.episodes.classes, supports, self.episodes.query[:, None]]
-        _, first = np.unique(np.concatenate(ids, axis=1), axis=0, return_index=True)
-        order = np.sort(first)
-        order = order[np.argsort(-ious[order], kind="stable")]
-        shown = min(self.config.eval.gallery, len(order))
-        middle = (len(order) - shown) // 2
-        chosen = {
-            "Best": order[:shown],
-            "Median": order[middle : middle + shown],
-            "Worst": order[len(order) - shown :],
-        }
-        at, evaluator, caches = self.parts[0], self.evaluator, self.caches
-        if len(self.parts) > 1:  # what was encoded for these alone is gone
-            at = np.unique(np.concatenate(list(chosen.values())))
-            if len(at):
-                evaluator = self._evaluator(at)
-                caches = evaluator.encode(self.variables, self.store)
-        return {
-            heading: [
-                evaluator.example(
-                    self.variables,
-                    caches,
-                    int(np.searchsorted(at, row)),
-                    f"Episode {row + 1}",
-                    float(ious[row]),
-                )
-                for row in rows
-            ]
-            for heading, rows in chosen.items()
-        }
-
-
-def _choose_thresholds(
-    config: ConfigDict, model: Method, loaded: Loaded, source: Source, mesh: Mesh
-) -> dict[str, float]:
-    """The thresholds that are best on classes that are not tested (`eval.threshold`): of the model
-    (""), and of each of its ablations by name. Nothing where none is asked for.
-
-    Raises:
-        UserError: training has seen the photographs, or none shows such classes.
-    """
-    which = config.eval.threshold
-    if not which:
-        return {}
-    if which == "base" and loaded.config and test_split(config.data).startswith("train"):
-        raise UserError(
-            f"data.split = {test_split(config.data)}: eval.threshold = base would be chosen on "
-            "photographs that training has seen: choose another data.split, or eval.threshold = ''."
-        )
-    seed, count = config.eval.seed, config.train.eval_episodes
-    episodes = draw_episodes(config, source, which, seed, count, chosen_by="eval.threshold")
-    scoring = Scoring(config, model, loaded.variables, source, mesh, {seed: episodes})
-    thresholds = {
-        name: best_threshold(counts.thresholds, episodes.classes, THRESHOLDS)
-        for name, counts in scoring.counts.items()
-    }
-    for name, threshold in thresholds.items():
-        words = f"{name}: " if name else ""
-        logger.info("%sthreshold %.2f is best on %s classes", words, threshold, which)
-    return thresholds
-
-
-def summarise(
-    counts: Int[np.ndarray, "episode class 3"],
-    by_seed: dict[int, EpisodeIds],
-    names: dict[int, str],
-) -> dict[str, Any]:
-    """Figures of each run, and over the runs their means and standard deviations."""
-    ends = np.cumsum([len(listed) for listed in by_seed.values()])
-    runs = [
-        run_metrics(part, listed.classes, names)
-        for part, listed in zip(np.split(counts, ends[:-1]), by_seed.values(), strict=True)
-    ]
-    classes = [names[c] for c in sorted(names) if any(names[c] in run["per_class"] for run in runs)]
-    return {
-        **{name: float(np.mean([run[name] for run in runs])) for name in MEANS},
-        **{f"{name}_std": float(np.std([run[name] for run in runs])) for name in MEANS},
-        "per_class": {name: _mean([r["per_class"].get(name) for r in runs]) for name in classes},
-        "runs": runs,
-    }
-
-
-def _means_of(summary: dict[str, Any]) -> dict[str, float]:
-    return {name: summary[name] for name in MEANS}
-
-
-def summary(results: dict[str, Any]) -> str:
-    """The score in one line, with what it may be compared to."""
-    several = len(results["runs"]) > 1
-
-    def score(name: str) -> str:
-        return f"{results[name]:.1f}" + f" +- {results[f'{name}_std']:.1f}" * several
-
-    star = f"mIoU* {score('mean_iou_star')}, " if results["ways"] > 1 else ""
-    changed = "".join(f", {name} {value}" for name, value in changed_options(results).items())
-    return (
-        f"mean-IoU {score('mean_iou')}, {star}binary-IoU {results['binary_iou']:.1f} "
-        f"({results['method']}{changed}, {results['checkpoint']}; fold {results['fold']}, "
-        f"{results['ways']}-way {results['shots']}-shot, "
-        f"{len(results['runs'])} x {results['episodes']} episodes; "
-        f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"
-    )
-
-
-def comparisons(results: dict[str, Any]) -> list[str]:
-    """Lines that tell the figures of the same predictions under other rules."""
-
-    def line(words: str, figures: dict[str, float]) -> str:
-        return (
-            f"{words}: mean-IoU {figures['mean_iou']:.1f}, binary-IoU {figures['binary_iou']:.1f}"
-        )
-
-    lines = [
-        line(f"label 255 {'ignored' if border == 'ignored' else 'as background'}", figures)
-        for border, figures in results["borders"].items()
-    ]
-    if at := results.get("thresholded"):
-        words = f"at threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
-        lines.append(line(words, at))
-    for name, figures in results.get("without", {}).items():
-        lines.append(line(name, figures))
-        if at := figures.get("thresholded"):
-            lines.append(line(f"{name}, at threshold {at['threshold']:.2f}", at))
-    return lines
 
 
 def _bar(description: str, total: int, unit: str) -> tqdm:
     """A progress bar that is cleared when it is done if it stands below another one."""
     return tqdm(desc=description, total=total, unit=unit, delay=1, leave=None)
-
-
-def _fold(source: Source, episodes: EpisodeIds, fold: int) -> int | None:
-    """The fold that holds out all classes of the episodes; of a list that may be none."""
-    classes = set(np.unique(episodes.classes).tolist())
-    folds = [fold, *range(len(source.folds))]
-    return next((number for number in folds if classes <= set(source.folds[number])), None)
-
-
-def _mean(values: list[float | None]) -> float | None:
-    """The mean of what is known: a class may be missing in a run, or have no pixels."""
-    known = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.mean(known)) if known else None

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from fsseg_jax.config import load_config, override
 from fsseg_jax.data.source import Source
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import (
+from fsseg_jax.evaluation.published import Table
+from fsseg_jax.evaluation.tables.cells import (
     Cell,
     Place,
     Run,
@@ -28,8 +29,7 @@ from fsseg_jax.evaluation.cells import (
     test_source,
     training_overrides,
 )
-from fsseg_jax.evaluation.published import Table
-from fsseg_jax.evaluation.table_report import percent
+from fsseg_jax.evaluation.tables.report import percent
 from fsseg_jax.files import write_text
 from fsseg_jax.reproduction.plan import Planner, Training
 from fsseg_jax.reproduction.processes import Children, Failure, run_program

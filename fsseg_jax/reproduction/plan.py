@@ -13,7 +13,7 @@ from fsseg_jax.backbones import BACKBONES
 from fsseg_jax.config import differences, joined, load_config, override
 from fsseg_jax.data import open_source, training_items
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import (
+from fsseg_jax.evaluation.tables.cells import (
     Place,
     Run,
     config_path,
@@ -22,7 +22,7 @@ from fsseg_jax.evaluation.cells import (
     slug,
     training_overrides,
 )
-from fsseg_jax.evaluation.table_report import training_folder
+from fsseg_jax.evaluation.tables.report import training_folder
 from fsseg_jax.reproduction.machine import Machine
 from fsseg_jax.reproduction.settings import (
     SHORT,

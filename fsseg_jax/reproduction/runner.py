@@ -9,10 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import Cell, Place, Run, config_path, find_runs, forget, keep
-from fsseg_jax.evaluation.evaluator import summary
 from fsseg_jax.evaluation.published import Table
-from fsseg_jax.evaluation.table_report import (
+from fsseg_jax.evaluation.summary import summary
+from fsseg_jax.evaluation.tables.cells import (
+    Cell,
+    Place,
+    Run,
+    config_path,
+    find_runs,
+    forget,
+    keep,
+)
+from fsseg_jax.evaluation.tables.report import (
     CURVES,
     collect,
     training_facts,

@@ -12,8 +12,9 @@ from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import sample
 from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
-from fsseg_jax.evaluation.evaluator import Evaluator, evaluate
+from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
+from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.training.checkpoints import Loaded

@@ -14,8 +14,8 @@ from fsseg_jax.data import open_source
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import choices
-from fsseg_jax.evaluation.evaluator import evaluate
 from fsseg_jax.evaluation.parts import Store
+from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import LAST, Checkpoints, load_variables
 from fsseg_jax.training.state import initial_state

@@ -158,8 +158,12 @@ def test_scores_are_of_refined_predictions(make_source, variables, scored_at, mo
         photograph = source.read(int(ids.query))
         label = photograph.label
         if scored_at == "network":
-            shown = evaluator.images[np.unique(evaluator.episodes.photographs) == ids.query][0]
-            label = evaluator.labels[np.unique(evaluator.episodes.photographs) == ids.query][0]
+            shown = evaluator.squares.images[
+                np.unique(evaluator.episodes.photographs) == ids.query
+            ][0]
+            label = evaluator.squares.labels[
+                np.unique(evaluator.episodes.photographs) == ids.query
+            ][0]
             np.testing.assert_array_equal(image, shown)
         else:
             np.testing.assert_array_equal(image, photograph.image)

@@ -23,11 +23,13 @@ from fsseg_jax.episode import (
 )
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import evaluator
-from fsseg_jax.evaluation.evaluator import Evaluator, comparisons, evaluate, summary
+from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
 from fsseg_jax.evaluation.parts import portions
 from fsseg_jax.evaluation.protocol import draw_episodes
+from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.scorer import THRESHOLDS, Counts
+from fsseg_jax.evaluation.summary import comparisons, summary
 from fsseg_jax.models import init_variables
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.training.checkpoints import Loaded
@@ -198,7 +200,7 @@ def test_each_photograph_is_encoded_once(source, variables, episodes, encoder):
     caches = encoder.encode(variables)
     jax.effects_barrier()
     used = np.unique(np.concatenate([episodes.supports.ravel(), episodes.query]))
-    assert len(encoded) == len(set(encoded)) == len(used) == len(encoder.images)
+    assert len(encoded) == len(set(encoded)) == len(used) == len(encoder.squares.images)
     encoder.score(variables, caches)
     jax.effects_barrier()
     assert len(encoded) == len(used)

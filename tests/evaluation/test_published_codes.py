@@ -28,9 +28,10 @@ from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import EpisodeIds
 from fsseg_jax.evaluation import evaluator
-from fsseg_jax.evaluation.evaluator import Evaluator, evaluate
+from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes, protocol_episodes
+from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.training.checkpoints import Loaded
 
@@ -458,7 +459,7 @@ def test_panets_pixel_counts(ways, source, labels, model, variables):
 def check_stretched(scored):
     """The network sees squares (PANet's dataloaders/transforms.py, line 49; HSNet's
     data/dataset.py, line 26)."""
-    for index, image in zip(scored.used, scored.images, strict=True):
+    for index, image in zip(scored.used, scored.squares.images, strict=True):
         whole = Image.fromarray(scored.source.read(index).image)
         np.testing.assert_array_equal(image, whole.resize((SIZE, SIZE), Image.BILINEAR))
 
@@ -503,7 +504,7 @@ def test_pfenets_pixel_counts(name, source, labels, model, variables):
         np.testing.assert_array_equal(areas_of(borders["ignored"][row]), found[-1])
     check_figures(codes.pfenet_figures, found, drawn, borders["ignored"], episodes, source)
     assert config.eval.border == "ignored"
-    for index, image in zip(scored.evaluator.used, scored.evaluator.images, strict=True):
+    for index, image in zip(scored.evaluator.used, scored.evaluator.squares.images, strict=True):
         height, width = codes.pfenet_shape(*labels[index].shape, SIZE)
         assert not image[height:].any()
         assert not image[:, width:].any()

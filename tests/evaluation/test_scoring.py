@@ -16,8 +16,9 @@ from fsseg_jax.data.source import Photograph
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import empty_episode, normalise, sample
-from fsseg_jax.evaluation.evaluator import Evaluator, scaled_side
+from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
+from fsseg_jax.evaluation.parts import scaled_side
 from fsseg_jax.evaluation.scorer import THRESHOLDS
 from fsseg_jax.models import METHODS
 from fsseg_jax.models.resize import interpolation_matrix

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import Run, choose, folder_of
 from fsseg_jax.evaluation.published import TABLES
+from fsseg_jax.evaluation.tables.cells import Run, choose, folder_of
 from fsseg_jax.reproduction import agenda, plan
 from fsseg_jax.reproduction.agenda import Agenda, Speed, divide
 from fsseg_jax.reproduction.machine import Machine

@@ -9,8 +9,8 @@ import pytest
 from fsseg_jax.config import default_config, differences, load_config, override
 from fsseg_jax.data import open_source, training_items
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import Run, choose, config_path
 from fsseg_jax.evaluation.published import TABLES
+from fsseg_jax.evaluation.tables.cells import Run, choose, config_path
 from fsseg_jax.reproduction import plan
 from fsseg_jax.reproduction.machine import Machine
 from fsseg_jax.reproduction.plan import CHANGEABLE, Planner

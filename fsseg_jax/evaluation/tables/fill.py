@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from fsseg_jax.config import override
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import is_first_process
-from fsseg_jax.evaluation.cells import (
+from fsseg_jax.evaluation.run import evaluate
+from fsseg_jax.evaluation.tables.cells import (
     Cell,
     Place,
     choose,
@@ -28,8 +29,7 @@ from fsseg_jax.evaluation.cells import (
     named,
     training_config,
 )
-from fsseg_jax.evaluation.evaluator import evaluate
-from fsseg_jax.evaluation.table_report import as_text, collect, write
+from fsseg_jax.evaluation.tables.report import as_text, collect, write
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import load_variables
 

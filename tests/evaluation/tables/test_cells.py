@@ -4,7 +4,8 @@ import pytest
 
 from fsseg_jax.config import load_config
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.cells import (
+from fsseg_jax.evaluation.published import TABLES
+from fsseg_jax.evaluation.tables.cells import (
     Run,
     choose,
     config_path,
@@ -13,7 +14,6 @@ from fsseg_jax.evaluation.cells import (
     published_episodes,
     training_config,
 )
-from fsseg_jax.evaluation.published import TABLES
 
 
 def chosen(name, **part):

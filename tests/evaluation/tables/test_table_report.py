@@ -5,9 +5,9 @@ import json
 import pytest
 
 from fsseg_jax.config import override
-from fsseg_jax.evaluation import table_report
-from fsseg_jax.evaluation.cells import Cell, Evaluation, Run, choose, training_config
 from fsseg_jax.evaluation.published import TABLES
+from fsseg_jax.evaluation.tables import report as table_report
+from fsseg_jax.evaluation.tables.cells import Cell, Evaluation, Run, choose, training_config
 
 METRICS = ("mean_iou", "mean_iou_star", "binary_iou", "binary_iou_shown", "binary_iou_merged")
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from fsseg_jax.config import differences
-from fsseg_jax.evaluation.cells import (
+from fsseg_jax.evaluation.published import Fold, Table
+from fsseg_jax.evaluation.report import SCORES, STYLE
+from fsseg_jax.evaluation.tables.cells import (
     Cell,
     config_path,
     data_root,
@@ -22,8 +24,6 @@ from fsseg_jax.evaluation.cells import (
     training_config,
     training_overrides,
 )
-from fsseg_jax.evaluation.published import Fold, Table
-from fsseg_jax.evaluation.report import SCORES, STYLE
 from fsseg_jax.files import write_text
 
 DATA = "DATA"  # the folder of a data set in commands, where the user has named none

@@ -13,8 +13,9 @@ from fsseg_jax import evaluate
 from fsseg_jax.config import default_config, load_config, override
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation import cells, tables
 from fsseg_jax.evaluation.published import PUBLISHED, TABLES
+from fsseg_jax.evaluation.tables import cells
+from fsseg_jax.evaluation.tables import fill as tables
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import LAST, Checkpoints
 from fsseg_jax.training.state import initial_state

@@ -1,0 +1,150 @@
+"""The photographs of an evaluation, read as its options ask."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Integer, UInt8
+from ml_collections import ConfigDict
+
+from fsseg_jax.data.annotations import Annotation, square_marks
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import Source
+from fsseg_jax.data.squares import fitted, square
+from fsseg_jax.episode import IGNORE
+from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
+from fsseg_jax.evaluation.parts import scaled_side
+from fsseg_jax.evaluation.scorer import Queries, View
+
+CANVAS = 64  # what heights and widths are rounded up to where evaluators are to be alike
+
+
+class Squares(NamedTuple):
+    """Photographs as the network's squares."""
+
+    images: UInt8[np.ndarray, "photograph size size 3"]
+    labels: Integer[np.ndarray, "photograph size size"]
+    marks: UInt8[np.ndarray, "photograph size size"] | None  # what outlines need, if not masks
+    shapes: Int[np.ndarray, "photograph 2"]  # the photographs' own sizes
+
+
+class Bucket(NamedTuple):
+    """Queries that one compiled function scores, on the host; their features are not there yet."""
+
+    photographs: Int[np.ndarray, " query"]
+    queries: Queries
+
+
+class Reader:
+    """Reads photographs of a source, in parallel.
+
+    Args:
+        source: the photographs.
+        config: says how: `image_size`, `eval`.
+        annotation: how supports are outlined.
+    """
+
+    def __init__(self, source: Source, config: ConfigDict, annotation: Annotation) -> None:
+        self.source, self.options, self.size = source, config.eval, config.image_size
+        self.annotation = annotation
+        self.label_type = np.uint8 if max(source.class_names) < IGNORE else np.uint16
+
+    def squares(
+        self, used: Int[np.ndarray, " photograph"], supports: set[int], room: int
+    ) -> Squares:
+        """All photographs as squares.
+
+        Args:
+            used: their numbers.
+            supports: numbers of those that are outlined.
+            room: for how many at least.
+        """
+        marked = self.annotation.kind != "dense"
+        count = max(len(used), room), self.size, self.size
+        images, labels = np.zeros((*count, 3), np.uint8), np.zeros(count, self.label_type)
+        marks = np.zeros(count, np.uint8) if marked else None
+        shapes = np.ones((len(used), 2), np.int32)
+
+        def read(row: int) -> None:
+            index = int(used[row])
+            photograph = self.source.read(index)
+            shapes[row] = photograph.label.shape
+            images[row], labels[row] = square(photograph, self.size, self.options.fit)
+            if marked and index in supports:
+                marks[row] = square_marks(
+                    self.source, index, labels[row], self.annotation, self.options.fit
+                )
+
+        parallel_map(read, range(len(used)), "reading")
+        return Squares(images, labels, marks, shapes)
+
+    def queries(
+        self, queries: Int[np.ndarray, " query"], shapes: Int[np.ndarray, "query 2"], room: int
+    ) -> list[Bucket]:
+        """What the options ask of queries beside their squares, by buckets.
+
+        Args:
+            queries: their numbers.
+            shapes: their own sizes.
+            room: for how many at least.
+        """
+        options, scales = self.options, sorted(self.options.scales)
+        if options.fit == "own":
+            buckets = group(shapes, options.buckets)
+            return [self._own(queries[rows], shapes[rows], scales) for rows in buckets]
+        sides = [scaled_side(self.size, scale) for scale in scales]
+        turns = max(len(queries), room)
+        views = [
+            None if side == self.size else np.zeros((turns, side, side, 3), np.uint8)
+            for side in sides
+        ]
+        padded = np.ones((turns, 2), np.int32)
+        label = None
+        if options.scored_at == "photograph":
+            padded[: len(queries)] = shapes
+            largest = padded.max(axis=0)
+            if room:  # other evaluators have other photographs, mostly of about this size
+                largest = -(-largest // CANVAS) * CANVAS
+            label = np.full((turns, *largest), IGNORE, self.label_type)
+        else:
+            padded[: len(queries)] = [fitted(tuple(s), self.size, options.fit) for s in shapes]
+        extent = padded
+        if options.fit == "letterbox":
+            extent = np.repeat(padded.max(axis=1, keepdims=True), 2, axis=1)
+
+        def read(turn: int) -> None:
+            photograph = self.source.read(int(queries[turn]))
+            for images, side in zip(views, sides, strict=True):
+                if images is not None:
+                    images[turn] = square(photograph, side, options.fit).image
+            if label is not None:
+                place(label[turn], photograph.label)
+
+        if label is not None or any(images is not None for images in views):
+            parallel_map(read, range(len(queries)), "reading queries")
+        views = tuple(None if images is None else View(None, images, None) for images in views)
+        return [Bucket(queries, Queries(views, label, padded, extent))]
+
+    def _own(
+        self,
+        queries: Int[np.ndarray, " query"],
+        shapes: Int[np.ndarray, "query 2"],
+        scales: Sequence[float],
+    ) -> Bucket:
+        """Queries of about the same size, at multiples of it, on one canvas a scale."""
+        sizes = [np.maximum(np.rint(shapes * scale), 8).astype(np.int32) for scale in scales]
+        canvases = [canvas_for(size.max(axis=0), avoid=self.size) for size in sizes]
+        views = [
+            View(None, np.zeros((len(queries), *canvas, 3), np.uint8), size)
+            for canvas, size in zip(canvases, sizes, strict=True)
+        ]
+        label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self.label_type)
+
+        def read(turn: int) -> None:
+            photograph = self.source.read(int(queries[turn]))
+            place(label[turn], photograph.label)
+            for view in views:
+                place(view.images[turn], resized(photograph.image, view.shape[turn]))
+
+        parallel_map(read, range(len(queries)), "reading queries")
+        return Bucket(queries, Queries(tuple(views), label, shapes, shapes))

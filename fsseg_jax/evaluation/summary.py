@@ -1,0 +1,85 @@
+"""Figures from counts: of each run, over all runs, and as lines of text."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from fsseg_jax.episode import (
+    EpisodeIds,
+)
+from fsseg_jax.evaluation.metrics import MEANS, run_metrics
+from fsseg_jax.evaluation.report import changed_options
+
+
+def summarise(
+    counts: Int[np.ndarray, "episode class 3"],
+    by_seed: dict[int, EpisodeIds],
+    names: dict[int, str],
+) -> dict[str, Any]:
+    """Figures of each run, and over the runs their means and standard deviations."""
+    ends = np.cumsum([len(listed) for listed in by_seed.values()])
+    runs = [
+        run_metrics(part, listed.classes, names)
+        for part, listed in zip(np.split(counts, ends[:-1]), by_seed.values(), strict=True)
+    ]
+    classes = [names[c] for c in sorted(names) if any(names[c] in run["per_class"] for run in runs)]
+    return {
+        **{name: float(np.mean([run[name] for run in runs])) for name in MEANS},
+        **{f"{name}_std": float(np.std([run[name] for run in runs])) for name in MEANS},
+        "per_class": {
+            name: mean_of_known([r["per_class"].get(name) for r in runs]) for name in classes
+        },
+        "runs": runs,
+    }
+
+
+def means_of(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of `summarise` that are means over classes and runs."""
+    return {name: summary[name] for name in MEANS}
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The score in one line, with what it may be compared to."""
+    several = len(results["runs"]) > 1
+
+    def score(name: str) -> str:
+        return f"{results[name]:.1f}" + f" +- {results[f'{name}_std']:.1f}" * several
+
+    star = f"mIoU* {score('mean_iou_star')}, " if results["ways"] > 1 else ""
+    changed = "".join(f", {name} {value}" for name, value in changed_options(results).items())
+    return (
+        f"mean-IoU {score('mean_iou')}, {star}binary-IoU {results['binary_iou']:.1f} "
+        f"({results['method']}{changed}, {results['checkpoint']}; fold {results['fold']}, "
+        f"{results['ways']}-way {results['shots']}-shot, "
+        f"{len(results['runs'])} x {results['episodes']} episodes; "
+        f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"
+    )
+
+
+def comparisons(results: dict[str, Any]) -> list[str]:
+    """Lines that tell the figures of the same predictions under other rules."""
+
+    def line(words: str, figures: dict[str, float]) -> str:
+        return (
+            f"{words}: mean-IoU {figures['mean_iou']:.1f}, binary-IoU {figures['binary_iou']:.1f}"
+        )
+
+    lines = [
+        line(f"label 255 {'ignored' if border == 'ignored' else 'as background'}", figures)
+        for border, figures in results["borders"].items()
+    ]
+    if at := results.get("thresholded"):
+        words = f"at threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
+        lines.append(line(words, at))
+    for name, figures in results.get("without", {}).items():
+        lines.append(line(name, figures))
+        if at := figures.get("thresholded"):
+            lines.append(line(f"{name}, at threshold {at['threshold']:.2f}", at))
+    return lines
+
+
+def mean_of_known(values: list[float | None]) -> float | None:
+    """The mean of what is known: a class may be missing in a run, or have no pixels."""
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(known)) if known else None
