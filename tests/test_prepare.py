@@ -18,8 +18,8 @@ from PIL import Image
 from sentences import message_of
 
 from fsseg_jax import command_line
-from fsseg_jax.data import prepare
-from fsseg_jax.data.prepare import Archive, Prepared, prepare_pascal5i
+from fsseg_jax import prepare
+from fsseg_jax.prepare import Archive, Prepared, prepare_pascal5i
 from fsseg_jax.data.sources.voc import VOC
 
 # Photographs of both data sets; SBD knows neither 2007_000003 nor 2007_000129.
@@ -493,7 +493,7 @@ def test_program_wants_a_known_data_set_and_a_folder(arguments, capsys):
 
 def test_the_programs_messages_are_the_librarys():
     # Run as a file, the module is named __main__, whose messages nobody prints.
-    assert prepare.logger.name == "fsseg_jax.data.prepare"
+    assert prepare.logger.name == "fsseg_jax.prepare"
 
 
 # ----------------------------------------------------------------------------- faults
