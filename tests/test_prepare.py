@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tarfile
 import threading
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,9 @@ import scipy.sparse
 from PIL import Image
 from sentences import message_of
 
-from fsseg_jax import command_line
-from fsseg_jax import prepare
-from fsseg_jax.prepare import Archive, Prepared, prepare_pascal5i
+from fsseg_jax import command_line, prepare
 from fsseg_jax.data.sources.voc import VOC
+from fsseg_jax.prepare import Archive, Prepared, prepare_pascal5i
 
 # Photographs of both data sets; SBD knows neither 2007_000003 nor 2007_000129.
 VOC_LISTS = {"train": ["2007_000003", "2008_000007"], "val": ["2007_000129", "2009_000001"]}
@@ -410,7 +410,8 @@ def test_an_interrupted_merge_is_completed(site, originals, monkeypatch):
         nonlocal count
         count += 1
         if count == 5:
-            path.with_name(f"{path.name}.partial").write_bytes(content[:20])
+            name = f".{zlib.crc32(path.name.encode()):08x}.partial"  # as `files.replacing` calls it
+            path.with_name(name).write_bytes(content[:20])
         if count >= 5:
             raise KeyboardInterrupt
         write(path, content)
