@@ -1,6 +1,6 @@
 """CANet on ResNet-50 (Zhang et al., CVPR 2019), PASCAL-5i, 1-way 1-shot.
 
-The paper, at the photographs' own size and with a multi-scale query: mean-IoU 52.5, 65.9, 51.3,
+The paper, at the images' own size and with a multi-scale query: mean-IoU 52.5, 65.9, 51.3,
 51.9 on folds 0..3, 55.4 on average (54.0 at a single scale); 5-shot, with --config.shots=5: 55.5,
 67.8, 51.9, 53.2, 57.1 (55.8). Binary-IoU 66.2 and 69.6.
 

@@ -1,6 +1,6 @@
 """CANet on VGG-16 (Zhang et al., CVPR 2019), PASCAL-5i, 1-way 1-shot.
 
-The paper's mean-IoU over the four folds: 54.3, at the photographs' own size and with a multi-scale
+The paper's mean-IoU over the four folds: 54.3, at the images' own size and with a multi-scale
 query. Features of stages 2 to 4 are compared (sec. 5.1.3).
 
     python -m fsseg_jax.train --config=configs/canet_vgg16.py --workdir=runs/canet_vgg16_fold0 \

@@ -1,6 +1,6 @@
 """LTAF-Net on ResNet-50, PASCAL-5i, trained 1-way 1-shot.
 
-The paper's mean-IoU over the four folds, at the photographs' own size and with a multi-scale
+The paper's mean-IoU over the four folds, at the images' own size and with a multi-scale
 query: 58.59, and 61.36 with five shots (at a single scale 57.26 and 59.84).
 
     python -m fsseg_jax.train --config=configs/ltafnet_res50.py --workdir=runs/ltafnet_fold0 \

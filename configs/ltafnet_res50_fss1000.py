@@ -16,9 +16,9 @@ from fsseg_jax.config import config_file, load_config
 
 
 def get_config() -> ConfigDict:
-    """The configuration: PASCAL-5i's, on smaller photographs."""
+    """The configuration: PASCAL-5i's, on smaller images."""
     config = load_config(config_file("ltafnet_res50"))
-    config.image_size = 224  # that of the photographs; the paper's 321 is said of PASCAL-5i
+    config.image_size = 224  # the size of the images; the paper's 321 is for PASCAL-5i
     config.data.name = "fss1000"
     # Too small for PASCAL-5i's area filter, and there is but one class in each.
     config.data.train_min_pixels = config.data.min_pixels = 1

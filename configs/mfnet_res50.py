@@ -5,10 +5,10 @@ average; 5-shot, with --config.shots=5: 58.5/60.3, 70.0/70.9, 55.6/57.0, 54.6/55
 1-way, with --config.ways=1: 60.9 and 62.3 with one and five shots. Augmentation is PFENet's but
 for its blur.
 
-The rate is the paper's, 2.5e-3, as in PFENet's paper, whose code has ten times as much.
-Here, at 2.5e-3 nothing but background is predicted after 200 steps, at 2.5e-2 training moves and
-does not diverge: --config.train.learning_rate=2.5e-2 is the other choice, until a whole training on
-photographs decides.
+The learning rate is the paper's, 2.5e-3, as in PFENet's paper, whose code has ten times as much. At
+2.5e-3 the model predicts only background after 200 steps; at 2.5e-2 it learns and does not diverge
+(docs/figures.md). Which rate is better for a whole training has not been measured:
+--config.train.learning_rate=2.5e-2 is the alternative.
 
     python -m fsseg_jax.train --config=configs/mfnet_res50.py --workdir=runs/mfnet_fold0 \
         --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0

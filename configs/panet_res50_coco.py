@@ -16,7 +16,7 @@ from fsseg_jax.config import config_file, load_config
 
 
 def get_config() -> ConfigDict:
-    """The configuration: PASCAL-5i's, on other photographs."""
+    """The configuration: PASCAL-5i's, on COCO."""
     config = load_config(config_file("panet_res50"))
     config.data.name = "coco"
     config.data.coco.folds = "a"

@@ -2,7 +2,7 @@
 
 The paper's table 1: mean-IoU 42.3, 58.0, 51.1, 41.2 on folds 0..3, 48.1 on average (5-shot, with
 --config.shots=5: 51.8, 64.6, 59.8, 46.5, 55.7); 5 runs of 1,000 episodes. The published code
-tests on `trainaug` photographs without an area filter (--config.eval.protocol=panet); without a
+tests on `trainaug` images without an area filter (--config.eval.protocol=panet); without a
 protocol it is `val` and 2,048 pixels. Its scribble is one stroke at random, not widened
 (--config.support_annotation=one_scribble --config.annotation_width=1), where "scribble" draws wider
 ones in all parts of the class.

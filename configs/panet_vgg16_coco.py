@@ -14,11 +14,11 @@ from fsseg_jax.config import config_file, load_config
 
 
 def get_config() -> ConfigDict:
-    """The configuration: PASCAL-5i's, on other photographs."""
+    """The configuration: PASCAL-5i's, on COCO."""
     config = load_config(config_file("panet_vgg16"))
     config.data.name = "coco"
     config.data.coco.folds = "a"
     config.data.coco.masks = "category"  # as in the published code: what overlaps belongs to it
-    # Training does not see the photographs of the selection; protocol "panet" tests on train2014.
+    # Training does not see the images of the selection; protocol "panet" tests on train2014.
     config.data.train_split, config.data.split = "train2014", "val2014"
     return config

@@ -1,7 +1,7 @@
 """PANet on VGG-16, PASCAL-5i, 1-way 1-shot: `panet_vgg16.py` rescaled for one fast accelerator.
 
 As many episodes as the published training sees twice (60,000), in batches of 8 instead of 1:
-bfloat16, a rate that grows with the square root of the batch, and a short warm-up. All photographs
+bfloat16, a rate that grows with the square root of the batch, and a short warm-up. All images
 are held on the device (7.4 GB for VOC's 10,582), and the host is asked every 50 steps. A setting
 to start from: it has been run at small sizes only, and has no figure of its own yet; the published
 one is 48.1 mean-IoU on average over the folds (42.3 on fold 0).

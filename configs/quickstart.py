@@ -1,4 +1,4 @@
-"""PANet with a small encoder, from scratch, on photographs made by code: minutes on a laptop.
+"""PANet with a small encoder, from scratch, on synthetic images: minutes on a laptop.
 
 Tests six classes that it never saw in training, before and after training on the other eighteen,
 and writes a report:
@@ -17,9 +17,9 @@ def get_config() -> ConfigDict:
     config.backbone = "small"
     config.image_size = 80
     config.data.name = "shapes"
-    config.data.pipeline = "device"  # 51 MB of photographs, and no need of TensorFlow
+    config.data.pipeline = "device"  # 51 MB of images, and TensorFlow is not needed
     config.data.shapes.pixels = 80
-    # An eighth of a photograph: what is asked for is its main class.
+    # An eighth of an image: the query shows its main class.
     config.data.train_min_pixels = 800
     config.data.min_pixels = 800
     config.train.steps = 600

@@ -1,4 +1,4 @@
-"""Any method with a small encoder, from scratch, on photographs made by code: minutes on a laptop.
+"""Any method with a small encoder, from scratch, on synthetic images: minutes on a laptop.
 
 As `quickstart.py`, which is PANet's: six classes are tested before and after training on the other
 eighteen. The method comes after a colon, and heads are a quarter as wide as the papers':
@@ -33,7 +33,7 @@ def get_config(method: str = "panet") -> ConfigDict:
     config.data.name = "shapes"
     config.data.pipeline = "device"
     config.data.shapes.pixels = 80
-    # An eighth of a photograph: what is asked for is its main class.
+    # An eighth of an image: the query shows its main class.
     config.data.train_min_pixels = 800
     config.data.min_pixels = 800
     config.train.steps = 600

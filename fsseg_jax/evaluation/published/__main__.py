@@ -31,20 +31,17 @@ TEXT = string.Template("""# Configurations
 
 <!-- Made by python -m fsseg_jax.evaluation.published --write=configs/README.md: change that. -->
 
-One file a published setting; each says in its docstring which paper and setting it is, the figure
+There is one file for each published setting. Its docstring names the paper and the setting, the figure
 that it should reach, and the commands. Any field can be changed on the command line
-(`--config.shots=5`); [`docs/config.md`](../docs/config.md) lists those that all methods
-share, the class of a method lists `config.model`.
+(`--config.shots=5`); [`docs/config.md`](../docs/config.md) lists all of them.
 
 $files
-ResNet-50 comes in two kinds of weights: `--config.backbone=resnet50` for torchvision's and timm's,
-`resnet50_caffe` for the original ones, whose layers have their stride on the first 1 x 1
-convolution.
+There are two kinds of weights for ResNet-50: torchvision's and timm's (`--config.backbone=resnet50`),
+and the original ones, whose layers have their stride on the first 1 x 1 convolution (`resnet50_caffe`).
 
 ## Parameters
 
-In millions, as a training prints them at its start (PANet on ResNet-50 with layer4; MFNet with two
-ways).
+In millions, as training logs them at its start (PANet on ResNet-50 with layer4; MFNet with two ways).
 
 $parameters
 MFNet's paper does not say which of its scales share weights. Ours has two embeddings (supports and
@@ -55,8 +52,8 @@ but the paper has four.
 
 ## Tables
 
-All tables of the five papers, with the rows of the five methods. Each line is two commands, of
-which the second gives the figure, on fold 0 and with the data in `DATA`:
+All tables of the five papers, with the rows of the five methods. Each line stands for two commands, the
+second of which gives the figure, on fold 0 and with the data in `DATA`:
 
 ```sh
 python -m fsseg_jax.train --config=configs/FILE --workdir=runs/NAME --config.data.root=DATA \\
@@ -64,7 +61,7 @@ python -m fsseg_jax.train --config=configs/FILE --workdir=runs/NAME --config.dat
 python -m fsseg_jax.evaluate --workdir=runs/NAME PROTOCOL TEST
 ```
 
-What is not trained needs the second one alone, with `--config=configs/FILE`, `--config.data.root`
+Rows that are not trained need only the second one, with `--config=configs/FILE`, `--config.data.root`
 and a new folder. `python -m fsseg_jax.reproduce --table=panet-1 --workdir=runs` does both for a
 whole table ([how](../docs/evaluation.md#published-tables)). Published figures are the papers', in
 percent: folds in their order, then their mean.
