@@ -1,7 +1,7 @@
 """The part of ml_collections that is used here: fields of a configuration may be anything."""
 
 import contextlib
-from collections.abc import ItemsView, Mapping, Iterator
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any
 
 from ml_collections import config_flags as config_flags

@@ -31,17 +31,19 @@ TEXT = string.Template("""# Configurations
 
 <!-- Made by python -m fsseg_jax.evaluation.published --write=configs/README.md: change that. -->
 
-There is one file for each published setting. Its docstring names the paper and the setting, the figure
-that it should reach, and the commands. Any field can be changed on the command line
+There is one file for each published setting. Its docstring names the paper and the setting, the
+figure that it should reach, and the commands. Any field can be changed on the command line
 (`--config.shots=5`); [`docs/config.md`](../docs/config.md) lists all of them.
 
 $files
-There are two kinds of weights for ResNet-50: torchvision's and timm's (`--config.backbone=resnet50`),
-and the original ones, whose layers have their stride on the first 1 x 1 convolution (`resnet50_caffe`).
+There are two kinds of weights for ResNet-50: torchvision's and timm's
+(`--config.backbone=resnet50`), and the original ones, whose layers have their stride on the first 1
+x 1 convolution (`resnet50_caffe`).
 
 ## Parameters
 
-In millions, as training logs them at its start (PANet on ResNet-50 with layer4; MFNet with two ways).
+In millions, as training logs them at its start (PANet on ResNet-50 with layer4; MFNet with two
+ways).
 
 $parameters
 MFNet's paper does not say which of its scales share weights. Ours has two embeddings (supports and
@@ -52,8 +54,8 @@ but the paper has four.
 
 ## Tables
 
-All tables of the five papers, with the rows of the five methods. Each line stands for two commands, the
-second of which gives the figure, on fold 0 and with the data in `DATA`:
+All tables of the five papers, with the rows of the five methods. Each line stands for two commands,
+the second of which gives the figure, on fold 0 and with the data in `DATA`:
 
 ```sh
 python -m fsseg_jax.train --config=configs/FILE --workdir=runs/NAME --config.data.root=DATA \\
@@ -61,10 +63,10 @@ python -m fsseg_jax.train --config=configs/FILE --workdir=runs/NAME --config.dat
 python -m fsseg_jax.evaluate --workdir=runs/NAME PROTOCOL TEST
 ```
 
-Rows that are not trained need only the second one, with `--config=configs/FILE`, `--config.data.root`
-and a new folder. `python -m fsseg_jax.reproduce --table=panet-1 --workdir=runs` does both for a
-whole table ([how](../docs/evaluation.md#published-tables)). Published figures are the papers', in
-percent: folds in their order, then their mean.
+Rows that are not trained need only the second one, with `--config=configs/FILE`,
+`--config.data.root` and a new folder. `python -m fsseg_jax.reproduce --table=panet-1
+--workdir=runs` does both for a whole table ([how](../docs/evaluation.md#published-tables)).
+Published figures are the papers', in percent: folds in their order, then their mean.
 
 $tables
 ## Beyond the papers
