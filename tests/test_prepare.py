@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+from helpers import message_of
 from PIL import Image
-from sentences import message_of
 
 from fsseg_jax import command_line, prepare
 from fsseg_jax.data.sources.voc import VOC

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from helpers import assert_close
 
 from fsseg_jax.benchmarks import torch_reference
 from fsseg_jax.config import default_config
@@ -133,13 +134,6 @@ def build(method, shots, tuned, dtype="float32"):
     reference.dropout = 0.0
     reference.network.zero_grad()
     return reference
-
-
-def assert_close(result, expected, relative=1e-4):
-    """Equal up to `relative` of the largest absolute value."""
-    result, expected = np.asarray(result), np.asarray(expected)
-    assert result.shape == expected.shape
-    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
 
 
 # ----------------------------------------------------------------------------- the same function

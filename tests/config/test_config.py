@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import pytest
+from helpers import message_of
 
 from fsseg_jax.config import default_config, differences, from_saved, load_config, override
 from fsseg_jax.data import SOURCES
@@ -62,14 +63,6 @@ def test_later_overrides_win_and_none_changes_nothing():
     assert override(config, []).to_dict() == config.to_dict()
     changed = override(config, ["--config.ways=2", "--config.shots", "5", "--config.ways=3"])
     assert differences(config, changed) == {"ways": (1, 3), "shots": (1, 5)}
-
-
-def message_of(function, *arguments):
-    """The one sentence of the UserError that a call must raise."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

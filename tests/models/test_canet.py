@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from helpers import assert_close
 
 from fsseg_jax.config import default_config
 from fsseg_jax.episode import IGNORE, Episode, empty_episode
@@ -31,13 +32,6 @@ def pytorch():
     torch.set_num_threads(1)  # more of them would wait for each other, with so little to do
     yield pytorch_canet
     torch.set_num_threads(threads)
-
-
-def assert_close(result, expected, relative=1e-4):
-    """Equal up to `relative` of the largest absolute value."""
-    result, expected = np.asarray(result), np.asarray(expected)
-    assert result.shape == expected.shape
-    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
 
 
 def relative_difference(result, other):

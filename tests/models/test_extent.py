@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close
 from test_method import draw_variables
 
 from fsseg_jax.backbones.convolution import Conv, max_pool
@@ -32,13 +33,6 @@ def on_canvas(x, canvas=CANVAS):
     whole = np.full((*canvas, x.shape[-1]), 7, np.float32)
     whole[: x.shape[0], : x.shape[1]] = x
     return whole
-
-
-def assert_close(result, expected, relative=2e-5):
-    """Equal up to `relative` of the largest absolute value."""
-    result, expected = np.asarray(result), np.asarray(expected)
-    assert result.shape == expected.shape
-    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
 
 
 def variables_of(module, *arguments, **options):
@@ -98,7 +92,7 @@ def test_logits_are_those_of_the_photograph_alone(method, ways, shots, options):
     for image, logits, size in zip(images, *padded(variables, canvases, SHAPES), strict=True):
         expected = jax.jit(segment)(variables, image)
         assert tuple(size) == expected.shape[:2]
-        assert_close(logits[: size[0], : size[1]], expected)
+        assert_close(logits[: size[0], : size[1]], expected, 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +117,7 @@ def test_features_are_those_of_the_photograph_alone(backbone, stages):
         results = padded(variables, on_canvas(image), shape)
         for result, size, expected in zip(*results, alone(variables, image), strict=True):
             assert tuple(size) == expected.shape[:2]
-            assert_close(result[: size[0], : size[1]], expected)
+            assert_close(result[: size[0], : size[1]], expected, 2e-5)
     assert len(traces) == 1
 
 
@@ -194,7 +188,7 @@ def test_layer_sees_the_photograph_alone(name):
         expected, result, size, naive = (results[name] for results in by_name)
         assert tuple(size) == expected.shape[-3:-1]
         result, naive = (x[..., : size[0], : size[1], :] for x in (result, naive))
-        assert_close(result, expected)
+        assert_close(result, expected, 2e-5)
         differences.append(abs(naive - expected).max() / abs(expected).max())
     assert max(differences) > 0.05  # the canvas does matter
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, is_close
 
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
@@ -42,19 +43,6 @@ def pytorch():
         tensors, gradients_of = pytorch_sst.tensors, pytorch_sst.gradients_of
 
     return Modules
-
-
-def assert_close(result, expected, relative):
-    """Equal up to `relative` of the largest absolute value."""
-    result, expected = np.asarray(result), np.asarray(expected)
-    assert result.shape == expected.shape
-    assert np.isfinite(expected).all()
-    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
-
-
-def is_close(result, expected, relative):
-    result, expected = np.asarray(result), np.asarray(expected)
-    return abs(result - expected).max() <= relative * abs(expected).max()
 
 
 def assert_trees_close(result, expected, relative):

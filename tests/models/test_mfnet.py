@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close
 
 from fsseg_jax.backbones.resnet import ResNet50
 from fsseg_jax.episode import IGNORE, Episode, empty_episode
@@ -87,13 +88,6 @@ def run_pytorch(params, episode, **options):
         episode.support_label,
         features(episode.query_image),
     )
-
-
-def assert_close(result, expected, relative):
-    """Equal up to `relative` of the largest absolute value."""
-    result, expected = np.asarray(result), np.asarray(expected)
-    assert result.shape == expected.shape
-    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
 
 
 # ----------------------------------------------------------------------------- the network

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
@@ -27,13 +28,6 @@ def pytorch():
         panet, vgg, as_tensor = pytorch_panet.PANet, pytorch_vgg, torch.as_tensor
 
     return Modules
-
-
-def assert_close(result, expected, relative):
-    """Equal up to `relative` of the largest absolute value."""
-    result, expected = np.asarray(result), np.asarray(expected)
-    assert result.shape == expected.shape
-    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
 
 
 def are_close(result, expected, relative):

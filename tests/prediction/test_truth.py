@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers import message_of
 from PIL import Image
 
-from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import metrics
 from fsseg_jax.prediction.truth import Truth, pixel_counts, table
 
@@ -27,15 +27,6 @@ def photographs(tmp_path):
     for path in names:
         save(path, np.zeros((*SIZE, 3), np.uint8))
     return names
-
-
-def message_of(function, *arguments):
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def random_label(seed, values):

@@ -9,8 +9,8 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.mask
 import pytest
+from helpers import message_of
 from PIL import Image
-from sentences import message_of
 
 from fsseg_jax.config import default_config
 from fsseg_jax.data import open_source, training_pipeline

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from helpers import message_of
 from PIL import Image
 
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.images import read_mask
 from fsseg_jax.data.sources import folder as module
 from fsseg_jax.data.sources.folder import Folder
-from fsseg_jax.errors import UserError
 
 SIZE = (20, 30)  # height and width of most photographs
 SQUARE = [[2, 3], [11, 3], [11, 9], [2, 9]]
@@ -74,16 +74,6 @@ def write_coco(path, file_names, annotations, categories, size=SIZE):
 def rows_of(table):
     rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
     return {tuple(map(int, row)) for row in rows}
-
-
-def message_of(function, *arguments):
-    """The one sentence of the UserError that a call must raise."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers import message_of
 from PIL import Image
-from sentences import message_of
 
 from fsseg_jax.data.sources.fss1000 import FSS1000
 

@@ -16,7 +16,7 @@ pytest.importorskip("importlib_resources")  # which TFDS 4.9 needs to build, but
 pytest.importorskip("tensorflow_datasets")
 
 import tensorflow_datasets as tfds
-from sentences import message_of
+from helpers import message_of
 
 from fsseg_jax.data.sources import tfds as tfds_source
 from fsseg_jax.data.sources.fss1000 import FSS1000

@@ -4,8 +4,8 @@ import os
 
 import numpy as np
 import pytest
+from helpers import message_of
 from PIL import Image
-from sentences import message_of
 
 from fsseg_jax.data.sources import voc
 from fsseg_jax.data.sources.voc import VOC
