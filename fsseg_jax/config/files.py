@@ -62,7 +62,7 @@ def load_config(path: str) -> ConfigDict:
         first, *others = str(error.args[0]).splitlines()
         # Between the two, it prints the whole config.
         words = [first.split(" Other fields present")[0], *others[-1:]]
-        raise UserError(f"--config = {path}: {' '.join(words)}") from None
+        raise UserError(f"--config = {path}: {' '.join(words).rstrip('.')}.") from None
 
 
 def _with_protocol(config: ConfigDict) -> ConfigDict:

@@ -81,7 +81,7 @@ def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     try:
         rest = values(command)
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(f"{' '.join(str(error).split()).rstrip('.')}.") from None
     if rest[1:]:
         raise UserError(f"{rest[1]}: expected --config.field=value.")
     return holder.value
