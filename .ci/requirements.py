@@ -1,4 +1,4 @@
-"""Writes what a GPU workstation needs, tests included: python .ci/requirements.py > requirements.txt"""
+"""Writes requirements.txt, for a GPU workstation: python .ci/requirements.py > requirements.txt"""
 
 import pathlib
 import re
