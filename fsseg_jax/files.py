@@ -75,7 +75,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{error.filename or path} cannot be written ({error.strerror or error}): make room, "
-            "or choose another folder; then the same command goes on."
+            "or choose another folder; then the same command continues."
         ) from None
 
 

@@ -13,7 +13,7 @@ bbox alone, outlines by a box.
 and what lies in --out or --truth, are no queries.
 
 In --out are then, under each photograph's own name, `masks` (class numbers) and `overlays`, and
-`predictions.json`, all of them in COCO's format. The same command goes on where it was stopped.
+`predictions.json`, all of them in COCO's format. The same command continues where it was stopped.
 
 --truth holds masks named as those in `masks`: of class numbers, or, of one class, not black where
 that is; or a folder of the latter for each class. The intersection over union is printed, and

@@ -1,20 +1,21 @@
 """Reproduces a published table: python -m fsseg_jax.reproduce --table=panet-1 --workdir=runs
 
-Finds what the table needs below --workdir, trains what is missing, tests it, and writes the table
-beside the published figures after every cell: table.txt, table.html, results.json and learning
-curves in `tables/NAME` there. --table=list names all tables: the papers', `methods` (the five side
-by side on PASCAL-5i) and `shapes` (on photographs made by code, which needs no data).
+Finds the runs in --workdir that the table needs, trains those that are missing, tests them, and
+updates the table after every cell: table.txt, table.html, results.json and learning curves in
+`tables/NAME` there, next to the published figures. --table=list lists all tables: those of the
+papers, `methods` (the five methods on PASCAL-5i) and `shapes` (on synthetic images, which needs no
+data).
 
-The same words go on where it was stopped. A training that fails is named in the table with its
-reason, and the others go on.
+The same command continues where it was stopped. A training that fails is named in the table with
+its reason, and the others continue.
 
     --rows, --folds, --shots  choose a part of the table
     --dry_run                 lists what would be done, and how long it takes
-    --minutes=N               shortens all trainings so that the whole fits into a time
+    --minutes=N               shortens all trainings so that everything fits into this time
     --episodes=N              shortens all trainings to so many episodes each
-    --checkpoints=DIR         writes the trained models, with cards, as save_pretrained does
-    --weights=vgg16=FILE,...  takes pretrained weights from files instead of from the hub
-    --at_once=N               trainings at the same time; by default one on each GPU
+    --checkpoints=DIR         writes the trained models, with model cards, as save_pretrained does
+    --weights=vgg16=FILE,...  reads pretrained weights from files instead of from the hub
+    --at_once=N               number of simultaneous trainings; by default one on each GPU
 
 Exit status: 0 when the table is complete, 1 when something failed, 143 after SIGTERM and 130 after
 Ctrl-C, 2 for wrong input.
@@ -57,11 +58,11 @@ def main() -> int:
         table="a published table, such as panet-1; list names them all",
         **command_line.PART,
         dry_run={"action": "store_true", "help": "only list what would be done"},
-        minutes={"type": float, "metavar": "N", "help": "for all of it"},
-        episodes={"type": int, "metavar": "N", "help": "of each training"},
+        minutes={"type": float, "metavar": "N", "help": "time for everything"},
+        episodes={"type": int, "metavar": "N", "help": "episodes of each training"},
         checkpoints={**command_line.FOLDER, "help": "where to write the trained models"},
         weights="pretrained weights by backbone, as in vgg16=FILE,resnet50_caffe=FILE",
-        at_once={"type": int, "metavar": "N", "help": "trainings at the same time"},
+        at_once={"type": int, "metavar": "N", "help": "number of simultaneous trainings"},
     )
     if arguments.table in (None, "list"):
         print(overview())
@@ -100,12 +101,12 @@ def main() -> int:
             agenda = Agenda(table, places, planner, children, slots)
             return reproduce(agenda, arguments, began)
         except Stopped:
-            logger.info("stopped; the same command goes on")
+            logger.info("stopped; the same command continues")
             return children.status
 
 
 def budget(arguments: argparse.Namespace) -> str:
-    """The budget as it stands in names of folders; empty where there is none."""
+    """The budget as a part of folder names; empty if there is none."""
     if arguments.minutes:
         return f"{arguments.minutes:g}min"
     return f"{arguments.episodes}episodes" if arguments.episodes else ""

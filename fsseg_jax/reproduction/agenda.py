@@ -1,4 +1,4 @@
-"""What a table lacks, and how long that takes."""
+"""What is missing in a table, and how long it takes."""
 
 import json
 import logging
@@ -37,33 +37,33 @@ from fsseg_jax.reproduction.settings import SELECTION_EPISODES, SELECTIONS
 from fsseg_jax.training import curves
 
 PLAN = "plan.json"
-# Of a measurement: values of episodes a second, the first of which has the compilation in it, and
-# seconds between the first and the last, unless there are many.
+# A measurement ends when there are so many values of episodes per second, the first of which
+# includes the compilation, and so many seconds between the first and the last or many values.
 VALUES, SECONDS, MANY = 3, 6.0, 40
-# The forward pass of a photograph, of the time of a training episode, which has two photographs and
-# a backward pass that takes about twice as long.
+# The forward pass of one image takes this part of a training episode, which has two images and a
+# backward pass that takes about twice as long.
 FORWARD = 1 / 6
-TEST_STARTUP = 0.6  # of a test, of a training's, which has a step to compile
+TEST_STARTUP = 0.6  # startup of a test relative to that of a training, which compiles more
 
 logger = logging.getLogger("fsseg_jax.reproduce")
 
 
 class Speed(NamedTuple):
-    """What a moment of a training has shown."""
+    """The measured speed of a training."""
 
-    rate: float  # episodes a second
-    startup: float  # seconds until the first step is done, with its compilation
+    rate: float  # episodes per second
+    startup: float  # seconds until the first step is done, including compilation
 
 
 class Agenda:
-    """What there is of a table, what is missing, and how long that takes.
+    """What exists of a table, what is missing, and how long it takes.
 
     Args:
         table: see `published.TABLES`.
-        places: of it, see `cells.choose`.
-        planner: what is needed, and with which settings.
+        places: the requested places of the table, see `cells.choose`.
+        planner: determines which trainings are needed.
         children: runs the programs.
-        slots: environments of the programs that run at the same time.
+        slots: environments of simultaneous programs, see `machine.share`.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Agenda:
         self.failures: dict[Place, str] = {}
         self.runs: dict[Place, Run] = {}
         self.missing: dict[str, Training] = {}  # by name
-        self.needed_by: dict[str, list[Place]] = {}  # the places of each training, missing or not
-        self.others: list[Place] = []  # of the table, tested earlier by calls like this one
+        self.needed_by: dict[str, list[Place]] = {}  # by name of the training, missing or not
+        self.others: list[Place] = []  # places that were not requested, but tested earlier
 
     def find(self) -> None:
-        """Finds the runs that there are, and the trainings that are missing.
+        """Finds existing runs and missing trainings.
 
         Raises:
-            UserError: an override is wrong, or the data are.
+            UserError: an override is wrong, or there is something wrong with the data.
         """
         runs = list(find_runs(self.workdir))
         for place in self.places:
@@ -109,7 +109,7 @@ class Agenda:
                     self._take_along(Place(row, setting, fold), runs)
 
     def _take_along(self, place: Place, runs: Sequence[Run]) -> None:
-        """Notes a place that is not asked for, if it was tested."""
+        """Adds a place that was not requested to `others` if it was tested earlier."""
         if place in self.places or not folder_of(self.workdir, self.table, place).is_dir():
             return
         if place.row.trained:
@@ -120,7 +120,7 @@ class Agenda:
         self.others.append(place)
 
     def cell(self, place: Place) -> Cell:
-        """A cell as it is now."""
+        """The current state of a cell."""
         if not place.row.config:
             return Cell(place)
         overrides, run = self.planner.testing(place), self.runs.get(place)
@@ -130,25 +130,25 @@ class Agenda:
     # ---------------------------------------------------------------------------------- budgets
 
     def limit_episodes(self, episodes: int) -> None:
-        """Plans trainings of so many episodes each."""
+        """Shortens each missing training to so many episodes."""
         for name, training in self.missing.items():
             if not training.done:
                 steps = max(1, round(episodes / training.batch_size))
                 self.missing[name] = self.planner.limited(training, steps)
 
     def limit_minutes(self, minutes: float, began: float, keep: bool = True) -> None:
-        """Plans trainings that fill a time, all together, from a measurement of each kind.
+        """Shortens missing trainings so that everything fits into a time, by measuring their speed.
 
-        The speeds of a machine and the steps of each training are kept in a file, so that the same
-        words go on with them.
+        The speeds on a machine and the steps of each training are stored in a file, so that the
+        same command continues with them.
 
         Args:
-            minutes: from `began` to the end of all.
-            began: of `time.monotonic`.
-            keep: whether the steps are kept as well.
+            minutes: from `began` to the end of the last test.
+            began: as measured by `time.monotonic`.
+            keep: whether to store the numbers of steps as well as the speeds.
 
         Raises:
-            UserError: there is no time for any step.
+            UserError: there is not enough time for a single step.
         """
         path = self.folder / PLAN
         plan = json.loads(path.read_text()) if path.is_file() else {"speeds": {}, "steps": {}}
@@ -173,13 +173,13 @@ class Agenda:
                 write_text(path, json.dumps(plan, indent=1))
 
     def _limit(self, steps: Mapping[str, int]) -> None:
-        """Limits trainings, by name, which have not begun."""
+        """Shortens trainings, given by name, that have not begun."""
         for name, training in self.missing.items():
             if name in steps and not training.done:
                 self.missing[name] = self.planner.limited(training, steps[name])
 
     def _other_work(self, new: Sequence[Training]) -> float:
-        """Seconds of what there is to do beside some trainings and their tests."""
+        """Seconds for everything but some trainings and their tests."""
         there = [*self.untrained(), *(place for place in self.places if place in self.runs)]
         tests = [self._test_seconds(place) for place in there if not self.cell(place).results]
         names = {training.name for training in new}
@@ -193,17 +193,17 @@ class Agenda:
 
     @property
     def in_parallel(self) -> int:
-        """How many programs run each as fast as alone: those that have devices of their own."""
+        """Number of programs that run at full speed, because each has its own devices."""
         return len({json.dumps(slot, sort_keys=True) for slot in self.slots})
 
     def measure(self) -> None:
-        """Measures each kind of training that is missing, for the estimates of `describe`."""
+        """Measures the speed of missing trainings for the estimates of `describe`."""
         for kind in dict.fromkeys(training.kind for training in self.missing.values()):
             if kind not in self.speeds and (speed := self._measured(kind)):
                 self.speeds[kind] = speed
 
     def _measured(self, kind: str) -> Speed | None:
-        """Trains for a moment; None, and the reason in `failures`, where that fails."""
+        """Trains for a few seconds. Returns None, and adds the reason to `failures`, if it fails."""
         training = next(t for t in self.missing.values() if t.kind == kind)
         each = training.each
         never = 10**6 // each * each
@@ -226,7 +226,7 @@ class Agenda:
 
             began = time.time()
             try:
-                # Without its progress bar, which would never end.
+                # Its progress bar would be misleading.
                 options = {"enough": enough, "echo": False}
                 run_program(self.children, "train", workdir, self.slots[0], arguments, **options)
             except Failure as failure:
@@ -239,21 +239,21 @@ class Agenda:
         return Speed(rate, max(0.0, startup))
 
     def _failed(self, kind: str, why: str) -> None:
-        """Notes the failure of all missing trainings of a kind."""
+        """Moves all missing trainings of a kind to `failures`."""
         for name in [name for name, training in self.missing.items() if training.kind == kind]:
             del self.missing[name]
             self.failures |= dict.fromkeys(self.needed_by[name], why)
 
     def untrained(self) -> list[Place]:
-        """Places of models that are not trained."""
+        """Requested places of rows that are not trained."""
         return [place for place in self.places if place.row.config and not place.row.trained]
 
     def _other_seconds(self, training: Training) -> float:
-        """What a training and its tests take beside its steps, roughly."""
+        """A rough estimate of the seconds of a training and its tests without the steps."""
         train, speed = training.config.train, self.speeds[training.kind]
         selections = math.ceil((training.steps - training.done) / train.eval_every)
         episodes = train.eval_episodes
-        if self.planner.budget:  # which may not have been applied yet
+        if self.planner.budget:  # may not have been applied yet
             selections = min(selections, SELECTIONS)
             episodes = min(episodes, SELECTION_EPISODES)
         scored = selections * len(train.select_on.split("+"))
@@ -262,7 +262,8 @@ class Agenda:
         return speed.startup + scored + sum(tests)
 
     def _test_seconds(self, place: Place, speed: Speed | None = None) -> float:
-        """What a test takes, roughly; of a model of unknown speed as of the others' mean."""
+        """A rough estimate of the seconds of a test; of the others' mean if the speed of the model
+        is not known."""
         known = self.speeds.values()
         speed = speed or Speed(*(statistics.fmean(values) for values in zip(*known, strict=True)))
         arguments = [*training_overrides(place), *protocol_overrides(self.table, place)]
@@ -276,12 +277,12 @@ class Agenda:
         return TEST_STARTUP * speed.startup + seconds
 
     def _scoring(self, config: ConfigDict, episodes: int, shots: int, speed: Speed) -> float:
-        """Seconds of encoding photographs and scoring episodes."""
+        """Seconds for encoding images and scoring episodes."""
         photographs = min(episodes * (1 + shots), len(test_source(config, self.sources)))
         return (photographs + episodes) * FORWARD / speed.rate
 
     def describe(self) -> list[str]:
-        """The plan, a line for each training and each test, and the time of it where measured."""
+        """The plan: a line for each training and each test, with the time where it is known."""
         lines, total = [], 0.0
         for training in self.missing.values():
             steps, episodes = training.steps, training.steps * training.batch_size
@@ -320,23 +321,26 @@ def divide(
     spent: Mapping[str, float],
     slots: int = 1,
 ) -> dict[str, int]:
-    """Steps of each training by its name, so that all of them together take a time.
+    """Divides a time among trainings.
 
-    Each gets the same time; what one does not need, because its own configuration has fewer steps,
+    Each gets the same time. If one needs less, because its configuration has fewer steps, the rest
     is divided among the others.
 
     Args:
-        seconds: for all of it.
-        trainings: what is missing.
-        speeds: by kind.
-        spent: seconds by name that go to other things than steps: starting, and evaluations.
-        slots: how many run at the same time, each as fast as alone.
+        seconds: for everything.
+        trainings: that are missing.
+        speeds: by kind of training.
+        spent: seconds, by name, for startup and evaluations.
+        slots: number of trainings that run simultaneously at full speed.
+
+    Returns:
+        the number of steps of each training, by name.
 
     Raises:
-        UserError: there is no time for any step.
+        UserError: there is not enough time for a single step.
     """
     left = slots * seconds - sum(spent[training.name] for training in trainings)
-    # No training has two slots: all of them are done in so many rounds.
+    # A training uses only one slot, so that they are done in several rounds.
     longest_one = seconds if slots == 1 else seconds / math.ceil(len(trainings) / slots)
     if left <= 0 or any(spent[training.name] >= longest_one for training in trainings):
         raise UserError(

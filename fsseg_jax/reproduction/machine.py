@@ -1,4 +1,4 @@
-"""What programs will run on, and how the devices are dealt to them."""
+"""The machine that programs run on, and how its devices are distributed among them."""
 
 import json
 import os
@@ -21,7 +21,7 @@ print(json.dumps([device.platform, device.device_kind, 1 + len(others), memory])
 
 
 class Machine(NamedTuple):
-    """What programs will run on."""
+    """The platform, devices and memory that programs run on."""
 
     platform: str  # cpu, gpu or tpu
     kind: str
@@ -35,15 +35,16 @@ class Machine(NamedTuple):
 
 
 def survey(children: Children, log: pathlib.Path, platform: str = "") -> Machine:
-    """What programs run on: asked by one, since whoever asks JAX takes the accelerator's memory.
+    """Describes the machine, from a child process, because JAX reserves the accelerator's memory in
+    the process that asks.
 
     Args:
         children: see `Children`.
-        log: a file for what it prints.
-        platform: as `config.platform`.
+        log: file for the output of the child process.
+        platform: see `config.platform`.
 
     Raises:
-        UserError: there is no such platform.
+        UserError: the platform is not available.
     """
     log.unlink(missing_ok=True)
     try:
@@ -57,18 +58,22 @@ def survey(children: Children, log: pathlib.Path, platform: str = "") -> Machine
 def share(
     machine: Machine, at_once: int | None, devices: int = 0
 ) -> tuple[list[Mapping[str, str]], Machine]:
-    """What each of the programs that run at the same time finds in its environment; and which part
-    of the machine it has.
+    """Distributes a machine among simultaneous programs.
 
-    GPUs are dealt to them, one to each where nothing else is said. Other devices are all for each.
+    Each program gets its own GPUs, one by default. On other platforms, every program uses all
+    devices.
 
     Args:
-        machine: all of it.
-        at_once: how many programs; None for as many as there are GPUs for.
-        devices: how many each of them is to have; 0 for one, or for what `at_once` leaves.
+        machine: the whole machine.
+        at_once: number of simultaneous programs; None for as many as there are GPUs for.
+        devices: number of devices of each program; 0 for one, or for an equal share of them if
+            `at_once` is given.
+
+    Returns:
+        environment variables for each program, and the part of the machine that it has.
 
     Raises:
-        UserError: there are not so many devices.
+        UserError: there are fewer devices.
     """
     if machine.platform != "gpu":
         count = at_once or 1

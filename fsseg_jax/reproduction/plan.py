@@ -1,4 +1,4 @@
-"""What a table needs: which trainings, how long, and with which settings."""
+"""The trainings that a table needs, their lengths and settings."""
 
 import json
 import math
@@ -37,52 +37,63 @@ from fsseg_jax.reproduction.settings import (
 )
 from fsseg_jax.training.state import with_steps
 
-# Overrides that say where things are and what they are computed on, not what is trained.
+# Overrides of places and devices, which do not change what is trained.
 PLACES = ("data.root", "platform", "devices", "distributed", "compilation_cache", "eval.")
-# Fields that a training may change while it goes on, as on another machine.
+# Fields that may change when a training is continued, for example on another machine.
 CHANGEABLE = (*PLACES, "init", "dtype", "rematerialise", "data.pipeline", "data.device")
-# Fields in which a run may differ from what a training would be and still be as good.
+# Fields in which a run may differ from a training that the table needs and still replace it.
 ALIKE = (
     *(*CHANGEABLE, "data.split", "data.min_pixels", "train.log_every", "train.save_every"),
     *("train.eval_", "train.accumulate", "train.steps", "train.epochs", "train.select_on"),
     "train.test_before",
 )
-# Characters of overrides in a folder's name; of more there is their checksum.
-LONG_NAME = 40
-DONE = "complete"  # a file in the folder of a training that came to its end
+LONG_NAME = 40  # characters; longer overrides are replaced by a checksum in folder names
+DONE = "complete"  # a file in the folder of a training that has ended
 
 
 class Training(NamedTuple):
-    """One training that a table needs."""
+    """A training that a table needs.
 
-    name: str  # of its folder
-    kind: str  # its name without fold and budget: steps of a kind take the same time
-    place: Place  # one of those that need it
-    overrides: list[str]  # of the row's configuration
-    config: ConfigDict  # with them
-    whole: int  # steps of the published training, in batches of this one
-    scheduled: int  # steps that the schedule of the row's configuration is made for
-    own: list[str]  # those overrides that are the user's, but for steps
-    done: int = 0  # steps that its folder holds already
+    Attributes:
+        name: of its folder.
+        kind: its name without fold and budget; the steps of one kind take the same time.
+        place: a place of the table that needs it.
+        overrides: changes to the configuration of the row.
+        config: the configuration with these overrides.
+        whole: number of steps of the published training, with batches of this training's size.
+        scheduled: number of steps that the schedule in the row's configuration was made for.
+        own: the user's overrides, without the number of steps.
+        done: number of steps that its folder contains already.
+    """
+
+    name: str
+    kind: str
+    place: Place
+    overrides: list[str]
+    config: ConfigDict
+    whole: int
+    scheduled: int
+    own: list[str]
+    done: int = 0
 
     @property
     def steps(self) -> int:
-        """How many there are."""
+        """Number of steps."""
         return self.config.train.steps
 
     @property
     def each(self) -> int:
-        """Steps of one dispatch."""
+        """Steps in one dispatch."""
         return self.config.train.steps_per_dispatch
 
     @property
     def batch_size(self) -> int:
-        """Episodes a step."""
+        """Episodes in one step."""
         return self.config.train.batch_size
 
     @property
     def file(self) -> str:
-        """The row's configuration."""
+        """The configuration file of the row."""
         return config_path(self.place.row)
 
 
@@ -91,9 +102,9 @@ def own_overrides(place: Place, overrides: Sequence[str], weights: Mapping[str, 
 
     Args:
         place: of a table.
-        overrides: of the command line.
-        weights: pretrained weights by backbone; a row's backbone takes those of its name, or else
-            of a variant of it.
+        overrides: from the command line.
+        weights: files of pretrained weights by backbone. A row uses those of its backbone, or
+            otherwise those of a variant of it.
     """
     backbone = load_config(config_path(place.row)).backbone
     fitting = sorted((name for name in weights if name.startswith(backbone)), key=len)
@@ -104,10 +115,10 @@ def own_overrides(place: Place, overrides: Sequence[str], weights: Mapping[str, 
 
 
 def read_weights(words: str | None) -> dict[str, str]:
-    """`--weights` as a dictionary.
+    """Parses `--weights`.
 
     Raises:
-        UserError: it is not as it should be, or there is no such file or backbone.
+        UserError: the format is wrong, or there is no such file or backbone.
     """
     weights = {}
     for word in filter(None, (words or "").split(",")):
@@ -123,8 +134,8 @@ def read_weights(words: str | None) -> dict[str, str]:
 
 
 def check_free(overrides: Sequence[str], places: Sequence[Place]) -> None:
-    """Raises UserError for overrides of what the table itself says, which would be the same in
-    all its columns, or rows, then."""
+    """Raises UserError for overrides of fields in which the columns or the rows of the table
+    differ."""
     options = {"data.fold": "--folds", "shots": "--shots", "ways": "--rows"}
     rows = {place.row.label: place.row for place in places if place.row.config}.values()
     about = {name for row in rows for name in fields_of(row.train)}
@@ -142,24 +153,24 @@ def check_free(overrides: Sequence[str], places: Sequence[Place]) -> None:
 
 
 def fields_of(overrides: Sequence[str]) -> dict[str, str]:
-    """Overrides as fields and values."""
+    """Fields and values of overrides."""
     pairs = (override.removeprefix("--config.").partition("=") for override in joined(overrides))
     return {name: value for name, _, value in pairs}
 
 
 def without(overrides: Sequence[str], *fields: str) -> list[str]:
-    """Overrides but for those of some fields."""
+    """The overrides of all other fields."""
     return [override for override in joined(overrides) if not fields_of([override]).keys() & fields]
 
 
 class Planner:
-    """Finds what a table's places have, and what has to be trained for them.
+    """Determines the training that a place of a table needs, and the run that replaces it.
 
     Args:
-        machine: see `Machine`.
-        overrides: of the command line.
+        machine: that programs will run on.
+        overrides: from the command line.
         weights: see `own_overrides`.
-        budget: a suffix of folders, which tells trainings of one budget from those of another.
+        budget: suffix of folder names, which distinguishes trainings with different budgets.
         workdir: the folder of all runs.
     """
 
@@ -180,8 +191,8 @@ class Planner:
         return own_overrides(place, self.overrides, self.weights)
 
     def testing(self, place: Place) -> list[str]:
-        """Overrides of the evaluation of a place."""
-        # Thresholds are chosen on as many episodes for all rows, however short their trainings.
+        """Overrides for the evaluation of a place."""
+        # Thresholds are chosen on the same number of episodes for all rows.
         episodes = load_config(config_path(place.row)).train.eval_episodes
         fields = [f"--config.train.eval_episodes={episodes}"]
         if self.machine.platform != "cpu":
@@ -189,13 +200,13 @@ class Planner:
         return [*fields, *self.own(place)]
 
     def training(self, place: Place) -> Training:
-        """What a place needs to be trained, without a budget.
+        """The training that a place needs, without a budget.
 
         Args:
-            place: of a table, of a trained row.
+            place: in a row that is trained.
 
         Raises:
-            UserError: an override is wrong, or the data are.
+            UserError: an override is wrong, or there is something wrong with the data.
         """
         base, own, file = training_overrides(place), self.own(place), config_path(place.row)
         row = override(load_config(file), base)
@@ -205,11 +216,11 @@ class Planner:
         scheduled = with_steps(row, epoch).train.steps
         if {"train.steps", "train.epochs"} & fields_of(own).keys():
             steps = with_steps(asked, epoch).train.steps
-        else:  # as many episodes, whatever the batch
+        else:  # the same number of episodes with any batch size
             steps = math.ceil(scheduled * row.train.batch_size / batch_size)
         own = without(own, "train.steps", "train.epochs")
         added = fast(asked, self.machine, photographs, steps)
-        added.append("--config.train.test_before_and_after=False")  # tests are the table's
+        added.append("--config.train.test_before_and_after=False")  # the table has its own tests
         if "novel" not in row.train.select_on:  # for the learning curves
             added.append(f"--config.train.select_on={row.train.select_on}+novel")
         overrides = joined([*base, *added, *schedule(row, steps, scheduled), *own])
@@ -219,22 +230,22 @@ class Planner:
         return Training(self.name(place), kind, place, overrides, config, whole, scheduled, own)
 
     def limited(self, training: Training, steps: int) -> Training:
-        """A training of fewer steps, and below `SHORT_PART` with the settings for that (`SHORT`).
+        """A shorter training, which uses the settings `SHORT` if it is shorter than `SHORT_PART`.
 
         Args:
             training: see `training`.
-            steps: in batches of its own.
+            steps: number of steps, with the batch size of `training`.
         """
         if steps >= training.steps:
             return training
         file, own, config = training.file, training.own, training.config
         whole, overrides = training.whole, training.overrides
         row = override(load_config(file), training_overrides(training.place))
-        # Of the shorter one, where the row's configuration has fewer steps than were published.
+        # Some configurations have fewer steps than the published training.
         if steps < SHORT_PART * min(whole, training.steps) and config.init:
             short = [f"--config.{field}" for field in SHORT.get(config.method, ())]
             overrides = joined([*overrides, *short, *own])
-            # What divides the batch may not divide the smaller one.
+            # The number of devices may not divide the smaller batch.
             train = override(row, without(overrides, "devices")).train
             if self.machine.count > 1:
                 overrides.append(f"--config.{shared_by(self.machine, train)}")
@@ -249,11 +260,11 @@ class Planner:
         return training._replace(overrides=overrides, config=config, whole=whole)
 
     def continued(self, training: Training, run: Run) -> Training:
-        """A training that has begun: it goes on as it began, on whatever machine.
+        """A training that has begun, with the settings that it began with.
 
         Args:
             training: see `training`.
-            run: what its folder holds.
+            run: in its folder.
         """
         changed = {
             name: new
@@ -273,23 +284,23 @@ class Planner:
         return training._replace(overrides=overrides, config=config, whole=whole, done=run.step)
 
     def complete(self, place: Place, runs: Sequence[Run]) -> Run | None:
-        """The run of a place's own training, if it came to its end.
+        """The run in the folder of a place's training, if it is complete.
 
         Args:
-            place: of a table, of a trained row.
-            runs: those that there are.
+            place: in a row that is trained.
+            runs: all runs that were found.
         """
         folder = self.workdir / self.name(place)
         own = (run for run in runs if run.folder == folder and run.finished)
         return next((run for run in own if (folder / DONE).is_file()), None)
 
     def existing(self, training: Training, runs: Sequence[Run]) -> Run | None:
-        """A run that is there already: that training, complete, or one as long as without a budget
-        and with the same settings.
+        """A run that makes a training unnecessary: the complete run of that training, or any other
+        run with the same settings that is at least as long as the training without a budget.
 
         Args:
             training: see `training`.
-            runs: those that there are.
+            runs: all runs that were found.
         """
         own = self.complete(training.place, runs)
         return own or longest([run for run in runs if self._alike(run, training)])
@@ -315,9 +326,9 @@ class Planner:
         return training_folder(place, self.suffix(place) + budget)
 
     def suffix(self, place: Place) -> str:
-        """What tells the folders of the user's overrides from others."""
+        """The suffix of folder names that distinguishes different overrides."""
         fields = fields_of(self.own(place))
-        if "init" in fields:  # the same weights may be elsewhere tomorrow
+        if "init" in fields:  # the weights may be moved to another folder
             fields["init"] = pathlib.Path(fields["init"]).name or "random"
         fields = {name: value for name, value in fields.items() if not name.startswith(PLACES)}
         words = slug(" ".join(f"{name}={value}" for name, value in fields.items()))
@@ -326,7 +337,7 @@ class Planner:
         return f"-{words}" if words else ""
 
     def _sizes(self, config: ConfigDict) -> tuple[int, int]:
-        """Training photographs, and items of an epoch."""
+        """Number of training images, and of episodes in an epoch."""
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
             source = open_source(config.data, "train")

@@ -1,4 +1,4 @@
-"""Child processes: the programs of this package, which end when this process does."""
+"""Child processes: they run the programs of this package, and end when this process ends."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 LAST = 4096  # bytes of a log that are searched for the reason of a failure
 
-# Runs in a process of its own: reads "PID" and "-PID" until the other end closes, which is when
-# the parent has ended, and kills the groups of the processes that are left.
+# A separate process reads "PID" and "-PID" from its input until that is closed, which happens when
+# the parent process has ended, and then kills the process groups that are still running.
 _GUARD = """
 import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -32,7 +32,7 @@ for pid in left:
 
 
 class Failure(Exception):
-    """A program did not succeed; the message says why."""
+    """A program failed; the message is the reason."""
 
 
 class Stopped(Exception):
@@ -40,10 +40,10 @@ class Stopped(Exception):
 
 
 class Children:
-    """Starts programs and waits for them, while the context is open; use it from any thread.
+    """Starts programs and waits for them, from any thread, while the context is open.
 
-    SIGTERM and Ctrl-C ask the children to stop, which lets a training save a checkpoint; a second
-    one kills them. `status` is then the exit status that says so.
+    SIGTERM and Ctrl-C are passed on to the children, so that a training can save a checkpoint; a
+    second signal kills them. `status` is then the exit status of a process that was stopped.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Children:
         self.status = 128 + number
         for child in list(self._running):
             _signal(child, signal.SIGKILL if again else signal.SIGTERM)
-        if again and not self._running:  # this process itself is at work, and is not asked to wait
+        if again and not self._running:  # interrupts what this process itself is doing
             raise Stopped
 
     def run(
@@ -90,14 +90,14 @@ class Children:
         """Runs a program to its end.
 
         Args:
-            command: and its arguments.
-            log: a file that gets what the program prints.
-            environment: beside that of this process.
-            name: printed in front of each line; without one, what the program prints is passed on
-                as it is, progress bars included.
-            enough: asked twice a second; where it says so, the program is killed, and this is no
-                failure.
-            echo: whether to print what the program prints.
+            command: the program and its arguments.
+            log: file that the output of the program is appended to.
+            environment: variables in addition to those of this process.
+            name: prefix of each printed line; without one, output is passed on unchanged, including
+                progress bars.
+            enough: called twice a second; once it returns True, the program is killed, which is
+                not a failure.
+            echo: whether to print the output of the program.
 
         Raises:
             Failure: the program failed.
@@ -107,7 +107,7 @@ class Children:
             raise Stopped
         log.parent.mkdir(parents=True, exist_ok=True)
         begin = log.stat().st_size if log.exists() else 0
-        # The last line of a traceback is the error, and not JAX's remark on what it left out.
+        # With JAX's filter, the last line of a traceback would be about frames that it left out.
         unfiltered = {"JAX_TRACEBACK_FILTERING": "off"}
         child = subprocess.Popen(
             command,
@@ -115,12 +115,12 @@ class Children:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C is this process's to pass on
+            start_new_session=True,  # this process receives the terminal's Ctrl-C and passes it on
         )
         with self._lock:
             self._running.add(child)
             self._tell(child.pid)
-        if self.status is not None:  # it came meanwhile
+        if self.status is not None:  # a signal arrived in the meantime
             _signal(child, signal.SIGTERM)
         relay = threading.Thread(target=_relay, args=(child, log, name, echo), daemon=True)
         relay.start()
@@ -159,13 +159,13 @@ def run_program(
     """Runs a program of this package.
 
     Args:
-        children: which it becomes one of.
-        program: such as "train".
+        children: runs it.
+        program: for example "train".
         workdir: its `--workdir`.
-        environment: beside that of this process.
-        arguments: further ones.
-        log: a folder for `log.txt`, by default `workdir`.
-        **options: of `Children.run`.
+        environment: variables in addition to those of this process.
+        arguments: its other arguments.
+        log: folder of `log.txt`; `workdir` by default.
+        **options: see `Children.run`.
 
     Raises:
         Failure: the program failed.
@@ -176,12 +176,12 @@ def run_program(
 
 
 def reason(log: pathlib.Path, status: int, begin: int = 0) -> str:
-    """Why a program failed: its own sentence, or the last line that it printed.
+    """Why a program failed: its error message, or the last line of its output.
 
     Args:
-        log: what it printed.
-        status: its exit status, as `Popen` has it.
-        begin: where in the log it began.
+        log: file with its output.
+        status: exit status, as in `Popen.returncode`.
+        begin: position in the file where its output begins.
     """
     if status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
@@ -196,8 +196,8 @@ def reason(log: pathlib.Path, status: int, begin: int = 0) -> str:
 
 
 def _signal(child: subprocess.Popen, number: int) -> None:
-    """Sends a signal: a child may have ended, and what it has started is its own business, unless
-    it is killed."""
+    """Sends a signal to a child, which may have ended already; SIGKILL also goes to the processes
+    that the child has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if number == signal.SIGKILL:
             os.killpg(child.pid, number)
@@ -206,9 +206,9 @@ def _signal(child: subprocess.Popen, number: int) -> None:
 
 
 def _relay(child: subprocess.Popen, log: pathlib.Path, name: str, echo: bool) -> None:
-    """Copies what a program prints into its log, and to the terminal if there still is one.
+    """Copies the output of a program to its log and, if there still is one, to the terminal.
 
-    Whatever happens to either, it reads on: otherwise the program would wait for ever.
+    It keeps reading if either fails; otherwise the program would block.
     """
     begun = b""
     with contextlib.suppress(OSError), log.open("ab", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""Trains and evaluates what a table needs, by the programs that anyone would call for it."""
+"""Trains and evaluates what a table needs, by running the ordinary programs."""
 
 import json
 import logging
@@ -34,26 +34,26 @@ from fsseg_jax.reproduction.plan import DONE, Training
 from fsseg_jax.reproduction.processes import Failure, Stopped, run_program
 from fsseg_jax.training import curves
 
-LICENCE = "apache-2.0"  # of this library, and of what it writes
+LICENCE = "apache-2.0"  # of this library and of the models
 
 logger = logging.getLogger("fsseg_jax.reproduce")
 
 
 class Reproduction:
-    """Does what is on an agenda, and writes what came of it.
+    """Does what is on an agenda and writes the results.
 
     Args:
-        agenda: see `Agenda`.
-        command: what goes on with it, for the table.
-        models: a folder that gets the trained models, or None.
+        agenda: what to do.
+        command: continues this reproduction; printed in the table.
+        models: folder to write trained models to, or None.
     """
 
     def __init__(self, agenda: Agenda, command: str, models: pathlib.Path | None = None) -> None:
         self.agenda, self.command, self.models = agenda, command, models
-        self._lock = threading.RLock()  # of what this process computes and writes
+        self._lock = threading.RLock()  # for everything that this process computes and writes
 
     def run(self) -> dict[str, Any]:
-        """Does all that is to be done, and returns what is in `results.json`.
+        """Does everything and returns the content of `results.json`.
 
         Raises:
             Stopped: this process was asked to stop.
@@ -93,7 +93,7 @@ class Reproduction:
         return results
 
     def _train(self, training: Training, slot: Mapping[str, str]) -> None:
-        """A training, and the tests of what came of it."""
+        """Runs a training, and the tests of the trained model."""
         agenda = self.agenda
         places, folder = agenda.needed_by[training.name], agenda.workdir / training.name
         (folder / DONE).unlink(missing_ok=True)  # of a training whose checkpoints were deleted
@@ -110,7 +110,7 @@ class Reproduction:
         self._test(places, slot)
 
     def _test(self, places: Sequence[Place], slot: Mapping[str, str]) -> None:
-        """The tests of a model that are not there yet."""
+        """Runs the tests of a model that have no results yet."""
         failures = self.agenda.failures
         for place in places:
             try:
@@ -159,8 +159,8 @@ class Reproduction:
         run_program(self.agenda.children, program, workdir, slot, arguments, log, name=name)
 
     def write(self) -> dict[str, Any]:
-        """Writes the table as it is now, with learning curves; with what was tested before of the
-        rest of it."""
+        """Writes the current table with learning curves, including places that were not requested
+        but tested earlier."""
         agenda = self.agenda
         with self._lock:
             asked = [self._cell_or_failure(place) for place in agenda.places]
@@ -178,7 +178,7 @@ class Reproduction:
             return results
 
     def _trainings(self) -> dict[str, pathlib.Path]:
-        """Folders of what was trained, or is being trained, by title."""
+        """Folders of finished and current trainings by title."""
         agenda, trainings = self.agenda, {}
         for name, places in agenda.needed_by.items():
             run, training = agenda.runs.get(places[0]), agenda.missing.get(name)
@@ -198,17 +198,17 @@ class Reproduction:
             return Cell(place, self.agenda.runs.get(place), failure=why)
 
     def _export(self, run: Run) -> None:
-        """Writes a trained model as others can have it, with what is known of it."""
+        """Writes a trained model with a model card."""
         agenda = self.agenda
         with self._lock:
             own = [place for place, other in agenda.runs.items() if other == run]
             tested = [cell for cell in map(self._cell_or_failure, own) if cell.results]
             if not tested:
                 return
-            # Of several rules that choose a checkpoint, that of the first test.
+            # If tests use different checkpoints, that of the first one is written.
             which = tested[0].evaluation.config.eval.checkpoint
             model = load(run.folder, checkpoint=which, platform="cpu")
-            model.config.platform = ""  # whoever has the model may have another one
+            model.config.platform = ""  # the model may be used on another platform
             name = agenda.planner.name(own[0])
             about = card(tested, agenda.table)
             sharing.save(self.models / name, model.config, model.variables, name, about, LICENCE)
@@ -219,8 +219,8 @@ def card(cells: Sequence[Cell], table: Table) -> str:
     """Sections of a model card: training, figures with their protocols, and terms.
 
     Args:
-        cells: of one run, with results.
-        table: that they are of.
+        cells: cells of one run, with results.
+        table: that contains the cells.
     """
     config = cells[0].run.config
     head = ("test", "mean-IoU, %", "the paper's", "weights", "episodes", "protocol")
@@ -248,6 +248,6 @@ On classes that training did not see:
 
 ## Terms
 
-The library and these files are under Apache-2.0. They are made from photographs of
-{config.data.name}{of}, whose own terms apply.
+The library and these files are licensed under Apache-2.0. They are derived from images of
+{config.data.name}{of}, which have their own terms.
 """

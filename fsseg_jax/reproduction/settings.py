@@ -1,4 +1,4 @@
-"""Settings that follow from the machine and from how many steps there are."""
+"""Settings that depend on the machine and on the number of steps."""
 
 import math
 
@@ -6,36 +6,34 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.reproduction.machine import Machine
 
-# Settings with which a training of a small part of the published one, on a pretrained backbone,
-# learns most: little dropout, ten times the rate where that does not diverge, and more steps of
-# smaller batches. At published settings, which are made for a hundred times as many steps, CANet
-# calls nothing the object for thousands of episodes, and MFNet for 800 (docs/figures.md).
+# Settings with which a short training on a pretrained backbone learns most: little dropout, ten
+# times the learning rate where that does not diverge, and more steps with smaller batches. The
+# published settings are for a hundred times as many steps: CANet predicts only background for
+# thousands of episodes with them, and MFNet for 800 (docs/figures.md).
 SHORT: dict[str, tuple[str, ...]] = {
     "canet": ("train.learning_rate=2.5e-2", "model.init_deviation=0.0", "model.dropout=0.1"),
     "sst": ("train.batch_size=4",),
     "ltafnet": ("model.dropout=0.1",),
     "mfnet": ("train.learning_rate=2.5e-2", "model.dropout=0.1"),
 }
-SHORT_PART = 0.1  # of the published training, below which these are taken
-# Of a shortened training: evaluations that select checkpoints, and episodes of each.
+SHORT_PART = 0.1  # trainings of a smaller part of the published one use these settings
+# Number of evaluations that select checkpoints in a shortened training, and episodes of each.
 SELECTIONS, SELECTION_EPISODES = 5, 200
-# At most, on an accelerator, which would wait for the host between single steps.
-STEPS_PER_DISPATCH = 25
+STEPS_PER_DISPATCH = 25  # at most; an accelerator would wait for the host between single steps
 TOGETHER = 16  # episodes that an accelerator evaluates as one batch
-DEVICE_SHARE = 0.25  # of a device's memory, for the photographs of data.pipeline = device
+DEVICE_SHARE = 0.25  # the part of a device's memory that images may take (data.pipeline = device)
 
 
 def fast(config: ConfigDict, machine: Machine, photographs: int, steps: int) -> list[str]:
-    """Overrides that change nothing of a training but its speed, and its rounding.
+    """Overrides that change the speed of a training and its rounding, but nothing else.
 
-    Photographs are held on the devices where they fit; an accelerator computes in bfloat16, whose
-    range is that of float32, and does many steps a call. As many devices share a batch as divide
-    it.
+    Devices hold the images where they fit. An accelerator computes in bfloat16, which has the range
+    of float32, and runs many steps in a call.
 
     Args:
         config: of the training.
-        machine: which it will run on.
-        photographs: how many there are.
+        machine: that it will run on.
+        photographs: number of training images.
         steps: of the training.
     """
     needed = 3 * photographs * (config.data.device.size or config.image_size) ** 2
@@ -51,29 +49,29 @@ def fast(config: ConfigDict, machine: Machine, photographs: int, steps: int) -> 
 
 
 def shared_by(machine: Machine, train: ConfigDict) -> str:
-    """The field that says how many devices share a batch: as many as divide it."""
+    """The field for the number of devices that share a batch: the largest that divides it."""
     return f"devices={math.gcd(train.batch_size // train.accumulate, machine.count)}"
 
 
 def dispatch(config: ConfigDict, steps: int) -> int:
-    """The most steps that one dispatch may have."""
+    """The largest possible number of steps in one dispatch."""
     train = config.train
     common = math.gcd(train.log_every, train.save_every, train.eval_every, steps)
     return max(n for n in range(1, STEPS_PER_DISPATCH + 1) if common % n == 0)
 
 
 def rounded(steps: float, each: int) -> int:
-    """A number of steps, at least one dispatch of `each`, as whole dispatches."""
+    """A number of steps rounded to a multiple of `each`, which is at least that."""
     return max(1, round(steps / each)) * each
 
 
 def schedule(config: ConfigDict, steps: int, scheduled: int) -> list[str]:
-    """Overrides that scale all that a schedule counts in steps.
+    """Overrides that scale the learning rate schedule.
 
     Args:
-        config: whose schedule it is.
-        steps: how many there will be.
-        scheduled: how many it is made for.
+        config: with the schedule.
+        steps: of the training.
+        scheduled: number of steps that the schedule was made for.
     """
     train, ratio = config.train, steps / scheduled
     fields = {"train.steps": steps, "train.warmup": round(train.warmup * ratio)}
@@ -83,12 +81,12 @@ def schedule(config: ConfigDict, steps: int, scheduled: int) -> list[str]:
 
 
 def shortened(config: ConfigDict, steps: int, whole: int) -> list[str]:
-    """Overrides that fit to fewer steps what else is counted in them, or in epochs.
+    """Overrides that scale the other fields which count steps or epochs.
 
     Args:
         config: of the training.
-        steps: how many to do, whole dispatches.
-        whole: how many the published training has, in batches of this one.
+        steps: of the training, a multiple of the steps in a dispatch.
+        whole: number of steps of the published training, with batches of this size.
     """
     train, each = config.train, config.train.steps_per_dispatch
     every = math.ceil(steps / SELECTIONS / each) * each
