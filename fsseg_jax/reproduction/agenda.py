@@ -203,7 +203,7 @@ class Agenda:
                 self.speeds[kind] = speed
 
     def _measured(self, kind: str) -> Speed | None:
-        """Trains for a few seconds. Returns None, and adds the reason to `failures`, if it fails."""
+        """Trains for a few seconds; returns None, with the reason in `failures`, if it fails."""
         training = next(t for t in self.missing.values() if t.kind == kind)
         each = training.each
         never = 10**6 // each * each
