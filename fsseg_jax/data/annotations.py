@@ -217,7 +217,7 @@ def annotated(
     """The labels of an episode's supports as `kind` of annotation tells them.
 
     A box is that of one random object of the support's own way, or of the largest; the background
-    is what lies outside of all boxes of the episode's classes (PANet sec. 4.3.3, for one way),
+    is what lies outside of all boxes of the episode's classes (PANet sec. 4.4, for one way),
     where 255 stays ignored. A scribble or a point of a class that is not in the episode marks
     background. "one_scribble" is what PANet's published code takes (`getMask` in
     dataloaders/customized.py, lines 50 to 60; its scribbles are not widened): a random one of the

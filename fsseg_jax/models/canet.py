@@ -1,8 +1,8 @@
 """CANet: dense comparison and iterative refinement (Zhang et al., CVPR 2019).
 
 Features of the query are compared with the masked average of the support's by a convolution
-(sec. 3.2); the comparison is turned into a mask by a module that sees its own last prediction
-(sec. 3.3); several supports are weighed by attention (sec. 3.4).
+(sec. 4.1); the comparison is turned into a mask by a module that sees its own last prediction
+(sec. 4.2); several supports are weighed by attention (sec. 4.3).
 """
 
 import functools
@@ -122,7 +122,7 @@ class CANet(BinaryMethod):
         compared = nn.relu(self.comparison(query_features, vector=vectors))
         compared = self.drop(compared, deterministic=not train)
         if fusion == "attention":
-            # Parameters exist only where there are several shots: training is K-shot (sec. 3.4).
+            # Parameters exist only where there are several shots: training is K-shot (sec. 4.3).
             weights = self._attention(query_features, vectors)
             compared = jnp.sum(compared * weights[..., None, None, None], axis=1, keepdims=True)
 
@@ -149,7 +149,7 @@ class CANet(BinaryMethod):
     def _attention(
         self, features: Float[Array, "h w width"], vectors: Float[Array, "way shot width"]
     ) -> Float[Array, "way shot"]:
-        """Softmax over the shots of one learned scalar a shot (sec. 3.4)."""
+        """Softmax over the shots of one learned scalar a shot (sec. 4.3)."""
         first, second = self.attention
         x = nn.relu(first(features, vector=vectors))
         # The paper gives the window alone; stride and padding are those of ResNet's pooling.
@@ -159,7 +159,7 @@ class CANet(BinaryMethod):
         return jax.nn.softmax(scores, axis=1)
 
     def _optimize(self, compared: Array, prediction: Array, train: bool) -> Array:
-        """One pass of the iterative optimization module (sec. 3.3): logits."""
+        """One pass of the iterative optimization module (sec. 4.2): logits."""
         first, *others = self.blocks
         x = first(compared, prediction)
         for block in others:

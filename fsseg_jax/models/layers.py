@@ -189,7 +189,7 @@ def kinds(length: int, reach: int) -> np.ndarray:
 
 
 class ResidualBlock(nn.Module):
-    """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 3.3)."""
+    """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 4.2)."""
 
     options: dict[str, Any]  # of the convolutions
     rematerialise: bool = False

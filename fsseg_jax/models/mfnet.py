@@ -280,7 +280,7 @@ class ScaleBranch(nn.Module):
 
 
 class ShotScore(nn.Module):
-    """A number that says how much the comparison with a support is worth, as CANet's sec. 3.4."""
+    """A number that says how much the comparison with a support is worth, as CANet's sec. 4.3."""
 
     options: dict
     width: int
