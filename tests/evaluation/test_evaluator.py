@@ -22,7 +22,7 @@ from fsseg_jax.episode import (
     sample,
 )
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation import evaluator
+from fsseg_jax.evaluation import run, scoring
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
 from fsseg_jax.evaluation.parts import portions
@@ -328,7 +328,7 @@ def test_listed_episodes_are_those_that_were_scored(folder, model, source, varia
 def scored(monkeypatch):
     """A function that says which counts an evaluation shall find, without a model."""
     monkeypatch.setattr(Evaluator, "encode", lambda self, variables, store: None)
-    monkeypatch.setattr(evaluator, "portions", lambda *given: [np.arange(len(given[-1]))])
+    monkeypatch.setattr(scoring, "portions", lambda *given: [np.arange(len(given[-1]))])
 
     def give(counts, with_borders=None):
         counts = np.asarray(counts)
@@ -500,7 +500,7 @@ def test_gallery_shows_the_best_the_median_and_the_worst(
     scored(counts)
     shown = {}
     monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, title, iou: (int(row), iou))
-    monkeypatch.setattr(evaluator, "write_report", lambda path, r, gallery: shown.update(gallery))
+    monkeypatch.setattr(run, "write_report", lambda path, r, gallery: shown.update(gallery))
     config = make_settings(**{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
     evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
     assert shown == {"Best": [(1, 90)], "Median": [(3, 50)], "Worst": [(2, 10)]}
