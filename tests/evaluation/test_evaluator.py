@@ -22,7 +22,8 @@ from fsseg_jax.episode import (
     sample,
 )
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation import run, scoring
+from fsseg_jax.evaluation import run as evaluation_run
+from fsseg_jax.evaluation import scoring
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import episode_iou, run_metrics
 from fsseg_jax.evaluation.parts import portions
@@ -500,7 +501,9 @@ def test_gallery_shows_the_best_the_median_and_the_worst(
     scored(counts)
     shown = {}
     monkeypatch.setattr(Evaluator, "example", lambda self, v, c, row, title, iou: (int(row), iou))
-    monkeypatch.setattr(run, "write_report", lambda path, r, gallery: shown.update(gallery))
+    monkeypatch.setattr(
+        evaluation_run, "write_report", lambda path, r, gallery: shown.update(gallery)
+    )
     config = make_settings(**{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
     evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
     assert shown == {"Best": [(1, 90)], "Median": [(3, 50)], "Worst": [(2, 10)]}
