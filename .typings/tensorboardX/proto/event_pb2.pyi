@@ -1,0 +1,14 @@
+"""What is used of it: its classes are made from protocol buffers when it is imported."""
+
+from typing import Any
+
+class Event:
+    session_log: Any
+    step: int
+    summary: Any
+    wall_time: float
+    @staticmethod
+    def FromString(s: bytes) -> Event: ...
+
+class SessionLog:
+    START: int
