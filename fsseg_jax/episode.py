@@ -7,6 +7,7 @@ nothing but its step number, and an evaluation can be repeated anywhere.
 """
 
 import csv
+import dataclasses
 import hashlib
 import io
 import os
@@ -15,13 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, Int, Integer, Num, UInt8
 
 from fsseg_jax.errors import UserError
+
+# What NumPy makes on the host, and JAX on the devices: much here and elsewhere takes both.
+AnyArray = Array | np.ndarray
 
 # The name of the vmapped axis of a batch of episodes, for a normalisation that sees all of them.
 BATCH_AXIS = "episode"
@@ -32,7 +36,7 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Episode:
     """One few-shot task, without a batch axis (a batch has one more axis in front of each).
 
@@ -45,17 +49,20 @@ class Episode:
     (`normalise`), which moves a quarter of the bytes to the device.
     """
 
-    support_image: Num[Array, "*batch way shot height width 3"]
-    support_label: UInt8[Array, "*batch way shot height width"]
-    query_image: Num[Array, "*batch height width 3"]
-    query_label: UInt8[Array, "*batch height width"]
-    class_id: Int[Array, "*batch way"]
-    query_index: Int[Array, "*batch"]  # row of the query in the table of (class, photograph) items
+    support_image: Num[AnyArray, "*batch way shot height width 3"]
+    support_label: UInt8[AnyArray, "*batch way shot height width"]
+    query_image: Num[AnyArray, "*batch height width 3"]
+    query_label: UInt8[AnyArray, "*batch height width"]
+    class_id: Int[AnyArray, "*batch way"]
+    # Row of the query in the table of (class, photograph) items.
+    query_index: Int[AnyArray, "*batch"]
 
     def normalised(self) -> "Episode":
         """The same episode with normalised float photographs."""
-        return self.replace(
-            support_image=normalise(self.support_image), query_image=normalise(self.query_image)
+        return dataclasses.replace(
+            self,
+            support_image=normalise(self.support_image),
+            query_image=normalise(self.query_image),
         )
 
 
@@ -72,13 +79,13 @@ def empty_episode(ways: int, shots: int, size: int) -> Episode:
     )
 
 
-def normalise(image: UInt8[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+def normalise(image: Num[AnyArray, "*batch 3"]) -> Float[AnyArray, "*batch 3"]:
     """RGB in 0..255 to ImageNet's zero mean and unit variance."""
     return (image.astype("float32") / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
 
 
 def episode_label(
-    label: UInt8[Array, "*shape"], class_ids: Int[Array, " way"]
+    label: Integer[AnyArray, "*shape"], class_ids: Integer[AnyArray, " way"]
 ) -> UInt8[Array, "*shape"]:
     """Data set numbering (class ids, 255) to episode numbering (0, 1..N, 255)."""
     result = jnp.where(label == IGNORE, IGNORE, 0)
@@ -90,7 +97,7 @@ def episode_label(
 # ----------------------------------------------------------------------------- sampling
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Items:
     """Which photographs show which class: one row an item, that is a (class, photograph) pair.
 
@@ -102,18 +109,18 @@ class Items:
     Where supports are drawn from others than queries are, `supports` has them, of the same classes.
     """
 
-    class_id: Integer[Array, " classes"]
-    start: Integer[Array, " classes"]
-    count: Integer[Array, " classes"]
-    photograph: Integer[Array, " items"]
-    by_photograph: Integer[Array, " items"]
-    shown_start: Integer[Array, " photographs"]
-    shown_count: Integer[Array, " photographs"]
+    class_id: Integer[AnyArray, " classes"]
+    start: Integer[AnyArray, " classes"]
+    count: Integer[AnyArray, " classes"]
+    photograph: Integer[AnyArray, " items"]
+    by_photograph: Integer[AnyArray, " items"]
+    shown_start: Integer[AnyArray, " photographs"]
+    shown_count: Integer[AnyArray, " photographs"]
     supports: "Items | None" = None
 
     @classmethod
     def from_photographs(
-        cls, class_ids: Sequence[int], photographs: Sequence[Integer[np.ndarray, " count"]]
+        cls, class_ids: Sequence[int], photographs: Sequence[Integer[np.ndarray, " _"]]
     ) -> "Items":
         """From each class's photographs, in ascending order, as rows of the source."""
         count = np.array([len(shown) for shown in photographs], np.int32)
@@ -134,17 +141,17 @@ class Items:
         return len(self.shown_start if sampling == "photographs" else self.photograph)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class EpisodeIds:
     """Episodes by name only, B of them; photographs are rows of the source."""
 
-    classes: Integer[Array, "batch way"]
-    supports: Integer[Array, "batch way shot"]
-    query: Integer[Array, " batch"]
-    query_index: Integer[Array, " batch"]
+    classes: Integer[AnyArray, "batch way"]
+    supports: Integer[AnyArray, "batch way shot"]
+    query: Integer[AnyArray, " batch"]
+    query_index: Integer[AnyArray, " batch"]
 
     @property
-    def photographs(self) -> Integer[Array, "batch slot"]:
+    def photographs(self) -> Integer[AnyArray, "batch slot"]:
         """All photographs of each episode: supports way by way, and the query last."""
         supports = self.supports.reshape(len(self), -1)
         xp = np if isinstance(supports, np.ndarray) else jnp
@@ -184,7 +191,7 @@ def check_items(
             )
 
 
-def _mix(x: Integer[Array, "*shape"]) -> Integer[Array, "*shape"]:
+def _mix(x: Integer[AnyArray, "*shape"]) -> Integer[AnyArray, "*shape"]:
     """An invertible 32-bit mixer ("lowbias32" of Wellons' hash prospector)."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
@@ -192,8 +199,8 @@ def _mix(x: Integer[Array, "*shape"]) -> Integer[Array, "*shape"]:
 
 
 def random_bits(
-    seed: int, index: Integer[Array, "*shape"], draw: int, xp: ModuleType = np
-) -> Integer[Array, "*shape"]:
+    seed: int, index: Integer[AnyArray, "*shape"], draw: int, xp: ModuleType = np
+) -> Integer[AnyArray, "*shape"]:
     """Random uint32 for draw number `draw` of item `index`: a hash, the same in NumPy and JAX."""
     golden = 0x9E3779B9  # 2^32 / golden ratio: spreads small integers over all bits
     constants = np.array([seed, draw], np.int64) * golden % 2**32
@@ -208,11 +215,11 @@ SHUFFLE = 4000  # number of the draw that keys a round; episodes and augmentatio
 
 def permuted(
     seed: int,
-    epoch: Integer[Array, " batch"],
-    position: Integer[Array, " batch"],
+    epoch: Integer[AnyArray, " batch"],
+    position: Integer[AnyArray, " batch"],
     count: int,
     xp: ModuleType = np,
-) -> Int[Array, " batch"]:
+) -> Int[AnyArray, " batch"]:
     """Which of 0..count-1 comes at `position` in the order that belongs to `seed` and `epoch`.
 
     The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012), which needs no table: each
@@ -231,7 +238,7 @@ def permuted(
     rounds = xp.asarray(epoch) * ROUNDS + xp.arange(ROUNDS)[:, None]
     keys = random_bits(seed, rounds, SHUFFLE, xp)
 
-    def swap_or_not(number: Any, place: Integer[Array, " batch"]) -> Integer[Array, " batch"]:
+    def swap_or_not(number: Any, place: Integer[AnyArray, " batch"]) -> Integer[AnyArray, " batch"]:
         key = keys[number]
         partner = (key % np.uint32(count) + (np.uint32(count) - place)) % np.uint32(count)
         bits = _mix(_mix(xp.maximum(place, partner)) ^ key)  # the same for both of the pair
@@ -247,31 +254,31 @@ def permuted(
 
 
 def _draw_outside(
-    bits: Integer[Array, " batch"],
-    size: Integer[Array, " batch"],
-    taken: Sequence[Integer[Array, " batch"]],
+    bits: Integer[AnyArray, " batch"],
+    size: Integer[AnyArray, " batch"],
+    taken: Sequence[Integer[AnyArray, " batch"]],
     xp: ModuleType,
-) -> Integer[Array, " batch"]:
+) -> Integer[AnyArray, " batch"]:
     """A uniform position in 0..size-1 that is none of `taken` (positions >= size are no-ones).
 
     Draws among the free positions, then steps over the taken ones in ascending order.
     """
     if not taken:
         return (bits % size.astype(np.uint32)).astype(np.int32)
-    taken = xp.sort(xp.stack(taken), axis=0)
-    free = size - (taken < size).sum(axis=0)
+    ascending = xp.sort(xp.stack(taken), axis=0)
+    free = size - (ascending < size).sum(axis=0)
     position = (bits % free.astype(np.uint32)).astype(np.int32)
-    for occupied in taken:
+    for occupied in ascending:
         position = position + (position >= occupied)
     return position
 
 
 def _position(
     items: Items,
-    row: Integer[Array, " batch"],
-    photograph: Integer[Array, " batch"],
+    row: Integer[AnyArray, " batch"],
+    photograph: Integer[AnyArray, " batch"],
     xp: ModuleType,
-) -> Integer[Array, " batch"]:
+) -> Integer[AnyArray, " batch"]:
     """Where `photograph` stands among the photographs of class number `row`, or far outside."""
     last = items.photograph.shape[0] - 1
 
@@ -297,7 +304,7 @@ def _position(
 def sample(
     items: Items,
     seed: int,
-    index: Integer[Array, " batch"],
+    index: Integer[AnyArray, " batch"],
     ways: int,
     shots: int,
     xp: ModuleType = np,
@@ -325,7 +332,7 @@ def sample(
     index = xp.asarray(index)
     draws = iter(range(1 + ways * (1 + shots) + 1))
 
-    def bits() -> Integer[Array, " batch"]:
+    def bits() -> Integer[AnyArray, " batch"]:
         return random_bits(seed, index, next(draws), xp)
 
     rows = []
@@ -367,11 +374,11 @@ def sample(
 def _in_turn(
     items: Items,
     seed: int,
-    index: Integer[Array, " batch"],
+    index: Integer[AnyArray, " batch"],
     sampling: str,
-    bits: Callable[[], Integer[Array, " batch"]],
+    bits: Callable[[], Integer[AnyArray, " batch"]],
     xp: ModuleType,
-) -> Int[Array, " batch"]:
+) -> Int[AnyArray, " batch"]:
     """The query's item in each episode where "items" or "photographs" take turns."""
     count = items.epoch(sampling)
     turn = permuted(seed, index // count, index % count, count, xp)
@@ -397,12 +404,12 @@ def episodes_to_csv(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *columns])
     for row in range(len(episodes)):
-        ways = (";".join(photograph_ids[i] for i in shots) for shots in episodes.supports[row])
+        ways = (";".join(photograph_ids[int(i)] for i in shots) for shots in episodes.supports[row])
         writer.writerow(
             [
                 ";".join(map(str, episodes.classes[row])),
                 "|".join(ways),
-                photograph_ids[episodes.query[row]],
+                photograph_ids[int(episodes.query[row])],
                 *(column[row] for column in columns.values()),
             ]
         )

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class _Extent(NamedTuple):
-    canvas: tuple[int, int]
+    canvas: tuple[int, ...]
     shape: Int[Array, "2"]
 
 
@@ -32,7 +32,7 @@ _current: contextvars.ContextVar[_Extent | None] = contextvars.ContextVar("exten
 
 
 @contextlib.contextmanager
-def extent(canvas: tuple[int, int], shape: Int[Array, "2"]) -> Iterator[None]:
+def extent(canvas: tuple[int, ...], shape: Int[Array, "2"]) -> Iterator[None]:
     """Maps of the canvas, at any resolution, belong to a photograph of `shape` in its corner.
 
     It holds for what is traced inside it, so it is opened inside the function that is compiled,
@@ -56,7 +56,7 @@ def is_open() -> bool:
     return _current.get() is not None
 
 
-def fits(canvas: tuple[int, int], size: int) -> bool:
+def fits(canvas: tuple[int, ...], size: int) -> bool:
     """Whether maps of a canvas can be told from those of square supports of `size` pixels.
 
     Where it is False, another canvas serves, larger by 32 pixels, say. Supports are never seen
@@ -67,7 +67,7 @@ def fits(canvas: tuple[int, int], size: int) -> bool:
     return same <= {(1, 1)}  # which is the photograph's, be it alone or on a canvas
 
 
-def true_shape(size: tuple[int, int]) -> Int[Array, "2"] | tuple[int, int]:
+def true_shape(size: tuple[int, ...]) -> Int[Array, "2"] | tuple[int, ...]:
     """The photograph's part of a map with the given height and width: an array if the map is of
     the canvas, and else `size` itself."""
     current = _current.get()
@@ -78,7 +78,7 @@ def true_shape(size: tuple[int, int]) -> Int[Array, "2"] | tuple[int, int]:
     return tuple(size)
 
 
-def inside(x: Float[Array, "*batch h w channel"]) -> Int[Array, "2"] | tuple[int, int]:
+def inside(x: Float[Array, "*batch h w channel"]) -> Int[Array, "2"] | tuple[int, ...]:
     """The photograph's part of a map: height and width, see `true_shape`."""
     return true_shape(x.shape[-3:-1])
 
@@ -107,11 +107,11 @@ def average(
     return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))
 
 
-def _levels(canvas: tuple[int, int]) -> range:
+def _levels(canvas: tuple[int, ...]) -> range:
     """How often a canvas may be halved."""
     return range(max(canvas).bit_length() + 1)
 
 
-def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:
+def _halved(size: tuple[int, ...], times: int) -> tuple[int, ...]:
     """A map's height and width after so many layers of stride 2."""
     return tuple(-(-side // 2**times) for side in size)

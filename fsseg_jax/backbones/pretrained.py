@@ -11,7 +11,6 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from jaxtyping import Array
 
 from fsseg_jax.errors import UserError
 
@@ -78,7 +77,7 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
     return unflatten_dict(loaded)
 
 
-def read_weights(init: str) -> dict[str, Array]:
+def read_weights(init: str) -> dict[str, np.ndarray]:
     """The named arrays of a weights file or a repository of the hub; see `load_pretrained`."""
     path = pathlib.Path(init).expanduser()
     if not path.is_file():
@@ -119,7 +118,7 @@ def first_sentence(error: Exception) -> str:
     return re.split(r"\n|\. |\.$", str(error))[0] or type(error).__name__
 
 
-def _read_pytorch(path: pathlib.Path) -> dict[str, Array]:
+def _read_pytorch(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
@@ -23,7 +23,7 @@ from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import make_mesh, replicated
-from fsseg_jax.episode import Episode, EpisodeIds, concatenate, episode_label
+from fsseg_jax.episode import AnyArray, Episode, EpisodeIds, concatenate, episode_label
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import pixel_counts
 from fsseg_jax.evaluation.protocol import protocol_episodes
@@ -39,7 +39,7 @@ def read(source: Source, ids: EpisodeIds, size: int) -> Episode:
         int(index): read_square(source, int(index), size) for index in np.unique(ids.photographs)
     }
 
-    def stack(indices: Int[np.ndarray, "*shape"], field: int) -> np.ndarray:
+    def stack(indices: Integer[AnyArray, "*shape"], field: int) -> np.ndarray:
         values = np.stack([squares[int(index)][field] for index in indices.ravel()])
         return values.reshape(*indices.shape, *values.shape[1:])
 

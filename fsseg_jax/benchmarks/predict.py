@@ -30,8 +30,8 @@ def encode_supports(model: Method) -> Callable[..., Any]:
 
     def encode(variables: Any, images: UInt8[Array, "way shot height width 3"]) -> Any:
         ways, shots, *shape = images.shape
-        images = normalise(images.reshape(ways * shots, *shape))
-        features = model.apply(variables, images, method="encode")
+        flat = normalise(images.reshape(ways * shots, *shape))
+        features = model.apply(variables, flat, method="encode")
         return jax.tree.map(lambda x: x.reshape(ways, shots, *x.shape[1:]), features)
 
     return encode
@@ -47,9 +47,9 @@ def segment_queries(model: Method) -> Callable[..., UInt8[Array, "query height w
         images: UInt8[Array, "query height width 3"],
     ) -> UInt8[Array, "query height width"]:
         def one(image: UInt8[Array, "height width 3"]) -> UInt8[Array, "height width"]:
-            image = normalise(image)
-            query = model.apply(variables, image, method="encode")
-            output = model.apply(variables, features, labels, query, image, method="segment")
+            pixels = normalise(image)
+            query = model.apply(variables, pixels, method="encode")
+            output: Any = model.apply(variables, features, labels, query, pixels, method="segment")
             return workloads.winners(model, output.logits, image.shape[:2])
 
         return jax.vmap(one)(images)

@@ -55,7 +55,7 @@ def published(method: str) -> ConfigDict:
 
 
 def parse(
-    description: str, flags: Sequence[str] = (), **options: str
+    description: str | None, flags: Sequence[str] = (), **options: str
 ) -> tuple[argparse.Namespace, list[str]]:
     """The process's command line: options with a value, and flags (True or False).
 
@@ -75,7 +75,7 @@ def parse(
         parser.add_argument(f"--{name}", action="store_true")
     given, rest = parser.parse_known_args(sys.argv[1:])
     arguments, overrides = command_line.parse(
-        description, rest, workdir=False, **options, **OPTIONS
+        description, rest, workdir=False, config=True, optional_workdir=False, **options, **OPTIONS
     )
     arguments = argparse.Namespace(**vars(arguments), **vars(given))
     if arguments.json and not pathlib.Path(arguments.json).expanduser().parent.is_dir():

@@ -1,6 +1,6 @@
 """What the benchmark programs time: compiled training steps and predictions, and data for them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -93,14 +93,14 @@ def prediction(model: Method) -> Callable[[Any, Episode], UInt8[Array, "episode 
     """A function of variables and a batch of episodes: classes at the size of the labels."""
 
     def one(variables: Any, episode: Episode) -> UInt8[Array, "height width"]:
-        output = model.apply(variables, episode.normalised())
+        output: Any = model.apply(variables, episode.normalised())
         return winners(model, output.logits, episode.query_label.shape)
 
     return jax.vmap(one, in_axes=(None, 0))
 
 
 def winners(
-    model: Method, logits: Float[Array, "h w class"], shape: Sequence[int]
+    model: Method, logits: Float[Array, "h w class"], shape: tuple[int, ...]
 ) -> UInt8[Array, "height width"]:
     """The class of each pixel."""
     return resize(logits, shape, model.align_corners).argmax(axis=-1).astype(jnp.uint8)

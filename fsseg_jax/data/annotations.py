@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer, UInt8
+from jaxtyping import Bool, Int, Integer, UInt8
 from ml_collections import ConfigDict
 from scipy import ndimage
 from scipy.sparse import coo_array
@@ -19,7 +19,7 @@ from skimage.morphology import disk, skeletonize
 
 from fsseg_jax.data.source import Photograph, Source
 from fsseg_jax.data.squares import square
-from fsseg_jax.episode import IGNORE, UNLABELLED, random_bits
+from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, random_bits
 
 KINDS = ("dense", "box", "largest_box", "scribble", "one_scribble", "point")
 BOXES = ("box", "largest_box")
@@ -208,12 +208,12 @@ def _thicken(mask: Bool[np.ndarray, "height width"], width: int) -> Bool[np.ndar
 
 
 def annotated(
-    label: UInt8[Array, "way shot height width"],
-    marks: UInt8[Array, "way shot height width"],
-    bits: Integer[Array, "way shot"],
+    label: UInt8[AnyArray, "way shot height width"],
+    marks: UInt8[AnyArray, "way shot height width"],
+    bits: Integer[AnyArray, "way shot"],
     kind: str,
     xp: ModuleType = np,
-) -> UInt8[Array, "way shot height width"]:
+) -> UInt8[AnyArray, "way shot height width"]:
     """The labels of an episode's supports as `kind` of annotation tells them.
 
     A box is that of one random object of the support's own way, or of the largest; the background
@@ -264,22 +264,22 @@ def annotated(
 
 
 def _choice(
-    present: Bool[Array, "*batch n"], bits: Integer[Array, "*batch"], xp: ModuleType
-) -> Bool[Array, "*batch n"]:
+    present: Bool[AnyArray, "*batch n"], bits: Integer[AnyArray, "*batch"], xp: ModuleType
+) -> Bool[AnyArray, "*batch n"]:
     """One of the true positions, by random bits; none where there is none."""
     wanted = (bits % xp.maximum(present.sum(-1), 1).astype(np.uint32)).astype(np.int32) + 1
     return present & (xp.cumsum(present, axis=-1) == wanted[..., None])
 
 
-def _between(line: Bool[Array, "*batch n"], xp: ModuleType) -> Bool[Array, "*batch n"]:
+def _between(line: Bool[AnyArray, "*batch n"], xp: ModuleType) -> Bool[AnyArray, "*batch n"]:
     """From the first to the last true position."""
     behind = xp.cumsum(line, axis=-1)
     return (behind > 0) & (behind - line < behind[..., -1:])
 
 
 def choose(
-    seed: int, index: Integer[Array, " batch"], ways: int, shots: int, xp: ModuleType = np
-) -> Integer[Array, "batch way shot"]:
+    seed: int, index: Integer[AnyArray, " batch"], ways: int, shots: int, xp: ModuleType = np
+) -> Integer[AnyArray, "batch way shot"]:
     """The random bits of `annotated` for the episodes number `index` of `seed`."""
     slots = ways * shots
     number = xp.asarray(index)[:, None] * slots + xp.arange(slots)

@@ -40,9 +40,9 @@ class ClassTable:
     @classmethod
     def from_counts(cls, counts: Sequence[Int[np.ndarray, " classes"]]) -> "ClassTable":
         """From the pixels of each class in each photograph, classes in the source's order."""
-        counts = np.asarray(counts)
-        photograph, column = np.nonzero(counts)
-        return cls(photograph, class_numbers(counts.shape[1])[column], counts[photograph, column])
+        table = np.asarray(counts)
+        photograph, column = np.nonzero(table)
+        return cls(photograph, class_numbers(table.shape[1])[column], table[photograph, column])
 
     def items(
         self,
@@ -65,7 +65,7 @@ class ClassTable:
         """
         banned = self.photograph[np.isin(self.class_id, without)]
         keep = (self.pixels >= min_pixels) & ~np.isin(self.photograph, banned)
-        class_ids = np.sort(np.asarray(class_ids, np.int32))
+        class_ids = np.sort(np.asarray(class_ids, np.int32)).tolist()
 
         def items(keep: Bool[np.ndarray, " rows"]) -> Items:
             shown = [np.sort(self.photograph[keep & (self.class_id == c)]) for c in class_ids]
@@ -74,7 +74,8 @@ class ClassTable:
         filtered = items(keep)
         if sampling != "photographs":
             return filtered
-        return items(np.isin(self.photograph, filtered.photograph)).replace(supports=filtered)
+        drawn = items(np.isin(self.photograph, filtered.photograph))
+        return dataclasses.replace(drawn, supports=filtered)
 
 
 class Source(abc.ABC):
@@ -128,7 +129,7 @@ class Source(abc.ABC):
 
 
 def count_classes(
-    label: Integer[np.ndarray, "height width"], label_name: str, source: Source
+    label: Integer[np.ndarray, "height width"], label_name: str, source: Source | type[Source]
 ) -> Int[np.ndarray, " classes"]:
     """Pixels of each class in one label.
 

@@ -19,10 +19,7 @@ from fsseg_jax.data.annotations import annotated, annotation_of, choose
 from fsseg_jax.data.source import Photograph, Source
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import put, replicated, split
-from fsseg_jax.episode import (
-    EpisodeIds,
-    episode_label,
-)
+from fsseg_jax.episode import AnyArray, EpisodeIds, episode_label
 from fsseg_jax.evaluation import crf
 from fsseg_jax.evaluation.buckets import place
 from fsseg_jax.evaluation.parts import Store
@@ -67,8 +64,8 @@ class Evaluator:
         episodes: EpisodeIds,
         mesh: Mesh,
         config: ConfigDict,
-        bits: UInt32[np.ndarray, "episode way shot"] | None = None,
-        room: tuple[int, int] = (0, 0),
+        bits: UInt32[AnyArray, "episode way shot"] | None = None,
+        room: tuple[int, ...] = (0, 0),
     ) -> None:
         self.model, self.source, self.mesh, self.episodes = model, source, mesh, episodes
         self.options, self.size = config.eval, config.image_size
@@ -136,19 +133,20 @@ class Evaluator:
                     placed = put((view.images, view.shape), replicated(self.mesh))
                     view = View(encoded, *placed)
                 views.append(view)
-            host = bucket.queries.replace(views=())
-            queries = put(host, replicated(self.mesh)).replace(views=tuple(views))
+            host = dataclasses.replace(bucket.queries, views=())
+            placed = put(host, replicated(self.mesh))
+            queries = dataclasses.replace(placed, views=tuple(views))
             caches.append(Cache(features, images, labels, marks, queries))
         return caches
 
     def _encode_all(
         self,
         variables: Any,
-        images: UInt8[np.ndarray, "photograph height width 3"],
+        images: UInt8[AnyArray, "photograph height width 3"],
         photographs: Int[np.ndarray, " photograph"],
         store: Store | None,
         key: Any,
-        shapes: Int[np.ndarray, "photograph 2"] | None = None,
+        shapes: Int[AnyArray, "photograph 2"] | None = None,
     ) -> Any:
         """Features of photographs at one size, on the mesh, row by row as `photographs`.
 
@@ -175,7 +173,7 @@ class Evaluator:
                 for start in range(0, len(rows), size):
                     chunk = rows[start : start + size]
                     padded = np.resize(chunk, size)
-                    if kept:
+                    if kept and store is not None:
                         part = put(store.get(key, photographs[padded]), replicated(self.mesh))
                     else:
                         given = images[padded], None if shapes is None else shapes[padded]
@@ -225,7 +223,7 @@ class Evaluator:
         ways = self.episodes.classes.shape[1]
         sizes = [self._label(row).shape for row in range(len(self.episodes))]
         canvas = np.max(sizes, axis=0)
-        count = jax.jit(lambda *pictures: border_counts(*pictures[:2], ways, pictures[2]))
+        count = jax.jit(lambda found, label, inside: border_counts(found, label, ways, inside))
         counts = []
         with _bar("scoring with DenseCRF", len(self.episodes), "episode") as progress:
             for row in range(len(self.episodes)):
@@ -235,10 +233,8 @@ class Evaluator:
                 inside = np.zeros(prediction.shape, np.uint8)
                 rows, columns = self._shape(row)
                 inside[:rows, :columns] = 1
-                for blank, part in zip(
-                    pictures, (prediction, self._label(row), inside), strict=True
-                ):
-                    place(blank, part)
+                for number, part in enumerate((prediction, self._label(row), inside)):
+                    place(pictures[number], part)
                 counts.append(count(pictures[0], pictures[1], pictures[2] > 0))
                 progress.update()
         return Counts(jax.tree.map(lambda *x: np.stack(x), *jax.device_get(counts)), None, {})
@@ -285,7 +281,8 @@ class Evaluator:
         support_label = np.asarray(episode_label(self.squares.labels[rows.supports], ids.classes))
         if self.squares.marks is not None:
             marks = self.squares.marks[rows.supports]
-            support_label = annotated(support_label, marks, rows.bits, self.annotation.kind)
+            marked = annotated(support_label, marks, rows.bits, self.annotation.kind)
+            support_label = np.asarray(marked)
         prediction = self.predict(variables, caches, row)
         if self._queries(row).label is not None:  # back to the square that is shown
             blank = np.zeros((*prediction.shape, 3), np.uint8)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from fsseg_jax.episode import IGNORE
+from fsseg_jax.episode import IGNORE, AnyArray
 from fsseg_jax.errors import UserError
 
 MEANS = ("mean_iou", "mean_iou_star", "binary_iou", "binary_iou_shown", "binary_iou_merged")
@@ -43,14 +43,14 @@ def pixel_counts(
     return jnp.stack([mask.sum((-2, -1)) for mask in counts], axis=-1)
 
 
-def iou(counts: Int[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
+def iou(counts: Int[AnyArray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
     """TP / (TP + FP + FN) in percent; NaN where there is nothing to find and nothing found."""
     counts = np.asarray(counts, np.float64)
     union = counts.sum(-1)
     return np.divide(100 * counts[..., 0], union, out=np.full_like(union, np.nan), where=union > 0)
 
 
-def episode_iou(counts: Int[np.ndarray, "episode class 3"]) -> Float[np.ndarray, " episode"]:
+def episode_iou(counts: Int[AnyArray, "episode class 3"]) -> Float[np.ndarray, " episode"]:
     """The mean IoU of the classes that each query shows, in percent."""
     foreground = np.where(_shown(counts)[..., None], counts[:, 1:], 0)
     values = iou(foreground)
@@ -59,8 +59,8 @@ def episode_iou(counts: Int[np.ndarray, "episode class 3"]) -> Float[np.ndarray,
 
 
 def run_metrics(
-    counts: Int[np.ndarray, "episode class 3"],
-    classes: Int[np.ndarray, "episode way"],
+    counts: Int[AnyArray, "episode class 3"],
+    classes: Int[AnyArray, "episode way"],
     names: dict[int, str],
 ) -> dict[str, Any]:
     """The figures of one run, all in percent.
@@ -106,7 +106,7 @@ def run_metrics(
     }
 
 
-def _binary_ious(counts: Int[np.ndarray, "episode class 3"]) -> dict[str, float]:
+def _binary_ious(counts: Int[AnyArray, "episode class 3"]) -> dict[str, float]:
     """Binary-IoU by its three definitions, in percent; see `run_metrics`."""
     background, classes = counts[:, 0], counts[:, 1:]
     has_background = background[:, 0] + background[:, 2] > 0
@@ -122,8 +122,8 @@ def _binary_ious(counts: Int[np.ndarray, "episode class 3"]) -> dict[str, float]
 
 
 def best_threshold(
-    counts: Int[np.ndarray, "episode threshold class 3"],
-    classes: Int[np.ndarray, "episode way"],
+    counts: Int[AnyArray, "episode threshold class 3"],
+    classes: Int[AnyArray, "episode way"],
     thresholds: Sequence[float],
 ) -> float:
     """The threshold at which the mean over classes of their IoU is greatest."""
@@ -135,6 +135,6 @@ def best_threshold(
     return float(thresholds[int(np.argmax(np.nanmean(ious, axis=0)))])
 
 
-def _shown(counts: Int[np.ndarray, "episode class 3"]) -> np.ndarray:
+def _shown(counts: Int[AnyArray, "episode class 3"]) -> Bool[AnyArray, "episode way"]:
     """Which ways the query's ground truth shows: those with true pixels, found or missed."""
     return counts[:, 1:, 0] + counts[:, 1:, 2] > 0

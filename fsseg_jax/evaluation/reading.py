@@ -70,7 +70,7 @@ class Reader:
             photograph = self.source.read(index)
             shapes[row] = photograph.label.shape
             images[row], labels[row] = square(photograph, self.size, self.options.fit)
-            if marked and index in supports:
+            if marks is not None and index in supports:
                 marks[row] = square_marks(
                     self.source, index, labels[row], self.annotation, self.options.fit
                 )
@@ -94,7 +94,7 @@ class Reader:
             return [self._own(queries[rows], shapes[rows], scales) for rows in buckets]
         sides = [scaled_side(self.size, scale) for scale in scales]
         turns = max(len(queries), room)
-        views = [
+        resized_to = [
             None if side == self.size else np.zeros((turns, side, side, 3), np.uint8)
             for side in sides
         ]
@@ -114,16 +114,16 @@ class Reader:
 
         def read(turn: int) -> None:
             photograph = self.source.read(int(queries[turn]))
-            for images, side in zip(views, sides, strict=True):
+            for images, side in zip(resized_to, sides, strict=True):
                 if images is not None:
                     images[turn] = square(photograph, side, options.fit).image
             if label is not None:
                 place(label[turn], photograph.label)
 
-        if label is not None or any(images is not None for images in views):
+        if label is not None or any(images is not None for images in resized_to):
             parallel_map(read, range(len(queries)), "reading queries")
-        views = tuple(None if images is None else View(None, images, None) for images in views)
-        return [Bucket(queries, Queries(views, label, padded, extent))]
+        views = (None if images is None else View(None, images, None) for images in resized_to)
+        return [Bucket(queries, Queries(tuple(views), label, padded, extent))]
 
     def _own(
         self,
@@ -134,17 +134,15 @@ class Reader:
         """Queries of about the same size, at multiples of it, on one canvas a scale."""
         sizes = [np.maximum(np.rint(shapes * scale), 8).astype(np.int32) for scale in scales]
         canvases = [canvas_for(size.max(axis=0), avoid=self.size) for size in sizes]
-        views = [
-            View(None, np.zeros((len(queries), *canvas, 3), np.uint8), size)
-            for canvas, size in zip(canvases, sizes, strict=True)
-        ]
+        blanks = [np.zeros((len(queries), *canvas, 3), np.uint8) for canvas in canvases]
         label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self.label_type)
 
         def read(turn: int) -> None:
             photograph = self.source.read(int(queries[turn]))
             place(label[turn], photograph.label)
-            for view in views:
-                place(view.images[turn], resized(photograph.image, view.shape[turn]))
+            for images, size in zip(blanks, sizes, strict=True):
+                place(images[turn], resized(photograph.image, size[turn]))
 
         parallel_map(read, range(len(queries)), "reading queries")
+        views = (View(None, images, size) for images, size in zip(blanks, sizes, strict=True))
         return Bucket(queries, Queries(tuple(views), label, shapes, shapes))

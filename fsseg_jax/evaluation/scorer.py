@@ -3,18 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt8, UInt32
 
 from fsseg_jax.backbones.extent import extent, inside
 from fsseg_jax.data.annotations import annotated
 from fsseg_jax.devices import map_over_devices, replicated
-from fsseg_jax.episode import IGNORE, episode_label, normalise
+from fsseg_jax.episode import IGNORE, AnyArray, episode_label, normalise
 from fsseg_jax.evaluation.metrics import pixel_counts
 from fsseg_jax.models import Method
 from fsseg_jax.models.resize import resize, resize_into
@@ -23,42 +24,43 @@ from fsseg_jax.models.resize import resize, resize_into
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Rows:
     """Episodes by the rows of what the evaluator keeps, B of them."""
 
-    classes: Int[Array, "batch way"]
-    supports: Int[Array, "batch way shot"]  # rows of the photographs
-    query: Int[Array, " batch"]
-    turn: Int[Array, " batch"]  # the query's row among those of its bucket
-    bits: UInt32[Array, "batch way shot"]  # which object gets a box
+    classes: Int[AnyArray, "batch way"]
+    supports: Int[AnyArray, "batch way shot"]  # rows of the photographs
+    query: Int[AnyArray, " batch"]
+    turn: Int[AnyArray, " batch"]  # the query's row among those of its bucket
+    bits: UInt32[AnyArray, "batch way shot"]  # which object gets a box
 
     def take(self, rows: Any) -> "Rows":
         """The episodes at `rows`: a slice or an array of positions."""
         return jax.tree.map(lambda field: field[rows], self)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class View:
     """Queries at one scale: squares, or photographs in the upper left corners of one canvas."""
 
     features: Any  # encoded
-    images: UInt8[Array, "query height width 3"]
-    shape: Int[Array, "query 2"] | None  # of the photographs on a canvas
+    images: UInt8[AnyArray, "query height width 3"]
+    shape: Int[AnyArray, "query 2"] | None  # of the photographs on a canvas
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Queries:
     """What else is known of queries that are scored by one compiled function."""
 
     # At each of `eval.scales`; None where it is what the supports are.
     views: tuple[View | None, ...]
-    label: Integer[Array, "query height width"] | None  # own sizes, on one canvas; or the squares'
-    shape: Int[Array, "query 2"]  # of the photographs on their labels
-    extent: Int[Array, "query 2"]  # of the network's square, or of the view, on the labels
+    # Own sizes, on one canvas; or the squares'.
+    label: Integer[AnyArray, "query height width"] | None
+    shape: Int[AnyArray, "query 2"]  # of the photographs on their labels
+    extent: Int[AnyArray, "query 2"]  # of the network's square, or of the view, on the labels
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Cache:
     """All that episodes of one bucket need, on the devices."""
 
@@ -69,14 +71,15 @@ class Cache:
     queries: Queries
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Counts:
     """What comes of episodes: pixel counts (see `metrics.pixel_counts`), and what was measured."""
 
     # By what the label 255 counts as: "ignored" and "background".
-    borders: dict[str, Int[Array, "episode class 3"]]
-    thresholds: Int[Array, "episode threshold class 3"] | None  # at `THRESHOLDS`, as `eval.border`
-    measured: dict[str, Float[Array, " episode"]]
+    borders: Mapping[str, Int[AnyArray, "episode class 3"]]
+    # At `THRESHOLDS`, as `eval.border`.
+    thresholds: Int[AnyArray, "episode threshold class 3"] | None
+    measured: Mapping[str, Float[AnyArray, " episode"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,7 @@ class Scorer:
     def _segment(self, variables: Any, cache: Cache, rows: Rows) -> "Segmented":
         """The prediction of one episode at the scoring size."""
 
-        def at(values: Any, row: Array) -> Any:
+        def at(values: Any, row: AnyArray) -> Any:
             return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
 
         queries, turn = cache.queries, rows.turn
@@ -155,7 +158,7 @@ class Scorer:
             image, shape = view.images[row], None if view.shape is None else view.shape[row]
             features = at(view.features, row)
             with _on_canvas(image, shape):
-                output = self.model.apply(
+                output: Any = self.model.apply(
                     variables, supports, support_label, features, normalise(image), method="segment"
                 )
                 logits = output.logits.astype(jnp.float32)
@@ -170,16 +173,16 @@ class Scorer:
         known = supports, support_label, at(cache.features, rows.query), whole
         mean |= self.model.apply(variables, *known, method="measure")
         own = queries.shape[turn]
-        rows, columns = jnp.arange(label.shape[0]) < own[0], jnp.arange(label.shape[1]) < own[1]
-        return Segmented(results[0], label, rows[:, None] & columns, mean)
+        down, across = jnp.arange(label.shape[0]) < own[0], jnp.arange(label.shape[1]) < own[1]
+        return Segmented(results[0], label, down[:, None] & across, mean)
 
     def _resize(
         self,
         logits: Float[Array, "h w class"],
-        source: Int[Array, "2"] | None,
+        source: Int[Array, "2"] | tuple[int, ...] | None,
         queries: Queries,
-        turn: Int[Array, ""],
-        shape: tuple[int, int],
+        turn: Int[AnyArray, ""],
+        shape: tuple[int, ...],
     ) -> Float[Array, "height width class"]:
         """Logits at the scoring size."""
         corners = self.model.align_corners

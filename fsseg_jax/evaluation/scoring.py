@@ -11,10 +11,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.data.annotations import choose
 from fsseg_jax.data.source import Source
-from fsseg_jax.episode import (
-    EpisodeIds,
-    concatenate,
-)
+from fsseg_jax.episode import AnyArray, EpisodeIds, concatenate
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.parts import Store, portions, shared_photographs
 from fsseg_jax.evaluation.report import Example
@@ -55,11 +52,9 @@ class Scoring:
         self.episodes = concatenate(list(by_seed.values()))
         lengths = [len(run) for run in by_seed.values()]
         self.run_of = np.repeat(np.arange(len(by_seed)), lengths)
+        ways, shots = self.episodes.supports.shape[1:]
         self.bits = np.concatenate(
-            [
-                choose(seed, np.arange(len(run)), *run.supports.shape[1:])
-                for seed, run in by_seed.items()
-            ]
+            [choose(seed, np.arange(len(run)), ways, shots) for seed, run in by_seed.items()]
         )
         self.parts = portions(config, model, variables, source, self.episodes)
         self.store, self.room = store, (0, 0)
@@ -103,14 +98,15 @@ class Scoring:
             thresholds: of the model ("") and of its ablations by name, if they are to be told.
         """
 
-        def means(values: Int[np.ndarray, "episode class 3"]) -> dict[str, float]:
+        def means(values: Int[AnyArray, "episode class 3"]) -> dict[str, float]:
             return means_of(summarise(values, self.by_seed, self.source.class_names))
 
         def thresholded(name: str) -> dict[str, Any]:
             if name not in thresholds:
                 return {}
-            threshold = thresholds[name]
-            column = self.counts[name].thresholds[:, THRESHOLDS.index(threshold)]
+            threshold, counts = thresholds[name], self.counts[name].thresholds
+            assert counts is not None  # since thresholds are asked for
+            column = counts[:, THRESHOLDS.index(threshold)]
             figures = {"threshold": threshold, "chosen_on": self.config.eval.threshold}
             return {"thresholded": {**figures, **means(column)}}
 

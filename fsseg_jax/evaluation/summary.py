@@ -5,15 +5,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from fsseg_jax.episode import (
-    EpisodeIds,
-)
+from fsseg_jax.episode import AnyArray, EpisodeIds
 from fsseg_jax.evaluation.metrics import MEANS, run_metrics
 from fsseg_jax.evaluation.report import changed_options
 
 
 def summarise(
-    counts: Int[np.ndarray, "episode class 3"],
+    counts: Int[AnyArray, "episode class 3"],
     by_seed: dict[int, EpisodeIds],
     names: dict[int, str],
 ) -> dict[str, Any]:

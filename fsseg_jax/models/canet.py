@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from fsseg_jax.backbones.convolution import max_pool
 from fsseg_jax.backbones.extent import positions
+from fsseg_jax.episode import AnyArray
 from fsseg_jax.models.layers import (
     ASPP,
     TORCH_INIT,
@@ -93,9 +94,9 @@ class CANet(BinaryMethod):
     def segment(
         self,
         support_features: Float[Array, "way shot h w width"],
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Float[Array, "h w width"],
-        query_image: Float[Array, "height width 3"],
+        query_image: Float[AnyArray, "height width 3"],
         previous: UInt8[Array, "h w 2"] | None = None,
         train: bool = False,
     ) -> Output:

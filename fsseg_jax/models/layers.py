@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Integer
 
 from fsseg_jax.backbones.convolution import Conv, convolve
 from fsseg_jax.backbones.extent import average, inside, is_open, masked
 from fsseg_jax.backbones.rematerialise import rematerialisable
-from fsseg_jax.episode import IGNORE
+from fsseg_jax.episode import IGNORE, AnyArray
 from fsseg_jax.models.resize import pull_back, resize
 
 
@@ -61,7 +61,7 @@ def cosine_similarity(
 
 def cross_entropy(
     logits: Float[Array, "*batch h w class"],
-    label: Int[Array, "*batch height width"],
+    label: Integer[AnyArray, "*batch height width"],
     align_corners: bool,
 ) -> Float[Array, "*batch"]:
     """Softmax cross-entropy of logits up-sampled to the label, its mean over counted pixels.

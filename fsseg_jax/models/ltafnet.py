@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, UInt8
 
 from fsseg_jax.backbones.extent import average
-from fsseg_jax.episode import BATCH_AXIS, Episode
+from fsseg_jax.episode import BATCH_AXIS, AnyArray, Episode
 from fsseg_jax.models.layers import (
     ASPP,
     JoinedConvolution,
@@ -164,9 +164,9 @@ class LTAFNet(BinaryMethod):
     def segment(
         self,
         support_features: Float[Array, "way shot h w width"],
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Float[Array, "h w width"],
-        query_image: Float[Array, "height width 3"],
+        query_image: Float[AnyArray, "height width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:
@@ -202,7 +202,7 @@ class LTAFNet(BinaryMethod):
                 return jnp.concatenate([query, tiled.astype(query.dtype)], axis=-1)
             case "plain":
                 return self.comparison(query, vector=prototype)
-            case "canet":
+            case _:  # canet
                 compared = nn.relu(self.comparison(query, vector=prototype))
                 return self.drop(compared, deterministic=not train)
 
@@ -217,7 +217,7 @@ class LTAFNet(BinaryMethod):
         total, parts = super().loss(output, episode, key, epoch)
         label = query_labels(episode.query_label, len(episode.class_id))
 
-        def loss_of(name: str, label: Array) -> Array:
+        def loss_of(name: str, label: AnyArray) -> Array:
             return cross_entropy(output.aux[name], label, self.align_corners).mean()
 
         if self.refinement:
@@ -252,7 +252,7 @@ class RefinementUNet(nn.Module):
     def __call__(
         self,
         coarse: Float[Array, "way height width 2"],
-        image: Float[Array, "height width 3"],
+        image: Float[AnyArray, "height width 3"],
         train: bool = False,
     ) -> Float[Array, "way height width 2"]:
         """The residual (eq. 4's G)."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray, UInt8
 
-from fsseg_jax.episode import IGNORE, UNLABELLED, Episode
+from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, Episode
 from fsseg_jax.models.layers import cross_entropy
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
@@ -56,9 +56,9 @@ class Method(nn.Module, abc.ABC):
     def segment(
         self,
         support_features: Any,
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Any,
-        query_image: Float[Array, "height width 3"],
+        query_image: Float[AnyArray, "height width 3"],
         previous: Float[Array, "..."] | None = None,
         train: bool = False,
     ) -> Output:
@@ -121,9 +121,9 @@ class Method(nn.Module, abc.ABC):
     def measure(
         self,
         support_features: Any,
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Any,
-        query_label: UInt8[Array, "height width"],
+        query_label: UInt8[AnyArray, "height width"],
     ) -> dict[str, Float[Array, ""]]:
         """Named scalars of an episode that an evaluation reports the means of, beside
         `Output.measured`: what takes the query's label to know.
@@ -188,7 +188,7 @@ def join_ways(logits: Float[Array, "way h w 2"]) -> Float[Array, "h w class"]:
 
 
 def query_labels(
-    label: UInt8[Array, "*batch height width"], ways: int
+    label: UInt8[AnyArray, "*batch height width"], ways: int
 ) -> UInt8[Array, "*batch way height width"]:
     """A label of N ways as N binary ones: 1 where way n is, 255 where ignored."""
     way = jnp.arange(1, ways + 1)[:, None, None]
@@ -197,14 +197,14 @@ def query_labels(
 
 
 def support_masks(
-    label: UInt8[Array, "way shot height width"],
+    label: UInt8[AnyArray, "way shot height width"],
 ) -> Bool[Array, "way shot height width"]:
     """Where each support photograph shows its own way."""
     return label == jnp.arange(1, label.shape[0] + 1)[:, None, None, None]
 
 
 def support_labels(
-    label: UInt8[Array, "way shot height width"],
+    label: UInt8[AnyArray, "way shot height width"],
 ) -> UInt8[Array, "way shot height width"]:
     """Each support's label as its own way sees it: 1 there, 0 elsewhere, 255 ignored or unknown."""
     unknown = (label == IGNORE) | (label == UNLABELLED)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from fsseg_jax.backbones.convolution import max_pool
 from fsseg_jax.backbones.extent import positions
 from fsseg_jax.backbones.rematerialise import rematerialisable
-from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.episode import IGNORE, AnyArray, Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.models.layers import (
     ASPP,
@@ -165,9 +165,9 @@ class MFNet(Method):
     def segment(
         self,
         support_features: dict[str, Float[Array, "way shot h w width"]],
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: dict[str, Float[Array, "h w width"]],
-        query_image: Float[Array, "height width 3"],
+        query_image: Float[AnyArray, "height width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:
@@ -349,7 +349,7 @@ class Decoder(nn.Module):
 
 def focal_loss(
     logits: Float[Array, "height width class"],
-    label: UInt8[Array, "height width"],
+    label: UInt8[AnyArray, "height width"],
     gamma: float,
 ) -> Float[Array, ""]:
     """Focal loss with weights 1 / log(1.1 + a class's share of the pixels) (MFNet eq. 1).
@@ -370,7 +370,7 @@ def focal_loss(
 def metric_loss(
     logits: Float[Array, "h w class"],
     embedding: Float[Array, "h w c"],
-    label: UInt8[Array, "h w"],
+    label: UInt8[AnyArray, "h w"],
     key: PRNGKeyArray,
     *,
     positives: str,

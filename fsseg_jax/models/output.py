@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import flax
+from flax import struct
 from jaxtyping import Array, Float
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Output:
     """The segmentation of one query.
 
@@ -21,4 +21,4 @@ class Output:
     logits: Float[Array, "h w class"]
     aux: dict[str, Any]
     row: Array | None = None
-    measured: dict[str, Float[Array, ""]] = flax.struct.field(default_factory=dict)
+    measured: dict[str, Float[Array, ""]] = struct.field(default_factory=dict)

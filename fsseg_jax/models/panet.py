@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
-from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.episode import IGNORE, AnyArray, Episode
 from fsseg_jax.models.layers import cosine_similarity, cross_entropy, masked_average_pool
 from fsseg_jax.models.method import Method
 from fsseg_jax.models.option import option
@@ -43,9 +43,9 @@ class PANet(Method):
     def segment(
         self,
         support_features: Float[Array, "way shot h w channel"],
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Float[Array, "h w channel"],
-        query_image: Float[Array, "height width 3"],
+        query_image: Float[AnyArray, "height width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:
@@ -73,9 +73,9 @@ class PANet(Method):
     def measure(
         self,
         support_features: Float[Array, "way shot h w channel"],
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Float[Array, "h w channel"],
-        query_label: UInt8[Array, "height width"],
+        query_label: UInt8[AnyArray, "height width"],
     ) -> dict[str, Float[Array, ""]]:
         """How far the prototypes of a class in the supports and in the query are apart (sec. 4.3).
 
@@ -110,7 +110,7 @@ class PANet(Method):
         return segmentation + self.alignment_weight * parts.get("alignment", 0.0), parts
 
     def _alignment(
-        self, aux: dict[str, Array], support_label: UInt8[Array, "way shot height width"]
+        self, aux: dict[str, Array], support_label: UInt8[AnyArray, "way shot height width"]
     ) -> Float[Array, ""]:
         """Each support of way n against {background, n}; other ways' pixels are ignored."""
         way = jnp.arange(1, support_label.shape[0] + 1)[:, None, None, None]
@@ -124,14 +124,14 @@ class PANet(Method):
         """A mask for each class of the prediction."""
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], axis=0)
 
-    def _is_background(self, label: UInt8[Array, "*shape"]) -> Array:
+    def _is_background(self, label: UInt8[AnyArray, "*shape"]) -> Array:
         background = label == 0
         return background | (label == IGNORE) if self.ignored_is_background else background
 
     def _prototypes(
         self,
         features: Float[Array, "way shot h w channel"],
-        label: UInt8[Array, "way shot height width"],
+        label: UInt8[AnyArray, "way shot height width"],
     ) -> Float[Array, "class channel"]:
         """Background, then one prototype a way: means over photographs of pooled features."""
         way = jnp.arange(1, label.shape[0] + 1)[:, None, None, None]

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from fsseg_jax.backbones.extent import inside, true_shape
+from fsseg_jax.episode import AnyArray
 
 
 def interpolation_matrix(
@@ -41,8 +42,8 @@ def interpolation_matrix(
 
 def _separable(
     x: Float[Array, "*batch h w"],
-    rows: Float[Array, "height h"],
-    columns: Float[Array, "width w"],
+    rows: Float[AnyArray, "height h"],
+    columns: Float[AnyArray, "width w"],
 ) -> Float[Array, "*batch height width"]:
     # Full precision: accelerators round factors to 10 bits or fewer by default, which would show
     # in masks and logits, and these products are small.
@@ -50,7 +51,7 @@ def _separable(
 
 
 def resize(
-    x: Float[Array, "*batch h w channel"], shape: tuple[int, int], align_corners: bool
+    x: Float[Array, "*batch h w channel"], shape: tuple[int, ...], align_corners: bool
 ) -> Float[Array, "*batch height width channel"]:
     """Resizes the last two spatial axes to `shape`, as `F.interpolate(mode="bilinear")` does.
 
@@ -67,10 +68,10 @@ def resize(
 
 def resize_into(
     x: Float[Array, "*batch h w channel"],
-    shape: Int[Array, "2"] | tuple[int, int],
-    canvas: tuple[int, int],
+    shape: Int[Array, "2"] | tuple[int, ...],
+    canvas: tuple[int, ...],
     align_corners: bool,
-    source: Int[Array, "2"] | tuple[int, int] | None = None,
+    source: Int[Array, "2"] | tuple[int, ...] | None = None,
 ) -> Float[Array, "*batch height width channel"]:
     """`resize` between shapes that are only known when the compiled function runs.
 
@@ -104,7 +105,7 @@ def resize_into(
 
 
 def resize_masks(
-    masks: Shaped[Array, "*batch height width"], shape: tuple[int, int], align_corners: bool
+    masks: Shaped[Array, "*batch height width"], shape: tuple[int, ...], align_corners: bool
 ) -> Float[Array, "*batch h w"]:
     """`resize` of masks, which have no channel axis: the share of each position, 0..1.
 
@@ -120,7 +121,7 @@ def resize_masks(
 
 
 def pull_back(
-    mask: Float[Array, "*batch height width"], shape: tuple[int, int], align_corners: bool
+    mask: Float[Array, "*batch height width"], shape: tuple[int, ...], align_corners: bool
 ) -> Float[Array, "*batch h w"]:
     """The transpose of `resize` from `shape` to the mask's size: weights at feature resolution.
 
@@ -132,7 +133,7 @@ def pull_back(
 
 
 def adaptive_pool(
-    x: Float[Array, "*batch h w channel"], shape: tuple[int, int]
+    x: Float[Array, "*batch h w channel"], shape: tuple[int, ...]
 ) -> Float[Array, "*batch height width channel"]:
     """Averages over windows, as PyTorch's `F.adaptive_avg_pool2d`: from floor(i n / m) to
     ceil((i + 1) n / m), which overlap where m does not divide n.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.episode import IGNORE, AnyArray, Episode
 from fsseg_jax.models.layers import (
     ASPP,
     JoinedConvolution,
@@ -153,9 +153,9 @@ class SST(BinaryMethod):
     def segment(
         self,
         support_features: Float[Array, "way shot h w width"],
-        support_label: UInt8[Array, "way shot height width"],
+        support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Float[Array, "h w width"],
-        query_image: Float[Array, "height width 3"],
+        query_image: Float[AnyArray, "height width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:

@@ -6,23 +6,23 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Integer, Shaped
 from ml_collections import ConfigDict
 
 from fsseg_jax.cpu.versions import REMATERIALISING
 from fsseg_jax.devices import replicated, split
-from fsseg_jax.episode import BATCH_AXIS, Episode, empty_episode
+from fsseg_jax.episode import BATCH_AXIS, AnyArray, Episode, empty_episode
 from fsseg_jax.models import Method, init_variables
 
 logger = logging.getLogger(__name__)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
     """All that a run needs to continue, beside its configuration."""
 
@@ -189,11 +189,11 @@ def make_step(
         else:
             statistics, (gradient, metrics, rows) = in_parts(part, statistics, drawn, accumulate)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
-        trained = optax.apply_updates(trained, updates)
-        rows = None if rows is None else with_rows(state.rows, batch.query_index, rows)
+        changed: Any = optax.apply_updates(trained, updates)
+        rows = None if state.rows is None else with_rows(state.rows, batch.query_index, rows)
         state = TrainState(
             step=state.step + 1,
-            variables={**state.variables, **statistics, "params": {**frozen, **trained}},
+            variables={**state.variables, **statistics, "params": {**frozen, **changed}},
             optimizer=optimizer_state,
             rows=rows,
         )
@@ -204,7 +204,7 @@ def make_step(
 
 def with_rows(
     stored: Shaped[Array, " item *shape"],
-    items: Int[Array, " batch"],
+    items: Integer[AnyArray, " batch"],
     rows: Shaped[Array, " batch *shape"],
 ) -> Shaped[Array, " item *shape"]:
     """`stored` with new rows for some items, and of several for one item with the last: a scatter

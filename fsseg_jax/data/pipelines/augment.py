@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 from ml_collections import ConfigDict
 
-from fsseg_jax.episode import IMAGENET_MEAN, random_bits
+from fsseg_jax.episode import IMAGENET_MEAN, AnyArray, random_bits
 
 # The grey level of what lies outside a photograph: ImageNet's mean brightness. (One level for all
 # colours, because a sum with a colour for each pixel costs tf.data a tenth of its speed.)
@@ -26,14 +26,14 @@ class Geometry(NamedTuple):
     rotation, pixels of the window fall on pixels of the square.
     """
 
-    side: Float[Array, "*batch"]
-    matrix: Float[Array, "*batch 2 2"]
-    shift: Float[Array, "*batch 2"]
+    side: Float[AnyArray, "*batch"]
+    matrix: Float[AnyArray, "*batch 2 2"]
+    shift: Float[AnyArray, "*batch 2"]
 
 
 def draw_geometry(
     seed: int,
-    number: Integer[Array, "*batch"],
+    number: Integer[AnyArray, "*batch"],
     size: int,
     options: ConfigDict,
     xp: ModuleType = np,
@@ -69,7 +69,7 @@ def draw_geometry(
 
 def episode_geometry(
     seed: int,
-    index: Integer[Array, " batch"],
+    index: Integer[AnyArray, " batch"],
     slots: int,
     size: int,
     options: ConfigDict,
@@ -92,7 +92,8 @@ def episode_geometry(
             seed, number, size, ConfigDict({**options, "scale": (1.0, 1.0)}), xp
         )
     else:
-        of_query = Geometry(np.float32(size), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+        side, corner = np.array(size, np.float32), np.zeros(2, np.float32)
+        of_query = Geometry(side, np.eye(2, dtype=np.float32), corner)
     is_query = xp.arange(slots) == slots - 1
     masks = (is_query, is_query[:, None, None], is_query[:, None])
     return Geometry(*map(xp.where, masks, of_query, drawn))

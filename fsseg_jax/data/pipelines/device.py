@@ -10,15 +10,16 @@ import functools
 import logging
 import math
 import pathlib
+from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
+from flax import struct
 from jax.scipy.ndimage import map_coordinates
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.cpu.memory import shared_bytes
@@ -29,7 +30,7 @@ from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry, episode_geometry
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import AXIS, put, replicated, split
-from fsseg_jax.episode import IGNORE, Episode, Items, episode_label, sample
+from fsseg_jax.episode import IGNORE, AnyArray, Episode, Items, episode_label, sample
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import keep
 
@@ -38,7 +39,7 @@ FORMAT = 1  # of the files in the cache: raise it when their contents mean somet
 logger = logging.getLogger(__name__)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class DeviceData:
     """A data set on the mesh, and what to draw.
 
@@ -94,7 +95,7 @@ def load(
     check_memory(shape, parts, mesh)
     pixels = decode(source, size, cache, annotation, border)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         block = pixels[index]
         first, last, _ = index[0].indices(rows)
         missing = last - first - len(block)
@@ -260,7 +261,7 @@ def draw_batch(
 
 def gather(
     pixels: UInt8[Array, "photograph stored stored channel"],
-    photographs: Int[Array, "batch slot"],
+    photographs: Integer[AnyArray, "batch slot"],
     mesh: Mesh,
     sharded: bool,
 ) -> UInt8[Array, "batch slot stored stored channel"]:
@@ -270,10 +271,10 @@ def gather(
     these travel between devices.
     """
 
-    def take(pixels: Array, photographs: Array) -> Array:
+    def take(pixels: Array, photographs: AnyArray) -> Array:
         return pixels[photographs]
 
-    def exchange(pixels: Array, photographs: Array) -> Array:
+    def exchange(pixels: Array, photographs: AnyArray) -> Array:
         row = photographs - jax.lax.axis_index(AXIS) * len(pixels)
         mine = ((row >= 0) & (row < len(pixels)))[..., None, None, None]
         offered = jnp.where(mine, pixels[jnp.clip(row, 0, len(pixels) - 1)], 0)

@@ -23,7 +23,7 @@ from fsseg_jax.data.annotations import BOXES, DENSE, Annotation, annotated, choo
 from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry, episode_geometry
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.squares import bordered, square
-from fsseg_jax.episode import IGNORE, Episode, Items, sample
+from fsseg_jax.episode import IGNORE, AnyArray, Episode, Items, sample
 from fsseg_jax.errors import UserError
 
 for kind in ("GPU", "TPU"):  # the accelerators belong to JAX, memory included
@@ -178,7 +178,7 @@ def batches(
         return step * batch_size + process * local_size + np.arange(local_size)
 
     @functools.lru_cache(maxsize=64)  # photographs and ids are two streams, a few steps apart
-    def drawn_at(step: int) -> tuple[np.ndarray, ...]:
+    def drawn_at(step: int) -> tuple[AnyArray, ...]:
         index = numbers(step)
         ids = sample(items, seed, index, ways, shots, sampling=sampling)
         geometry = episode_geometry(seed, index, slots, image_size, augmentation)
@@ -186,7 +186,7 @@ def batches(
         integers = (ids.photographs.ravel(), ids.classes, ids.query_index)
         return *(field.astype(np.int32) for field in integers), *geometry
 
-    def draw(step: np.ndarray) -> tuple[np.ndarray, ...]:
+    def draw(step: np.ndarray) -> tuple[AnyArray, ...]:
         return drawn_at(int(step))
 
     def names(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
