@@ -42,7 +42,7 @@ PART = {
 
 
 def parse(
-    description: str,
+    description: str | None,
     argv: Sequence[str] | None = None,
     workdir: bool | str = True,
     config: bool = True,
@@ -129,7 +129,9 @@ def start(config: ConfigDict, stoppable: bool = False) -> None:
     devices.start(config, stoppable)
     if not devices.is_first_process():
         logging.getLogger("fsseg_jax").setLevel(logging.WARNING)
-        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+        # tqdm has no other switch for all bars.
+        silent: Any = functools.partialmethod(tqdm.__init__, disable=True)
+        tqdm.__init__ = silent  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def run(main: Callable[[], int | None]) -> None:

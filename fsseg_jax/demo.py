@@ -18,7 +18,7 @@ import pathlib
 import socket
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -38,7 +38,8 @@ try:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this computer
     import gradio as gr
 except ImportError:  # an extra
-    gr = None
+    if not TYPE_CHECKING:  # what needs it is called only where it is there
+        gr = None
 
 HOST, PORT = "127.0.0.1", 7860
 LONG_SIDE = 800  # pixels of what the page shows; masks have the size of their photographs

@@ -33,6 +33,7 @@ def main() -> None:
     arguments, overrides = command_line.parse(
         __doc__,
         workdir="the folder of the run; with --table, of the runs",
+        config=True,
         optional_workdir=True,
         table="a published table, such as panet-1; list names them all",
         **command_line.PART,

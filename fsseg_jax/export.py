@@ -90,10 +90,8 @@ def export(
         UserError: a number or a platform is none, or the model cannot take so many ways.
     """
     config = segmenter.config
-    ways, shots = (
-        config[name] if given is None else given
-        for name, given in (("ways", ways), ("shots", shots))
-    )
+    ways = int(config.ways) if ways is None else ways
+    shots = int(config.shots) if shots is None else shots
     for name, number in (("ways", ways), ("shots", shots)):
         if number < 1:
             raise UserError(f"{name} = {number}: it must be at least 1.")

@@ -23,7 +23,7 @@ import urllib.request
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.io
@@ -234,8 +234,8 @@ def _md5(path: pathlib.Path) -> str:
 
 
 def _progress(
-    file: IO[bytes], method: str, description: str, size: int, start: int = 0
-) -> AbstractContextManager[IO[bytes]]:
+    file: IO[bytes], method: Literal["read", "write"], description: str, size: int, start: int = 0
+) -> AbstractContextManager[Any]:
     """The file with a progress bar of the bytes that are read from or written to it."""
     return tqdm.wrapattr(
         file, method, size or None, desc=description, initial=start, delay=1, mininterval=0.5

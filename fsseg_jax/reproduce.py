@@ -102,7 +102,7 @@ def main() -> int:
             return reproduce(agenda, arguments, began)
         except Stopped:
             logger.info("stopped; the same command continues")
-            return children.status
+            return children.status or 0
 
 
 def budget(arguments: argparse.Namespace) -> str:

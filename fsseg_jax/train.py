@@ -9,6 +9,7 @@ import contextlib
 import logging
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -251,7 +252,7 @@ class Loop:
         )
         draw, rematerialise = self.pipeline.draw, config.rematerialise
         self.dispatch = make_dispatch(step_function, draw, mesh, rematerialise=rematerialise)
-        self.schedule = learning_rate(config.train)
+        self.schedule: Callable[[int], Any] = learning_rate(config.train)
         self.writer = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"),
             purge_step=self.start + 1,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
     import torch.nn.functional as F
     from torch import Tensor
-    from torch.nn import Conv2d, Module, ModuleDict, Sequential
+    from torch.nn import Conv2d, ModuleDict, Sequential
 
 METHODS = ("panet", "canet")
 
@@ -115,6 +115,7 @@ class Reference:
 
     align_corners: bool  # the corner convention of masks and logits
     dropout = 0.0
+    network: Any
 
     def __init__(
         self,
@@ -240,8 +241,8 @@ class _Straightforward(Reference):
     """One episode at a time; gradients of the episodes add up."""
 
     def _photographs(self, images: np.ndarray) -> Tensor:
-        images = np.ascontiguousarray(np.moveaxis(normalise(images), -1, -3))
-        return torch.from_numpy(images).to(self.device)
+        images = np.moveaxis(np.asarray(normalise(images)), -1, -3)
+        return torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
 
     def _predict_batch(self, batch: Batch) -> Tensor:
         logits = (self._logits(episode) for episode in self._episodes(batch))
@@ -278,15 +279,15 @@ class _Straightforward(Reference):
 class _Tuned(Reference):
     """The whole batch at once, `channels_last`, convolutions in the type of choice."""
 
-    def _install(self, network: ModuleDict) -> None:
+    def _install(self, network: Any) -> None:
         super()._install(network.to(memory_format=torch.channels_last))
 
     def _photographs(self, images: np.ndarray) -> Tensor:
-        images = torch.from_numpy(images).to(self.device)  # a quarter of the floats' bytes
+        pixels = torch.from_numpy(images).to(self.device)  # a quarter of the floats' bytes
         mean = torch.tensor(IMAGENET_MEAN, device=self.device)
         deviation = torch.tensor(IMAGENET_STD, device=self.device)
         # Colours stay last in memory: this is the `channels_last` format.
-        return ((images / 255.0 - mean) / deviation).movedim(-1, -3)
+        return ((pixels / 255.0 - mean) / deviation).movedim(-1, -3)
 
     def _create_optimizer(self) -> torch.optim.SGD:
         return super()._create_optimizer(**({"fused": True} if self.device.type == "cuda" else {}))
@@ -354,7 +355,7 @@ class _StraightforwardPANet(_PANet, _Straightforward):
             support = features[shot : shot + 1]
             foreground.append(self._pool(support, label == 1))
             background.append(self._pool(support, (label == 0) | (label == IGNORE)))
-        prototypes = [sum(pooled) / self.shots for pooled in (background, foreground)]
+        prototypes: list[Any] = [sum(pooled) / self.shots for pooled in (background, foreground)]
         return self._compare(features[-1:], prototypes)
 
     def _alignment(self, features: Tensor, support_label: Tensor, logits: Tensor) -> Tensor:
@@ -530,7 +531,7 @@ def _resnet50(layers: int) -> ModuleDict:
     return torch.nn.ModuleDict(network)
 
 
-def _layer2_and_layer3(network: ModuleDict, image: Tensor) -> tuple[Tensor, Tensor]:
+def _layer2_and_layer3(network: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     x = F.relu(network["bn1"](network["conv1"](image)), inplace=True)
     x = F.max_pool2d(x, 3, 2, padding=1)
     outputs = []
@@ -605,7 +606,7 @@ class _TunedCANet(_CANet, _Tuned):
             return total / (masks.sum((-2, -1))[..., None] + self.epsilon)
 
 
-def _fold_normalisation(network: Module) -> None:
+def _fold_normalisation(network: Any) -> None:
     """Makes every normalisation by stored statistics part of the convolution before it."""
     for module in list(network.modules()):
         for (name, first), (next_name, second) in itertools.pairwise(module.named_children()):

@@ -48,7 +48,7 @@ def load_config(path: str) -> ConfigDict:
     if not pathlib.Path(path).is_file():
         raise UserError(f"--config = {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise UserError(f"--config = {path}: a config is a Python file with get_config().")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

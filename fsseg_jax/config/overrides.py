@@ -89,11 +89,11 @@ def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The fields that differ, by dotted name, with both values."""
-    old, new = flatten(old), flatten(new)
+    before, after = flatten(old), flatten(new)
     return {
-        name: (old.get(name), new.get(name))
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
+        name: (before.get(name), after.get(name))
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
     }
 
 

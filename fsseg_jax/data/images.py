@@ -1,18 +1,22 @@
 """Reading images, labels and masks from files, with errors that name the file."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageOps
 
 from fsseg_jax.errors import UserError
 
+# A picture: where it is, or what is in its file, which errors call by its `repr`.
+File = str | os.PathLike | io.BytesIO
+
 
 @contextlib.contextmanager
-def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
+def open_picture(path: File) -> Iterator[Image.Image]:
     """A picture that is open while the context is.
 
     Raises:
@@ -27,7 +31,7 @@ def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
         raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
 
 
-def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(path: File) -> UInt8[np.ndarray, "height width 3"]:
     """Reads a photograph as RGB, upright (as its EXIF orientation says), on white where it is
     transparent.
 
@@ -49,7 +53,7 @@ def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     return np.asarray(image.convert("RGB"))
 
 
-def read_label(path: str | os.PathLike) -> UInt8[np.ndarray, "height width"]:
+def read_label(path: File) -> UInt8[np.ndarray, "height width"]:
     """Reads a PNG of class ids (or object numbers): a palette's indices or grey values."""
     with open_picture(path) as file:
         if file.mode not in ("P", "L"):
@@ -80,7 +84,7 @@ def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "heig
     return values > above if values.ndim == 2 else (values > above).any(axis=-1)
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
+def image_size(path: File) -> tuple[int, int]:
     """Height and width of a photograph as `read_image` gives it, without decoding it.
 
     Raises:
@@ -88,11 +92,12 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """
     with open_picture(path) as file:
         turned = file.getexif().get(0x0112, 1) > 4  # EXIF's orientations by a quarter
-        return file.size if turned else file.size[::-1]
+        width, height = file.size
+        return (width, height) if turned else (height, width)
 
 
 def check_size(
-    label: Integer[np.ndarray, "height width"], label_name: str, photograph: str | os.PathLike
+    label: Shaped[np.ndarray, "height width"], label_name: str, photograph: File
 ) -> None:
     """Raises UserError unless a label has the size of its photograph."""
     height, width = image_size(photograph)

@@ -17,9 +17,9 @@ def square(photograph: Photograph, size: int, fit: str = "stretch") -> Photograp
         fit: "stretch", or "letterbox" to keep its proportions: the photograph stands in the upper
             left corner (see `fitted`), and the rest is black and ignored.
     """
-    shape = fitted(photograph.label.shape, size, fit)
-    image = Image.fromarray(photograph.image).resize(shape[::-1], Image.Resampling.BILINEAR)
-    label = Image.fromarray(photograph.label).resize(shape[::-1], Image.Resampling.NEAREST)
+    height, width = shape = fitted(photograph.label.shape, size, fit)
+    image = Image.fromarray(photograph.image).resize((width, height), Image.Resampling.BILINEAR)
+    label = Image.fromarray(photograph.label).resize((width, height), Image.Resampling.NEAREST)
     border = [(0, size - side) for side in shape]
     return Photograph(
         np.pad(np.asarray(image), [*border, (0, 0)]),

@@ -55,8 +55,8 @@ def resized(
     image: UInt8[np.ndarray, "height width 3"], shape: Int[np.ndarray, "2"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A photograph at another size: bilinear with antialiasing, as PIL does it."""
-    size = tuple(int(side) for side in shape[::-1])
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    height, width = shape.tolist()
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def place(canvas: np.ndarray, part: Any) -> None:

@@ -30,8 +30,8 @@ def refine(
         image: the photograph at the same size.
         options: `config.eval.crf`.
     """
-    from pydensecrf.densecrf import DenseCRF2D  # an extra: what needs it imports it
-
+    # An extra: what needs it imports it.
+    DenseCRF2D = importlib.import_module("pydensecrf.densecrf").DenseCRF2D
     height, width, classes = probabilities.shape
     field = DenseCRF2D(width, height, classes)
     energy = -np.log(np.clip(probabilities, 1e-7, 1)).transpose(2, 0, 1).reshape(classes, -1)

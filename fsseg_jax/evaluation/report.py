@@ -68,7 +68,7 @@ def overlay(
     """
     partial = bool((label == UNLABELLED).any())
     line = max(1, round(max(label.shape) / 110))  # still visible in the gallery's small pictures
-    stripes = np.where(np.add(*np.indices(label.shape)) // (2 * line) % 2, 240, 110)
+    stripes = np.where(np.indices(label.shape).sum(axis=0) // (2 * line) % 2, 240, 110)
     colour = np.array(WAY_COLOURS)[(label.astype(int) - 1) % len(WAY_COLOURS)]
     colour = np.where((label == IGNORE)[..., None], stripes[..., None], colour)
     colour[label == 0] = 0

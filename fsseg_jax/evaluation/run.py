@@ -142,6 +142,7 @@ def _choose_thresholds(
     thresholds = {
         name: best_threshold(counts.thresholds, episodes.classes, THRESHOLDS)
         for name, counts in scoring.counts.items()
+        if counts.thresholds is not None
     }
     for name, threshold in thresholds.items():
         words = f"{name}: " if name else ""

@@ -83,14 +83,14 @@ def segment(
     one_way, one_shot = passes(model, variables, ways, shots)
 
     def pass_(features: Any, labels: Array, query: tuple[Any, Array]) -> Array:
-        output = model.apply(variables, features, labels, *query, method="segment")
+        output: Any = model.apply(variables, features, labels, *query, method="segment")
         return output.logits.astype(jnp.float32)
 
     def by_shots(features: Any, labels: Array, query: tuple[Any, Array]) -> Array:
         if not one_shot:
             return pass_(features, labels, query)
         single = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], (features, labels))
-        logits = _each(lambda row: pass_(*row, query), single)
+        logits = _each(lambda row: pass_(row[0], row[1], query), single)
         return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(shots)
 
     def by_ways(query: tuple[Any, Array]) -> Array:
@@ -101,7 +101,7 @@ def segment(
         marked = (labels == IGNORE) | (labels == UNLABELLED)
         binary = jnp.where(marked, labels, labels == way).astype(jnp.uint8)
         single = jax.tree.map(lambda x: x[:, None], (features, binary))
-        return join_ways(_each(lambda row: by_shots(*row, query), single))
+        return join_ways(_each(lambda row: by_shots(row[0], row[1], query), single))
 
     return _each(by_ways, (query_features, images))
 
@@ -122,7 +122,9 @@ def passes(model: Method, variables: Any, ways: int, shots: int) -> tuple[bool, 
     """Whether an episode has to be segmented by single ways, and by single shots."""
     have = {name: x.shape for name, x in flatten_dict(variables).items()}
     for one_way, one_shot in itertools.product((False, True), repeat=2):
-        needed = _needed(model, 1 if one_way else ways, 1 if one_shot else shots)
+        given = 1 if one_way else ways, 1 if one_shot else shots
+        # Flax gives modules a hash.
+        needed = _needed(model, *given)  # pyright: ignore[reportArgumentType]
         if needed.items() <= have.items():
             return one_way, one_shot
     raise UserError(

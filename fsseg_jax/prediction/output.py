@@ -97,7 +97,7 @@ class Predictions:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
                 known = (record[field] for field in ("output", "size", "changed"))
-                self._entries[record["photograph"]] = _Entry(*known, end)
+                self._entries[record["photograph"]] = _Entry(*known, place=end)
             end += len(line)
         with writing(folder):
             self._journal.truncate(end)
@@ -195,7 +195,7 @@ class Predictions:
             self._journal.write(json.dumps(record).encode() + b"\n")
             self._journal.flush()
         known = (record[field] for field in ("output", "size", "changed"))
-        self._entries[record["photograph"]] = _Entry(*known, place)
+        self._entries[record["photograph"]] = _Entry(*known, place=place)
 
     def remove(self, query: Query) -> None:
         """Removes what an earlier file of this name was given, if anything."""

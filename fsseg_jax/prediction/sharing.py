@@ -12,7 +12,7 @@ import huggingface_hub
 import jax
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.pretrained import first_sentence
@@ -22,7 +22,8 @@ from fsseg_jax.models import Method, create_model, init_variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 VERSION = 1  # of this format
-# What the hub's library raises: errors of HTTP and of connections, of files, of names, of uploads.
+# What the hub's library raises: errors of HTTP (of a library that its versions differ in), of
+# connections, of files, of names, of uploads.
 _HUB_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
 
 
@@ -149,7 +150,7 @@ def download(repository: str) -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-def upload(folder: str | os.PathLike, repository: str, private: bool = False) -> str:
+def upload(folder: str | pathlib.Path, repository: str, private: bool = False) -> str:
     """Puts the folder of a model on the Hugging Face hub, as whoever is logged in there.
 
     Returns:

@@ -103,6 +103,7 @@ class Truth:
 
         def count(photograph: pathlib.Path) -> Int[np.ndarray, "class 3"]:
             label = self.read(photograph)
+            assert label is not None  # as `known` says
             return pixel_counts(read_label(predicted[photograph]), label, len(self.classes))
 
         known = [photograph for photograph in predicted if photograph in self._files]

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from fsseg_jax.errors import UserError
@@ -57,7 +56,7 @@ def survey(children: Children, log: pathlib.Path, platform: str = "") -> Machine
 
 def share(
     machine: Machine, at_once: int | None, devices: int = 0
-) -> tuple[list[Mapping[str, str]], Machine]:
+) -> tuple[list[dict[str, str]], Machine]:
     """Distributes a machine among simultaneous programs.
 
     Each program gets its own GPUs, one by default. On other platforms, every program uses all

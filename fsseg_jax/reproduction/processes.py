@@ -1,6 +1,7 @@
 """Child processes: they run the programs of this package, and end when this process ends."""
 
 import contextlib
+import io
 import os
 import pathlib
 import signal
@@ -67,6 +68,7 @@ class Children:
         with self._lock:
             for child in self._running:
                 _signal(child, signal.SIGKILL)
+        assert self._guard.stdin is not None
         self._guard.stdin.close()
         self._guard.wait()
 
@@ -122,7 +124,7 @@ class Children:
             self._tell(child.pid)
         if self.status is not None:  # a signal arrived in the meantime
             _signal(child, signal.SIGTERM)
-        relay = threading.Thread(target=_relay, args=(child, log, name, echo), daemon=True)
+        relay = threading.Thread(target=_relay, args=(child.stdout, log, name, echo), daemon=True)
         relay.start()
         sufficient = False
         while True:
@@ -143,6 +145,7 @@ class Children:
             raise Failure(reason(log, status, begin))
 
     def _tell(self, pid: int) -> None:
+        assert self._guard.stdin is not None
         self._guard.stdin.write(f"{pid}\n")
         self._guard.stdin.flush()
 
@@ -205,14 +208,14 @@ def _signal(child: subprocess.Popen, number: int) -> None:
             child.send_signal(number)
 
 
-def _relay(child: subprocess.Popen, log: pathlib.Path, name: str, echo: bool) -> None:
+def _relay(printed: io.BufferedReader, log: pathlib.Path, name: str, echo: bool) -> None:
     """Copies the output of a program to its log and, if there still is one, to the terminal.
 
     It keeps reading if either fails; otherwise the program would block.
     """
     begun = b""
     with contextlib.suppress(OSError), log.open("ab", buffering=0) as file:
-        while chunk := child.stdout.read1():
+        while chunk := printed.read1():
             file.write(chunk)
             *lines, begun = (begun + chunk).split(b"\n")
             with contextlib.suppress(OSError, ValueError):
@@ -223,5 +226,5 @@ def _relay(child: subprocess.Popen, log: pathlib.Path, name: str, echo: bool) ->
                     text = line.decode(errors="replace").rpartition("\r")[2]  # a bar's last state
                     if text.strip():
                         tqdm.write(f"[{name}] {text}", file=sys.stderr)
-    while child.stdout.read1():
+    while printed.read1():
         pass

@@ -121,7 +121,7 @@ class Reproduction:
             self.write()
         if self.models and places[0] in self.agenda.runs:
             try:
-                self._export(self.agenda.runs[places[0]])
+                self._export(self.agenda.runs[places[0]], self.models)
             except UserError as error:
                 failures[places[0]] = f"its model is not written: {error}"
                 logger.warning("%s", error)
@@ -197,7 +197,7 @@ class Reproduction:
             why = self.agenda.failures.get(place, str(error))
             return Cell(place, self.agenda.runs.get(place), failure=why)
 
-    def _export(self, run: Run) -> None:
+    def _export(self, run: Run, models: pathlib.Path) -> None:
         """Writes a trained model with a model card."""
         agenda = self.agenda
         with self._lock:
@@ -206,13 +206,13 @@ class Reproduction:
             if not tested:
                 return
             # If tests use different checkpoints, that of the first one is written.
-            which = tested[0].evaluation.config.eval.checkpoint
+            which = next(x.evaluation.config.eval.checkpoint for x in tested if x.evaluation)
             model = load(run.folder, checkpoint=which, platform="cpu")
             model.config.platform = ""  # the model may be used on another platform
             name = agenda.planner.name(own[0])
             about = card(tested, agenda.table)
-            sharing.save(self.models / name, model.config, model.variables, name, about, LICENCE)
-            logger.info("model: %s", self.models / name)
+            sharing.save(models / name, model.config, model.variables, name, about, LICENCE)
+            logger.info("model: %s", models / name)
 
 
 def card(cells: Sequence[Cell], table: Table) -> str:
@@ -222,11 +222,14 @@ def card(cells: Sequence[Cell], table: Table) -> str:
         cells: cells of one run, with results.
         table: that contains the cells.
     """
-    config = cells[0].run.config
+    run, first = cells[0].run, cells[0].results
+    assert run is not None
+    assert first is not None
+    config = run.config
     head = ("test", "mean-IoU, %", "the paper's", "weights", "episodes", "protocol")
     rows = [head, ["---"] * len(head)]
     for cell in cells:
-        results, (row, setting, fold) = cell.results, cell.place
+        results, (row, setting, fold) = cell.results or {}, cell.place
         paper = row.published.get((setting, fold, "mean_iou"))
         figures = [f"{results['mean_iou']:.1f}", "" if paper is None else str(paper)]
         listed = f"{len(results['runs'])} x {results['episodes']}, {results['episodes_hash']}"
@@ -238,7 +241,7 @@ def card(cells: Sequence[Cell], table: Table) -> str:
     return f"""## Training
 
 For "{table.title}", row {cells[0].place.row.label}: {training_words(training_facts(cells[0]))}.
-These are the weights of {cells[0].results["checkpoint"]}.
+These are the weights of {first["checkpoint"]}.
 
 ## Figures
 

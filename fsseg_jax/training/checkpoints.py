@@ -87,7 +87,9 @@ class Checkpoints:
 
     def delete(self, which: str) -> None:
         """Removes a checkpoint."""
-        self._manager(which).delete(self.step(which))
+        step = self.step(which)
+        assert step is not None
+        self._manager(which).delete(step)
 
     def names(self) -> list[str]:
         """The checkpoints that there are."""

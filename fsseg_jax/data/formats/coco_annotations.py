@@ -191,7 +191,8 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
         if (is_crowd := entry.get("iscrowd", 0)) not in (0, 1):
             raise UserError(f"{where}.iscrowd = {is_crowd!r}, but it must be 0 or 1.")
         row = row_of[entry["image_id"]]
-        runs = _outline(entry, *sizes[row], where)
+        height, width = sizes[row]
+        runs = _outline(entry, height, width, where)
         photograph.append(row)
         category.append(entry["category_id"])
         area.append(int(mask.area(runs)))
@@ -246,7 +247,7 @@ def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
 def _field(entry: Any, name: str, kind: type, where: str) -> Any:
     """A field of an entry, of the kind it must have."""
     value = entry.get(name) if isinstance(entry, dict) else None
-    if not isinstance(value, kind) or (kind is int and not -(2**63) <= value < 2**63):
+    if not isinstance(value, kind) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
         must_be = "a whole number" if kind is int else "a text"
         raise UserError(f"{where}.{name} = {value!r}, but it must be {must_be}.")
     return value

@@ -38,7 +38,8 @@ class LabelMe(NamedTuple):
         Pixels are those that LabelMe's own converters give. Where shapes overlap, the smaller one
         is on top.
         """
-        canvas = Image.new("I", self.size[::-1])
+        height, width = self.size
+        canvas = Image.new("I", (width, height))
         drawing = ImageDraw.Draw(canvas)
         shapes = enumerate(self.shapes, start=1)
         for number, shape in sorted(shapes, key=lambda item: -_area(item[1])):
@@ -65,7 +66,7 @@ def read_labelme(path: str | os.PathLike) -> LabelMe:
     content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise UserError(f"{path} is no LabelMe file: it has no list of shapes.")
-    size = tuple(content.get(name) for name in ("imageHeight", "imageWidth"))
+    size: Any = tuple(content.get(name) for name in ("imageHeight", "imageWidth"))
     if not all(type(side) is int and side > 0 for side in size):
         raise UserError(
             f"{path} has imageHeight {size[0]} and imageWidth {size[1]}: they must be the size of "
@@ -89,7 +90,7 @@ def _shape(fields: Any, name: str) -> Shape:
     try:
         points = np.array(points, np.float64)
     except (OverflowError, TypeError, ValueError):
-        points = np.empty(0)
+        points = np.array([])
     # False for NaN too; and a circle of a million pixels takes Pillow a minute.
     near = points.ndim == 2 and points.shape[1] == 2 and (np.abs(points) < FARTHEST).all()
     if not near:

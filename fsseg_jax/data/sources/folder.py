@@ -60,7 +60,8 @@ class Folder(Source):
         self._root = root = existing_root(root, "folder of your photographs")
         folders = _splits(root, split)
         contents = {name: _contents(folder, root) for name, folder in folders.items()}
-        folder, (self._annotated, self._coco) = (of[split or "train"] for of in (folders, contents))
+        folder = folders[split or "train"]
+        self._annotated, self._coco = contents[split or "train"]
         names = [_class_names(annotated, coco, root) for annotated, coco in contents.values()]
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:

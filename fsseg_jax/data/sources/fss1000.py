@@ -68,7 +68,7 @@ class FSS1000(Source):
             raise UserError(f"{folder} has no class folders: data.root must be FSS-1000's folder.")
         lists = _class_lists(folders, self.classes)
         number_of = {name: number for number, name in self.class_names.items()}
-        numbers = {kind: tuple(sorted(map(number_of.get, lists[kind]))) for kind in LISTS}
+        numbers = {kind: tuple(sorted(number_of[name] for name in lists[kind])) for kind in LISTS}
         self.folds = (numbers["test"],)
         self.validation = numbers["val"]
 

@@ -14,7 +14,7 @@ values in 0..1 that mix the object's two colours.
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +33,8 @@ TILT = 0.4  # largest, in radians
 PERIOD = (8 / 96, 13 / 96)  # of a texture, as a part of the photograph's side: seen at stride 4
 REACH = 1.35  # no shape reaches further from its centre
 
-Grid = Float32[np.ndarray, "#height #width"]
-Pixels = UInt8[np.ndarray, "height width *colour"]
+Grid = Float[np.ndarray, "#height #width"]
+Pixels = UInt8[np.ndarray, "height width ..."]
 Family = Callable[[Grid, Grid, Generator], Grid]  # of shapes or of textures
 
 # ----------------------------------------------------------------------------- shapes
@@ -376,7 +376,7 @@ def _place(rng: Generator, radii: Float[np.ndarray, " n"]) -> Float[np.ndarray, 
 def _paint(
     kind: int,
     rng: Generator,
-    centre: Sequence[float],
+    centre: Float[np.ndarray, "2"],
     radius: float,
     canvas: Float32[np.ndarray, "pixels pixels 3"],
 ) -> tuple[tuple[slice, slice], np.ndarray]:
@@ -427,7 +427,8 @@ def render(split: str, index: int, pixels: int) -> tuple[Pixels, Pixels, Pixels]
     others = rng.choice(np.arange(1, len(KINDS)), rng.integers(1, 3), replace=False)
     kinds = [main] * int(rng.integers(1, 4)) + [(main + int(k)) % len(KINDS) for k in others]
     kinds = [kinds[k] for k in rng.permutation(len(kinds))]
-    areas = np.exp(rng.uniform(*np.log(AREA), len(kinds)))
+    least, most = np.log(AREA)
+    areas = np.exp(rng.uniform(least, most, len(kinds)))
     areas[np.array(kinds) != main] *= DISTRACTOR
     radii = np.sqrt(areas / [_unit_area(kind) for kind in kinds])
     centres = _place(rng, radii)

@@ -43,6 +43,7 @@ class VOC(Source):
     name = "voc"
     classes = CLASSES
     folds = tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4))
+    files: tuple[tuple[str, str], ...]
 
     def __init__(self, root: str | os.PathLike, split: str) -> None:
         self.root = _find_root(root)

@@ -51,6 +51,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def photograph(self, source: Source, index: int) -> str:
         """The file of a photograph, which is stored as it is."""
+        assert source.files is not None  # or the builder overrides this
         return source.files[index][0]
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -99,8 +99,8 @@ def readme() -> str:
 
 
 def _file_row(name: str) -> list[str]:
-    path = pathlib.Path(config_file(name))
-    what = ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0]
+    path = pathlib.Path(config_file(name) or name)
+    what = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
     train = (config := load_config(str(path))).train
     long = f"{train.epochs} epochs" if train.epochs else f"{train.steps:,} steps"
     batch = f"{train.batch_size} episode{'s' * (train.batch_size > 1)} a step"
@@ -127,7 +127,7 @@ def _commands(row: Row, setting: Setting) -> list[str]:
     """The file, the overrides of the training, and those of the test."""
     if not row.config:
         return ["none", "", ""]
-    config = load_config(config_file(pathlib.Path(row.config).stem))
+    config = load_config(config_file(pathlib.Path(row.config).stem) or row.config)
     trained = config.ways, config.shots
     train = "none"
     if row.trained:

@@ -1,6 +1,7 @@
 """CANet's tables (Zhang et al., CVPR 2019)."""
 
 import functools
+from collections.abc import Callable
 
 from fsseg_jax.evaluation.published.table import (
     BINARY,
@@ -34,7 +35,7 @@ def _features(label: str, mean: float, stages: str = "") -> Row:
     return _canet(label, cells(ONE_SHOT, mean=mean), train=train, test=_FIRST)
 
 
-def _joined(row: type[Row], label: str, fusion: str, figures: Figures) -> Row:
+def _joined(row: Callable[..., Row], label: str, fusion: str, figures: Figures) -> Row:
     """Five shots that a model of one shot joins without having learnt to."""
     return row(label, figures, test=(*ONE_SCALE, f"model.fusion={fusion}"), train_shots=1)
 

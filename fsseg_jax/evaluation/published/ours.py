@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from fsseg_jax.evaluation.published import canet, ltafnet, mfnet, panet, sst
 from fsseg_jax.evaluation.published.table import FIVE_SHOT, ONE_SHOT, Paper, Row, Setting, Table
@@ -17,7 +18,7 @@ PROTOCOL = ("eval.runs=1", "eval.checkpoint=best", "eval.threshold=base")
 
 
 def _quoted(
-    label: str, *places: tuple[Table, str], settings: Sequence[Setting] = _BOTH, **options: object
+    label: str, *places: tuple[Table, str], settings: Sequence[Setting] = _BOTH, **options: Any
 ) -> Row:
     """A row whose mean-IoU is quoted from rows of other tables, by their labels.
 

@@ -332,9 +332,10 @@ def _get(config: ConfigDict, name: str) -> Any:
 def _stamp(run: Run, which: str) -> tuple[str, str]:
     """Names a checkpoint of a run and its time; and which of them it is."""
     checkpoints = Checkpoints(run.folder)
-    which = available(checkpoints, which)
-    path = checkpoints.folder / which / str(checkpoints.step(which))
-    return f"{path}, {path.stat().st_mtime_ns}", which
+    found = available(checkpoints, which)
+    assert found is not None  # a run has one
+    path = checkpoints.folder / found / str(checkpoints.step(found))
+    return f"{path}, {path.stat().st_mtime_ns}", found
 
 
 def keep(evaluation: Evaluation) -> None:

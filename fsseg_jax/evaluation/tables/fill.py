@@ -18,6 +18,7 @@ from fsseg_jax.devices import is_first_process
 from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.tables.cells import (
     Cell,
+    Evaluation,
     Place,
     choose,
     find_runs,
@@ -75,7 +76,7 @@ def fill(
             run = longest([run for run in runs if matches(run, wanted, place.row)])
         cell = locate(table, place, run, overrides, workdir, sources)
         if cell.evaluation and cell.results is None:
-            cell = _evaluated(cell, mesh)
+            cell = _evaluated(cell, cell.evaluation, mesh)
         cells.append(cell)
     results = collect(table, cells, workdir, overrides)
     if is_first_process():
@@ -85,15 +86,15 @@ def fill(
     return results
 
 
-def _evaluated(cell: Cell, mesh: Mesh) -> Cell:
+def _evaluated(cell: Cell, evaluation: Evaluation, mesh: Mesh) -> Cell:
     """A cell with the results of its evaluation."""
-    config, _, source, target, *_ = cell.evaluation
+    config, _, source, target, *_ = evaluation
     model = create_model(config)
     workdir = target if cell.run is None else cell.run.folder
     loaded = load_variables(config, model, workdir, mesh, source)
     logger.info("%s: %s", cell.place, loaded.words)
-    forget(cell.evaluation)
+    forget(evaluation)
     results = evaluate(config, model, loaded, source, mesh, target)
     if is_first_process():
-        keep(cell.evaluation)
+        keep(evaluation)
     return cell._replace(results=results)

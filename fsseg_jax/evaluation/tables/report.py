@@ -84,7 +84,7 @@ def collect(
 def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
     """Figures of one metric of a row in one setting, by fold."""
     row, setting, _ = cells[0].place
-    done = {cell.place.fold: cell for cell in cells if cell.results}
+    done = {cell.place.fold: cell.results for cell in cells if cell.results}
 
     def by_fold(values: dict[int, float]) -> dict[str, float | None]:
         known: dict[Fold, float | None] = {cell.place.fold: None for cell in cells}
@@ -93,14 +93,16 @@ def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
         known["mean"] = float(np.mean(list(values.values()))) if whole else None
         return {str(fold): value for fold, value in known.items()}
 
-    ours = {fold: cell.results[metric] for fold, cell in done.items()}
+    ours = {fold: results[metric] for fold, results in done.items()}
     at_best = {
-        fold: cell.results["thresholded"][metric]
-        for fold, cell in done.items()
-        if "thresholded" in cell.results
+        fold: results["thresholded"][metric]
+        for fold, results in done.items()
+        if "thresholded" in results
     }
     folds: list[Fold] = [*(cell.place.fold for cell in cells), "mean"]
-    paper = {fold: row.published.get((setting, fold, metric)) for fold in folds}
+    paper: dict[Fold, float | None] = {
+        fold: row.published.get((setting, fold, metric)) for fold in folds
+    }
     return {
         "setting": f"{setting[0]}-way {setting[1]}-shot",
         "metric": SCORES[metric],
@@ -112,10 +114,10 @@ def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
             for fold, value in paper.items()
             if value is not None
         },
-        "protocols": sorted({cell.results["protocol"]["hash"] for cell in done.values()}),
-        "episodes": sorted({cell.results["episodes_hash"] for cell in done.values()}),
+        "protocols": sorted({results["protocol"]["hash"] for results in done.values()}),
+        "episodes": sorted({results["episodes_hash"] for results in done.values()}),
         "runs": [str(cell.run.folder) for cell in cells if cell.run],
-        "weights": [cell.results["checkpoint"] for cell in done.values()],
+        "weights": [results["checkpoint"] for results in done.values()],
         "training": {
             str(cell.place.fold): training_facts(cell) for cell in cells if cell.run is not None
         },
@@ -128,6 +130,7 @@ def training_facts(cell: Cell) -> dict[str, Any]:
     `part` is that of the episodes which the published training sees on these photographs.
     """
     run = cell.run
+    assert run is not None  # this is asked of no other cell
     published = training_config(cell.place)
     whole = published_episodes(cell.place, run.info.get("epoch"))
     seconds = run.info.get("seconds")
@@ -223,14 +226,12 @@ def mixed(cells: Sequence[Cell]) -> list[str]:
     row's as well.
     """
     own = {"hash", "training episodes", "corners", "ignored pixels of supports"}
-    names = dict.fromkeys(
-        name for cell in cells for name in cell.evaluation.neutral if name not in own
-    )
+    told = [(cell, cell.evaluation.neutral) for cell in cells if cell.evaluation]
+    names = dict.fromkeys(name for _, neutral in told for name in neutral if name not in own)
     sentences = []
     for name in names:
         values: dict[str, list[Cell]] = {}
-        for cell in cells:
-            neutral = cell.evaluation.neutral
+        for cell, neutral in told:
             chosen = cell.run is not None or name != "checkpoint rule"  # what has no checkpoints
             if name in neutral and chosen:
                 values.setdefault(str(neutral[name]), []).append(cell)
