@@ -145,10 +145,10 @@ class Items:
 class EpisodeIds:
     """Episodes by name only, B of them; photographs are rows of the source."""
 
-    classes: Integer[AnyArray, "batch way"]
-    supports: Integer[AnyArray, "batch way shot"]
-    query: Integer[AnyArray, " batch"]
-    query_index: Integer[AnyArray, " batch"]
+    classes: Integer[AnyArray, "*batch way"]
+    supports: Integer[AnyArray, "*batch way shot"]
+    query: Integer[AnyArray, "*batch"]
+    query_index: Integer[AnyArray, "*batch"]
 
     @property
     def photographs(self) -> Integer[AnyArray, "batch slot"]:

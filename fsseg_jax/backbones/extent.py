@@ -102,7 +102,7 @@ def masked(
 
 def average(
     x: Float[Array, "*batch h w channel"], keepdims: bool = False
-) -> Float[Array, "*batch channel"]:
+) -> Float[Array, "... channel"]:
     """The mean of a map over the photograph's positions."""
     return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))
 

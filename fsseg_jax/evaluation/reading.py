@@ -107,7 +107,9 @@ class Reader:
                 largest = -(-largest // CANVAS) * CANVAS
             label = np.full((turns, *largest), IGNORE, self.label_type)
         else:
-            padded[: len(queries)] = [fitted(tuple(s), self.size, options.fit) for s in shapes]
+            padded[: len(queries)] = [
+                fitted((height, width), self.size, options.fit) for height, width in shapes.tolist()
+            ]
         extent = padded
         if options.fit == "letterbox":
             extent = np.repeat(padded.max(axis=1, keepdims=True), 2, axis=1)

@@ -28,11 +28,11 @@ THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 class Rows:
     """Episodes by the rows of what the evaluator keeps, B of them."""
 
-    classes: Int[AnyArray, "batch way"]
-    supports: Int[AnyArray, "batch way shot"]  # rows of the photographs
-    query: Int[AnyArray, " batch"]
-    turn: Int[AnyArray, " batch"]  # the query's row among those of its bucket
-    bits: UInt32[AnyArray, "batch way shot"]  # which object gets a box
+    classes: Int[AnyArray, "*batch way"]
+    supports: Int[AnyArray, "*batch way shot"]  # rows of the photographs
+    query: Int[AnyArray, "*batch"]
+    turn: Int[AnyArray, "*batch"]  # the query's row among those of its bucket
+    bits: UInt32[AnyArray, "*batch way shot"]  # which object gets a box
 
     def take(self, rows: Any) -> "Rows":
         """The episodes at `rows`: a slice or an array of positions."""
@@ -76,10 +76,10 @@ class Counts:
     """What comes of episodes: pixel counts (see `metrics.pixel_counts`), and what was measured."""
 
     # By what the label 255 counts as: "ignored" and "background".
-    borders: Mapping[str, Int[AnyArray, "episode class 3"]]
+    borders: Mapping[str, Int[AnyArray, "*episode class 3"]]
     # At `THRESHOLDS`, as `eval.border`.
-    thresholds: Int[AnyArray, "episode threshold class 3"] | None
-    measured: Mapping[str, Float[AnyArray, " episode"]]
+    thresholds: Int[AnyArray, "*episode threshold class 3"] | None
+    measured: Mapping[str, Float[AnyArray, "*episode"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,17 +86,17 @@ class CANet(BinaryMethod):
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
-    ) -> Float[Array, "*batch h w width"]:
+    ) -> Float[Array, "*batch h w channel"]:
         """Embedded features of normalised photographs, for both branches."""
         features = nn.relu(self.embedding(self.extract(image, train)))
         return self.drop(features, deterministic=not train)
 
     def segment(
         self,
-        support_features: Float[Array, "way shot h w width"],
+        support_features: Float[Array, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "h w width"],
-        query_image: Float[AnyArray, "height width 3"],
+        query_features: Float[Array, "query_h query_w channel"],
+        query_image: Float[AnyArray, "query_height query_width 3"],
         previous: UInt8[Array, "h w 2"] | None = None,
         train: bool = False,
     ) -> Output:
@@ -148,7 +148,7 @@ class CANet(BinaryMethod):
         return Output(join_ways(logits), {"binary_logits": logits}, row=row)
 
     def _attention(
-        self, features: Float[Array, "h w width"], vectors: Float[Array, "way shot width"]
+        self, features: Float[Array, "h w channel"], vectors: Float[Array, "way shot channel"]
     ) -> Float[Array, "way shot"]:
         """Softmax over the shots of one learned scalar a shot (sec. 4.3)."""
         first, second = self.attention

@@ -1,5 +1,6 @@
 """Layers and losses that several methods share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -130,10 +131,10 @@ class JoinedConvolution(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "*batch h w c"],
-        extra: Float[Array, "*batch h w e"] | None = None,
-        vector: Float[Array, "*batch v"] | None = None,
-    ) -> Float[Array, "*batch h w width"]:
+        x: Float[Array, "*#batch h w c"],
+        extra: Float[Array, "*#batch h w e"] | None = None,
+        vector: Float[Array, "*#batch v"] | None = None,
+    ) -> Float[Array, "... h w width"]:
         """The convolution; leading axes broadcast."""
         given = [part for part in (x, extra, vector) if part is not None]
         ends = np.cumsum([part.shape[-1] for part in given])
@@ -191,7 +192,7 @@ def kinds(length: int, reach: int) -> np.ndarray:
 class ResidualBlock(nn.Module):
     """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 4.2)."""
 
-    options: dict[str, Any]  # of the convolutions
+    options: Mapping[str, Any]  # of the convolutions
     rematerialise: bool = False
 
     @rematerialisable
@@ -215,7 +216,7 @@ class ASPP(nn.Module):
     over all of them.
     """
 
-    options: dict[str, Any]  # of the convolutions
+    options: Mapping[str, Any]  # of the convolutions
     width: int = 256
     dilations: tuple[int, ...] = (6, 12, 18)
     dropout: float = 0.0  # of channels

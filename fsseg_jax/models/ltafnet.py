@@ -121,17 +121,19 @@ class LTAFNet(BinaryMethod):
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
-    ) -> Float[Array, "*batch h w width"]:
+    ) -> Float[Array, "*batch h w channel"]:
         """Embedded features of normalised photographs."""
         features = nn.relu(self.embedding(self.extract(image, train)))
         return self.drop(features, deterministic=not train)
 
     def adapt(
         self,
-        support: Float[Array, "way shot h w width"],
+        support: Float[Array, "way shot h w channel"],
         masks: Float[Array, "way shot h w"],
-        query: Float[Array, "height width width"],
-    ) -> tuple[Float[Array, "way shot h w width"], Float[Array, "way shot height width width"]]:
+        query: Float[Array, "query_h query_w channel"],
+    ) -> tuple[
+        Float[Array, "way shot h w channel"], Float[Array, "way shot query_h query_w channel"]
+    ]:
         """Support and query features of each pair, adapted to it (eq. 1-2)."""
         # The average of a 1 x 1 convolution is the 1 x 1 convolution of averages, which costs
         # next to nothing and lets the query have another size.
@@ -154,8 +156,8 @@ class LTAFNet(BinaryMethod):
         return support + shift, query + shift  # eq. 2
 
     def pool(
-        self, features: Float[Array, "*batch h w width"], masks: Float[Array, "*batch h w"]
-    ) -> Float[Array, "*batch width"]:
+        self, features: Float[Array, "*batch h w channel"], masks: Float[Array, "*batch h w"]
+    ) -> Float[Array, "*batch channel"]:
         """Masked average of features."""
         masks = masks[..., None, :, :]
         pooled = masked_average_pool(features, masks, self.area_epsilon, self.align_corners)
@@ -163,10 +165,10 @@ class LTAFNet(BinaryMethod):
 
     def segment(
         self,
-        support_features: Float[Array, "way shot h w width"],
+        support_features: Float[Array, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "h w width"],
-        query_image: Float[AnyArray, "height width 3"],
+        query_features: Float[Array, "query_h query_w channel"],
+        query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:

@@ -7,7 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, Num, PRNGKeyArray, UInt8
+from ml_collections import ConfigDict
 
 from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, Episode
 from fsseg_jax.models.layers import cross_entropy
@@ -37,7 +38,7 @@ class Method(nn.Module, abc.ABC):
     )
 
     @classmethod
-    def check(cls, options: Mapping[str, Any]) -> None:
+    def check(cls, options: Mapping[str, Any] | ConfigDict) -> None:
         """Raises UserError where options do not fit each other.
 
         Args:
@@ -58,8 +59,8 @@ class Method(nn.Module, abc.ABC):
         support_features: Any,
         support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Any,
-        query_image: Float[AnyArray, "height width 3"],
-        previous: Float[Array, "..."] | None = None,
+        query_image: Float[AnyArray, "query_height query_width 3"],
+        previous: Num[Array, "..."] | None = None,
         train: bool = False,
     ) -> Output:
         """Logits of the query.
@@ -135,7 +136,7 @@ class Method(nn.Module, abc.ABC):
     def __call__(
         self,
         episode: Episode,
-        previous: Float[Array, "..."] | None = None,
+        previous: Num[Array, "..."] | None = None,
         train: bool = False,
     ) -> Output:
         """Segments one episode of normalised photographs: `encode`, then `segment`.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.convolution import max_pool
 from fsseg_jax.backbones.extent import positions
@@ -109,7 +110,7 @@ class MFNet(Method):
     metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).")
 
     @classmethod
-    def check(cls, options: Mapping[str, Any]) -> None:
+    def check(cls, options: Mapping[str, Any] | ConfigDict) -> None:
         """Raises UserError unless the heads divide the width."""
         if options["width"] % options["heads"]:
             raise UserError(
@@ -140,7 +141,7 @@ class MFNet(Method):
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
-    ) -> dict[str, Float[Array, "*batch h w width"]]:
+    ) -> dict[str, Float[Array, "*batch h w channel"]]:
         """Embedded features of normalised photographs, as a support and as a query."""
         features = self.extract(image, train)
         embedded = [
@@ -149,7 +150,7 @@ class MFNet(Method):
         ]
         return {"support": embedded[0], "query": embedded[-1]}
 
-    def prototypes(self, vectors: Float[Array, "way shot width"]) -> Float[Array, "way width"]:
+    def prototypes(self, vectors: Float[Array, "way shot channel"]) -> Float[Array, "way channel"]:
         """Means over shots, modulated by their relations where there are several (eq. 2-3)."""
         # With one shot there is nothing to relate, and so no parameters to train.
         if self.support_attention and vectors.shape[1] > 1:
@@ -164,10 +165,10 @@ class MFNet(Method):
 
     def segment(
         self,
-        support_features: dict[str, Float[Array, "way shot h w width"]],
+        support_features: dict[str, Float[Array, "way shot h w channel"]],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: dict[str, Float[Array, "h w width"]],
-        query_image: Float[AnyArray, "height width 3"],
+        query_features: dict[str, Float[Array, "query_h query_w channel"]],
+        query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:
@@ -258,7 +259,7 @@ class MFNet(Method):
 class ScaleBranch(nn.Module):
     """Attention score and transformed features of one scale (fig. 3b), shared by the ways."""
 
-    options: dict
+    options: Mapping[str, Any]
     width: int
     attention: bool  # without it all scores are 0
     rematerialise: bool = False
@@ -267,7 +268,7 @@ class ScaleBranch(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "*way h w c"], vector: Float[Array, "way c"] | None = None
-    ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w width"]]:
+    ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w channel"]]:
         """Both branches, of a map with a vector beside each of its positions."""
         joined = functools.partial(JoinedConvolution, self.width, **self.options)
         score = jnp.zeros((1, *x.shape[-3:-1], 1))
@@ -282,7 +283,7 @@ class ScaleBranch(nn.Module):
 class ShotScore(nn.Module):
     """A number that says how much the comparison with a support is worth, as CANet's sec. 4.3."""
 
-    options: dict
+    options: Mapping[str, Any]
     width: int
 
     @nn.compact
@@ -304,15 +305,15 @@ class Hierarchy(nn.Module):
     follows.
     """
 
-    options: dict
+    options: Mapping[str, Any]
     width: int
     rematerialise: bool = False
 
     @rematerialisable
     @nn.compact
     def __call__(
-        self, features: Sequence[Float[Array, "way ?h ?w width"]], align_corners: bool
-    ) -> Float[Array, "way h w width"]:
+        self, features: Sequence[Float[Array, "way ?h ?w channel"]], align_corners: bool
+    ) -> Float[Array, "way h w channel"]:
         """One map at the size of the first."""
         size, levels = features[0].shape[-3:-1], []
         for x in features:
@@ -328,7 +329,7 @@ class Hierarchy(nn.Module):
 class Decoder(nn.Module):
     """1 x 1 to the embedding, a residual block or ASPP, 1 x 1 to the classes."""
 
-    options: dict
+    options: Mapping[str, Any]
     width: int
     aspp: bool = False
     rematerialise: bool = False
@@ -337,7 +338,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "*batch h w c"], classes: int
-    ) -> tuple[Float[Array, "*batch h w classes"], Float[Array, "*batch h w width"]]:
+    ) -> tuple[Float[Array, "*batch h w classes"], Float[Array, "*batch h w channel"]]:
         """Logits and the embedding, which comes before the residual block."""
         embedding = convolution(self.width, 1, **self.options)(x)
         seen = (ASPP(self.options, self.width) if self.aspp else ResidualBlock(self.options))(

@@ -44,8 +44,8 @@ class PANet(Method):
         self,
         support_features: Float[Array, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "h w channel"],
-        query_image: Float[AnyArray, "height width 3"],
+        query_features: Float[Array, "query_h query_w channel"],
+        query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:

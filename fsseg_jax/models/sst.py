@@ -83,35 +83,37 @@ class SST(BinaryMethod):
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
-    ) -> Float[Array, "*batch h w width"]:
+    ) -> Float[Array, "*batch h w channel"]:
         """Embedded features of normalised photographs (f_e)."""
         features = nn.relu(self.embedding(self.extract(image, train)))
         return features.astype(jnp.float32)  # the inner loop is computed in float32
 
     def pool(
         self,
-        features: Float[Array, "*batch h w width"],
+        features: Float[Array, "*batch h w channel"],
         label: UInt8[Array, "*batch height width"],
-    ) -> Float[Array, "*batch width"]:
+    ) -> Float[Array, "*batch channel"]:
         """The prototype of a binary label (eq. 12's pool)."""
         masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)[..., None, :, :]
         pooled = masked_average_pool(features, masks, self.area_epsilon, self.align_corners)
         return pooled[..., 0, :]
 
     def respond(
-        self, features: Float[Array, "*batch h w width"], prototype: Float[Array, "*batch width"]
-    ) -> Float[Array, "*batch h w width"]:
+        self,
+        features: Float[Array, "*#batch h w channel"],
+        prototype: Float[Array, "*#batch channel"],
+    ) -> Float[Array, "... h w channel"]:
         """Where features are like a prototype (f_m, eq. 13)."""
         first, second = self.relation
         return nn.relu(second(nn.relu(first(features, vector=prototype))))
 
-    def decode(self, response: Float[Array, "*batch h w width"]) -> Float[Array, "*batch h w 2"]:
+    def decode(self, response: Float[Array, "*batch h w channel"]) -> Float[Array, "*batch h w 2"]:
         """Logits of a response (f_d)."""
         return self.classifier(self.aspp(self.block(response))).astype(jnp.float32)
 
     def self_segmentation(
         self,
-        features: Float[Array, "*batch h w width"],
+        features: Float[Array, "*batch h w channel"],
         label: UInt8[Array, "*batch height width"],
     ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch h w 2"]]:
         """The support segmented with itself (eq. 8-9): mean cross-entropies and logits."""
@@ -120,7 +122,7 @@ class SST(BinaryMethod):
 
     def tune(
         self,
-        features: Float[Array, "way shot h w width"],
+        features: Float[Array, "way shot h w channel"],
         label: UInt8[Array, "way shot height width"],
     ) -> "Tuned":
         """One step of each support's features along its own gradient (eq. 10-11).
@@ -152,10 +154,10 @@ class SST(BinaryMethod):
 
     def segment(
         self,
-        support_features: Float[Array, "way shot h w width"],
+        support_features: Float[Array, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "h w width"],
-        query_image: Float[AnyArray, "height width 3"],
+        query_features: Float[Array, "query_h query_w channel"],
+        query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
     ) -> Output:
@@ -202,7 +204,7 @@ class SST(BinaryMethod):
 class Tuned(NamedTuple):
     """Support features after the inner loop, and their self-segmentation before it."""
 
-    features: Float[Array, "way shot h w width"]
+    features: Float[Array, "way shot h w channel"]
     loss: Float[Array, "way shot"]
     logits: Float[Array, "way shot h w 2"]
 
