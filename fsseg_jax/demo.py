@@ -25,13 +25,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fsseg_jax import command_line
-from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.output import PALETTE
-from fsseg_jax.prediction.pictures import as_photograph
+from fsseg_jax.prediction.pictures import as_image
 from fsseg_jax.prediction.segmenter import Segmenter
 
 try:
@@ -50,7 +50,7 @@ logger = logging.getLogger("fsseg_jax.demo")  # as a program, the module has ano
 # ----------------------------------------------------------------------------- pictures
 
 
-def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> Photograph:
+def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImage:
     """A support from what was painted over a photograph: 1 where it is painted.
 
     Args:
@@ -65,7 +65,7 @@ def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> Photograph:
         raise UserError(
             "There is no photograph that the browser can read: drop one that shows the thing."
         )
-    image = as_photograph(drawing["background"], "the photograph")
+    image = as_image(drawing["background"], "the photograph")
     painted = np.zeros(image.shape[:2], bool)
     for layer in drawing["layers"]:
         painted |= layer[..., 3] > 0
@@ -74,7 +74,7 @@ def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> Photograph:
     if boxed:
         rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))
         painted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-    return Photograph(image, painted.astype(np.uint8))
+    return LabelledImage(image, painted.astype(np.uint8))
 
 
 def shown(
@@ -117,16 +117,16 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
     progress = gr.Progress()
 
     def add(
-        drawing: dict[str, Any] | None, boxed: bool, supports: list[Photograph]
-    ) -> tuple[list[np.ndarray], list[Photograph], None]:
+        drawing: dict[str, Any] | None, boxed: bool, supports: list[LabelledImage]
+    ) -> tuple[list[np.ndarray], list[LabelledImage], None]:
         supports = [*supports, support_from(drawing, boxed)]
         return [shown(*support) for support in supports], supports, None
 
-    def clear() -> tuple[list[np.ndarray], list[Photograph]]:
+    def clear() -> tuple[list[np.ndarray], list[LabelledImage]]:
         return [], []
 
     def segment(
-        supports: list[Photograph], paths: list[str] | None, progress: "gr.Progress" = progress
+        supports: list[LabelledImage], paths: list[str] | None, progress: "gr.Progress" = progress
     ) -> tuple[list[tuple[np.ndarray, str]], Any]:
         if not supports:
             raise UserError("There is no support yet: paint the thing in step 1, and add it.")
@@ -141,7 +141,7 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
             if isinstance(mask, UserError):
                 gr.Warning(html.escape(str(mask).replace(path, name)))
                 continue
-            pictures.append((shown(as_photograph(path, name), mask), name))
+            pictures.append((shown(as_image(path, name), mask), name))
             names.append(name)
             masks.append(mask)
         zipped = archive(names, masks)

@@ -112,33 +112,33 @@ class Items:
     class_id: Integer[AnyArray, " classes"]
     start: Integer[AnyArray, " classes"]
     count: Integer[AnyArray, " classes"]
-    photograph: Integer[AnyArray, " items"]
-    by_photograph: Integer[AnyArray, " items"]
+    image: Integer[AnyArray, " items"]
+    by_image: Integer[AnyArray, " items"]
     shown_start: Integer[AnyArray, " photographs"]
     shown_count: Integer[AnyArray, " photographs"]
     supports: "Items | None" = None
 
     @classmethod
-    def from_photographs(
-        cls, class_ids: Sequence[int], photographs: Sequence[Integer[np.ndarray, " _"]]
+    def from_images(
+        cls, class_ids: Sequence[int], images: Sequence[Integer[np.ndarray, " _"]]
     ) -> "Items":
         """From each class's photographs, in ascending order, as rows of the source."""
-        count = np.array([len(shown) for shown in photographs], np.int32)
-        photograph = np.concatenate(photographs).astype(np.int32)
-        shown_count = np.unique(photograph, return_counts=True)[1].astype(np.int32)
+        count = np.array([len(shown) for shown in images], np.int32)
+        image = np.concatenate(images).astype(np.int32)
+        shown_count = np.unique(image, return_counts=True)[1].astype(np.int32)
         return cls(
             class_id=np.asarray(class_ids, np.int32),
             start=(np.cumsum(count) - count).astype(np.int32),
             count=count,
-            photograph=photograph,
-            by_photograph=np.argsort(photograph, kind="stable").astype(np.int32),
+            image=image,
+            by_image=np.argsort(image, kind="stable").astype(np.int32),
             shown_start=(np.cumsum(shown_count) - shown_count).astype(np.int32),
             shown_count=shown_count,
         )
 
     def epoch(self, sampling: str) -> int:
         """How many episodes one epoch has: one a photograph where they take turns, or an item."""
-        return len(self.shown_start if sampling == "photographs" else self.photograph)
+        return len(self.shown_start if sampling == "photographs" else self.image)
 
 
 @struct.dataclass
@@ -151,7 +151,7 @@ class EpisodeIds:
     query_index: Integer[AnyArray, "*batch"]
 
     @property
-    def photographs(self) -> Integer[AnyArray, "batch slot"]:
+    def images(self) -> Integer[AnyArray, "batch slot"]:
         """All photographs of each episode: supports way by way, and the query last."""
         supports = self.supports.reshape(len(self), -1)
         xp = np if isinstance(supports, np.ndarray) else jnp
@@ -276,20 +276,20 @@ def _draw_outside(
 def _position(
     items: Items,
     row: Integer[AnyArray, " batch"],
-    photograph: Integer[AnyArray, " batch"],
+    image: Integer[AnyArray, " batch"],
     xp: ModuleType,
 ) -> Integer[AnyArray, " batch"]:
     """Where `photograph` stands among the photographs of class number `row`, or far outside."""
-    last = items.photograph.shape[0] - 1
+    last = items.image.shape[0] - 1
 
     def halve(_: Any, bounds: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = bounds
         middle = (low + high) // 2
-        right = (low < high) & (items.photograph[xp.minimum(middle, last)] < photograph)
+        right = (low < high) & (items.image[xp.minimum(middle, last)] < image)
         return xp.where(right, middle + 1, low), xp.where(right, high, middle)
 
     bounds = items.start[row], items.start[row] + items.count[row]
-    rounds = items.photograph.shape[0].bit_length()  # of a binary search, in lock step
+    rounds = items.image.shape[0].bit_length()  # of a binary search, in lock step
     if xp is np:
         for number in range(rounds):
             bounds = halve(number, bounds)
@@ -297,7 +297,7 @@ def _position(
         bounds = jax.lax.fori_loop(0, rounds, halve, bounds)
     low, _ = bounds
     inside = low < items.start[row] + items.count[row]
-    found = inside & (items.photograph[xp.minimum(low, last)] == photograph)
+    found = inside & (items.image[xp.minimum(low, last)] == image)
     return xp.where(found, low - items.start[row], np.iinfo(np.int32).max).astype(np.int32)
 
 
@@ -353,7 +353,7 @@ def sample(
         way = xp.arange(ways)[None]
         order = xp.where(way == query_way, 0, xp.where(way == 0, query_way, way))
         rows = xp.take_along_axis(rows, order, axis=1)
-    query = items.photograph[query_index]
+    query = items.image[query_index]
 
     candidates, supports = items.supports or items, []
     for way in range(ways):
@@ -362,7 +362,7 @@ def sample(
         for _ in range(shots):
             taken.append(_draw_outside(bits(), candidates.count[row], taken, xp))
         rows_of = candidates.start[row][:, None] + xp.stack(taken[1:], axis=1)
-        supports.append(candidates.photograph[rows_of])
+        supports.append(candidates.image[rows_of])
     return EpisodeIds(
         classes=items.class_id[rows],
         supports=xp.stack(supports, axis=1),
@@ -385,7 +385,7 @@ def _in_turn(
     if sampling == "items":
         return turn
     shown = _draw_outside(bits(), items.shown_count[turn], [], xp)
-    return items.by_photograph[items.shown_start[turn] + shown]
+    return items.by_image[items.shown_start[turn] + shown]
 
 
 # ----------------------------------------------------------------------------- lists
@@ -394,7 +394,7 @@ COLUMNS = ("classes", "supports", "query")
 
 
 def episodes_to_csv(
-    episodes: EpisodeIds, photograph_ids: Sequence[str], **columns: Sequence[Any]
+    episodes: EpisodeIds, image_ids: Sequence[str], **columns: Sequence[Any]
 ) -> str:
     """Episodes as CSV: `12,2008_000008;2009_001234,2010_000321`, and any further columns.
 
@@ -404,25 +404,25 @@ def episodes_to_csv(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *columns])
     for row in range(len(episodes)):
-        ways = (";".join(photograph_ids[int(i)] for i in shots) for shots in episodes.supports[row])
+        ways = (";".join(image_ids[int(i)] for i in shots) for shots in episodes.supports[row])
         writer.writerow(
             [
                 ";".join(map(str, episodes.classes[row])),
                 "|".join(ways),
-                photograph_ids[int(episodes.query[row])],
+                image_ids[int(episodes.query[row])],
                 *(column[row] for column in columns.values()),
             ]
         )
     return text.getvalue()
 
 
-def episodes_hash(episodes: EpisodeIds, photograph_ids: Sequence[str]) -> str:
+def episodes_hash(episodes: EpisodeIds, image_ids: Sequence[str]) -> str:
     """Eight hexadecimal digits that name a list of episodes."""
-    return hashlib.sha256(episodes_to_csv(episodes, photograph_ids).encode()).hexdigest()[:8]
+    return hashlib.sha256(episodes_to_csv(episodes, image_ids).encode()).hexdigest()[:8]
 
 
 def read_episodes(
-    path: str | os.PathLike, photograph_ids: Sequence[str], class_ids: Sequence[int]
+    path: str | os.PathLike, image_ids: Sequence[str], class_ids: Sequence[int]
 ) -> EpisodeIds:
     """Reads a list of episodes; columns beyond `classes,supports,query` are ignored.
 
@@ -438,7 +438,7 @@ def read_episodes(
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: there is no such episode list.")
-    rows = {name: row for row, name in enumerate(photograph_ids)}
+    rows = {name: row for row, name in enumerate(image_ids)}
     classes, supports, queries = [], [], []
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)

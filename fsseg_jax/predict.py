@@ -42,7 +42,7 @@ from tqdm import tqdm
 from fsseg_jax import command_line
 from fsseg_jax.data.images import read_image
 from fsseg_jax.data.parallel import cores, parallel_map
-from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.folder import SUFFIXES, Folder
 from fsseg_jax.devices import describe
 from fsseg_jax.episode import IGNORE
@@ -134,7 +134,7 @@ def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
 class Supports(NamedTuple):
     """The photographs that show the classes."""
 
-    photographs: list[Photograph]  # labels are 1, 2 ... in the order of the classes
+    images: list[LabelledImage]  # labels are 1, 2 ... in the order of the classes
     classes: tuple[str, ...]
     digest: str  # of all pixels and labels
     files: frozenset[pathlib.Path]  # that annotate them
@@ -159,15 +159,15 @@ def read_supports(folder: pathlib.Path) -> Supports:
         logger.info("%s: no photograph shows %s", folder, ", ".join(absent))
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
-    shown = np.unique(source.table.photograph).tolist()
+    shown = np.unique(source.table.image).tolist()
     read = parallel_map(source.read, shown, "supports")
-    photographs = [Photograph(image, own[label]) for image, label in read]
+    images = [LabelledImage(image, own[label]) for image, label in read]
     digest = hashlib.sha256()
-    for photograph in photographs:
+    for photograph in images:
         for array in photograph:
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-    return Supports(photographs, classes, digest.hexdigest()[:16], frozenset(source.annotations))
+    return Supports(images, classes, digest.hexdigest()[:16], frozenset(source.annotations))
 
 
 def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -> list[Query]:
@@ -226,7 +226,7 @@ def _check_folder(folder: pathlib.Path, option: str) -> None:
 def _show(segmenter: Segmenter, supports: Supports) -> None:
     """Encodes the supports, and says how long that took."""
     start = time.perf_counter()
-    images, labels = zip(*supports.photographs, strict=True)
+    images, labels = zip(*supports.images, strict=True)
     segmenter.fit(images, masks=labels, classes=supports.classes)
     jax.block_until_ready(jax.live_arrays())  # JAX would do it in the background
     logger.info(

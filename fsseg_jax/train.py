@@ -175,7 +175,7 @@ def begin_or_resume(
     Raises:
         UserError: pretrained weights cannot be had or do not fit.
     """
-    count = len(data.items.photograph)
+    count = len(data.items.image)
     start = checkpoints.step(LAST)
     if start:
         saved, _ = checkpoints.describe(LAST)

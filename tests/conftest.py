@@ -8,7 +8,7 @@ import pytest
 import xla_flags  # noqa: F401  before JAX
 from PIL import Image, ImageDraw
 
-from fsseg_jax.data.source import ClassTable, Photograph, Source, count_classes
+from fsseg_jax.data.source import ClassTable, LabelledImage, Source, count_classes
 from fsseg_jax.data.sources.voc import CLASSES
 
 
@@ -44,7 +44,7 @@ def voc_palette():
     return np.stack(channels, axis=1).astype(np.uint8)
 
 
-def draw_photograph(rng, class_ids, height, width):
+def draw_image(rng, class_ids, height, width):
     """A photograph with one object a class, in the class's colour, and its labels.
 
     Objects are rectangles and ellipses on a grid, so that all are visible; their borders have
@@ -70,12 +70,12 @@ def draw_photograph(rng, class_ids, height, width):
     return image, label, instance
 
 
-def deal_classes(rng, classes, photographs, shown):
+def deal_classes(rng, classes, images, shown):
     """Which classes each photograph shows: all of them equally often."""
     classes = np.asarray(classes)
     counts = np.zeros(len(classes), int)
     dealt = []
-    for _ in range(photographs):
+    for _ in range(images):
         order = rng.permutation(len(classes))
         chosen = order[np.argsort(counts[order], kind="stable")][:shown]
         counts[chosen] += 1
@@ -123,7 +123,7 @@ def make_voc(tmp_path_factory):
             (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
             for number, class_ids in enumerate(deal_classes(rng, classes, count, shown)):
                 height, width = rng.integers(40, 65, 2).tolist()
-                image, label, instance = draw_photograph(rng, class_ids, height, width)
+                image, label, instance = draw_image(rng, class_ids, height, width)
                 name = names[number]
                 Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
                 pictures = [(labels, label)]
@@ -144,25 +144,25 @@ class MemorySource(Source):
 
     name = "memory"
 
-    def __init__(self, photographs, classes, folds):
-        self.photographs, self.classes, self.folds = photographs, classes, folds
-        self.ids = tuple(f"photograph_{number}" for number in range(len(photographs)))
+    def __init__(self, images, classes, folds):
+        self.images, self.classes, self.folds = images, classes, folds
+        self.ids = tuple(f"photograph_{number}" for number in range(len(images)))
         self.table = ClassTable.from_counts(
-            [count_classes(label, "", self) for _, label, _ in photographs]
+            [count_classes(label, "", self) for _, label, _ in images]
         )
 
     def read(self, index):
-        return Photograph(*self.photographs[index][:2])
+        return LabelledImage(*self.images[index][:2])
 
     def instances(self, index):
-        return self.photographs[index][2]
+        return self.images[index][2]
 
 
 @pytest.fixture(scope="session")
 def make_source():
     """A function that makes a source of small photographs without files."""
 
-    def make(photographs=12, classes=6, shown=3, seed=0):
+    def make(images=12, classes=6, shown=3, seed=0):
         """Each of `photographs` shows `shown` of the first `classes` classes of VOC.
 
         There are two folds, which hold out one half of the classes each.
@@ -170,8 +170,8 @@ def make_source():
         rng = np.random.default_rng(seed)
         ids = range(1, classes + 1)
         drawn = [
-            draw_photograph(rng, class_ids, *rng.integers(40, 65, 2).tolist())
-            for class_ids in deal_classes(rng, ids, photographs, shown)
+            draw_image(rng, class_ids, *rng.integers(40, 65, 2).tolist())
+            for class_ids in deal_classes(rng, ids, images, shown)
         ]
         folds = (tuple(ids[: classes // 2]), tuple(ids[classes // 2 :]))
         return MemorySource(drawn, CLASSES[:classes], folds)

@@ -42,7 +42,7 @@ def disc(centre, radius):
     return np.hypot(columns - centre[0], rows - centre[1]) < radius
 
 
-def photograph(inside, seed=0):
+def painting(inside, seed=0):
     """A red thing on a blue ground, both noisy."""
     colours = np.where(inside[..., None], (200, 60, 40), (40, 70, 170))
     noise = np.random.default_rng(seed).integers(-25, 25, colours.shape)
@@ -60,7 +60,7 @@ def stroke(size, points, width):
 
 
 def test_a_support_is_1_where_any_layer_is_painted():
-    image = photograph(disc((200, 150), 80))
+    image = painting(disc((200, 150), 80))
     layers = [stroke(SIZE, points, 9)[0] for points in ([50, 60, 90, 60], [200, 99, 200, 180])]
     # The editor gives photographs an alpha channel; a transparent one is seen on white.
     transparent = np.dstack([image, np.where(disc((0, 0), 30), 0, 255).astype(np.uint8)])
@@ -75,7 +75,7 @@ def test_a_support_is_1_where_any_layer_is_painted():
 @pytest.mark.parametrize("points", [[90, 200, 310, 40], [90, 40, 310, 40, 310, 200, 90, 200]])
 def test_a_box_is_the_one_around_all_that_is_painted(points):
     layer, box = stroke(SIZE, points, 5)
-    drawing = {"background": photograph(disc((200, 150), 80)), "layers": [layer]}
+    drawing = {"background": painting(disc((200, 150), 80)), "layers": [layer]}
     support = demo.support_from(drawing, boxed=True)
     assert Image.fromarray(support.label).getbbox() == box
     left, top, right, bottom = box
@@ -84,7 +84,7 @@ def test_a_box_is_the_one_around_all_that_is_painted(points):
 
 
 def test_what_is_missing_in_the_editor_is_told():
-    image = photograph(disc((200, 150), 80))
+    image = painting(disc((200, 150), 80))
     for empty in (None, {"background": None, "layers": []}):
         with pytest.raises(UserError, match="no photograph that the browser can read"):
             demo.support_from(empty, boxed=False)
@@ -94,9 +94,9 @@ def test_what_is_missing_in_the_editor_is_told():
             demo.support_from({"background": image, "layers": layers}, boxed=True)
 
 
-def test_small_photographs_are_shown_as_they_are_and_large_ones_smaller():
+def test_small_images_are_shown_as_they_are_and_large_ones_smaller():
     inside = disc((250, 100), 40)
-    image, label = photograph(inside), inside.astype(np.uint8)
+    image, label = painting(inside), inside.astype(np.uint8)
     np.testing.assert_array_equal(demo.shown(image, label), overlay(image, label))
     times = 5
     large, large_label = (x.repeat(times, 0).repeat(times, 1) for x in (image, label))
@@ -109,7 +109,7 @@ def test_small_photographs_are_shown_as_they_are_and_large_ones_smaller():
     assert np.abs(np.mean([xs, ys], axis=1) - (500, 200)).max() < 5
 
 
-def test_masks_are_archived_under_the_names_of_their_photographs():
+def test_masks_are_archived_under_the_names_of_their_images():
     masks = [disc(centre, 50).astype(np.uint8) for centre in ((60, 60), (200, 150), (300, 99))]
     data = demo.archive(["cat.jpg", "a.b.jpeg", "cat.png"], masks)
     with zipfile.ZipFile(io.BytesIO(data)) as folder:
@@ -276,7 +276,7 @@ class Visitor:
 
 
 def save(path, inside, seed=0):
-    Image.fromarray(photograph(inside, seed)).save(path)
+    Image.fromarray(painting(inside, seed)).save(path)
     return path
 
 
@@ -295,7 +295,7 @@ def tinted(picture, original):
     return np.abs(blocks(picture) - blocks(original)).max(axis=-1) > 15
 
 
-def test_a_painted_thing_is_found_in_another_photograph(
+def test_a_painted_thing_is_found_in_another_image(
     tmp_path, chromium, address, segmenter, downloads
 ):
     visitor = Visitor(chromium, address)
@@ -308,7 +308,7 @@ def test_a_painted_thing_is_found_in_another_photograph(
     visitor.press("#add")
     support = visitor.picture("#supports")
     # Coloured in the photograph's middle, where the stroke was, and nowhere else.
-    coloured, cover = tinted(support, photograph(inside)), blocks(inside)[..., 0]
+    coloured, cover = tinted(support, painting(inside)), blocks(inside)[..., 0]
     assert coloured[15, 20]
     assert 0.5 < coloured[cover == 1].mean() < 1
     assert not coloured[cover == 0].any()
@@ -327,11 +327,11 @@ def test_a_painted_thing_is_found_in_another_photograph(
         assert masks.namelist() == ["query.png"]
         mask = np.asarray(Image.open(masks.open("query.png")))
     assert iou(mask == 1, elsewhere) > 0.6
-    image = photograph(elsewhere, seed=1)
+    image = painting(elsewhere, seed=1)
     assert tinted(shown, image).any()
     assert not tinted(shown, overlay(image, mask)).any()
     painted = coloured.repeat(10, 0).repeat(10, 1)
-    fitted = segmenter.fit([photograph(inside)], masks=[painted])
+    fitted = segmenter.fit([painting(inside)], masks=[painted])
     assert iou(fitted.predict(query) == 1, mask == 1) > 0.9
 
     # What the page needs, it brings: nothing is fetched from elsewhere.
@@ -344,7 +344,7 @@ def test_a_stroke_from_corner_to_corner_is_a_box(tmp_path, chromium, address):
     visitor = Visitor(chromium, address)
     visitor.press("#segment")
     visitor.told("There is no support yet")  # of this visitor
-    image = photograph(disc((200, 150), 90))
+    image = painting(disc((200, 150), 90))
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x112] = 6  # to be shown turned clockwise

@@ -35,11 +35,11 @@ IN_TURN = ("items", "photographs")
 NAMES = {class_id: f"class {class_id}" for class_id in range(1, 30)}
 
 
-def table_of(rng, counts, photographs):
+def table_of(rng, counts, images):
     """A table in which class n + 1 is shown by counts[n] of the photographs, drawn at random."""
-    shown = np.zeros((photographs, len(counts)), int)
+    shown = np.zeros((images, len(counts)), int)
     for column, count in enumerate(counts):
-        shown[rng.choice(photographs, count, replace=False), column] = rng.integers(1, 99, count)
+        shown[rng.choice(images, count, replace=False), column] = rng.integers(1, 99, count)
     return ClassTable.from_counts(shown)
 
 
@@ -50,9 +50,9 @@ def make_items():
     return table_of(np.random.default_rng(0), [6, 9, 17, 30, 6], 40).items((5, 2, 3, 1))
 
 
-def photographs_of(items, class_id):
+def images_of(items, class_id):
     (row,) = np.flatnonzero(items.class_id == class_id)
-    return set(items.photograph[items.start[row] :][: items.count[row]].tolist())
+    return set(items.image[items.start[row] :][: items.count[row]].tolist())
 
 
 def assert_equal(left, right):
@@ -81,13 +81,13 @@ def test_numpy_and_compiled_jax_draw_the_same_episodes(ways, shots):
 
 
 @pytest.mark.parametrize(("ways", "shots"), SETTINGS)
-def test_photographs_show_their_class_and_are_distinct(ways, shots):
+def test_images_show_their_class_and_are_distinct(ways, shots):
     items = make_items()
     episodes = sample(items, 0, range(500), ways, shots)
     assert episodes.classes.shape == (500, ways)
     assert episodes.supports.shape == (500, ways, shots)
     assert episodes.query.shape == episodes.query_index.shape == (500,)
-    of_class = {int(c): photographs_of(items, c) for c in items.class_id}
+    of_class = {int(c): images_of(items, c) for c in items.class_id}
     for row in range(500):
         classes, query = episodes.classes[row].tolist(), int(episodes.query[row])
         assert len(set(classes)) == ways
@@ -101,7 +101,7 @@ def test_photographs_show_their_class_and_are_distinct(ways, shots):
 def test_query_index_is_the_query_in_a_class_of_the_episode(ways):
     items = make_items()
     episodes = sample(items, 5, range(300), ways, 1)
-    np.testing.assert_array_equal(items.photograph[episodes.query_index], episodes.query)
+    np.testing.assert_array_equal(items.image[episodes.query_index], episodes.query)
     drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
     assert (episodes.classes == drawn_as[:, None]).any(axis=1).all()
     counts = (episodes.classes == drawn_as[:, None]).sum(axis=0)
@@ -109,7 +109,7 @@ def test_query_index_is_the_query_in_a_class_of_the_episode(ways):
 
 
 @pytest.mark.parametrize(("ways", "shots"), SETTINGS)
-def test_classes_of_exactly_enough_photographs(ways, shots):
+def test_classes_of_exactly_enough_images(ways, shots):
     """All classes are shown by the same photographs, as few as can be: all of them are used."""
     shown = np.ones((shots + 1, 3), int)
     items = ClassTable.from_counts(shown).items((1, 2, 3))
@@ -130,7 +130,7 @@ def chi_square(drawn, options):
 
 
 @pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 5)])
-def test_classes_and_photographs_are_uniform(ways, shots):
+def test_classes_and_images_are_uniform(ways, shots):
     items = make_items()
     episodes = sample(items, 0, range(20_000), ways, shots)
     drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
@@ -138,7 +138,7 @@ def test_classes_and_photographs_are_uniform(ways, shots):
     for way in range(ways):
         assert chi_square(episodes.classes[:, way], items.class_id) < 4
     for class_id in items.class_id:
-        options = sorted(photographs_of(items, class_id))
+        options = sorted(images_of(items, class_id))
         assert chi_square(episodes.query[drawn_as == class_id], options) < 4
         # A support is uniform among what the query leaves, so over all queries too: of its own
         # way the query is.
@@ -209,8 +209,8 @@ SETTINGS_IN_TURN = [(sampling, *setting) for sampling in IN_TURN for setting in 
 def turns(items, sampling):
     """What takes turns, and how to tell it from an episode."""
     if sampling == "items":
-        return list(range(len(items.photograph))), lambda episodes: episodes.query_index
-    return np.unique(items.photograph).tolist(), lambda episodes: episodes.query
+        return list(range(len(items.image))), lambda episodes: episodes.query_index
+    return np.unique(items.image).tolist(), lambda episodes: episodes.query
 
 
 @pytest.mark.parametrize(("sampling", "ways", "shots"), SETTINGS_IN_TURN)
@@ -225,7 +225,7 @@ def test_everything_is_the_query_once_in_an_epoch(sampling, ways, shots):
         assert sorted(epoch.tolist()) == everything
     for one, other in itertools.combinations(epochs, 2):  # in an order of its own
         assert (one == other).mean() < 5 / np.sqrt(count)
-    np.testing.assert_array_equal(items.photograph[episodes.query_index], episodes.query)
+    np.testing.assert_array_equal(items.image[episodes.query_index], episodes.query)
     other_seed = told(sample(items, 4, range(count), ways, shots, sampling=sampling))
     assert (other_seed == epochs[0]).mean() < 5 / np.sqrt(count)
 
@@ -236,7 +236,7 @@ def test_supports_of_queries_in_turn_show_their_class(sampling, ways, shots):
     episodes = sample(items, 5, range(300), ways, shots, sampling=sampling)
     drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
     assert ((episodes.classes == drawn_as[:, None]).sum(axis=1) == 1).all()
-    of_class = {int(c): photographs_of(items, c) for c in items.class_id}
+    of_class = {int(c): images_of(items, c) for c in items.class_id}
     for ids in map(episodes.take, range(300)):
         assert len(set(ids.classes.tolist())) == ways
         for class_id, supports in zip(ids.classes.tolist(), ids.supports.tolist(), strict=True):
@@ -267,20 +267,20 @@ def test_numpy_and_compiled_jax_take_the_same_turns(sampling, ways, shots):
 
 def test_classes_of_items_in_turn_count_as_often_as_they_occur():
     items = make_items()
-    episodes = sample(items, 0, range(7 * len(items.photograph)), 2, 1, sampling="items")
+    episodes = sample(items, 0, range(7 * len(items.image)), 2, 1, sampling="items")
     drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
     for class_id, count in zip(items.class_id, items.count, strict=True):
         assert (drawn_as == class_id).sum() == 7 * count
 
 
-def test_classes_of_photographs_in_turn_are_uniform_among_those_shown():
+def test_classes_of_images_in_turn_are_uniform_among_those_shown():
     items = make_items()
     count = items.epoch("photographs")
     episodes = sample(items, 0, range(2000 * count), 1, 1, sampling="photographs")
-    of_class = {int(c): photographs_of(items, c) for c in items.class_id}
-    for photograph in np.unique(items.photograph)[:12].tolist():
-        shown = [c for c in of_class if photograph in of_class[c]]
-        drawn = episodes.classes[episodes.query == photograph, 0]
+    of_class = {int(c): images_of(items, c) for c in items.class_id}
+    for image in np.unique(items.image)[:12].tolist():
+        shown = [c for c in of_class if image in of_class[c]]
+        drawn = episodes.classes[episodes.query == image, 0]
         assert len(drawn) == 2000
         assert (drawn == shown[0]).all() if len(shown) == 1 else chi_square(drawn, shown) < 4
 
@@ -301,23 +301,23 @@ def test_the_class_of_a_query_in_turn_is_any_way(sampling):
 
 def test_what_a_query_in_turn_leaves_open_is_uniform():
     items = make_items()
-    row, count = 11, len(items.photograph)
+    row, count = 11, len(items.image)
     episodes = sample(items, 9, range(2000 * count), 1, 1, sampling="items")
     own = episodes.supports[episodes.query_index == row, 0, 0]
     class_id = np.repeat(items.class_id, items.count)[row]
-    left = photographs_of(items, class_id) - {int(items.photograph[row])}
+    left = images_of(items, class_id) - {int(items.image[row])}
     assert chi_square(own, sorted(left)) < 4
 
 
-def test_items_know_what_each_photograph_shows():
+def test_items_know_what_each_image_shows():
     shown = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     items = ClassTable.from_counts(shown).items((1, 2, 3))
     class_of = np.repeat(items.class_id, items.count)
     told = {}
     for start, count in zip(items.shown_start, items.shown_count, strict=True):
-        rows = items.by_photograph[start : start + count]
-        (photograph,) = set(items.photograph[rows].tolist())
-        told[photograph] = sorted(class_of[rows].tolist())
+        rows = items.by_image[start : start + count]
+        (image,) = set(items.image[rows].tolist())
+        told[image] = sorted(class_of[rows].tolist())
     assert told == {0: [1, 3], 2: [1, 2, 3], 3: [2]}
 
 
@@ -348,8 +348,8 @@ def test_what_is_compiled_does_not_grow_with_the_data(sampling):
     """XLA may take twice as long for each further round of a search, where it sees them all."""
     programs = []
     for count in (16, 5000):
-        photographs = np.arange(count, dtype=np.int32)
-        items = Items.from_photographs([1, 2, 3], [photographs, photographs[::2], photographs[1:]])
+        images = np.arange(count, dtype=np.int32)
+        items = Items.from_images([1, 2, 3], [images, images[::2], images[1:]])
         draw = functools.partial(sample, ways=2, shots=2, xp=jnp, sampling=sampling)
         jaxpr = jax.make_jaxpr(lambda items, index, draw=draw: draw(items, 0, index))(
             items, np.arange(4)
@@ -458,14 +458,14 @@ def test_random_bits_are_balanced_and_uncorrelated():
     assert abs(shifted[0, 1]) < 4.5 / np.sqrt(4000)
 
 
-def test_too_few_photographs_name_the_class():
+def test_too_few_images_name_the_class():
     items = ClassTable.from_counts([[5, 5], [5, 0], [5, 5]]).items((1, 2))
     check_items(items, {1: "cat", 2: "dog"}, 2, 1, "min_pixels")
     with pytest.raises(UserError, match=r"'dog' has 2 photographs, .* = 2 needs 3 .* min_pixels"):
         check_items(items, {1: "cat", 2: "dog"}, 1, 2, "min_pixels")
 
 
-def test_a_class_without_photographs_is_named():
+def test_a_class_without_images_is_named():
     items = ClassTable.from_counts([[5, 0], [5, 0]]).items((1, 2))
     with pytest.raises(UserError, match="'dog' has 0 photographs"):
         check_items(items, {1: "cat", 2: "dog"}, 1, 1, "min_pixels")

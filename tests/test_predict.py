@@ -126,7 +126,7 @@ def read(path):
 OUTPUTS = {"a", "a.png", "b", "sub/a", "sub/deep/c"}
 
 
-def test_all_photographs_are_segmented_as_by_the_segmenter(run, folders, segmenter, capsys):
+def test_all_images_are_segmented_as_by_the_segmenter(run, folders, segmenter, capsys):
     assert run() == 0
     out = folders / "out"
     assert files_of(out / "masks") == {f"{name}.png" for name in OUTPUTS}
@@ -203,10 +203,10 @@ def test_queries_of_any_kind_have_masks_of_their_upright_size(run, folders):
 
 def test_overlays_colour_the_mask(run, folders):
     run()
-    photograph, shown = read(folders / "query" / "a.png"), read(folders / "out/overlays/a.png.jpg")
+    image, shown = read(folders / "query" / "a.png"), read(folders / "out/overlays/a.png.jpg")
     label = read(folders / "out" / "masks" / "a.png.png")
     # In the mean, as JPEG blurs the noise.
-    before, after = ([x[label == n].mean(axis=0) for n in (0, 1)] for x in (photograph, shown))
+    before, after = ([x[label == n].mean(axis=0) for n in (0, 1)] for x in (image, shown))
     np.testing.assert_allclose(after[0], before[0], atol=4)
     pink = np.array([255, 40, 130])
     assert np.linalg.norm(after[1] - pink) < 0.7 * np.linalg.norm(before[1] - pink)
@@ -370,7 +370,7 @@ def test_folders_of_something_else_are_left_alone(run, folders):
 # ----------------------------------------------------------------------------- faults
 
 
-def test_bad_photographs_are_told_and_skipped(run, folders, caplog, monkeypatch):
+def test_bad_images_are_told_and_skipped(run, folders, caplog, monkeypatch):
     monkeypatch.setattr(predict.logger.parent, "propagate", True)
     query = folders / "query"
     (query / "0.jpg").write_text("a text")
@@ -396,7 +396,7 @@ def test_bad_photographs_are_told_and_skipped(run, folders, caplog, monkeypatch)
     assert run.segmented == ["0.jpg", "b.jpeg", "empty.png"]
 
 
-def test_what_an_earlier_photograph_was_given_goes_with_it(run, folders):
+def test_what_an_earlier_image_was_given_goes_with_it(run, folders):
     run()
     (folders / "query" / "b.jpeg").write_text("a text")
     assert run() == 1
@@ -466,7 +466,7 @@ def test_one_writer_at_a_time(run, folders):
 # ----------------------------------------------------------------------------- truth
 
 
-def test_truth_is_compared_over_all_photographs(run, folders, capsys):
+def test_truth_is_compared_over_all_images(run, folders, capsys):
     truth = np.random.default_rng(0)
     expected = {}
     for name in ("a", "b", "sub/a"):

@@ -269,7 +269,7 @@ def test_labels_are_palette_pngs_in_vocs_colours(site):
                 np.testing.assert_array_equal(shown, official_colours()[np.asarray(picture)])
 
 
-def test_no_validation_photograph_is_in_training(site):
+def test_no_validation_image_is_in_training(site):
     site.prepare()
     trainaug = (site.voc / LISTS / "trainaug.txt").read_text().splitlines()
     assert trainaug == TRAINAUG  # sorted
@@ -556,7 +556,7 @@ def test_other_counts_name_both(site, expected):
         ("benchmark_RELEASE/dataset/val.txt", "VOCdevkit/VOC2012/JPEGImages"),
     ],
 )
-def test_lists_that_name_absent_photographs_are_named(serve, originals, file, lacking):
+def test_lists_that_name_absent_images_are_named(serve, originals, file, lacking):
     contents = originals.voc | originals.sbd
     contents[file] += b"2012_999999\n"
     site = serve(

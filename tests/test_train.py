@@ -196,7 +196,7 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
             assert Checkpoints(workdir).step(LAST) == 3
         assert program.train(config, workdir)
         source = program.open_source(config.data, "train")
-        items = len(program.training_items(config.data, source).photograph)
+        items = len(program.training_items(config.data, source).image)
         like = abstract_state(create_model(config), config, items)
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         states.append(jax.device_get(Checkpoints(workdir).restore(LAST, like, one)))
@@ -571,7 +571,7 @@ def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
     assert_identical(saved_state(config, tmp_path), uninterrupted)
 
 
-def test_class_with_too_few_photographs_is_named(tmp_path):
+def test_class_with_too_few_images_is_named(tmp_path):
     config = tiny_config()
     config.shots = 50
     with pytest.raises(UserError, match=r"class '\w+' has \d+ photographs, but shots = 50"):

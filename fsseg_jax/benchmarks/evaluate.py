@@ -35,9 +35,7 @@ SHOTS = (1, 5)
 
 def read(source: Source, ids: EpisodeIds, size: int) -> Episode:
     """A batch of episodes, read from their photographs."""
-    squares = {
-        int(index): read_square(source, int(index), size) for index in np.unique(ids.photographs)
-    }
+    squares = {int(index): read_square(source, int(index), size) for index in np.unique(ids.images)}
 
     def stack(indices: Integer[AnyArray, "*shape"], field: int) -> np.ndarray:
         values = np.stack([squares[int(index)][field] for index in indices.ravel()])
@@ -69,9 +67,9 @@ def whole_episodes(model: Method, variables: Any, batch: Episode, repeats: int) 
 
 def parts(episodes: EpisodeIds) -> list[EpisodeIds]:
     """The first episodes, with half of all photographs; a quarter, a half, and all of them."""
-    photographs = episodes.photographs
-    used, first = np.unique(photographs, return_index=True)
-    half = np.sort(first)[(len(used) - 1) // 2] // photographs.shape[1] + 1
+    images = episodes.images
+    used, first = np.unique(images, return_index=True)
+    half = np.sort(first)[(len(used) - 1) // 2] // images.shape[1] + 1
     counts = {int(half), *(-(-len(episodes) // share) for share in (4, 2, 1))}
     return [episodes.take(slice(count)) for count in sorted(counts)]
 
@@ -95,12 +93,12 @@ def evaluation_row(
         return caches
 
     seconds = by_turns([encode, lambda: evaluator.score(variables, caches)], repeats)
-    photographs = len(np.unique(episodes.photographs))
+    images = len(np.unique(episodes.images))
     return {
         "method": config.method,
         "shots": config.shots,
         "episodes": len(episodes),
-        "photographs": photographs,
+        "photographs": images,
         "encoding": programs.timing(seconds[:, 0]),
         "scoring": programs.timing(seconds[:, 1]),
         "cache": sum(x.nbytes for x in jax.tree.leaves([cache.features for cache in caches])),

@@ -42,11 +42,11 @@ def benchmark_config() -> ConfigDict:
     return config
 
 
-def make_voc(root: pathlib.Path, photographs: int = 100) -> None:
+def make_voc(root: pathlib.Path, images: int = 100) -> None:
     """Writes a small VOCdevkit folder of made photographs."""
     for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
-    source = Shapes("train", photographs, 288)
+    source = Shapes("train", images, 288)
     for index, name in enumerate(source.ids):
         image, label = source.read(index)
         noise = np.random.default_rng(index).normal(0, 8, image.shape)
@@ -115,7 +115,7 @@ def main() -> None:
                 f"{name}: {statistics.median(rates):.0f} episodes/s made (median of {REPEATS}; "
                 f"{min(rates):.0f} to {max(rates):.0f})"
             )
-        items = len(training_items(config.data, source).photograph)
+        items = len(training_items(config.data, source).image)
         pipeline = open_pipeline(config, "device", source, mesh)
         seconds = seconds_per_step(config, pipeline, items, mesh)
     constant, drawn = np.median(seconds, axis=0)

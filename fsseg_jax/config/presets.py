@@ -15,7 +15,7 @@ from fsseg_jax.errors import UserError
 # The rule of PFENet, which later codes share (util/dataset.py, line 60): 2 x 32 x 32 pixels of a
 # class make an item. Of OSLSM's, which CANet's lists were made by, it reproduces 97 %.
 _AREA = {"data.min_pixels": 2048}
-_PHOTOGRAPH = {"eval.scored_at": "photograph"}
+_IMAGE = {"eval.scored_at": "photograph"}
 # The epoch that is best on the held-out classes, which leaks the test into the training.
 _LEAKING = {"eval.checkpoint": "best_novel"}
 
@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # repository): photographs at their own size times 0.7, 1 and 1.3.
     "canet": {
         **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
-        **{"eval.fit": "own", "eval.scales": (0.7, 1.0, 1.3), **_PHOTOGRAPH},
+        **{"eval.fit": "own", "eval.scales": (0.7, 1.0, 1.3), **_IMAGE},
         **{"eval.border": "background", **_LEAKING},
     },
     # PFENet's code: one pool of 5,000 (test.py, 176; line 184 lets one more in, which is left out
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # on the held-out classes (train.py, 224).
     "pfenet": {
         **{"eval.runs": 1, "eval.episodes": 5000, "eval.sampling": "photographs", **_AREA},
-        **{"eval.fit": "letterbox", **_PHOTOGRAPH, **_LEAKING},
+        **{"eval.fit": "letterbox", **_IMAGE, **_LEAKING},
     },
     # HSNet's code: items in turn, 1,000 of them (data/pascal.py, 30), squares scored as such (39),
     # ignored borders (common/evaluation.py, 15), the best epoch on its validation photographs,
@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # (util/dataset.py, 59).
     "bam": {
         **{"eval.runs": 5, "eval.episodes": 1000, "eval.sampling": "photographs", **_AREA},
-        **{"eval.fit": "letterbox", **_PHOTOGRAPH, **_LEAKING},
+        **{"eval.fit": "letterbox", **_IMAGE, **_LEAKING},
         **{"data.held_out_photographs": "drop"},
     },
     # MFNet sec. IV-A: as PANet's episodes, on validation photographs. It has no code; which

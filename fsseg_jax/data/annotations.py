@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order
 from skimage.morphology import disk, skeletonize
 
-from fsseg_jax.data.source import Photograph, Source
+from fsseg_jax.data.source import LabelledImage, Source
 from fsseg_jax.data.squares import square
 from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, random_bits
 
@@ -79,7 +79,7 @@ def square_marks(
         objects = source.instances(index)
         if objects is not None:
             blank = np.zeros((*objects.shape, 3), np.uint8)
-            objects = square(Photograph(blank, objects), label.shape[0], fit).label
+            objects = square(LabelledImage(blank, objects), label.shape[0], fit).label
         return object_numbers(label, objects)
     width = max(1, round(width * label.shape[0] / size))
     if kind == "point":

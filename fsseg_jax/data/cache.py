@@ -47,7 +47,8 @@ def kept_table(
         with np.load(cache) as table:
             return ClassTable(table["photograph"], table["class_id"], table["pixels"])
     table = ClassTable.from_counts(parallel_map(count, arguments, f"class table of {name}"))
-    keep(cache, "the class table", lambda file: np.savez(file, **vars(table)))
+    columns = {"photograph": table.image, "class_id": table.class_id, "pixels": table.pixels}
+    keep(cache, "the class table", lambda file: np.savez(file, **columns))
     return table
 
 

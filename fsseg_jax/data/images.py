@@ -96,13 +96,11 @@ def image_size(path: File) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
-def check_size(
-    label: Shaped[np.ndarray, "height width"], label_name: str, photograph: File
-) -> None:
+def check_size(label: Shaped[np.ndarray, "height width"], label_name: str, image: File) -> None:
     """Raises UserError unless a label has the size of its photograph."""
-    height, width = image_size(photograph)
+    height, width = image_size(image)
     if label.shape != (height, width):
         raise UserError(
             f"{label_name} is {label.shape[1]} x {label.shape[0]} pixels, but its photograph "
-            f"{photograph} is {width} x {height}: they must be of one size."
+            f"{image} is {width} x {height}: they must be of one size."
         )

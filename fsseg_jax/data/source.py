@@ -15,7 +15,7 @@ from fsseg_jax.episode import IGNORE, Items
 from fsseg_jax.errors import UserError
 
 
-class Photograph(NamedTuple):
+class LabelledImage(NamedTuple):
     """One labelled photograph at its own size."""
 
     image: UInt8[np.ndarray, "height width 3"]  # RGB
@@ -33,7 +33,7 @@ def class_numbers(count: int) -> Int[np.ndarray, " classes"]:
 class ClassTable:
     """How many pixels of each class each photograph shows: one row a pair that occurs."""
 
-    photograph: Int[np.ndarray, " rows"]  # row of the source
+    image: Int[np.ndarray, " rows"]  # row of the source
     class_id: Int[np.ndarray, " rows"]
     pixels: Int[np.ndarray, " rows"]  # at the photograph's own size
 
@@ -41,8 +41,8 @@ class ClassTable:
     def from_counts(cls, counts: Sequence[Int[np.ndarray, " classes"]]) -> "ClassTable":
         """From the pixels of each class in each photograph, classes in the source's order."""
         table = np.asarray(counts)
-        photograph, column = np.nonzero(table)
-        return cls(photograph, class_numbers(table.shape[1])[column], table[photograph, column])
+        image, column = np.nonzero(table)
+        return cls(image, class_numbers(table.shape[1])[column], table[image, column])
 
     def items(
         self,
@@ -63,18 +63,18 @@ class ClassTable:
             without: photographs that show any of these classes are left out.
             sampling: see `episode.sample`.
         """
-        banned = self.photograph[np.isin(self.class_id, without)]
-        keep = (self.pixels >= min_pixels) & ~np.isin(self.photograph, banned)
+        banned = self.image[np.isin(self.class_id, without)]
+        keep = (self.pixels >= min_pixels) & ~np.isin(self.image, banned)
         class_ids = np.sort(np.asarray(class_ids, np.int32)).tolist()
 
         def items(keep: Bool[np.ndarray, " rows"]) -> Items:
-            shown = [np.sort(self.photograph[keep & (self.class_id == c)]) for c in class_ids]
-            return Items.from_photographs(class_ids, shown)
+            shown = [np.sort(self.image[keep & (self.class_id == c)]) for c in class_ids]
+            return Items.from_images(class_ids, shown)
 
         filtered = items(keep)
         if sampling != "photographs":
             return filtered
-        drawn = items(np.isin(self.photograph, filtered.photograph))
+        drawn = items(np.isin(self.image, filtered.image))
         return dataclasses.replace(drawn, supports=filtered)
 
 
@@ -103,7 +103,7 @@ class Source(abc.ABC):
     fingerprint: str | None = None
 
     @abc.abstractmethod
-    def read(self, index: int) -> Photograph:
+    def read(self, index: int) -> LabelledImage:
         """The photograph number `index`. Raises UserError, naming the file, if it is broken."""
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax.data.annotations import annotated, annotation_of, choose
-from fsseg_jax.data.source import Photograph, Source
+from fsseg_jax.data.source import LabelledImage, Source
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import put, replicated, split
 from fsseg_jax.episode import AnyArray, EpisodeIds, episode_label
@@ -84,7 +84,7 @@ class Evaluator:
         )
 
         read = Reader(source, config, self.annotation)
-        self.used, queries = np.unique(episodes.photographs), np.unique(episodes.query)
+        self.used, queries = np.unique(episodes.images), np.unique(episodes.query)
         self.squares = read.squares(self.used, set(episodes.supports.ravel().tolist()), room[0])
         shapes = self.squares.shapes[np.searchsorted(self.used, queries)]
         self.buckets = read.queries(queries, shapes, room[1])
@@ -95,7 +95,7 @@ class Evaluator:
         standing = {
             int(index): (number, row)
             for number, bucket in enumerate(self.buckets)
-            for row, index in enumerate(bucket.photographs)
+            for row, index in enumerate(bucket.images)
         }
         places = np.array([standing[index] for index in episodes.query.tolist()], np.int32)
         self.bucket_of = places[:, 0]
@@ -128,7 +128,7 @@ class Evaluator:
                 if view is not None:
                     key = (view.images.shape[1:3], scale)
                     encoded = self._encode_all(
-                        variables, view.images, bucket.photographs, store, key, view.shape
+                        variables, view.images, bucket.images, store, key, view.shape
                     )
                     placed = put((view.images, view.shape), replicated(self.mesh))
                     view = View(encoded, *placed)
@@ -286,7 +286,7 @@ class Evaluator:
         prediction = self.predict(variables, caches, row)
         if self._queries(row).label is not None:  # back to the square that is shown
             blank = np.zeros((*prediction.shape, 3), np.uint8)
-            prediction = square(Photograph(blank, prediction), self.size, self.options.fit).label
+            prediction = square(LabelledImage(blank, prediction), self.size, self.options.fit).label
         names = self.source.class_names
         return Example(
             title=title,

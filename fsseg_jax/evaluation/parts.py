@@ -59,13 +59,13 @@ def portions(
         sides = [side for side in sides if side != config.image_size]  # the squares themselves
     square, views = size([config.image_size]), size(sides)
     limit = options.cache * 2**30
-    photographs = np.unique(episodes.photographs)
-    total = len(photographs) * square + len(queries) * views
+    images = np.unique(episodes.images)
+    total = len(images) * square + len(queries) * views
     if total <= limit:
         return [np.arange(len(episodes))]
     parts, held, turned = [[]], set(), set()
     for row in np.lexsort(episodes.classes.T[::-1]):
-        own = set(episodes.photographs[row].tolist())
+        own = set(episodes.images[row].tolist())
         more, queried = held | own, turned | {int(episodes.query[row])}
         if parts[-1] and len(more) * square + len(queried) * views > limit:
             parts.append([])
@@ -74,7 +74,7 @@ def portions(
         held, turned = more, queried
     logger.info(
         "%d photographs are %.1f GiB when encoded: scored in %d parts of up to eval.cache = %g GiB",
-        *(len(photographs), total / 2**30, len(parts), options.cache),
+        *(len(images), total / 2**30, len(parts), options.cache),
     )
     return [np.sort(part) for part in parts]
 
@@ -85,13 +85,13 @@ def _largest(source: Source, queries: Int[np.ndarray, " query"]) -> int:
     return max(max(source.read(int(index)).label.shape) for index in looked_at)
 
 
-def shared_photographs(
+def shared_images(
     episodes: EpisodeIds, parts: list[Int[np.ndarray, " part"]]
 ) -> Int[np.ndarray, " photograph"]:
     """The photographs that more than one part of the episodes needs, in ascending order."""
-    seen = [np.unique(episodes.take(rows).photographs) for rows in parts]
-    photographs, count = np.unique(np.concatenate(seen), return_counts=True)
-    return photographs[count > 1]
+    seen = [np.unique(episodes.take(rows).images) for rows in parts]
+    images, count = np.unique(np.concatenate(seen), return_counts=True)
+    return images[count > 1]
 
 
 class Store:
@@ -106,33 +106,33 @@ class Store:
 
     def __init__(
         self,
-        photographs: Int[np.ndarray, " photograph"],
+        images: Int[np.ndarray, " photograph"],
         remedy: str = "raise eval.cache to hold more in memory",
     ) -> None:
-        self.photographs, self.remedy = photographs, remedy
+        self.images, self.remedy = images, remedy
         self._files = {}  # of each size
         self._known = {}
 
-    def _rows(self, photographs: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
+    def _rows(self, images: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
         """Their places in the file, -1 for those that are not kept."""
-        rows = np.searchsorted(self.photographs, photographs)
-        rows = np.minimum(rows, len(self.photographs) - 1)
-        return np.where(self.photographs[rows] == photographs, rows, -1)
+        rows = np.searchsorted(self.images, images)
+        rows = np.minimum(rows, len(self.images) - 1)
+        return np.where(self.images[rows] == images, rows, -1)
 
-    def has(self, key: Hashable, photographs: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
+    def has(self, key: Hashable, images: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
         """Which of the photographs have been put there, at the size that `key` names."""
         if key not in self._known:
-            return np.zeros(len(photographs), bool)
-        rows = self._rows(photographs)
+            return np.zeros(len(images), bool)
+        rows = self._rows(images)
         return (rows >= 0) & self._known[key][rows]
 
-    def put(self, key: Hashable, photographs: Int[np.ndarray, " row"], features: Any) -> None:
+    def put(self, key: Hashable, images: Int[np.ndarray, " row"], features: Any) -> None:
         """Keeps those that are to be kept; of features the first rows count.
 
         Raises:
             UserError: there is no room for them.
         """
-        rows = self._rows(photographs) if len(self.photographs) else np.array([], int)
+        rows = self._rows(images) if len(self.images) else np.array([], int)
         if not (rows >= 0).any():
             return
         leaves = [np.asarray(x) for x in jax.tree.leaves(features)]
@@ -142,7 +142,7 @@ class Store:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), features)
             file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  as long as this
             self._files[key] = file, like
-            self._known[key] = np.zeros(len(self.photographs), bool)
+            self._known[key] = np.zeros(len(self.images), bool)
         file, like = self._files[key]
         try:
             for position in np.flatnonzero(rows >= 0):
@@ -156,12 +156,12 @@ class Store:
             ) from None
         self._known[key][rows[rows >= 0]] = True
 
-    def get(self, key: Hashable, photographs: Int[np.ndarray, " row"]) -> Any:
+    def get(self, key: Hashable, images: Int[np.ndarray, " row"]) -> Any:
         """The features of photographs that it has, on the host."""
         file, like = self._files[key]
         leaves, structure = jax.tree.flatten(like)
-        stacked = [np.empty((len(photographs), *x.shape), x.dtype) for x in leaves]
-        for position, row in enumerate(self._rows(photographs)):
+        stacked = [np.empty((len(images), *x.shape), x.dtype) for x in leaves]
+        for position, row in enumerate(self._rows(images)):
             file.seek(row * _bytes(like))
             for leaf in stacked:
                 file.readinto(leaf[position].reshape(-1).view(np.uint8))

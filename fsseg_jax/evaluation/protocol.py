@@ -123,17 +123,17 @@ def _pairs_with_person(
             f"eval.setup = metaseg needs a fold of {source.name} that holds out person: choose "
             "another data.fold."
         )
-    shows = {c: source.table.items([c], min_pixels).photograph for c in classes}
+    shows = {c: source.table.items([c], min_pixels).image for c in classes}
     others = [c for c in classes if c != person]
     both = {c: np.intersect1d(shows[person], shows[c]) for c in others}
-    both = {c: photographs for c, photographs in both.items() if len(photographs) > shots}
+    both = {c: images for c, images in both.items() if len(images) > shots}
     if not both:
         raise UserError(
             f"no class has {shots + 1} photographs that show person too: lower shots or "
             "data.min_pixels."
         )
     # A pair is an item's class: one way, whose photographs serve both.
-    pairs = Items.from_photographs(list(both), list(both.values()))
+    pairs = Items.from_images(list(both), list(both.values()))
     pairs = sample(pairs, seed, numbers, 1, shots)
     return EpisodeIds(
         classes=np.concatenate([np.full_like(pairs.classes, person), pairs.classes], axis=1),
@@ -145,13 +145,13 @@ def _pairs_with_person(
 
 def _check_supports(episodes: EpisodeIds, source: Source, path: str) -> None:
     """Raises UserError where a listed support does not show its class."""
-    shown = set(zip(source.table.photograph.tolist(), source.table.class_id.tolist(), strict=True))
+    shown = set(zip(source.table.image.tolist(), source.table.class_id.tolist(), strict=True))
     for row in range(len(episodes)):
         for class_id, supports in zip(episodes.classes[row], episodes.supports[row], strict=True):
-            for photograph in supports.tolist():
-                if (photograph, int(class_id)) not in shown:
+            for image in supports.tolist():
+                if (image, int(class_id)) not in shown:
                     raise UserError(
-                        f"{path}, episode {row + 1}: the support {source.ids[photograph]} shows "
+                        f"{path}, episode {row + 1}: the support {source.ids[image]} shows "
                         f"no {source.class_names[int(class_id)]} (class {class_id})."
                     )
 

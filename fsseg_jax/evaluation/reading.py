@@ -67,9 +67,9 @@ class Reader:
 
         def read(row: int) -> None:
             index = int(used[row])
-            photograph = self.source.read(index)
-            shapes[row] = photograph.label.shape
-            images[row], labels[row] = square(photograph, self.size, self.options.fit)
+            image = self.source.read(index)
+            shapes[row] = image.label.shape
+            images[row], labels[row] = square(image, self.size, self.options.fit)
             if marks is not None and index in supports:
                 marks[row] = square_marks(
                     self.source, index, labels[row], self.annotation, self.options.fit
@@ -115,12 +115,12 @@ class Reader:
             extent = np.repeat(padded.max(axis=1, keepdims=True), 2, axis=1)
 
         def read(turn: int) -> None:
-            photograph = self.source.read(int(queries[turn]))
+            image = self.source.read(int(queries[turn]))
             for images, side in zip(resized_to, sides, strict=True):
                 if images is not None:
-                    images[turn] = square(photograph, side, options.fit).image
+                    images[turn] = square(image, side, options.fit).image
             if label is not None:
-                place(label[turn], photograph.label)
+                place(label[turn], image.label)
 
         if label is not None or any(images is not None for images in resized_to):
             parallel_map(read, range(len(queries)), "reading queries")
@@ -140,10 +140,10 @@ class Reader:
         label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self.label_type)
 
         def read(turn: int) -> None:
-            photograph = self.source.read(int(queries[turn]))
-            place(label[turn], photograph.label)
+            image = self.source.read(int(queries[turn]))
+            place(label[turn], image.label)
             for images, size in zip(blanks, sizes, strict=True):
-                place(images[turn], resized(photograph.image, size[turn]))
+                place(images[turn], resized(image.image, size[turn]))
 
         parallel_map(read, range(len(queries)), "reading queries")
         views = (View(None, images, size) for images, size in zip(blanks, sizes, strict=True))

@@ -94,7 +94,7 @@ def evaluate(
         "episodes": len(episodes) // len(by_seed),  # a run
         "episodes_hash": episodes_hash(episodes, source.ids),
         "protocol": described,
-        "photographs": len(np.unique(episodes.photographs)),
+        "photographs": len(np.unique(episodes.images)),
         "seconds": time.perf_counter() - started,
         "seconds_reading": scoring.seconds[0],
         "seconds_encoding": scoring.seconds[1],

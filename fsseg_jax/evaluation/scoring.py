@@ -13,7 +13,7 @@ from fsseg_jax.data.annotations import choose
 from fsseg_jax.data.source import Source
 from fsseg_jax.episode import AnyArray, EpisodeIds, concatenate
 from fsseg_jax.evaluation.evaluator import Evaluator
-from fsseg_jax.evaluation.parts import Store, portions, shared_photographs
+from fsseg_jax.evaluation.parts import Store, portions, shared_images
 from fsseg_jax.evaluation.report import Example
 from fsseg_jax.evaluation.scorer import (
     THRESHOLDS,
@@ -59,11 +59,11 @@ class Scoring:
         self.parts = portions(config, model, variables, source, self.episodes)
         self.store, self.room = store, (0, 0)
         if len(self.parts) > 1:
-            self.store = store or Store(shared_photographs(self.episodes, self.parts))
+            self.store = store or Store(shared_images(self.episodes, self.parts))
             several = [self.episodes.take(rows) for rows in self.parts]
             self.room = tuple(
                 max(len(np.unique(ids)) for ids in each)
-                for each in ([e.photographs for e in several], [e.query for e in several])
+                for each in ([e.images for e in several], [e.query for e in several])
             )
         self.seconds = np.zeros(3)  # reading, encoding, scoring
         self.counts = self._score()  # of the model (""), and of what it names as ablations

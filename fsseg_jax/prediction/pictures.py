@@ -19,13 +19,13 @@ CLASSES = UNLABELLED - 1  # that masks can number
 _ONE_BY_ONE = threading.Lock()
 
 
-def is_photograph(images: Any) -> bool:
+def is_image(images: Any) -> bool:
     """Whether something is one photograph, not several."""
     one = isinstance(images, str | bytes | os.PathLike | Image.Image)
     return one or getattr(images, "ndim", None) in (2, 3)
 
 
-def as_photograph(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
+def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
     """A photograph as RGB, upright.
 
     Args:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.data.parallel import cores
-from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import map_over_devices, put, replicated, split
 from fsseg_jax.errors import UserError
@@ -28,7 +28,7 @@ from fsseg_jax.models import Method
 from fsseg_jax.models.resize import interpolation_matrix
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.forward import encode_supports, forward, passes, segment
-from fsseg_jax.prediction.pictures import as_photograph, is_photograph
+from fsseg_jax.prediction.pictures import as_image, is_image
 from fsseg_jax.prediction.supports import episode_rows, read_supports, square_support
 
 
@@ -124,7 +124,7 @@ class Segmenter:
         Raises:
             UserError: `fit` was not called, or a photograph is none.
         """
-        single = is_photograph(images)
+        single = is_image(images)
         stream = self.stream([images] if single else images, return_probabilities, batch_size)
         results = list(stream)
         return results[0] if single else results
@@ -155,7 +155,7 @@ class Segmenter:
             raise UserError("predict: call fit first, with photographs that show the class.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UserError(f"batch_size = {batch_size}: it must be an integer of at least 1.")
-        if is_photograph(images) or not isinstance(images, Iterable):
+        if is_image(images) or not isinstance(images, Iterable):
             kind = type(images).__name__
             raise UserError(f"images is of type {kind}: give an iterable of photographs.")
         size = -(-batch_size // self.mesh.size) * self.mesh.size
@@ -207,11 +207,11 @@ class Segmenter:
 
     def _read(self, number: int, image: Any) -> "_Query | UserError":
         try:
-            image = as_photograph(image, f"images[{number}]")
+            image = as_image(image, f"images[{number}]")
         except UserError as error:
             return error
         shape = image.shape[:2]
-        blank = Photograph(image, np.zeros(shape, np.uint8))
+        blank = LabelledImage(image, np.zeros(shape, np.uint8))
         return _Query(square(blank, self.config.image_size, self.config.eval.fit).image, shape)
 
     def _logits_of(

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
-from fsseg_jax.prediction.pictures import as_label, as_photograph, boxes_label, is_photograph
+from fsseg_jax.prediction.pictures import as_image, as_label, boxes_label, is_image
 
 
-def read_supports(images: Any, masks: Any, boxes: Any) -> list[Photograph]:
+def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
     """Photographs at their own size, and labels with the classes 1, 2 ...
 
     Args:
@@ -28,7 +28,7 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[Photograph]:
         given = "neither" if masks is None else "both"
         raise UserError(f"masks and boxes: {given} was given; one of them outlines the class.")
     name, outlines = ("masks", masks) if boxes is None else ("boxes", boxes)
-    if is_photograph(images):
+    if is_image(images):
         images, outlines = [images], [outlines]
     images, outlines = _listed(images, "images"), _listed(outlines, name)
     if not images:
@@ -40,8 +40,8 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[Photograph]:
         )
     supports = []
     for i, (image, outline) in enumerate(zip(images, outlines, strict=True)):
-        image = as_photograph(image, f"images[{i}]")
-        supports.append(Photograph(image, _label(image, outline, name, i)))
+        image = as_image(image, f"images[{i}]")
+        supports.append(LabelledImage(image, _label(image, outline, name, i)))
     numbers = {number for _, label in supports for number in _classes(label)}
     if missing := sorted({*range(1, max(numbers) + 1)} - numbers):
         raise UserError(
@@ -80,7 +80,7 @@ def _classes(label: UInt8[np.ndarray, "height width"]) -> list[int]:
     return np.setdiff1d(label, [0, IGNORE]).tolist()
 
 
-def square_support(support: Photograph, name: str, size: int, fit: str) -> Photograph:
+def square_support(support: LabelledImage, name: str, size: int, fit: str) -> LabelledImage:
     """A support as the network's square, in which every class that it shows has pixels.
 
     Args:
@@ -104,7 +104,7 @@ def square_support(support: Photograph, name: str, size: int, fit: str) -> Photo
             f"class at image_size = {size}: crop the photograph, or load the model with a "
             "larger image_size."
         )
-    return Photograph(image, label)
+    return LabelledImage(image, label)
 
 
 def episode_rows(

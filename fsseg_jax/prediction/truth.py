@@ -43,12 +43,12 @@ class Truth:
         self.classes = tuple(classes)
         # Photograph to the mask of each class; that of class 0 shows all of them.
         self._files: dict[pathlib.Path, dict[int, pathlib.Path]] = {}
-        for photograph, name in names.items():
+        for image, name in names.items():
             places = [folder, *(folder / of_class for of_class in classes)]
             files = {number: place / f"{name}.png" for number, place in enumerate(places)}
             found = {number: path for number, path in files.items() if path.is_file()}
             if found:
-                self._files[photograph] = {0: found[0]} if 0 in found else found
+                self._files[image] = {0: found[0]} if 0 in found else found
         if not self._files:
             raise UserError(
                 f"--truth = {folder} has no mask of any of the photographs: name them like those, "
@@ -57,27 +57,27 @@ class Truth:
         # Now, since comparing comes when all photographs are segmented.
         parallel_map(self._check_sizes, list(self._files), "sizes of the true masks")
 
-    def read(self, photograph: pathlib.Path) -> UInt8[np.ndarray, "height width"] | None:
+    def read(self, image: pathlib.Path) -> UInt8[np.ndarray, "height width"] | None:
         """The true mask of a photograph, at its size, or None if it has none: 0 background, 1, 2
         ... the classes, 255 ignored.
 
         Raises:
             UserError: a file cannot be read, has another size, or shows another class.
         """
-        files = self._files.get(photograph)
+        files = self._files.get(image)
         if files is None:
             return None
         if 0 not in files:
-            label = np.zeros(image_size(photograph), np.uint8)
+            label = np.zeros(image_size(image), np.uint8)
             for number, path in files.items():
                 inside = read_mask(path)
-                check_size(inside, str(path), photograph)
+                check_size(inside, str(path), image)
                 label[inside] = number
             return label
         path = files[0]
         # 0 and 255 alone are ambiguous: of one class they show it, but several have numbers.
         label = as_label(path, str(path)) if len(self.classes) == 1 else read_label(path)
-        check_size(label, str(path), photograph)
+        check_size(label, str(path), image)
         if other := np.setdiff1d(label, [*range(len(self.classes) + 1), IGNORE]).tolist():
             raise UserError(
                 f"{path} has the number {other[0]}, but the supports show {len(self.classes)} "
@@ -101,15 +101,15 @@ class Truth:
             UserError: see `read`.
         """
 
-        def count(photograph: pathlib.Path) -> Int[np.ndarray, "class 3"]:
-            label = self.read(photograph)
+        def count(image: pathlib.Path) -> Int[np.ndarray, "class 3"]:
+            label = self.read(image)
             assert label is not None  # as `known` says
-            return pixel_counts(read_label(predicted[photograph]), label, len(self.classes))
+            return pixel_counts(read_label(predicted[image]), label, len(self.classes))
 
-        known = [photograph for photograph in predicted if photograph in self._files]
+        known = [image for image in predicted if image in self._files]
         counts = np.zeros((1 + len(self.classes), 3), np.int64)
-        for of_photograph in parallel_map(count, known, "true masks"):
-            counts += of_photograph
+        for of_image in parallel_map(count, known, "true masks"):
+            counts += of_image
         shown = counts[:, 0] + counts[:, 2] > 0
         values = iou(counts)
         per_class = {
@@ -126,14 +126,14 @@ class Truth:
             "without_truth": len(predicted) - len(known),
         }
 
-    def _check_sizes(self, photograph: pathlib.Path) -> None:
+    def _check_sizes(self, image: pathlib.Path) -> None:
         try:
-            image_size(photograph)
+            image_size(image)
         except UserError:  # it will be skipped
             return
-        for path in self._files[photograph].values():
+        for path in self._files[image].values():
             size = np.broadcast_to(False, image_size(path))  # of no memory
-            check_size(size, str(path), photograph)
+            check_size(size, str(path), image)
 
 
 def pixel_counts(

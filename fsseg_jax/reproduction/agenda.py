@@ -278,8 +278,8 @@ class Agenda:
 
     def _scoring(self, config: ConfigDict, episodes: int, shots: int, speed: Speed) -> float:
         """Seconds for encoding images and scoring episodes."""
-        photographs = min(episodes * (1 + shots), len(test_source(config, self.sources)))
-        return (photographs + episodes) * FORWARD / speed.rate
+        images = min(episodes * (1 + shots), len(test_source(config, self.sources)))
+        return (images + episodes) * FORWARD / speed.rate
 
     def describe(self) -> list[str]:
         """The plan: a line for each training and each test, with the time where it is known."""

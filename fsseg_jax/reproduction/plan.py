@@ -211,7 +211,7 @@ class Planner:
         base, own, file = training_overrides(place), self.own(place), config_path(place.row)
         row = override(load_config(file), base)
         asked = override(load_config(file), joined([*base, *own]))
-        photographs, epoch = self._sizes(asked)
+        images, epoch = self._sizes(asked)
         batch_size = asked.train.batch_size
         scheduled = with_steps(row, epoch).train.steps
         if {"train.steps", "train.epochs"} & fields_of(own).keys():
@@ -219,7 +219,7 @@ class Planner:
         else:  # the same number of episodes with any batch size
             steps = math.ceil(scheduled * row.train.batch_size / batch_size)
         own = without(own, "train.steps", "train.epochs")
-        added = fast(asked, self.machine, photographs, steps)
+        added = fast(asked, self.machine, images, steps)
         added.append("--config.train.test_before_and_after=False")  # the table has its own tests
         if "novel" not in row.train.select_on:  # for the learning curves
             added.append(f"--config.train.select_on={row.train.select_on}+novel")

@@ -24,7 +24,7 @@ TOGETHER = 16  # episodes that an accelerator evaluates as one batch
 DEVICE_SHARE = 0.25  # the part of a device's memory that images may take (data.pipeline = device)
 
 
-def fast(config: ConfigDict, machine: Machine, photographs: int, steps: int) -> list[str]:
+def fast(config: ConfigDict, machine: Machine, images: int, steps: int) -> list[str]:
     """Overrides that change the speed of a training and its rounding, but nothing else.
 
     Devices hold the images where they fit. An accelerator computes in bfloat16, which has the range
@@ -36,7 +36,7 @@ def fast(config: ConfigDict, machine: Machine, photographs: int, steps: int) -> 
         photographs: number of training images.
         steps: of the training.
     """
-    needed = 3 * photographs * (config.data.device.size or config.image_size) ** 2
+    needed = 3 * images * (config.data.device.size or config.image_size) ** 2
     fits = needed < DEVICE_SHARE * machine.memory
     fields = [f"data.pipeline={'device' if fits else 'tfdata'}"]
     if machine.count > 1:

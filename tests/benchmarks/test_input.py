@@ -15,8 +15,8 @@ input.main()
 """
 
 
-def test_made_folder_is_a_voc_folder_with_photographs_of_many_classes(tmp_path):
-    benchmark.make_voc(tmp_path, photographs=12)
+def test_made_folder_is_a_voc_folder_with_images_of_many_classes(tmp_path):
+    benchmark.make_voc(tmp_path, images=12)
     source = VOC(tmp_path, "train")
     assert len(source) == 12
     assert source.read(0).image.shape == (288, 384, 3)

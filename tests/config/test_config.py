@@ -289,7 +289,7 @@ def test_options_of_a_method_out_of_range_are_told(method, change, message):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_its_training_on_made_photographs(method):
+def test_every_method_has_its_training_on_made_images(method):
     config = load_config(f"{CONFIGS[0].parent / 'shapes.py'}:{method}")
     override(config, [])
     assert config.method == method

@@ -28,7 +28,7 @@ from fsseg_jax.data.annotations import (
 )
 from fsseg_jax.data.pipelines.augment import episode_geometry
 from fsseg_jax.data.pipelines.device import decode
-from fsseg_jax.data.source import ClassTable, Photograph, Source, count_classes
+from fsseg_jax.data.source import ClassTable, LabelledImage, Source, count_classes
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import BATCH_AXIS, Episode, EpisodeIds, sample
 from fsseg_jax.evaluation.evaluator import Evaluator
@@ -235,7 +235,7 @@ def test_a_stroke_leaves_a_short_branch_out():
 
 @pytest.mark.parametrize("width", [1, 2, 5])
 @pytest.mark.parametrize("draw", [strokes, points])
-def test_one_pixel_is_drawn_on_and_so_is_a_class_that_fills_the_photograph(draw, width):
+def test_one_pixel_is_drawn_on_and_so_is_a_class_that_fills_the_image(draw, width):
     label = np.zeros((30, 30), np.uint8)
     label[0, 29] = 5
     drawn = draw(label, width)
@@ -300,7 +300,7 @@ class Objects(Source):
     def read(self, index):
         label, _ = self.draw(index)
         image = np.random.default_rng(index).integers(0, 256, (*label.shape, 3), np.uint8)
-        return Photograph(image, label)
+        return LabelledImage(image, label)
 
     def instances(self, index):
         return self.draw(index)[1]
@@ -315,7 +315,7 @@ def shrunk(array, size):
 
 
 @pytest.mark.parametrize("side", [32, 96])
-def test_known_objects_are_resized_with_their_photograph(side):
+def test_known_objects_are_resized_with_their_image(side):
     source = Objects()
     label, objects = (shrunk(array, side) for array in source.draw(1))
     numbers = square_marks(source, 1, label, Annotation("box", 5, side))
@@ -576,7 +576,7 @@ def moved(codes, geometry):
 
 @PIPELINES
 @pytest.mark.parametrize("kind", ["box", "scribble"])
-def test_outlines_move_with_their_augmented_photograph(pipeline, kind):
+def test_outlines_move_with_their_augmented_image(pipeline, kind):
     batch, dense = (first_batches(pipeline, k, augmented=True) for k in (kind, "dense"))
     np.testing.assert_array_equal(batch.support_image, dense.support_image)
     np.testing.assert_array_equal(batch.query_label, dense.query_label)

@@ -25,7 +25,7 @@ def rows_of(items):
     """The photographs of each class."""
     stops = items.start + items.count
     return {
-        int(class_id): items.photograph[start:stop].tolist()
+        int(class_id): items.image[start:stop].tolist()
         for class_id, start, stop in zip(items.class_id, items.start, stops, strict=True)
     }
 
@@ -33,8 +33,8 @@ def rows_of(items):
 def expected_rows(class_ids, min_pixels, without=()):
     return {
         class_id: [
-            photograph
-            for photograph, pixels in enumerate(COUNTS)
+            image
+            for image, pixels in enumerate(COUNTS)
             if pixels[class_id - 1] >= min_pixels and not any(pixels[c - 1] for c in without)
         ]
         for class_id in class_ids
@@ -43,12 +43,12 @@ def expected_rows(class_ids, min_pixels, without=()):
 
 def test_table_holds_what_occurs():
     table = ClassTable.from_counts(COUNTS)
-    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    rows = zip(table.image, table.class_id, table.pixels, strict=True)
     assert {tuple(map(int, row)) for row in rows} == {
-        (photograph, class_id, int(COUNTS[photograph, class_id - 1]))
-        for photograph in range(6)
+        (image, class_id, int(COUNTS[image, class_id - 1]))
+        for image in range(6)
         for class_id in range(1, 5)
-        if COUNTS[photograph, class_id - 1]
+        if COUNTS[image, class_id - 1]
     }
 
 
@@ -64,12 +64,12 @@ def test_min_pixels_is_the_least_area(min_pixels):
 
 
 @pytest.mark.parametrize("without", [(3,), (1, 4), (1, 2, 3, 4)])
-def test_photographs_that_show_other_classes_are_left_out(without):
+def test_images_that_show_other_classes_are_left_out(without):
     items = ClassTable.from_counts(COUNTS).items((2,), 1, without)
     assert rows_of(items) == expected_rows((2,), 1, without)
 
 
-def test_any_pixel_of_another_class_leaves_a_photograph_out():
+def test_any_pixel_of_another_class_leaves_an_image_out():
     """`min_pixels` is no threshold for being left out: photograph 0 has 20 pixels of class 3."""
     items = ClassTable.from_counts(COUNTS).items((2,), 100, (3,))
     assert rows_of(items) == {2: [2, 4]}
@@ -77,8 +77,8 @@ def test_any_pixel_of_another_class_leaves_a_photograph_out():
 
 def test_items_are_sorted_whatever_the_order_of_table_and_classes():
     table = ClassTable.from_counts(COUNTS)
-    order = np.random.default_rng(0).permutation(len(table.photograph))
-    shuffled = ClassTable(table.photograph[order], table.class_id[order], table.pixels[order])
+    order = np.random.default_rng(0).permutation(len(table.image))
+    shuffled = ClassTable(table.image[order], table.class_id[order], table.pixels[order])
     for class_ids in ((4, 1, 2), (2, 4, 1)):
         items = shuffled.items(class_ids)
         assert items.class_id.tolist() == [1, 2, 4]
@@ -86,7 +86,7 @@ def test_items_are_sorted_whatever_the_order_of_table_and_classes():
 
 
 def test_read_square_resizes_as_pillow_does(make_source):
-    source = make_source(photographs=2)
+    source = make_source(images=2)
     image, label = source.read(1)
     square, square_label = read_square(source, 1, 24)
     expected = Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR)

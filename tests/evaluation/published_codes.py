@@ -68,10 +68,10 @@ def panet_draw(labels, classes, rng, episodes, ways=1, shots=1):
         supports = []
         for way, class_id in enumerate(chosen):
             count = shots + (way == way_of_query)
-            photographs = rng.permutation(lists[class_id])[:count].tolist()
+            images = rng.permutation(lists[class_id])[:count].tolist()
             if way == way_of_query:
-                query = photographs.pop()
-            supports.append(tuple(photographs))
+                query = images.pop()
+            supports.append(tuple(images))
         drawn.append(Drawn(tuple(chosen), tuple(supports), query, chosen[way_of_query]))
     return drawn
 
@@ -174,11 +174,11 @@ def canet_draw(labels, classes, rng, episodes, area=AREA):
     return drawn
 
 
-def another(rng, photographs, query, shots):
+def another(rng, images, query, shots):
     """Photographs that are not the query, each drawn anew until it is another one."""
     supports = []
     while len(supports) < shots:
-        candidate = int(rng.choice(photographs))
+        candidate = int(rng.choice(images))
         if candidate != query:
             supports.append(candidate)
     return tuple(supports)
@@ -225,7 +225,7 @@ def pfenet_draw(labels, classes, rng, episodes, shots=1, area=AREA):
     57 to 83 and 220 to 266, does the same.
     """
     lists = shown_by_class(labels, classes, area)
-    listed = sorted({photograph for shown in lists.values() for photograph in shown})
+    listed = sorted({image for shown in lists.values() for image in shown})
     anywhere = shown_by_class(labels, classes)
     drawn = []
     for number in range(episodes):

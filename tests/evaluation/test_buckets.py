@@ -40,7 +40,7 @@ def area(shapes, parts):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_photograph_is_in_one_of_few_groups(seed):
+def test_every_image_is_in_one_of_few_groups(seed):
     shapes, areas = random_shapes(seed=seed), []
     for count in (1, 2, 4, 8, 1000):
         parts = group(shapes, count)
@@ -92,12 +92,12 @@ def test_maps_of_a_canvas_are_told_from_those_of_supports(avoid):
             assert halved(height, width - 32) & halved(avoid, avoid, 5)
 
 
-def test_photographs_stand_in_the_upper_left_corner():
-    photograph = np.random.default_rng(0).integers(1, 256, (30, 20, 3), np.uint8)
-    smaller = resized(photograph, np.array([21, 14]))
-    expected = np.asarray(Image.fromarray(photograph).resize((14, 21), Image.BILINEAR))
+def test_images_stand_in_the_upper_left_corner():
+    image = np.random.default_rng(0).integers(1, 256, (30, 20, 3), np.uint8)
+    smaller = resized(image, np.array([21, 14]))
+    expected = np.asarray(Image.fromarray(image).resize((14, 21), Image.BILINEAR))
     np.testing.assert_array_equal(smaller, expected)
-    np.testing.assert_array_equal(resized(photograph, np.array([30, 20])), photograph)
+    np.testing.assert_array_equal(resized(image, np.array([30, 20])), image)
     canvas = np.zeros((32, 32, 3), np.uint8)
     place(canvas, smaller)
     np.testing.assert_array_equal(canvas[:21, :14], smaller)
@@ -113,8 +113,8 @@ def source(make_source):
     """Photographs of several sizes, one twice as wide and one twice as high as most are."""
     source = make_source()
     for number, axis in ((0, 0), (3, 1)):
-        doubled = [part.repeat(2, axis) for part in source.photographs[number]]
-        source.photographs[number] = doubled
+        doubled = [part.repeat(2, axis) for part in source.images[number]]
+        source.images[number] = doubled
     return source
 
 
@@ -174,7 +174,7 @@ def test_figures_do_not_depend_on_the_groups_and_each_compiles_one_function(
     _, _, others = score(2)
     unsure = []
     for row, query in enumerate(episodes.query):
-        height, width = source.photographs[query][1].shape
+        height, width = source.images[query][1].shape
         _, probabilities = evaluator.scorer.predict(variables, caches[0], evaluator.rows.take(row))
         second, first = np.sort(probabilities[:height, :width], axis=-1)[..., 1:].transpose(2, 0, 1)
         unsure.append((np.log(first / second) < UNSURE).sum())
@@ -192,7 +192,7 @@ def test_figures_do_not_depend_on_the_groups_and_each_compiles_one_function(
         np.testing.assert_allclose(others.measured[name], values, rtol=1e-4)
     for row, query in enumerate(episodes.query):  # nothing of a canvas counts
         total = counts.borders["background"][row, :, [0, 2]].sum()
-        assert total == source.photographs[query][1].size
+        assert total == source.images[query][1].size
 
 
 def test_what_does_not_fit_into_memory_is_scored_in_parts(source, model, variables, tmp_path, log):

@@ -136,9 +136,7 @@ def test_rows_are_what_evaluations_tell_and_are_not_evaluated_again(
     ]  # with what was there
 
 
-def test_photographs_are_kept_until_the_last_row_that_shows_them_so(
-    program, evaluated, monkeypatch
-):
+def test_images_are_kept_until_the_last_row_that_shows_them_so(program, evaluated, monkeypatch):
     """Rows of the base's photographs come first, whatever their order in the table."""
     kept, scoring = [], choices.Scoring
 

@@ -58,7 +58,7 @@ def test_a_noisy_prediction_comes_closer_to_the_truth(classes):
 
 
 @NEEDED
-def test_what_the_photograph_shows_counts():
+def test_what_the_image_shows_counts():
     """The same prediction, an object that is too large, is cut to the object that is there."""
     image, label, _ = draw()
     probabilities = np.full((HEIGHT, WIDTH, 2), [0.8, 0.2])
@@ -71,7 +71,7 @@ def test_what_the_photograph_shows_counts():
 
 
 @NEEDED
-def test_sure_pixels_of_a_uniform_photograph_stay():
+def test_sure_pixels_of_a_uniform_image_stay():
     """Away from borders of the prediction."""
     image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
     for value, expected in ((0.999, 1), (0.001, 0)):
@@ -155,18 +155,14 @@ def test_scores_are_of_refined_predictions(make_source, variables, scored_at, mo
     assert (counts != before).any()
     for row, (probabilities, image, refined) in enumerate(seen):
         ids = evaluator.episodes.take(row)
-        photograph = source.read(int(ids.query))
-        label = photograph.label
+        whole = source.read(int(ids.query))
+        label = whole.label
         if scored_at == "network":
-            shown = evaluator.squares.images[
-                np.unique(evaluator.episodes.photographs) == ids.query
-            ][0]
-            label = evaluator.squares.labels[
-                np.unique(evaluator.episodes.photographs) == ids.query
-            ][0]
+            shown = evaluator.squares.images[np.unique(evaluator.episodes.images) == ids.query][0]
+            label = evaluator.squares.labels[np.unique(evaluator.episodes.images) == ids.query][0]
             np.testing.assert_array_equal(image, shown)
         else:
-            np.testing.assert_array_equal(image, photograph.image)
+            np.testing.assert_array_equal(image, whole.image)
         truth = np.where(label == 255, 255, 0)
         for way, class_id in enumerate(ids.classes, start=1):
             truth[label == class_id] = way

@@ -196,7 +196,7 @@ def test_score_of_an_episode_does_not_depend_on_the_list(
     np.testing.assert_array_equal(ignored(other, variables), counts[rows])
 
 
-def test_each_photograph_is_encoded_once(source, variables, episodes, encoder):
+def test_each_image_is_encoded_once(source, variables, episodes, encoder):
     encoded.clear()
     caches = encoder.encode(variables)
     jax.effects_barrier()
@@ -207,7 +207,7 @@ def test_each_photograph_is_encoded_once(source, variables, episodes, encoder):
     assert len(encoded) == len(used)
 
 
-def test_only_photographs_in_use_are_read(model, source, monkeypatch):
+def test_only_images_in_use_are_read(model, source, monkeypatch):
     indices = []
     read = source.read
     monkeypatch.setattr(source, "read", lambda index: indices.append(index) or read(index))
@@ -344,7 +344,7 @@ def scored(monkeypatch):
 def write_list(path, source, classes):
     """Episodes of one way and one shot, one a class, whatever their queries show."""
     table = source.table
-    supports = {c: int(table.photograph[table.class_id == c][0]) for c in classes}
+    supports = {c: int(table.image[table.class_id == c][0]) for c in classes}
     queries = {c: (supports[c] + 1) % len(source) for c in classes}
     lines = [f"{c},{source.ids[supports[c]]},{source.ids[queries[c]]}\n" for c in classes]
     path.write_text("classes,supports,query\n" + "".join(lines))
@@ -359,8 +359,8 @@ def run_list(tmp_path, model, source, classes):
 
 def test_a_listed_support_must_show_its_class(tmp_path, model, source):
     table = source.table
-    without = set(range(len(source))) - set(table.photograph[table.class_id == 1].tolist())
-    support, query = sorted(without)[0], int(table.photograph[table.class_id == 1][0])
+    without = set(range(len(source))) - set(table.image[table.class_id == 1].tolist())
+    support, query = sorted(without)[0], int(table.image[table.class_id == 1][0])
     path = tmp_path / "list.csv"
     path.write_text(f"classes,supports,query\n1,{source.ids[support]},{source.ids[query]}\n")
     config = make_settings(**{"eval.episodes_file": str(path)})
@@ -516,7 +516,7 @@ def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
     original = Evaluator.__init__
 
     def spy(self, model, source, episodes, *others):
-        sizes.append(len(np.unique(episodes.photographs)))
+        sizes.append(len(np.unique(episodes.images)))
         original(self, model, source, episodes, *others)
 
     monkeypatch.setattr(Evaluator, "__init__", spy)
@@ -537,7 +537,7 @@ def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
     assert (tmp_path / "episodes.csv").read_text() == (folder / "episodes.csv").read_text()
 
 
-def test_each_photograph_is_encoded_once_however_many_parts_need_it(
+def test_each_image_is_encoded_once_however_many_parts_need_it(
     source, model, variables, tmp_path, caplog
 ):
     def compiled():
@@ -564,9 +564,7 @@ def test_each_photograph_is_encoded_once_however_many_parts_need_it(
     assert len(compiled()) <= 2  # with all photographs, and once for all parts
 
 
-def test_photographs_and_episodes_may_be_computed_together(
-    model, source, variables, episodes, counts
-):
+def test_images_and_episodes_may_be_computed_together(model, source, variables, episodes, counts):
     encoded.clear()
     several = make_evaluator(model, source, episodes, devices=2, **{"eval.together": 3})
     found = ignored(several, variables)

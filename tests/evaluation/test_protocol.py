@@ -174,7 +174,7 @@ def test_every_way_to_score_has_its_own_hash(make_source):
 def test_what_boxes_are_drawn_around_belongs_to_the_protocol(make_source):
     """The data set's own objects, or connected parts in their place."""
     source, without = make_source(), make_source()
-    without.photographs = [(*pair[:2], None) for pair in without.photographs]
+    without.images = [(*pair[:2], None) for pair in without.images]
     assert settings(source) == settings(without)
     box = {"support_annotation": "box"}
     assert settings(source, **box)["hash"] != settings(without, **box)["hash"]
@@ -320,10 +320,10 @@ def test_each_item_is_the_query_once_before_any_comes_twice(make_source, ways, s
     count = 3 * len(items)
     episodes = draw(source, count=count, **options)
     table = [
-        (int(photograph), int(c)) for c in novel for photograph in sorted(shows(source, c))
+        (int(image), int(c)) for c in novel for image in sorted(shows(source, c))
     ]  # the rows of items, by class and photograph
     asked = [table[row] for row in episodes.query_index]
-    assert [photograph for photograph, _ in asked] == episodes.query.tolist()
+    assert [image for image, _ in asked] == episodes.query.tolist()
     for start in range(0, count, len(items)):
         turn = asked[start : start + len(items)]
         assert set(turn) == items
@@ -358,9 +358,9 @@ def test_the_order_of_queries_depends_on_the_seed_alone(make_source):
     assert set(others.query_index.tolist()) == set(episodes.query_index.tolist())
 
 
-def test_each_photograph_is_the_query_once_before_any_comes_twice(make_source):
+def test_each_image_is_the_query_once_before_any_comes_twice(make_source):
     """With a class that it shows, small objects too; supports show more of theirs."""
-    source, least = make_source(photographs=30), 250
+    source, least = make_source(images=30), 250
     novel = source.folds[0]
     pixels = {
         c: np.array([(source.read(i).label == c).sum() for i in range(len(source))]) for c in novel
@@ -401,8 +401,8 @@ def test_small_objects_are_no_items(make_source):
     episodes = draw(source, count=60, **changes)
     for row in range(60):
         class_id = episodes.classes[row, 0]
-        for photograph in (*episodes.supports[row, 0], episodes.query[row]):
-            assert (source.read(photograph).label == class_id).sum() >= least
+        for image in (*episodes.supports[row, 0], episodes.query[row]):
+            assert (source.read(image).label == class_id).sum() >= least
 
 
 # ----------------------------------------------------------------------------- person and another
@@ -411,7 +411,7 @@ def test_small_objects_are_no_items(make_source):
 @pytest.fixture(scope="module")
 def crowd(make_source):
     """A source whose second fold holds out person, with 9 other classes."""
-    source = make_source(photographs=40, classes=20, shown=8)
+    source = make_source(images=40, classes=20, shown=8)
     assert PERSON in source.folds[1]
     return source
 
@@ -420,20 +420,20 @@ METASEG = {"eval.setup": "metaseg", "ways": 2, "data.fold": 1}
 
 
 @pytest.mark.parametrize("shots", [1, 3])
-def test_person_and_another_class_are_in_all_photographs(crowd, shots):
+def test_person_and_another_class_are_in_all_images(crowd, shots):
     episodes = draw(crowd, count=200, shots=shots, **METASEG)
     assert episodes.classes.shape == (200, 2)
     assert episodes.supports.shape == (200, 2, shots)
     together = {c: shows(crowd, PERSON) & shows(crowd, c) for c in crowd.folds[1] if c != PERSON}
-    possible = {c for c, photographs in together.items() if len(photographs) > shots}
+    possible = {c for c, images in together.items() if len(images) > shots}
     assert len(possible) > 2
     np.testing.assert_array_equal(episodes.classes[:, 0], PERSON)
     assert set(episodes.classes[:, 1].tolist()) == possible
     np.testing.assert_array_equal(episodes.supports[:, 0], episodes.supports[:, 1])
     for row in range(200):
-        photographs = {*episodes.supports[row, 0].tolist(), int(episodes.query[row])}
-        assert len(photographs) == shots + 1
-        assert photographs <= together[int(episodes.classes[row, 1])]
+        images = {*episodes.supports[row, 0].tolist(), int(episodes.query[row])}
+        assert len(images) == shots + 1
+        assert images <= together[int(episodes.classes[row, 1])]
     assert_same(draw(crowd, count=50, shots=shots, **METASEG), episodes.take(slice(50)))
     assert differ(draw(crowd, count=200, seed=1, shots=shots, **METASEG), episodes)
 
@@ -441,8 +441,8 @@ def test_person_and_another_class_are_in_all_photographs(crowd, shots):
 def test_pairs_are_chosen_by_the_area_of_both_classes(crowd):
     least = 150
     for ids in map(draw(crowd, count=50, **METASEG, **{"data.min_pixels": least}).take, range(50)):
-        for photograph in (*ids.supports[0], ids.query):
-            label = crowd.read(int(photograph)).label
+        for image in (*ids.supports[0], ids.query):
+            label = crowd.read(int(image)).label
             assert all((label == class_id).sum() >= least for class_id in ids.classes)
 
 
@@ -499,7 +499,7 @@ def test_selection_by_metaseg_is_by_plain_episodes(crowd):
     assert_same(episodes, draw(crowd, "base", count=50, **{**METASEG, "eval.setup": "one_of_ways"}))
 
 
-def test_photographs_of_no_base_class_select_by_validation_classes(make_source):
+def test_images_of_no_base_class_select_by_validation_classes(make_source):
     """As in FSS-1000, whose parts show different classes."""
     source = make_source()
     source.folds, source.validation = ((4, 5, 6),), (1, 2, 3)

@@ -22,7 +22,7 @@ from scipy import stats
 from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config, override
 from fsseg_jax.data import open_source
-from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.coco import FOLDS
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
@@ -44,17 +44,17 @@ NEVER = 1e-4  # so improbable is what no test may find: seeds are fixed
 def source(make_source):
     """Photographs twice or three times as large as usual: many objects pass the area filter, and
     many do not."""
-    small = make_source(photographs=40, classes=10, shown=3)
+    small = make_source(images=40, classes=10, shown=3)
     large = [
         [part.repeat(2 + number % 2, 0).repeat(2 + number % 2, 1) for part in parts]
-        for number, parts in enumerate(small.photographs)
+        for number, parts in enumerate(small.images)
     ]
     return type(small)(large, small.classes, small.folds)
 
 
 @pytest.fixture(scope="module")
 def labels(source):
-    labels = [label for _, label, _ in source.photographs]
+    labels = [label for _, label, _ in source.images]
     counts = [[(label == c).sum() for c in NOVEL] for label in labels]
     below = (np.array(counts) > 0) & (np.array(counts) < codes.AREA)
     listed = (np.array(counts) >= codes.AREA).any(axis=1)
@@ -74,9 +74,9 @@ def draw(source, config, count=None, seed=0):
     episodes = draw_episodes(config, source, "novel", seed, count)
     items = source.table.items(source.folds[0], config.data.min_pixels)
     rows = [
-        (class_id, photograph)
+        (class_id, image)
         for class_id, start, number in zip(items.class_id, items.start, items.count, strict=True)
-        for photograph in items.photograph[start : start + number]
+        for image in items.image[start : start + number]
     ]
     drawn = []
     for row in range(len(episodes)):
@@ -151,7 +151,7 @@ def test_runs_and_episodes(name, data, code, excess, source):
     assert [len(run) for run in runs.values()] == [expected - excess] * code["runs"]
 
 
-def test_panet_tests_photographs_of_trainaug(make_voc):
+def test_panet_tests_images_of_trainaug(make_voc):
     root = make_voc(train=6, val=4)
     lists = root / "ImageSets" / "Segmentation"
     names = (lists / "train.txt").read_text().split()
@@ -262,7 +262,7 @@ def test_items_take_turns(name, source, labels):
 
 
 @pytest.mark.parametrize("name", ["pfenet", "bam"])
-def test_photographs_take_turns(name, source, labels):
+def test_images_take_turns(name, source, labels):
     """Photographs with an item, each once a pass; ours in an order of the pass's own, the codes' in
     that of the list. The class is one of all that the photograph shows, be it too small to be an
     item; supports are items."""
@@ -280,13 +280,13 @@ def test_photographs_take_turns(name, source, labels):
     assert alike(items(ours).elements(), items(theirs).elements())
 
 
-def test_each_photograph_of_fss1000_is_a_query_once(make_source):
+def test_each_image_of_fss1000_is_a_query_once(make_source):
     """Of every test class, without an area filter: 2,400 queries."""
     classes = [f"class {number}" for number in range(240)]
     labels = [np.full((3, 3), number // 10 + 1, np.uint8) for number in range(2400)]
-    photographs = [(np.zeros((3, 3, 3), np.uint8), label, None) for label in labels]
+    images = [(np.zeros((3, 3, 3), np.uint8), label, None) for label in labels]
     ids = tuple(range(1, 241))
-    source = type(make_source())(photographs, classes, (ids,))
+    source = type(make_source())(images, classes, (ids,))
     config = preset("hsnet", "fss1000")
     (episodes,) = protocol_episodes(config, source).values()
     ours = draw(source, config)
@@ -306,7 +306,7 @@ def test_each_photograph_of_fss1000_is_a_query_once(make_source):
 
 
 @pytest.mark.parametrize("ways", [1, 2])
-def test_panet_draws_classes_and_photographs_alike(ways, source, labels):
+def test_panet_draws_classes_and_images_alike(ways, source, labels):
     config = preset("panet", ways=ways)
     ours = draw(source, config, 4000)
     theirs = published("panet", "voc", labels, 4000, ways=ways)
@@ -319,7 +319,7 @@ def test_panet_draws_classes_and_photographs_alike(ways, source, labels):
     assert ways == 1 or alike(chosen, np.tile(range(ways), 2000).tolist())
 
 
-def test_hsnet_draws_classes_and_photographs_of_coco_alike(source, labels):
+def test_hsnet_draws_classes_and_images_of_coco_alike(source, labels):
     ours = draw(source, preset("hsnet", "coco"), 4000)
     theirs = published("hsnet", "coco", labels, 4000)
     lists = codes.shown_by_class(labels, NOVEL, codes.AREA)
@@ -344,7 +344,7 @@ def test_hsnet_draws_classes_and_photographs_of_coco_alike(source, labels):
         ("hsnet", "coco", 1),
     ],
 )
-def test_supports_are_other_photographs_of_the_class(name, data, shots, source, labels):
+def test_supports_are_other_images_of_the_class(name, data, shots, source, labels):
     """Uniformly drawn; ours are distinct, as PANet's, PFENet's and BAM's are.
 
     HSNet's code may take one photograph twice. Among its episodes that do not, chances are ours.
@@ -384,11 +384,11 @@ def test_pfenets_squares_have_sides_of_multiples_of_8(size):
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (90, 120), (16, 16)])
-def test_pfenets_squares_are_black_and_ignored_beside_the_photograph(shape):
+def test_pfenets_squares_are_black_and_ignored_beside_the_image(shape):
     """Small photographs are enlarged. (Its bilinear interpolation does not smooth what it shrinks,
     and ours does, as PIL's: what a photograph looks like differs a little.)"""
-    photograph = Photograph(np.full((*shape, 3), 200, np.uint8), np.ones(shape, np.uint8))
-    image, label = square(photograph, SIZE, "letterbox")
+    whole = LabelledImage(np.full((*shape, 3), 200, np.uint8), np.ones(shape, np.uint8))
+    image, label = square(whole, SIZE, "letterbox")
     inside = np.zeros((SIZE, SIZE), bool)
     inside[tuple(slice(side) for side in codes.pfenet_shape(*shape, SIZE))] = True
     np.testing.assert_array_equal(label, np.where(inside, 1, 255))
@@ -480,7 +480,7 @@ def test_canets_pixel_counts(source, labels, model, variables):
         assert borders["background"][row].sum() > borders["ignored"][row].sum()
     (bucket,) = scored.evaluator.buckets
     for view, scale in zip(bucket.queries.views, codes.CANET_SCALES, strict=True):
-        for query, shape in zip(bucket.photographs, view.shape, strict=True):
+        for query, shape in zip(bucket.images, view.shape, strict=True):
             assert np.abs(shape - scale * np.array(labels[query].shape)).max() <= 0.5
     figures = run_metrics(borders[config.eval.border], episodes.classes, source.class_names)
     asked = sorted({episode.asked for episode in drawn})

@@ -288,7 +288,7 @@ def test_overlay_darkens_background_only_where_some_pixels_are_unlabelled(marked
     np.testing.assert_allclose(shown[10:20, 10:20], tinted, atol=1)
 
 
-def test_overlay_of_a_photograph_without_any_mark_is_the_photograph():
+def test_overlay_of_an_image_without_any_mark_is_the_image():
     image = np.random.default_rng(3).integers(0, 256, (20, 30, 3), np.uint8)
     shown = overlay(image, np.full((20, 30), 254, np.uint8))
     np.testing.assert_array_equal(shown, image)

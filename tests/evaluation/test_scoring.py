@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config
-from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import empty_episode, normalise, sample
@@ -44,13 +44,13 @@ TINY = {
 @pytest.fixture(scope="module")
 def source(make_source):
     """Photographs of as many sizes as there are, some much longer than wide or wider than long."""
-    source = make_source(photographs=9)
+    source = make_source(images=9)
     for number, (step, axis) in enumerate([(3, 0), (2, 1), (3, 1)]):
         keep = (slice(None),) * axis + (slice(None, None, step),)
-        source.photographs[number] = [part[keep] for part in source.photographs[number]]
-    shapes = [label.shape for _, label, _ in source.photographs]
+        source.images[number] = [part[keep] for part in source.images[number]]
+    shapes = [label.shape for _, label, _ in source.images]
     assert len(set(shapes)) == len(shapes)
-    assert all((label == 255).any() for _, label, _ in source.photographs)
+    assert all((label == 255).any() for _, label, _ in source.images)
     return source
 
 
@@ -144,11 +144,11 @@ def probabilities_by_hand(
     """
     encode = jitted(model, "encode")
     segment = jitted(model, "segment")
-    image, label_of_query, _ = source.photographs[ids.query]
+    image, label_of_query, _ = source.images[ids.query]
     label = fit(image, label_of_query, size, letterbox)[1] if network else label_of_query
     shape = label.shape
     squares = [
-        [fit(*source.photographs[i][:2], size, letterbox) for i in shots] for shots in ids.supports
+        [fit(*source.images[i][:2], size, letterbox) for i in shots] for shots in ids.supports
     ]
     images = np.array([[pair[0] for pair in shots] for shots in squares])
     labels = np.array(
@@ -207,7 +207,7 @@ def check_counts(model, variables, source, episodes, evaluator, masks=True, **op
         inside = np.s_[:, :]
         if options.get("letterbox") and options.get("network"):
             size = options.get("size", SIZE)
-            shape = source.photographs[ids.query][1].shape
+            shape = source.images[ids.query][1].shape
             inside = tuple(slice(side) for side in letterboxed(shape, size))
         parts = prediction[inside], truth[inside]
         with_border = count(*parts, len(ids.classes) + 1, "background")
@@ -233,15 +233,15 @@ def check_counts(model, variables, source, episodes, evaluator, masks=True, **op
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("ways", [1, 2])
-def test_masks_are_compared_at_the_size_of_each_photograph(source, ways, align_corners):
+def test_masks_are_compared_at_the_size_of_each_image(source, ways, align_corners):
     model, variables = make_panet(align_corners)
     episodes = draw(source, 7, ways)
-    sizes = {source.photographs[query][1].shape for query in episodes.query}
+    sizes = {source.images[query][1].shape for query in episodes.query}
     assert len(sizes) > 3
     evaluator = make_evaluator(model, source, episodes)
     counts = check_counts(model, variables, source, episodes, evaluator)
     for row, query in enumerate(episodes.query):
-        label = source.photographs[query][1]
+        label = source.images[query][1]
         assert counts[row, :, [0, 2]].sum() == (label != 255).sum()
 
 
@@ -265,7 +265,7 @@ def test_one_compiled_function_serves_all_sizes(source):
         Traced.times = 0
         evaluator.score(variables, caches)
         compiled.append(Traced.times)
-    assert len({source.photographs[query][1].shape for query in episodes.query}) > 5
+    assert len({source.images[query][1].shape for query in episodes.query}) > 5
     assert compiled[1] == compiled[0]
 
 
@@ -273,14 +273,14 @@ def test_one_compiled_function_serves_all_sizes(source):
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 60), (60, 30), (45, 45), (200, 10)])
-def test_a_letterboxed_photograph_keeps_its_proportions(height, width):
+def test_a_letterboxed_image_keeps_its_proportions(height, width):
     """But for what is cut to multiples of 8. The upper left quarter is white, and of class 1."""
     image = np.zeros((height, width, 3), np.uint8)
     image[: height // 2, : width // 2] = 255
     label = image[..., 0] // 255
     for side in (SIZE, 2 * SIZE):
         exact = np.array([height, width]) * side / max(height, width)
-        picture, classes = square(Photograph(image, label), side, "letterbox")
+        picture, classes = square(LabelledImage(image, label), side, "letterbox")
         assert picture.shape == (side, side, 3)
         assert classes.shape == (side, side)
         covered = classes != 255
@@ -295,14 +295,14 @@ def test_a_letterboxed_photograph_keeps_its_proportions(height, width):
             shown = classes == 1
             quarter = shown.any(axis=1).sum() * 2, shown.any(axis=0).sum() * 2
             assert quarter == pytest.approx((rows, columns), abs=2)
-            stretched = square(Photograph(image, label), side).label
+            stretched = square(LabelledImage(image, label), side).label
             assert (stretched != 255).all()
             assert (stretched == 1).any(axis=0).sum() * 2 == pytest.approx(side, abs=2)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
-def test_logits_of_letterboxed_photographs_are_cut(source, scored_at, align_corners):
+def test_logits_of_letterboxed_images_are_cut(source, scored_at, align_corners):
     """Resized to the longer side squared, where they are compared with the photograph's label."""
     model, variables = make_panet(align_corners)
     episodes = draw(source)
@@ -311,14 +311,14 @@ def test_logits_of_letterboxed_photographs_are_cut(source, scored_at, align_corn
     check_counts(model, variables, source, episodes, evaluator, letterbox=True, network=network)
 
 
-def test_the_report_shows_letterboxed_photographs_with_what_was_predicted(source):
+def test_the_report_shows_letterboxed_images_with_what_was_predicted(source):
     model, variables = make_panet()
     episodes = draw(source)
     evaluator = make_evaluator(model, source, episodes, fit="letterbox")
     caches = evaluator.encode(variables)
     for row, ids in enumerate(map(episodes.take, range(len(episodes)))):
         example = evaluator.example(variables, caches, row, "", 50.0)
-        image, label, _ = source.photographs[ids.query]
+        image, label, _ = source.images[ids.query]
         image, label = fit(image, label, SIZE, True)
         np.testing.assert_array_equal(example.query_image, image)
         truth = in_episode_numbering(label, ids.classes)
@@ -422,7 +422,7 @@ def test_queries_as_large_as_they_are_are_segmented_as_each_would_be_alone(
         model = METHODS[name](backbone=TwoStages(), **TINY[name])
         variables = draw_variables(model, ways, shots=1)
     episodes = draw_few(source, ways)
-    sizes = {source.photographs[query][1].shape for query in episodes.query}
+    sizes = {source.images[query][1].shape for query in episodes.query}
     assert len(sizes) == 2
     options = {"fit": "own", "scales": scales, "buckets": buckets}
     evaluator = make_evaluator(model, source, episodes, **options)

@@ -18,7 +18,7 @@ from fsseg_jax.models.canet import CANet
 
 FUSIONS = ("attention", "feature_average", "mask_average", "mask_or")
 WIDTH = 6
-PHOTOGRAPH = (53, 157)
+IMAGE = (53, 157)
 FEATURES = (7, 20)  # long enough for every dilation
 
 
@@ -88,12 +88,12 @@ def draw_episode(ways, shots, seed=0):
     labels = np.array([*range(ways + 1), IGNORE], np.uint8)
     # Supports differ in brightness, so that it matters which of them is used.
     brightness = np.linspace(-1, 1, ways * shots).reshape(ways, shots, 1, 1, 1)
-    images = rng.standard_normal((ways, shots, *PHOTOGRAPH, 3)) + brightness
+    images = rng.standard_normal((ways, shots, *IMAGE, 3)) + brightness
     return Episode(
         support_image=images.astype(np.float32),
-        support_label=rng.choice(labels, (ways, shots, *PHOTOGRAPH)),
-        query_image=rng.standard_normal((*PHOTOGRAPH, 3)).astype(np.float32),
-        query_label=rng.choice(labels, PHOTOGRAPH),
+        support_label=rng.choice(labels, (ways, shots, *IMAGE)),
+        query_image=rng.standard_normal((*IMAGE, 3)).astype(np.float32),
+        query_label=rng.choice(labels, IMAGE),
         class_id=np.arange(ways),
         query_index=np.array(0),
     )
@@ -323,7 +323,7 @@ def test_backbone_is_left_alone_unless_it_is_to_be_trained():
     assert abs(gradient(make(freeze_backbone=False))) > 1
 
 
-def test_dropout_takes_whole_channels_of_each_photograph():
+def test_dropout_takes_whole_channels_of_each_image():
     model, image = make(dropout=0.5), draw_episode(1, 3).support_image[0]
     variables = {"params": draw_params(1)}
     without = jax.jit(functools.partial(model.apply, method="encode"))(variables, image)

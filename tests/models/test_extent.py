@@ -64,7 +64,7 @@ class TwoStages(nn.Module):
         ("mfnet", 2, 1, {"width": 8, "scales": 3, "query_fusion": "concat"}),
     ],
 )
-def test_logits_are_those_of_the_photograph_alone(method, ways, shots, options):
+def test_logits_are_those_of_the_image_alone(method, ways, shots, options):
     """Photographs of two sizes in one batch; the supports have another one."""
     model = METHODS[method](**{"backbone": TwoStages(), **options})
     variables = variables_of(model, empty_episode(ways, shots, 32).normalised(), train=True)
@@ -99,7 +99,7 @@ def test_logits_are_those_of_the_photograph_alone(method, ways, shots, options):
     ("backbone", "stages"),
     [(VGG16(), (1, 3, 5)), (ResNet50(), (1, 2))],
 )
-def test_features_are_those_of_the_photograph_alone(backbone, stages):
+def test_features_are_those_of_the_image_alone(backbone, stages):
     """Of two sizes in one compiled function."""
     images = [random(*shape, 3, seed=number) for number, shape in enumerate(SHAPES)]
     variables = variables_of(backbone, images[0], stages=stages)
@@ -182,7 +182,7 @@ def results_of_layers():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_sees_the_photograph_alone(name):
+def test_layer_sees_the_image_alone(name):
     differences = []
     for by_name in results_of_layers():
         expected, result, size, naive = (results[name] for results in by_name)

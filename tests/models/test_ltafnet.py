@@ -170,7 +170,7 @@ def test_refinement_that_adds_nothing_leaves_the_coarse_mask():
     assert not is_close(result["binary_logits"], expected["binary_logits"], 0.05)
 
 
-def test_photographs_are_segmented_one_by_one_at_inference():
+def test_images_are_segmented_one_by_one_at_inference():
     """Stored statistics: nothing depends on the other episodes of a batch."""
     episodes = [draw_episode(2, 3, seed) for seed in (0, 1)]
     batch = jax.tree.map(lambda *x: np.stack(x), *episodes)

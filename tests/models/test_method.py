@@ -75,10 +75,10 @@ def test_query_labels_are_one_binary_label_a_way():
     result = np.asarray(query_labels(label, 3))
     assert result.dtype == np.uint8
     assert result.shape == (2, 3, 5, 6)
-    for photograph, way, row, column in np.ndindex(result.shape):
-        truth = label[photograph, row, column]
+    for image, way, row, column in np.ndindex(result.shape):
+        truth = label[image, row, column]
         expected = 255 if truth == 255 else int(truth == way + 1)
-        assert result[photograph, way, row, column] == expected
+        assert result[image, way, row, column] == expected
 
 
 def test_supports_are_masked_and_labelled_by_their_own_way():

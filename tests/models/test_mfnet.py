@@ -188,7 +188,7 @@ def test_order_of_ways_matters_only_where_they_are_decoded_together():
         assert np.allclose(after[..., [0, 2, 1]], before, atol=1e-5) == equal
 
 
-def test_dropout_drops_whole_channels_of_each_embedding_and_photograph():
+def test_dropout_drops_whole_channels_of_each_embedding_and_image():
     model, episode = tiny(dropout=0.5, width=40), draw_episode(1, 3)
     variables = {"params": draw_params(model, episode)}
     images = episode.support_image[0]

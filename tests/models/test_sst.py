@@ -301,11 +301,10 @@ def test_default_moves_the_prototypes_of_real_features_by_a_tenth_or_so(backbone
     variables = init_variables(model, jax.random.key(0), 1, 1, config.init)
     source = VOC(SHARED / "data/VOC2012", "val")
     items = source.table.items(range(1, 6), 2048)
-    photographs = [square(source.read(items.photograph[row]), 161) for row in items.start]
-    images = np.stack([photograph.image for photograph in photographs])
+    squares = [square(source.read(items.image[row]), 161) for row in items.start]
+    images = np.stack([image.image for image in squares])
     labels = [
-        episode_label(photograph.label, items.class_id[[way]])
-        for way, photograph in enumerate(photographs)
+        episode_label(image.label, items.class_id[[way]]) for way, image in enumerate(squares)
     ]
 
     @jax.jit
@@ -534,7 +533,7 @@ class TwoStages(nn.Module):
         return fine, nn.relu(nn.Conv(6, (3, 3), 2, 1, name="coarse")(fine))
 
 
-def draw_photographs(seed):
+def draw_images(seed):
     """A batch of two episodes of noise."""
     drawn = [draw_episode(1, 2, seed) for seed in (3, 5)]
     rng = np.random.default_rng(seed)
@@ -548,10 +547,10 @@ def draw_photographs(seed):
     )
 
 
-def test_batch_of_photographs_matches_pytorch_with_gradients_of_the_backbone(pytorch):
+def test_batch_of_images_matches_pytorch_with_gradients_of_the_backbone(pytorch):
     """Stages are joined at the coarser resolution, and training is end to end."""
     model = SST(backbone=TwoStages(), width=WIDTH, inner_rate=RATE)
-    one = jax.tree.map(lambda x: x[0], draw_photographs(0))
+    one = jax.tree.map(lambda x: x[0], draw_images(0))
     shapes = jax.eval_shape(model.init, jax.random.key(0), one)
     params = draw_weights(shapes["params"], seed=6)
 
@@ -593,7 +592,7 @@ def test_batch_of_photographs_matches_pytorch_with_gradients_of_the_backbone(pyt
         return total.item(), np.stack(logits), pytorch.gradients_of(weights)
 
     def check(seed):
-        batch = draw_photographs(seed)
+        batch = draw_images(seed)
         (value, logits), gradient = jax.device_get(ours(params, batch))
         expected_value, expected_logits, expected_gradient = theirs(batch)
         assert value == pytest.approx(expected_value, rel=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fsseg_jax.errors import UserError
-from fsseg_jax.prediction.pictures import as_label, as_photograph, boxes_label
+from fsseg_jax.prediction.pictures import as_image, as_label, boxes_label
 
 HEIGHT, WIDTH = 5, 7
 # What EXIF's orientations say has to be done to the stored pixels.
@@ -42,8 +42,8 @@ def forms(path):
 # ----------------------------------------------------------------------------- photographs
 
 
-def check_photograph(picture, expected, tolerance=0):
-    result = as_photograph(picture, "images[0]")
+def check_image(picture, expected, tolerance=0):
+    result = as_image(picture, "images[0]")
     assert result.dtype == np.uint8
     assert result.shape == expected.shape
     assert np.abs(result.astype(int) - expected.astype(int)).max() <= tolerance
@@ -53,14 +53,14 @@ def test_colours_are_kept_whatever_holds_them(tmp_path):
     array = draw(3)
     path = save(tmp_path, array)
     for picture in (*forms(path), array, jnp.asarray(array), array[:, ::-1][:, ::-1]):
-        check_photograph(picture, array)
+        check_image(picture, array)
 
 
 def test_grey_has_three_equal_channels(tmp_path):
     array = draw()
     expected = np.stack([array] * 3, axis=-1)
     for picture in (*forms(save(tmp_path, array)), array, array[..., None], jnp.asarray(array)):
-        check_photograph(picture, expected)
+        check_image(picture, expected)
 
 
 def test_what_is_transparent_lies_on_white(tmp_path):
@@ -69,9 +69,9 @@ def test_what_is_transparent_lies_on_white(tmp_path):
     alpha = array[..., 3:] / 255
     expected = array[..., :3] * alpha + 255 * (1 - alpha)
     for picture in (*forms(save(tmp_path, array)), array):
-        check_photograph(picture, np.round(expected), tolerance=1)
-    assert as_photograph(array, "")[0, 0].tolist() == [255, 255, 255]
-    assert as_photograph(array, "")[0, 1].tolist() == array[0, 1, :3].tolist()
+        check_image(picture, np.round(expected), tolerance=1)
+    assert as_image(array, "")[0, 0].tolist() == [255, 255, 255]
+    assert as_image(array, "")[0, 1].tolist() == array[0, 1, :3].tolist()
 
 
 def test_of_sixteen_bits_the_upper_eight_count(tmp_path):
@@ -79,8 +79,8 @@ def test_of_sixteen_bits_the_upper_eight_count(tmp_path):
     path = save(tmp_path, grey)
     assert Image.open(path).mode.startswith("I")
     for picture in (*forms(path), grey, jnp.asarray(grey)):
-        check_photograph(picture, np.stack([grey // 256] * 3, axis=-1))
-    check_photograph(colours, colours // 256)
+        check_image(picture, np.stack([grey // 256] * 3, axis=-1))
+    check_image(colours, colours // 256)
 
 
 def test_printing_colours_become_those_of_screens(tmp_path):
@@ -91,7 +91,7 @@ def test_printing_colours_become_those_of_screens(tmp_path):
     ink, black = array[..., :3].astype(float), array[..., 3:].astype(float)
     expected = np.round((255 - ink) * (255 - black) / 255)
     for picture in forms(path):
-        check_photograph(picture, expected, tolerance=1)
+        check_image(picture, expected, tolerance=1)
 
 
 def test_palettes_mean_their_colours(tmp_path):
@@ -102,17 +102,17 @@ def test_palettes_mean_their_colours(tmp_path):
     path = tmp_path / "picture.png"
     image.save(path)
     for picture in forms(path):
-        check_photograph(picture, colours[indices])
+        check_image(picture, colours[indices])
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_photographs_and_masks_are_upright(tmp_path, orientation):
+def test_images_and_masks_are_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = ORIENTATIONS[orientation]
-    photograph, mask = draw(3), draw(high=3)
-    for picture in forms(save(tmp_path, photograph, exif=exif)):
-        check_photograph(picture, turn(photograph))
+    image, mask = draw(3), draw(high=3)
+    for picture in forms(save(tmp_path, image, exif=exif)):
+        check_image(picture, turn(image))
     for picture in forms(save(tmp_path, mask, name="mask.png", exif=exif)):
         np.testing.assert_array_equal(as_label(picture, ""), turn(mask))
 
@@ -129,12 +129,12 @@ def test_photographs_and_masks_are_upright(tmp_path, orientation):
         (b"photograph", r"\|S10 and shape \(\)"),
     ],
 )
-def test_what_is_no_photograph_is_told(array, kind):
+def test_what_is_no_image_is_told(array, kind):
     with pytest.raises(UserError, match=rf"^images\[3\] is an array of {kind}: a photograph is"):
-        as_photograph(array, "images[3]")
+        as_image(array, "images[3]")
 
 
-@pytest.mark.parametrize("take", [as_photograph, as_label])
+@pytest.mark.parametrize("take", [as_image, as_label])
 def test_broken_pictures_are_told_by_name(tmp_path, take):
     path = tmp_path / "truncated.png"
     save(tmp_path, np.random.default_rng(0).integers(0, 9, (60, 60), np.uint8), name=path.name)
@@ -155,7 +155,7 @@ def test_threads_may_ask_for_one_picture_that_is_not_decoded_yet(tmp_path):
     for _ in range(3):
         picture = Image.open(path)
         with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(lambda p: as_photograph(p, ""), [picture] * 8))
+            results = list(pool.map(lambda p: as_image(p, ""), [picture] * 8))
         for result in results:
             np.testing.assert_array_equal(result, array)
 

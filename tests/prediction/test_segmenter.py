@@ -15,7 +15,7 @@ from PIL import Image
 
 from fsseg_jax import Segmenter, forward
 from fsseg_jax.config import default_config
-from fsseg_jax.data.source import Photograph
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import IGNORE, Episode, normalise, sample
@@ -76,7 +76,7 @@ def draw_episode(ways, shots, queries=2, size=SIZE, seed=0):
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 120, size, dtype=np.float32)[:, None]
 
-    def photographs(*shape):
+    def images(*shape):
         coarse = rng.integers(0, 120, (*shape, size // 8, size // 8, 3))
         fine = coarse.repeat(8, -3).repeat(8, -2).astype(np.float32)
         return fine + ramp + rng.random(fine.shape, np.float32) * 15
@@ -84,7 +84,7 @@ def draw_episode(ways, shots, queries=2, size=SIZE, seed=0):
     choices = np.array([0, 0, *range(1, ways + 1), IGNORE], np.uint8)
     labels = rng.choice(choices, (ways, shots, size // 8, size // 8)).repeat(8, -2).repeat(8, -1)
     labels[..., :8, :8] = np.arange(1, ways + 1)[:, None, None, None]  # each shows its way
-    return photographs(ways, shots), labels, photographs(queries)
+    return images(ways, shots), labels, images(queries)
 
 
 # ----------------------------------------------------------------------------- by hand
@@ -200,7 +200,7 @@ def test_forward_composes_with_jit_vmap_and_grad(method):
     assert slope == pytest.approx(expected, rel=0.05)
 
 
-def test_bytes_and_floats_are_the_same_photographs():
+def test_bytes_and_floats_are_the_same_images():
     segmenter = make_segmenter()
     images, labels, queries = draw_episode(1, 1)
     images, queries = images.round(), queries.round()
@@ -303,9 +303,9 @@ def test_ways_that_cannot_be_split_are_told(shots):
     sentence = f"3 ways with {shots} shots: the parameters of this MFNet are for another number"
     with pytest.raises(UserError, match=sentence):
         segmenter.forward(images, labels, queries)
-    photographs = [*images[:, 0].astype(np.uint8)]
+    supports = [*images[:, 0].astype(np.uint8)]
     with pytest.raises(UserError, match="3 ways with 1 shots"):
-        segmenter.fit(photographs, [np.full((SIZE, SIZE), way) for way in (1, 2, 3)])
+        segmenter.fit(supports, [np.full((SIZE, SIZE), way) for way in (1, 2, 3)])
 
 
 # ----------------------------------------------------------------------------- photographs
@@ -314,10 +314,10 @@ def test_ways_that_cannot_be_split_are_told(shots):
 @pytest.fixture(scope="module")
 def source(make_source):
     """Photographs of many sizes, one much wider than high and one much higher than wide."""
-    source = make_source(photographs=9)
-    source.photographs[0] = [part[::3] for part in source.photographs[0]]
-    source.photographs[1] = [part[:, ::2] for part in source.photographs[1]]
-    assert len({label.shape for _, label, _ in source.photographs}) == 9
+    source = make_source(images=9)
+    source.images[0] = [part[::3] for part in source.images[0]]
+    source.images[1] = [part[:, ::2] for part in source.images[1]]
+    assert len({label.shape for _, label, _ in source.images}) == 9
     return source
 
 
@@ -327,14 +327,14 @@ def mask_of(source, index, class_id):
 
 
 @pytest.fixture(scope="module")
-def photographs(source):
+def images(source):
     return [source.read(index).image for index in range(len(source))]
 
 
 @pytest.fixture(scope="module")
 def shown(source):
     """Two photographs of class 1, with their masks."""
-    rows = source.table.photograph[source.table.class_id == 1][:2].tolist()
+    rows = source.table.image[source.table.class_id == 1][:2].tolist()
     return [source.read(row).image for row in rows], [mask_of(source, row, 1) for row in rows]
 
 
@@ -359,12 +359,12 @@ def assert_same(results, expected):
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 160), (150, 90), (64, 64), (121, 61)])
-def test_a_letterboxed_mask_is_where_the_photograph_has_it(height, width):
+def test_a_letterboxed_mask_is_where_the_image_has_it(height, width):
     """Though the photograph's part of the square is rounded to multiples of 8."""
     segmenter = make_segmenter(fit="letterbox")
     label = np.zeros((height, width), np.uint8)
     label[-height // 4 :, -width // 3 :] = 1
-    seen = square(Photograph(np.zeros((height, width, 3), np.uint8), label), SIZE, "letterbox")
+    seen = square(LabelledImage(np.zeros((height, width, 3), np.uint8), label), SIZE, "letterbox")
     logits = np.eye(2, dtype=np.float32)[seen.label % 255]
     mask = segmenter._at_own_size(logits, (height, width), False)
     sides = [SIZE * n // max(height, width) // 8 * 8 for n in label.shape]
@@ -376,7 +376,7 @@ def test_a_letterboxed_mask_is_where_the_photograph_has_it(height, width):
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_predictions_are_those_of_the_evaluation_at_photograph_size(source, align_corners):
+def test_predictions_are_those_of_the_evaluation_at_image_size(source, align_corners):
     segmenter = make_segmenter(align_corners=align_corners)
     config = segmenter.config.copy_and_resolve_references()
     config.eval.scored_at, config.eval.feature_dtype = "photograph", "float32"
@@ -399,12 +399,12 @@ def test_predictions_are_those_of_the_evaluation_at_photograph_size(source, alig
     assert found > 4
 
 
-def test_probabilities_sum_to_one_and_the_mask_is_the_most_probable_class(fitted, photographs):
-    for photograph, (mask, probabilities) in zip(
-        photographs, fitted.predict(photographs, return_probabilities=True), strict=True
+def test_probabilities_sum_to_one_and_the_mask_is_the_most_probable_class(fitted, images):
+    for image, (mask, probabilities) in zip(
+        images, fitted.predict(images, return_probabilities=True), strict=True
     ):
         assert mask.dtype == np.uint8
-        assert mask.shape == photograph.shape[:2]
+        assert mask.shape == image.shape[:2]
         assert probabilities.dtype == np.float32
         assert probabilities.shape == (*mask.shape, 2)
         assert probabilities.min() >= 0
@@ -415,24 +415,24 @@ def test_probabilities_sum_to_one_and_the_mask_is_the_most_probable_class(fitted
 
 
 @pytest.mark.parametrize("method", ["panet", "canet"])
-def test_results_depend_on_neither_batch_nor_order_nor_devices(method, shown, photographs):
+def test_results_depend_on_neither_batch_nor_order_nor_devices(method, shown, images):
     segmenter = make_segmenter(method).fit(*shown)
-    expected = segmenter.predict(photographs, True, batch_size=1)
+    expected = segmenter.predict(images, True, batch_size=1)
     for batch_size in (2, 5, 64):
-        assert_same(segmenter.predict(photographs, True, batch_size), expected)
-    order = np.random.default_rng(0).permutation(len(photographs))
-    results = segmenter.predict([photographs[i] for i in order], True, batch_size=4)
+        assert_same(segmenter.predict(images, True, batch_size), expected)
+    order = np.random.default_rng(0).permutation(len(images))
+    results = segmenter.predict([images[i] for i in order], True, batch_size=4)
     assert_same(results, [expected[i] for i in order])
     several = make_segmenter(method, devices=4).fit(*shown)
-    assert_same(several.predict(photographs, True, batch_size=6), expected)
+    assert_same(several.predict(images, True, batch_size=6), expected)
 
 
-def test_one_or_several_photographs_in_any_form(fitted, photographs, tmp_path):
-    few = [np.ascontiguousarray(photograph[:32, :13]) for photograph in photographs[2:5]]
+def test_one_or_several_images_in_any_form(fitted, images, tmp_path):
+    few = [np.ascontiguousarray(image[:32, :13]) for image in images[2:5]]
     expected = fitted.predict(few)
     paths = [tmp_path / f"{i}.png" for i in range(3)]
-    for path, photograph in zip(paths, few, strict=True):
-        Image.fromarray(photograph).save(path)
+    for path, image in zip(paths, few, strict=True):
+        Image.fromarray(image).save(path)
     texts = [str(path) for path in paths]
     pictures = [Image.open(path) for path in paths]
     for several in (paths, texts, pictures, np.array(texts), np.stack(few), jnp.stack(few)):
@@ -455,8 +455,8 @@ def test_one_or_several_photographs_in_any_form(fitted, photographs, tmp_path):
 class Counted:
     """An endless iterator that counts what was taken of it, and remembers who took it."""
 
-    def __init__(self, photographs):
-        self.photographs, self.taken, self.threads = itertools.cycle(photographs), 0, set()
+    def __init__(self, images):
+        self.images, self.taken, self.threads = itertools.cycle(images), 0, set()
 
     def __iter__(self):
         return self
@@ -464,48 +464,48 @@ class Counted:
     def __next__(self):
         self.taken += 1
         self.threads.add(threading.current_thread())
-        return next(self.photographs)
+        return next(self.images)
 
 
-def test_a_stream_takes_no_more_than_three_batches_ahead(fitted, photographs):
-    expected = fitted.predict(photographs)
-    images = Counted(photographs)
-    stream = fitted.stream(images, batch_size=2)
-    assert images.taken == 0
+def test_a_stream_takes_no_more_than_three_batches_ahead(fitted, images):
+    expected = fitted.predict(images)
+    counted = Counted(images)
+    stream = fitted.stream(counted, batch_size=2)
+    assert counted.taken == 0
     for given, mask in enumerate(itertools.islice(stream, 20)):
         np.testing.assert_array_equal(mask, expected[given % len(expected)])
-        assert images.taken <= given + 3 * 2
-    assert images.threads == {threading.current_thread()}
+        assert counted.taken <= given + 3 * 2
+    assert counted.threads == {threading.current_thread()}
 
 
-def test_a_stream_that_is_closed_early_takes_no_more_and_leaves_no_threads(fitted, photographs):
-    before, images = threading.active_count(), Counted(photographs)
-    stream = fitted.stream(images, batch_size=2)
+def test_a_stream_that_is_closed_early_takes_no_more_and_leaves_no_threads(fitted, images):
+    before, counted = threading.active_count(), Counted(images)
+    stream = fitted.stream(counted, batch_size=2)
     next(stream)
     stream.close()
     assert threading.active_count() == before
-    assert images.taken <= 3 * 2
+    assert counted.taken <= 3 * 2
     assert list(stream) == []
 
 
-def test_a_stream_keeps_the_supports_that_it_began_with(shown, photographs):
+def test_a_stream_keeps_the_supports_that_it_began_with(shown, images):
     segmenter = make_segmenter().fit(*shown)
-    expected = segmenter.predict(photographs[:3], True)
-    stream = segmenter.stream(photographs[:3], True)
+    expected = segmenter.predict(images[:3], True)
+    stream = segmenter.stream(images[:3], True)
     inverted = [np.where(mask == 255, 255, 1 - mask).astype(np.uint8) for mask in shown[1]]
     segmenter.fit(shown[0], inverted)
-    others = segmenter.predict(photographs[:3])
+    others = segmenter.predict(images[:3])
     assert_same(list(stream), expected)
     assert any((mask != other).any() for (mask, _), other in zip(expected, others, strict=True))
 
 
-def test_threads_may_share_a_segmenter_of_several_devices(shown, photographs):
+def test_threads_may_share_a_segmenter_of_several_devices(shown, images):
     segmenter = make_segmenter(devices=4).fit(*shown)
-    expected = segmenter.predict(photographs, True)
+    expected = segmenter.predict(images, True)
     results = {}
 
     def work(number):
-        results[number] = [segmenter.predict(photographs, True, batch_size=4) for _ in range(5)]
+        results[number] = [segmenter.predict(images, True, batch_size=4) for _ in range(5)]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -518,28 +518,26 @@ def test_threads_may_share_a_segmenter_of_several_devices(shown, photographs):
             assert_same(result, expected)
 
 
-def test_broken_photographs_stop_a_stream_in_their_turn_or_are_skipped(
-    fitted, photographs, tmp_path
-):
+def test_broken_images_stop_a_stream_in_their_turn_or_are_skipped(fitted, images, tmp_path):
     absent, broken = tmp_path / "absent.jpg", np.zeros((4, 5, 7), np.uint8)
-    images = [*photographs[:3], absent, photographs[3], broken, broken, photographs[4]]
-    expected = fitted.predict([*photographs[:5]])
+    counted = [*images[:3], absent, images[3], broken, broken, images[4]]
+    expected = fitted.predict([*images[:5]])
     for batch_size in (1, 2, 8):
-        stream = fitted.stream(images, batch_size=batch_size)
+        stream = fitted.stream(counted, batch_size=batch_size)
         for mask in expected[:3]:
             np.testing.assert_array_equal(next(stream), mask)
         with pytest.raises(UserError, match=r"absent\.jpg cannot be read"):
             next(stream)
-        results = list(fitted.stream(images, batch_size=batch_size, skip_errors=True))
+        results = list(fitted.stream(counted, batch_size=batch_size, skip_errors=True))
         assert [isinstance(result, UserError) for result in results] == [
             *(False, False, False, True, False, True, True, False)
         ]
-        assert str(results[5]).startswith("images[5] is an array of uint8 and shape (4, 5, 7)")
+        assert str(results[5]).startswith("counted[5] is an array of uint8 and shape (4, 5, 7)")
         good = [result for result in results if not isinstance(result, UserError)]
         for result, mask in zip(good, expected, strict=True):
             np.testing.assert_array_equal(result, mask)
     with pytest.raises(UserError, match=r"absent\.jpg cannot be read"):
-        fitted.predict(images)
+        fitted.predict(counted)
 
 
 # ----------------------------------------------------------------------------- supports
@@ -558,7 +556,7 @@ def draw_supports(*classes, size=SIZE, seed=0):
 
 
 @pytest.mark.parametrize("method", ["panet", "canet"])
-def test_classes_with_fewer_photographs_use_theirs_again(method):
+def test_classes_with_fewer_images_use_theirs_again(method):
     """Photographs show class 1; 2; 1 and 2; 1; so that class 2 has one less."""
     segmenter = make_segmenter(method, devices=1)
     images, masks = draw_supports([1], [2], [2, 1], [1])
@@ -576,19 +574,19 @@ def test_classes_with_fewer_photographs_use_theirs_again(method):
     assert segmenter.fit(images, masks).classes == ("1", "2")
 
 
-def test_boxes_are_masks_of_what_is_inside_of_them(shown, photographs):
-    segmenter, images = make_segmenter(), shown[0]
+def test_boxes_are_masks_of_what_is_inside_of_them(shown, images):
+    segmenter, supports = make_segmenter(), shown[0]
     boxes = [(3, 2, 20, 13), [(0, 0, 9, 9), (12, 5, 22, 14)]]
-    masks = [np.zeros(image.shape[:2], bool) for image in images]
+    masks = [np.zeros(image.shape[:2], bool) for image in supports]
     masks[0][2:13, 3:20] = True
     masks[1][:9, :9] = masks[1][5:14, 12:22] = True
-    expected = segmenter.fit(images, masks=masks).predict(photographs, True)
-    assert_same(segmenter.fit(images, boxes=boxes).predict(photographs, True), expected)
+    expected = segmenter.fit(supports, masks=masks).predict(images, True)
+    assert_same(segmenter.fit(supports, boxes=boxes).predict(images, True), expected)
 
 
-def test_a_single_support_needs_no_list(shown, photographs, tmp_path):
+def test_a_single_support_needs_no_list(shown, images, tmp_path):
     segmenter, image, mask = make_segmenter(), shown[0][0], shown[1][0]
-    expected = segmenter.fit([image], [mask]).predict(photographs[:3], True)
+    expected = segmenter.fit([image], [mask]).predict(images[:3], True)
     Image.fromarray(image).save(tmp_path / "photograph.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     forms = (
@@ -597,9 +595,9 @@ def test_a_single_support_needs_no_list(shown, photographs, tmp_path):
         (Image.open(tmp_path / "photograph.png"), Image.open(tmp_path / "mask.png")),
     )
     for form in forms:
-        assert_same(segmenter.fit(*form).predict(photographs[:3], True), expected)
-    boxed = segmenter.fit([image], boxes=[(3, 2, 20, 13)]).predict(photographs[:3], True)
-    assert_same(segmenter.fit(image, boxes=(3, 2, 20, 13)).predict(photographs[:3], True), boxed)
+        assert_same(segmenter.fit(*form).predict(images[:3], True), expected)
+    boxed = segmenter.fit([image], boxes=[(3, 2, 20, 13)]).predict(images[:3], True)
+    assert_same(segmenter.fit(image, boxes=(3, 2, 20, 13)).predict(images[:3], True), boxed)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
@@ -636,7 +634,7 @@ class Watched(nn.Module):
         return Stem()(image)
 
 
-def test_supports_are_encoded_once_and_queries_too(shown, photographs):
+def test_supports_are_encoded_once_and_queries_too(shown, images):
     config = make_segmenter().config
     model = PANet(backbone=Watched())
     segmenter = Segmenter(config, model, draw_variables(model, 1, 1), make_mesh(1))
@@ -648,7 +646,7 @@ def test_supports_are_encoded_once_and_queries_too(shown, photographs):
     assert len(encoded) == len(supports) == 2
     encoded.clear()
     for _ in range(2):
-        segmenter.predict(photographs[-4:], batch_size=2)
+        segmenter.predict(images[-4:], batch_size=2)
     jax.effects_barrier()
     assert not supports & {*encoded}
     assert [encoded.count(one) for one in {*encoded}] == [2] * 4
@@ -713,7 +711,7 @@ def test_wrong_queries_are_told(fitted, options, sentence):
         fitted.predict(**options)
 
 
-def test_a_stream_of_one_photograph_is_told(fitted):
+def test_a_stream_of_one_image_is_told(fitted):
     with pytest.raises(UserError, match=r"^images is of type str: give an iterable"):
         fitted.stream("photograph.jpg")
 

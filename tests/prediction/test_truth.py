@@ -21,7 +21,7 @@ def save(path, values, mode=None, palette=False):
 
 
 @pytest.fixture
-def photographs(tmp_path):
+def images(tmp_path):
     """Names of three photographs, by path."""
     names = {tmp_path / "query" / f"{name}.jpg": name for name in ("a", "b", "deep/c")}
     for path in names:
@@ -34,7 +34,7 @@ def random_label(seed, values):
 
 
 @pytest.mark.parametrize("kind", ["numbers", "palette", "0 and 255", "1", "RGB", "ignored"])
-def test_one_class_may_be_shown_in_any_way(tmp_path, photographs, kind):
+def test_one_class_may_be_shown_in_any_way(tmp_path, images, kind):
     inside = random_label(0, [0, 1])
     expected = inside
     values = {"0 and 255": inside * 255, "1": inside > 0, "RGB": inside[..., None] * [0, 7, 0]}
@@ -44,37 +44,37 @@ def test_one_class_may_be_shown_in_any_way(tmp_path, photographs, kind):
     picture = np.asarray(values.get(kind, inside))
     picture = picture if kind == "1" else picture.astype(np.uint8)
     save(tmp_path / "truth" / "a.png", picture, palette=kind == "palette")
-    first, second, _ = photographs
-    truth = Truth(tmp_path / "truth", photographs, ["cat"])
+    first, second, _ = images
+    truth = Truth(tmp_path / "truth", images, ["cat"])
     np.testing.assert_array_equal(truth.read(first), expected)
     assert truth.read(second) is None
 
 
-def test_several_classes_are_numbers_or_folders(tmp_path, photographs):
+def test_several_classes_are_numbers_or_folders(tmp_path, images):
     label = random_label(1, [0, 1, 2, 255])
     save(tmp_path / "truth" / "a.png", label, palette=True)
     ignored = random_label(2, [0, 255])  # of several classes no number
     save(tmp_path / "truth" / "b.png", ignored)
     dog = random_label(3, [0, 90])
     save(tmp_path / "truth" / "dog" / "deep" / "c.png", dog)
-    truth = Truth(tmp_path / "truth", photographs, ["cat", "dog"])
-    a, b, c = photographs
+    truth = Truth(tmp_path / "truth", images, ["cat", "dog"])
+    a, b, c = images
     np.testing.assert_array_equal(truth.read(a), label)
     np.testing.assert_array_equal(truth.read(b), ignored)
     np.testing.assert_array_equal(truth.read(c), 2 * (dog > 0))
 
 
-def test_figures_are_those_of_pixels_counted_by_hand(tmp_path, photographs):
+def test_figures_are_those_of_pixels_counted_by_hand(tmp_path, images):
     classes = ["cat", "dog", "eel"]  # which no truth shows
     predicted, pixels = {}, []
-    for seed, (path, name) in enumerate(photographs.items()):
+    for seed, (path, name) in enumerate(images.items()):
         found = random_label(10 + seed, [0, 1, 2, 3])
         predicted[path] = save(tmp_path / "masks" / f"{name}.png", found, palette=True)
         if name != "b":
             true = random_label(20 + seed, [0, 0, 1, 2, 255])
             save(tmp_path / "truth" / f"{name}.png", true)
             pixels += zip(found.ravel().tolist(), true.ravel().tolist(), strict=True)
-    results = Truth(tmp_path / "truth", photographs, classes).compare(predicted)
+    results = Truth(tmp_path / "truth", images, classes).compare(predicted)
 
     pixels = [pair for pair in pixels if pair[1] != 255]
     ious = []
@@ -103,27 +103,27 @@ def test_counts_are_those_of_episodes():
     np.testing.assert_array_equal(pixel_counts(found, true, 2), expected)
 
 
-def test_truth_that_shows_nothing_has_no_mean(tmp_path, photographs):
-    predicted = {path: save(path.with_suffix(".png"), random_label(0, [0])) for path in photographs}
+def test_truth_that_shows_nothing_has_no_mean(tmp_path, images):
+    predicted = {path: save(path.with_suffix(".png"), random_label(0, [0])) for path in images}
     save(tmp_path / "truth" / "a.png", random_label(0, [0]))
-    results = Truth(tmp_path / "truth", photographs, ["cat"]).compare(predicted)
+    results = Truth(tmp_path / "truth", images, ["cat"]).compare(predicted)
     assert (results["mean_iou"], results["binary_iou"]) == (None, None)
     assert table(results).splitlines()[1].startswith("mean-IoU -, binary-IoU -")
 
 
-def test_faults_are_named(tmp_path, photographs):
+def test_faults_are_named(tmp_path, images):
     folder = tmp_path / "truth"
-    assert f"--truth = {folder}: there is no" in message_of(Truth, folder, photographs, ["cat"])
+    assert f"--truth = {folder}: there is no" in message_of(Truth, folder, images, ["cat"])
     folder.mkdir()
-    assert "has no mask of any" in message_of(Truth, folder, photographs, ["cat"])
+    assert "has no mask of any" in message_of(Truth, folder, images, ["cat"])
     file = save(folder / "a.png", random_label(0, [0, 1, 3]))
-    truth = Truth(folder, photographs, ["cat", "dog"])
-    first = next(iter(photographs))
+    truth = Truth(folder, images, ["cat", "dog"])
+    first = next(iter(images))
     assert f"{file} has the number 3, but the supports show 2" in message_of(truth.read, first)
     file.write_text("a text")
     assert f"{file} cannot be read" in message_of(truth.read, first)
-    assert f"{file} cannot be read" in message_of(Truth, folder, photographs, ["cat"])
+    assert f"{file} cannot be read" in message_of(Truth, folder, images, ["cat"])
     save(file, np.zeros((3, 4), np.uint8))
-    assert f"{file} is 4 x 3" in message_of(Truth, folder, photographs, ["cat"])
+    assert f"{file} is 4 x 3" in message_of(Truth, folder, images, ["cat"])
     first.write_text("a text")  # which is told when it is segmented
-    Truth(folder, photographs, ["cat"])
+    Truth(folder, images, ["cat"])

@@ -68,7 +68,7 @@ def test_epochs_are_counted_in_the_data_at_hand():
     words = ["--config.train.epochs=3", "--config.data.sampling=items"]
     planner, training = training_of("PANet", *words)
     source = open_source(training.config.data, "train")
-    items = len(training_items(training.config.data, source).photograph)
+    items = len(training_items(training.config.data, source).image)
     assert training.steps == int(np.ceil(3 * items / 8))
     assert training.config.train.epochs == 0  # steps may be shortened and measured
     assert planner.limited(training, 2).steps == 2
@@ -195,10 +195,10 @@ def test_accelerators_have_the_fast_settings():
 
 
 @pytest.mark.parametrize("memory", [1, 80])
-def test_photographs_are_held_on_a_device_where_they_fit(memory):
+def test_images_are_held_on_a_device_where_they_fit(memory):
     config = default_config()
-    photographs = 10_582  # 5.1 GiB at 417 px
-    words = fast(config, GPU._replace(memory=memory * GIB), photographs, 30_000)
+    images = 10_582  # 5.1 GiB at 417 px
+    words = fast(config, GPU._replace(memory=memory * GIB), images, 30_000)
     wanted = "device" if memory == 80 else "tfdata"
     assert f"--config.data.pipeline={wanted}" in words
     assert any("steps_per_dispatch" in word for word in words) == (memory == 80)
@@ -310,7 +310,7 @@ def test_what_has_begun_goes_on_as_it_began(tmp_path, machines):
     assert goes_on.config.devices == (8 if machines[1].count == 8 else 0)
 
 
-def test_made_photographs_keep_their_settings():
+def test_made_images_keep_their_settings():
     """They have no pretrained backbone, and are short as they are."""
     planner, training = training_of("CANet")
     assert planner.limited(training, 6).config.train.learning_rate == 0.05

@@ -89,7 +89,7 @@ class Visits(Method):
 
 def test_what_is_stored_for_an_item_is_of_the_epoch_before(make_source):
     """As CANet's last prediction is (sec. 4.2), where items take turns."""
-    source, batch_size = make_source(photographs=6), 4
+    source, batch_size = make_source(images=6), 4
     config = default_config("panet")
     config.image_size, config.seed, config.train.batch_size = 32, 3, batch_size
     config.data.update(pipeline="device", sampling="items", train_min_pixels=1)

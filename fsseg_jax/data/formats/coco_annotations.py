@@ -182,7 +182,7 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
     for where, entry in _section(path, "categories"):
         categories[_new_id(entry, categories, where)] = _field(entry, "name", str, where)
 
-    photograph, category, area, crowd, length = (array.array("q") for _ in range(5))
+    image, category, area, crowd, length = (array.array("q") for _ in range(5))
     counts = bytearray()
     for where, entry in _section(path, "annotations"):
         for name, known in (("image", row_of), ("category", categories)):
@@ -193,24 +193,24 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
         row = row_of[entry["image_id"]]
         height, width = sizes[row]
         runs = _outline(entry, height, width, where)
-        photograph.append(row)
+        image.append(row)
         category.append(entry["category_id"])
         area.append(int(mask.area(runs)))
         crowd.append(is_crowd)
         length.append(len(runs["counts"]))
         counts += runs["counts"]
 
-    of_annotations = (np.asarray(a) for a in (photograph, category, area, crowd, length))
-    photograph, category, area, crowd, length = of_annotations
+    of_annotations = (np.asarray(a) for a in (image, category, area, crowd, length))
+    image, category, area, crowd, length = of_annotations
     stop = np.cumsum(length)
-    order = np.lexsort((-area, -crowd, photograph))  # stable: equal areas keep the file's order
+    order = np.lexsort((-area, -crowd, image))  # stable: equal areas keep the file's order
     return {
         "image_ids": np.array(list(row_of)),
         "sizes": np.array(sizes),
         "file_names": np.array(file_names),
         "category_ids": np.array(sorted(categories)),
         "category_names": np.array([categories[category] for category in sorted(categories)]),
-        "photograph": photograph[order],
+        "photograph": image[order],
         "category": category[order],
         "crowd": crowd[order].astype(bool),
         "start": (stop - length)[order],

@@ -231,7 +231,7 @@ def draw_batch(
     """
     index = step * batch_size + jnp.arange(batch_size)
     ids = sample(data.items, seed, index, ways, shots, jnp, sampling)
-    pixels = gather(data.pixels, ids.photographs, mesh, sharded)
+    pixels = gather(data.pixels, ids.images, mesh, sharded)
     slots = ways * shots + 1
     geometry = episode_geometry(seed, index, slots, image_size, augmentation, jnp)
 
@@ -261,7 +261,7 @@ def draw_batch(
 
 def gather(
     pixels: UInt8[Array, "photograph stored stored channel"],
-    photographs: Integer[AnyArray, "batch slot"],
+    images: Integer[AnyArray, "batch slot"],
     mesh: Mesh,
     sharded: bool,
 ) -> UInt8[Array, "batch slot stored stored channel"]:
@@ -271,11 +271,11 @@ def gather(
     these travel between devices.
     """
 
-    def take(pixels: Array, photographs: AnyArray) -> Array:
-        return pixels[photographs]
+    def take(pixels: Array, images: AnyArray) -> Array:
+        return pixels[images]
 
-    def exchange(pixels: Array, photographs: AnyArray) -> Array:
-        row = photographs - jax.lax.axis_index(AXIS) * len(pixels)
+    def exchange(pixels: Array, images: AnyArray) -> Array:
+        row = images - jax.lax.axis_index(AXIS) * len(pixels)
         mine = ((row >= 0) & (row < len(pixels)))[..., None, None, None]
         offered = jnp.where(mine, pixels[jnp.clip(row, 0, len(pixels) - 1)], 0)
         return jax.lax.psum_scatter(offered, AXIS, tiled=True)
@@ -286,7 +286,7 @@ def gather(
         mesh=mesh,
         in_specs=(parts, everywhere) if sharded else (everywhere, parts),
         out_specs=parts,
-    )(pixels, photographs)
+    )(pixels, images)
 
 
 def upright(

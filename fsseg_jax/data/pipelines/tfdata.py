@@ -183,7 +183,7 @@ def batches(
         ids = sample(items, seed, index, ways, shots, sampling=sampling)
         geometry = episode_geometry(seed, index, slots, image_size, augmentation)
         geometry = (field.reshape(-1, *field.shape[2:]) for field in geometry)
-        integers = (ids.photographs.ravel(), ids.classes, ids.query_index)
+        integers = (ids.images.ravel(), ids.classes, ids.query_index)
         return *(field.astype(np.int32) for field in integers), *geometry
 
     def draw(step: np.ndarray) -> tuple[AnyArray, ...]:
@@ -285,7 +285,7 @@ def batches(
         except (tf.errors.OpError, UnicodeDecodeError) as error:
             # The decoder does not say which file: read this batch's again, one by one.
             ids = sample(items, seed, numbers(step), ways, shots, sampling=sampling)
-            for number in np.unique(ids.photographs):
+            for number in np.unique(ids.images):
                 source.read(number)
                 if annotation.kind in BOXES:
                     source.instances(number)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.images import check_size, read_image
-from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes, existing_root
+from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
 FOLDS = {
@@ -78,9 +78,9 @@ class COCO(Source):
         )
         if len(set(self.ids)) < len(self.ids):
             raise UserError(f"{self._json} has two images of one name: names must be unique.")
-        self.photographs = [str(folder / name) for name in names]
+        self.images = [str(folder / name) for name in names]
         try:
-            self.fingerprint = fingerprint([self._json, *dict.fromkeys(self.photographs)])
+            self.fingerprint = fingerprint([self._json, *dict.fromkeys(self.images)])
         except OSError as error:
             raise UserError(
                 f"{error.filename} cannot be read ({error.strerror}): {self._json} has "
@@ -89,9 +89,9 @@ class COCO(Source):
         rows = range(len(self.ids))
         self.table = kept_table(kind, self.fingerprint, self._count, rows)
 
-    def read(self, index: int) -> Photograph:
+    def read(self, index: int) -> LabelledImage:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
-        return Photograph(read_image(self.photographs[index]), self._label(index))
+        return LabelledImage(read_image(self.images[index]), self._label(index))
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """The objects of the photograph number `index`."""
@@ -108,7 +108,7 @@ class COCO(Source):
         """Pixels of each class in one label, checked against its photograph."""
         label = self._label(index)
         label_name = f"image {self._annotations.image_ids[self._rows[index]]} of {self._json}"
-        check_size(label, label_name, self.photographs[index])
+        check_size(label, label_name, self.images[index])
         return count_classes(label, label_name, self)
 
 

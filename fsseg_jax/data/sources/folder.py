@@ -16,7 +16,7 @@ from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.images import check_size, read_image, read_mask
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes, existing_root
+from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes, existing_root
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
@@ -88,9 +88,9 @@ class Folder(Source):
         """The masks, LabelMe files or COCO file, one a photograph."""
         return tuple(path for _, path in self._annotated)
 
-    def read(self, index: int) -> Photograph:
+    def read(self, index: int) -> LabelledImage:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
-        return Photograph(read_image(self._annotated[index][0]), self._label(index))
+        return LabelledImage(read_image(self._annotated[index][0]), self._label(index))
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
         """The objects of the photograph number `index`, unless it has a mask: LabelMe's shapes
@@ -104,12 +104,12 @@ class Folder(Source):
         return np.where(numbers < IGNORE, numbers, 0).astype(np.uint8)
 
     def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
-        photograph, annotation = self._annotated[index]
+        image, annotation = self._annotated[index]
         if self._coco:
             number_of = {key: self._number_of[name] for key, name in self._coco.categories.items()}
             return self._coco.label(index, number_of, self._dtype)
         if _is_mask(annotation):
-            number = self._number_of[_class_of(photograph, self._root)]
+            number = self._number_of[_class_of(image, self._root)]
             return read_mask(annotation) * self._dtype.type(number)
         labelme = read_labelme(annotation)
         numbers = [0, *(self._number_of[shape.label] for shape in labelme.shapes)]
@@ -117,10 +117,10 @@ class Folder(Source):
 
     def _count(self, index: int) -> np.ndarray:
         """Pixels of each class in one label, checked against its photograph."""
-        photograph, annotation = self._annotated[index]
-        name = f"{annotation} (for {photograph.name})" if self._coco else str(annotation)
+        image, annotation = self._annotated[index]
+        name = f"{annotation} (for {image.name})" if self._coco else str(annotation)
         label = self._label(index)
-        check_size(label, name, photograph)
+        check_size(label, name, image)
         if _is_mask(annotation) and not label.any():
             raise UserError(f"{annotation} is an empty mask: paint the class, in any colour but 0.")
         return count_classes(label, name, self)
@@ -167,7 +167,7 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
     photographs are in its order)."""
     beside = _beside(folder)
     class_folders = {below: _beside(below) for below in _folders(folder)}
-    stems = {photograph.stem for photograph in beside}
+    stems = {image.stem for image in beside}
     coco_files = [
         file
         for file in _files(folder)
@@ -178,9 +178,9 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
         raise UserError(f"{folder} has the COCO files {found}: keep one of them.")
     if coco_files:
         annotated = [
-            photograph
-            for below, photographs in ({folder: beside} | class_folders).items()
-            for photograph, annotations in photographs.items()
+            image
+            for below, images in ({folder: beside} | class_folders).items()
+            for image, annotations in images.items()
             if annotations and below.name != "images"
         ]
         if annotated:
@@ -191,21 +191,21 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
         return _coco_contents(coco_files[0])
 
     pairs = []
-    for photograph, annotations in beside.items():
+    for image, annotations in beside.items():
         # Within a split they would be of a class that is named after the split.
         found = [path for path in annotations if folder == root or not _is_mask(path)]
         if found:
-            pairs.append((photograph, _only(photograph, found)))
+            pairs.append((image, _only(image, found)))
     if pairs and len(pairs) < len(beside):
         left_out = len(beside) - len(pairs)
         _log_once(f"{folder}: {left_out} photographs without an annotation are left out.")
-    for below, photographs in class_folders.items():
-        if not photographs:
+    for below, images in class_folders.items():
+        if not images:
             raise UserError(
                 f"{below} holds no photographs ({', '.join(SUFFIXES)}): add some, or remove it."
             )
-        for photograph, annotations in photographs.items():
-            pairs.append((photograph, _only(photograph, annotations)))
+        for image, annotations in images.items():
+            pairs.append((image, _only(image, annotations)))
     if not pairs:
         raise UserError(
             f"{folder} holds no annotated photographs: it needs folders named after classes, with "
@@ -215,18 +215,18 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
     return pairs, None
 
 
-def _only(photograph: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
+def _only(image: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
     """What annotates a photograph in a class folder."""
     if len(annotations) > 1:
         found = " and ".join(path.name for path in annotations)
-        raise UserError(f"{photograph} has {found} beside it: keep one of them.")
+        raise UserError(f"{image} has {found} beside it: keep one of them.")
     if not annotations:
-        stem = photograph.stem
+        stem = image.stem
         masks = f"{stem}_mask.png"
-        if photograph.suffix.lower() != ".png":
+        if image.suffix.lower() != ".png":
             masks = f"{stem}.png, {masks}"
         raise UserError(
-            f"{photograph} has no annotation: put a mask ({masks}) or a LabelMe file ({stem}.json) "
+            f"{image} has no annotation: put a mask ({masks}) or a LabelMe file ({stem}.json) "
             "beside it."
         )
     return annotations[0]
@@ -244,7 +244,7 @@ def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
                 f"{file} names the photograph {name}: put it beside the file or into images."
             )
         pairs.append((found, file))
-    _check_ids(photograph for photograph, _ in pairs)
+    _check_ids(image for image, _ in pairs)
     return pairs, coco
 
 
@@ -252,16 +252,16 @@ def _class_names(pairs: Pairs, coco: CocoAnnotations | None, root: pathlib.Path)
     """The classes that annotations show."""
     if coco:
         return set(coco.categories.values())
-    names = {_class_of(photograph, root) for photograph, path in pairs if _is_mask(path)}
+    names = {_class_of(image, root) for image, path in pairs if _is_mask(path)}
     labelme = [path for _, path in pairs if not _is_mask(path)]
     for content in parallel_map(read_labelme, labelme, "LabelMe files", unit="file"):
         names.update(shape.label for shape in content.shapes)
     return names
 
 
-def _class_of(photograph: pathlib.Path, root: pathlib.Path) -> str:
+def _class_of(image: pathlib.Path, root: pathlib.Path) -> str:
     """The class of a mask."""
-    folder = photograph.parent
+    folder = image.parent
     return os.path.basename(os.path.abspath(root)) if folder == root else folder.name
 
 
@@ -275,7 +275,7 @@ def _beside(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
     stems = {file.stem for file in pictures}
     other = {file.stem for file in pictures if file.suffix.lower() != ".png"}
     annotations: dict[str, list[pathlib.Path]] = {}
-    photographs = []
+    images = []
     for file in pictures:
         without = file.stem.removesuffix("_mask")
         if _is_mask(file) and file.stem in other:
@@ -283,21 +283,21 @@ def _beside(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
         elif _is_mask(file) and without != file.stem and without in stems:
             annotations.setdefault(without, []).append(file)
         else:
-            photographs.append(file)
+            images.append(file)
     for file in files:
         if file.suffix.lower() == ".json":
             annotations.setdefault(file.stem, []).append(file)
-    _check_ids(photographs)
-    return {photograph: annotations.get(photograph.stem, []) for photograph in photographs}
+    _check_ids(images)
+    return {image: annotations.get(image.stem, []) for image in images}
 
 
-def _check_ids(photographs: Iterable[pathlib.Path]) -> None:
+def _check_ids(images: Iterable[pathlib.Path]) -> None:
     """Raises UserError where two photographs differ by their suffixes alone."""
     seen: dict[pathlib.Path, pathlib.Path] = {}
-    for photograph in photographs:
-        other = seen.setdefault(photograph.with_suffix(""), photograph)
-        if other is not photograph:
-            raise UserError(f"{other} and {photograph.name} would have one name: rename one.")
+    for image in images:
+        other = seen.setdefault(image.with_suffix(""), image)
+        if other is not image:
+            raise UserError(f"{other} and {image.name} would have one name: rename one.")
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

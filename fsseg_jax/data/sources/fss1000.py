@@ -11,7 +11,7 @@ from jaxtyping import Integer
 
 from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_mask
-from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes, existing_root
+from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
 TRAINING_CLASSES = 520
@@ -76,9 +76,9 @@ class FSS1000(Source):
         self._class_of = []
         self.pairs = []
         for number in sorted(shown):
-            photographs = _photographs(folder / self.class_names[number])
-            self._class_of += [number] * len(photographs)
-            self.pairs += [(path, path.with_suffix(".png")) for path in photographs]
+            images = _photographs(folder / self.class_names[number])
+            self._class_of += [number] * len(images)
+            self.pairs += [(path, path.with_suffix(".png")) for path in images]
         self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self.pairs)
         self._dtype = np.min_scalar_type(class_numbers(len(self.classes))[-1])
         # Classes that are added elsewhere renumber these.
@@ -86,9 +86,9 @@ class FSS1000(Source):
         self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
 
-    def read(self, index: int) -> Photograph:
+    def read(self, index: int) -> LabelledImage:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
-        return Photograph(read_image(self.pairs[index][0]), self._label(index))
+        return LabelledImage(read_image(self.pairs[index][0]), self._label(index))
 
     def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
         mask = read_mask(self.pairs[index][1], above=127)
@@ -96,9 +96,9 @@ class FSS1000(Source):
 
     def _count(self, index: int) -> np.ndarray:
         """Pixels of each class in one mask, checked against its photograph."""
-        photograph, mask = self.pairs[index]
+        image, mask = self.pairs[index]
         label = self._label(index)
-        check_size(label, str(mask), photograph)
+        check_size(label, str(mask), image)
         return count_classes(label, str(mask), self)
 
 

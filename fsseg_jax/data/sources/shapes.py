@@ -23,7 +23,7 @@ from numpy.random import Generator
 from PIL import Image
 from tqdm import tqdm
 
-from fsseg_jax.data.source import ClassTable, Photograph, Source
+from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 from fsseg_jax.errors import UserError
 
 SPLITS = ("train", "val")
@@ -478,9 +478,9 @@ class Shapes(Source):
             [np.bincount(label.ravel(), minlength=bins)[1:] for label in self._labels[0]]
         )
 
-    def read(self, index: int) -> Photograph:
+    def read(self, index: int) -> LabelledImage:
         """The photograph number `index`."""
-        return Photograph(self._images[index], self._labels[0, index])
+        return LabelledImage(self._images[index], self._labels[0, index])
 
     def digest(self) -> str:
         """Eight hexadecimal digits that tell data apart; not by pixels, as processors that round

@@ -19,7 +19,7 @@ from PIL import Image
 from fsseg_jax.data.cache import cache_folder, fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_label
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.source import Photograph, Source, class_numbers, count_classes
+from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import keep
@@ -117,11 +117,11 @@ class TFDS(Source):
                 f"holds out at least one: choose 1..{len(names)}."
             )
 
-    def read(self, index: int) -> Photograph:
+    def read(self, index: int) -> LabelledImage:
         """The photograph number `index`; raises UserError, naming the record, if it is broken."""
         record = self._records.read(index, self._image, self._label)
         label = record[self._label].values().astype(self._dtype, copy=False)
-        return Photograph(read_image(record[self._image].file()), label)
+        return LabelledImage(read_image(record[self._image].file()), label)
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
         """The objects of the photograph number `index`, where they are known; those after the

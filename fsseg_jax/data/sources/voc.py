@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_label
-from fsseg_jax.data.source import Photograph, Source, count_classes, existing_root
+from fsseg_jax.data.source import LabelledImage, Source, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
 CLASSES = (
@@ -59,9 +59,9 @@ class VOC(Source):
         labels = _label_folder(self.root)
         if labels.name == "SegmentationClass":
             logger.info("%s has no SegmentationClassAug: using VOC's own labels.", self.root)
-        photographs = self.root / "JPEGImages"
+        images = self.root / "JPEGImages"
         self.files = tuple(
-            (str(photographs / f"{name}.jpg"), str(labels / f"{name}.png")) for name in self.ids
+            (str(images / f"{name}.jpg"), str(labels / f"{name}.png")) for name in self.ids
         )
         self._objects = [
             self.root / folder for folder in ("SegmentationObjectAug", "SegmentationObject")
@@ -71,10 +71,10 @@ class VOC(Source):
         self.fingerprint = fingerprint(itertools.chain(files, *objects))
         self.table = kept_table(self.name, self.fingerprint, self._count, self.files)
 
-    def read(self, index: int) -> Photograph:
+    def read(self, index: int) -> LabelledImage:
         """The photograph number `index`; raises UserError, naming the file, if it is broken."""
         image_file, label_file = self.files[index]
-        return Photograph(read_image(image_file), read_label(label_file))
+        return LabelledImage(read_image(image_file), read_label(label_file))
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
         """The objects of the photograph number `index`, where the data set has them."""

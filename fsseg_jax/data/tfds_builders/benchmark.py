@@ -49,7 +49,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def open(self, root: os.PathLike, split: str, variant: str) -> Source:
         """The source, from the folder that `--manual_dir` names."""
 
-    def photograph(self, source: Source, index: int) -> str:
+    def image(self, source: Source, index: int) -> str:
         """The file of a photograph, which is stored as it is."""
         assert source.files is not None  # or the builder overrides this
         return source.files[index][0]
@@ -99,7 +99,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 index,
                 {
                     "id": name,
-                    "image": self.photograph(source, index),
+                    "image": self.image(source, index),
                     "segmentation": Image.fromarray(label.astype(self.LABEL_TYPE)),
                     INSTANCES: Image.fromarray(instances),
                 },

@@ -143,14 +143,14 @@ def assert_same_picture(result, expected):
 
 
 @pytest.fixture
-def photograph(make_source):
+def labelled(make_source):
     """A square photograph and its label."""
-    return read_square(make_source(photographs=1), 0, 50)
+    return read_square(make_source(images=1), 0, 50)
 
 
 @pytest.mark.parametrize("size", [24, 40, 97])
-def test_without_options_photographs_are_resized_as_pillow_does(augmented, photograph, size):
-    image, label = photograph
+def test_without_options_images_are_resized_as_pillow_does(augmented, labelled, size):
+    image, label = labelled
     ((square, square_label),) = augmented(image, label, [0], size, options())
     assert square.dtype == square_label.dtype == np.uint8
     expected = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
@@ -168,10 +168,10 @@ def test_every_label_value_survives(augmented):
     np.testing.assert_array_equal(result, label)
 
 
-def test_a_flip_is_the_mirror_half_the_time(augmented, photograph):
-    ((plain, plain_label),) = augmented(*photograph, [0], 31, options())
+def test_a_flip_is_the_mirror_half_the_time(augmented, labelled):
+    ((plain, plain_label),) = augmented(*labelled, [0], 31, options())
     flips = 0
-    for result, result_label in augmented(*photograph, range(200), 31, options(flip=True)):
+    for result, result_label in augmented(*labelled, range(200), 31, options(flip=True)):
         flipped = (result[:, ::-1] == plain).all()
         assert flipped or (result == plain).all()
         mirrored = result_label[:, ::-1] if flipped else result_label
@@ -181,8 +181,8 @@ def test_a_flip_is_the_mirror_half_the_time(augmented, photograph):
 
 
 @pytest.mark.parametrize("scale", [1.5, 2.0])
-def test_enlarged_photographs_are_cropped_at_random(augmented, photograph, scale):
-    image, _ = photograph
+def test_enlarged_images_are_cropped_at_random(augmented, labelled, scale):
+    image, _ = labelled
     size, side = 20, int(20 * scale)
     label = np.zeros(image.shape[:2], np.uint8)
     square = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
@@ -204,8 +204,8 @@ def test_enlarged_photographs_are_cropped_at_random(augmented, photograph, scale
     assert np.abs(np.corrcoef(np.transpose(found))[0, 1]) < 0.5
 
 
-def test_outside_is_ignored_and_of_mean_brightness(augmented, photograph):
-    image, label = photograph
+def test_outside_is_ignored_and_of_mean_brightness(augmented, labelled):
+    image, label = labelled
     label = np.where(label == 255, 0, label)
     places = set()
     for result, result_label in augmented(image, label, range(20), 32, options(scale=(0.5, 0.5))):
@@ -222,7 +222,7 @@ def test_outside_is_ignored_and_of_mean_brightness(augmented, photograph):
 
 
 @pytest.mark.parametrize("rotation", [0.0, 40.0])
-def test_photograph_and_label_share_the_geometry(augmented, rotation):
+def test_image_and_label_share_the_geometry(augmented, rotation):
     """Colours tell the labels: they still do inside of objects."""
     colours = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
     label = np.zeros((90, 90), np.uint8)
@@ -268,10 +268,10 @@ def test_label_is_sampled_where_the_documented_steps_lead(augmented):
         assert (result != by_documented_steps(label, number, 40)).mean() < 0.005
 
 
-def test_photographs_that_are_not_square_are_made_so(make_source):
+def test_images_that_are_not_square_are_made_so(make_source):
     """tf.data reads files; what the device holds is square already."""
     for number in range(4):
-        image, label = make_source(photographs=4).read(number)
+        image, label = make_source(images=4).read(number)
         assert image.shape[0] != image.shape[1]
         run = in_tensorflow(image, label, 40, ALL)
         for n in range(3):

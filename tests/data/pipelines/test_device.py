@@ -15,7 +15,7 @@ from fsseg_jax.data.annotations import KINDS, Annotation
 from fsseg_jax.data.cache import cache_folder
 from fsseg_jax.data.pipelines import device
 from fsseg_jax.data.pipelines.augment import OUTSIDE, episode_geometry
-from fsseg_jax.data.source import ClassTable, Photograph, Source, class_numbers, count_classes
+from fsseg_jax.data.source import ClassTable, LabelledImage, Source, class_numbers, count_classes
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import AXIS, make_mesh
@@ -95,7 +95,7 @@ def test_both_pipelines_take_the_same_turns(source, sampling):
     expected = sample(items, 7, np.arange(4 * steps), 2, 1, sampling=sampling)
     np.testing.assert_array_equal(ours.query_index, expected.query_index)
     np.testing.assert_array_equal(ours.class_id, expected.classes)
-    turns = ours.query_index if sampling == "items" else items.photograph[ours.query_index]
+    turns = ours.query_index if sampling == "items" else items.image[ours.query_index]
     assert len(set(turns[:count].tolist())) == count
     config.data.pipeline = "tfdata"
     theirs = first_batches(config, source, 2)
@@ -191,7 +191,7 @@ def test_eight_devices_make_the_batches_of_one(source, sharded):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_batches_are_split_and_photographs_stay_where_they_are(source, sharded):
+def test_batches_are_split_and_images_stay_where_they_are(source, sharded):
     config = make_config()
     config.train.batch_size = 8
     config.data.device.sharded = sharded
@@ -210,7 +210,7 @@ def test_batches_are_split_and_photographs_stay_where_they_are(source, sharded):
     assert ("reduce-scatter" in program or "all-reduce" in program) == sharded
 
 
-def test_photographs_that_do_not_divide_into_the_devices_are_all_there(fresh):
+def test_images_that_do_not_divide_into_the_devices_are_all_there(fresh):
     items = fresh.table.items(range(1, 21))
     data = device.load(fresh, items, 32, make_mesh(3), sharded=True, cache=False)
     assert data.pixels.shape == (9, 32, 32, 4)
@@ -243,7 +243,7 @@ class Many(Source):
         image = np.zeros((32, 32, 3), np.uint8)
         for channel, value in enumerate((0, *self.pairs[index % 4])):
             image[label == value, channel] = 255
-        return Photograph(image, label)
+        return LabelledImage(image, label)
 
 
 def in_episode_numbering(label, classes):
@@ -269,7 +269,7 @@ def test_ids_beyond_a_byte_are_not_taken_for_others(pipeline, rotation):
     geometry = episode_geometry(7, np.arange(24), 5, 32, config.data.augment)
     window = np.stack(np.meshgrid(np.arange(32) + 0.5, np.arange(32) + 0.5), axis=-1)
     for row, slot in np.ndindex(24, 5):
-        label = many.read(ids.photographs[row, slot]).label
+        label = many.read(ids.images[row, slot]).label
         side, matrix, shift = (field[row, slot] for field in geometry)
         points = np.floor((window @ matrix.T + shift) * 32 / side).astype(int)
         x, y = np.clip(np.moveaxis(points, -1, 0), 0, 31)
@@ -317,7 +317,7 @@ def test_evaluation_tells_ids_beyond_a_byte_apart(scored_at):
 # ----------------------------------------------------------------------------- loading
 
 
-def test_decoded_photographs_are_squares_and_their_labels(fresh):
+def test_decoded_images_are_squares_and_their_labels(fresh):
     pixels = device.decode(fresh, 40, cache=False)
     assert pixels.shape == (8, 40, 40, 4)
     for number in range(8):
@@ -445,7 +445,7 @@ def test_a_cpu_device_holds_what_was_read_and_no_copy(fresh, monkeypatch, cache)
     assert pointer == decoded[0].ctypes.data
 
 
-def test_too_many_photographs_are_told_with_both_sizes_and_the_remedies(fresh, monkeypatch):
+def test_too_many_images_are_told_with_both_sizes_and_the_remedies(fresh, monkeypatch):
     memory = type("Memory", (), {"available": 2**30})
     monkeypatch.setattr(device.psutil, "virtual_memory", lambda: memory)
     items = fresh.table.items([1])

@@ -15,7 +15,7 @@ from PIL import Image
 from fsseg_jax.data.annotations import Annotation
 from fsseg_jax.data.pipelines import tfdata
 from fsseg_jax.data.pipelines.augment import OUTSIDE
-from fsseg_jax.data.source import ClassTable, Photograph, Source
+from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.squares import read_square
 from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label, sample
@@ -143,9 +143,9 @@ class Numbered(Source):
         image = np.full((8, 8, 3), index, np.uint8)
         image[:, :4, 1] = 200
         label = np.zeros((8, 8), np.uint8)
-        for row, class_id in enumerate(self.table.class_id[self.table.photograph == index]):
+        for row, class_id in enumerate(self.table.class_id[self.table.image == index]):
             label[2 * row : 2 * row + 2] = class_id
-        return Photograph(image, label)
+        return LabelledImage(image, label)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_seeds_give_different_batches(memory_source):
 
 @pytest.mark.parametrize(("ways", "shots"), [(1, 2), (3, 1)])
 @pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
-def test_batches_hold_the_photographs_that_the_sampler_names(request, kind, ways, shots):
+def test_batches_hold_the_images_that_the_sampler_names(request, kind, ways, shots):
     source = request.getfixturevalue(kind)
     batches = take(2, stream(source, NONE, ways=ways, shots=shots))
     items = source.table.items((1, 2, 3))
@@ -243,15 +243,15 @@ def test_everything_is_the_query_once_in_an_epoch(sampling):
     ]
     in_order = itertools.chain.from_iterable(zip(*slices, strict=True))
     episodes = jax.tree.map(lambda *x: np.concatenate(x), *in_order)
-    photograph = episodes.query_image[:, 0, 0, 2]
-    told = episodes.query_index if sampling == "items" else photograph
+    image = episodes.query_image[:, 0, 0, 2]
+    told = episodes.query_index if sampling == "items" else image
     epochs = told.reshape(-1, count)
     assert len(epochs) == 36 // count
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(count))
     assert (epochs[0] != epochs[1]).any()
     items = source.table.items((1, 2, 3))
-    np.testing.assert_array_equal(items.photograph[episodes.query_index], photograph)
+    np.testing.assert_array_equal(items.image[episodes.query_index], image)
     assert {0, 1} <= set(np.argmax(episodes.class_id == class_of(items, episodes), axis=1))
 
 
@@ -300,7 +300,7 @@ def test_no_support_is_the_query():
     assert colours == set(range(9))
 
 
-def test_photographs_are_augmented_each_on_its_own():
+def test_images_are_augmented_each_on_its_own():
     batches = take(50, stream(Numbered(), FLIP, image_size=8))
     flips = []
     for batch in batches:
@@ -374,4 +374,4 @@ def test_a_fault_of_a_source_without_files_is_told():
     items = Numbered().table.items((1, 2, 3))
     ids = sample(items, 3, range(count + 1), 2, 2)
     shown = [{*ids.supports[row].ravel().tolist(), int(ids.query[row])} for row in range(count + 1)]
-    assert [4 in photographs for photographs in shown] == [False] * count + [True]
+    assert [4 in images for images in shown] == [False] * count + [True]

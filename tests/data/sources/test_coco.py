@@ -85,7 +85,7 @@ class Drawn:
 
     def add_image(self, image_id, size):
         pixels = np.random.default_rng(image_id).integers(0, 256, (*size, 3), np.uint8)
-        Image.fromarray(pixels).save(self.photograph(image_id))
+        Image.fromarray(pixels).save(self.image(image_id))
         self.json["images"].append(
             {
                 "id": image_id,
@@ -113,7 +113,7 @@ class Drawn:
         self.file.write_text(json.dumps(self.json))
         return self
 
-    def photograph(self, image_id):
+    def image(self, image_id):
         return self.root / self.split / f"{image_id:012d}.jpg"
 
     def label(self, image_id, categories=CATEGORIES):
@@ -181,7 +181,7 @@ def reads(monkeypatch):
 
 
 def rows_of(table):
-    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    rows = zip(table.image, table.class_id, table.pixels, strict=True)
     return {tuple(map(int, row)) for row in rows}
 
 
@@ -194,7 +194,7 @@ def test_labels_show_the_smallest_object_of_each_pixel(drawn):
     expected = set()
     for row, name in enumerate(source.ids):
         image, label = source.read(row)
-        with Image.open(drawn.photograph(int(name))) as picture:
+        with Image.open(drawn.image(int(name))) as picture:
             np.testing.assert_array_equal(image, np.asarray(picture))
         np.testing.assert_array_equal(label, drawn.label(int(name)))
         assert label.dtype == np.uint8
@@ -261,9 +261,9 @@ def test_every_category_may_have_a_mask_of_its_own(drawn):
         np.testing.assert_array_equal(label, class_id * expected[name].astype(np.uint8))
         assert label.dtype == np.uint8
         table.add((row, class_id, int(expected[name].sum())))
-        photograph, _, _ = name.partition(":")
-        if photograph in of_objects.ids:
-            other = of_objects.read(of_objects.ids.index(photograph))
+        file_name, _, _ = name.partition(":")
+        if file_name in of_objects.ids:
+            other = of_objects.read(of_objects.ids.index(file_name))
             np.testing.assert_array_equal(image, other.image)
     assert rows_of(source.table) == table
     assert rows_of(of_objects.table) != table
@@ -312,7 +312,7 @@ def test_episodes_of_masks_of_their_own_hold_the_drawn_class_alone(tmp_path):
             np.testing.assert_array_equal(label, objects[int(ids.classes[step, 0])])
 
 
-def test_photographs_of_held_out_classes_cannot_be_dropped_by_masks_of_their_own():
+def test_images_of_held_out_classes_cannot_be_dropped_by_masks_of_their_own():
     config = default_config("panet")
     config.data.update(name="coco", held_out_photographs="drop")
     config.data.coco.masks = "category"
@@ -442,7 +442,7 @@ def test_the_year_may_be_left_out_if_there_is_one(drawn):
         assert "train2014 and train2017" in message
 
 
-def test_photographs_may_lie_in_images(drawn):
+def test_images_may_lie_in_images(drawn):
     labels = [COCO(drawn.root, "train", "a").read(row).label for row in range(5)]
     (drawn.root / "images").mkdir()
     (drawn.root / "train2017").rename(drawn.root / "images" / "train2017")
@@ -489,9 +489,9 @@ def test_changed_annotations_are_read_anew(drawn, reads):
     np.testing.assert_array_equal(source.read(4).label, drawn.label(4))
 
 
-def test_changed_photographs_are_checked_anew(drawn):
+def test_changed_images_are_checked_anew(drawn):
     COCO(drawn.root, "train", "a")
-    Image.new("RGB", (10, 10)).save(drawn.photograph(8))
+    Image.new("RGB", (10, 10)).save(drawn.image(8))
     assert "10 x 10" in message_of(COCO, drawn.root, "train", "a")
 
 
@@ -726,42 +726,42 @@ def test_nothing_but_crowds_is_named(drawn):
     assert str(drawn.file) in message_of(COCO, drawn.root, "train", "a")
 
 
-def test_photographs_of_one_name_are_named(drawn):
+def test_images_of_one_name_are_named(drawn):
     drawn.json["images"][1]["file_name"] = drawn.json["images"][0]["file_name"]
     drawn.write()
     assert str(drawn.file) in message_of(COCO, drawn.root, "train", "a")
 
 
-def test_missing_photographs_are_named(drawn):
-    drawn.photograph(512).unlink()
-    assert str(drawn.photograph(512)) in message_of(COCO, drawn.root, "train", "a")
+def test_missing_images_are_named(drawn):
+    drawn.image(512).unlink()
+    assert str(drawn.image(512)) in message_of(COCO, drawn.root, "train", "a")
 
 
-def test_photographs_in_a_missing_folder_are_named(drawn):
+def test_images_in_a_missing_folder_are_named(drawn):
     drawn.json["images"][0]["file_name"] = "deeper/a.jpg"
     drawn.write()
     message = message_of(COCO, drawn.root, "train", "a")
     assert str(drawn.root / "train2017" / "deeper") in message
 
 
-def test_photographs_without_objects_may_be_missing(drawn):
+def test_images_without_objects_may_be_missing(drawn):
     for image_id in (77, 21):
-        drawn.photograph(image_id).unlink()
+        drawn.image(image_id).unlink()
     assert len(COCO(drawn.root, "train", "a")) == 5
 
 
 def test_sizes_that_differ_are_named(drawn):
-    Image.new("RGB", (33, 44)).save(drawn.photograph(37))
+    Image.new("RGB", (33, 44)).save(drawn.image(37))
     message = message_of(COCO, drawn.root, "train", "a")
     assert "image 37" in message
-    assert str(drawn.photograph(37)) in message
+    assert str(drawn.image(37)) in message
     assert "33 x 44" in message
 
 
 @pytest.mark.parametrize("part", [0.0, 0.02, 0.3, 0.6, 0.9])
-def test_truncated_photographs_are_named(drawn, part):
+def test_truncated_images_are_named(drawn, part):
     source = COCO(drawn.root, "train", "a")
-    file = drawn.photograph(900)
+    file = drawn.image(900)
     content = file.read_bytes()
     file.write_bytes(content[: int(part * len(content))])
     assert str(file) in message_of(source.read, 0)

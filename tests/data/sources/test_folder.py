@@ -26,7 +26,7 @@ def log(caplog, monkeypatch):
         yield caplog
 
 
-def write_photograph(path, size=SIZE, seed=0):
+def write_image(path, size=SIZE, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -72,7 +72,7 @@ def write_coco(path, file_names, annotations, categories, size=SIZE):
 
 
 def rows_of(table):
-    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    rows = zip(table.image, table.class_id, table.pixels, strict=True)
     return {tuple(map(int, row)) for row in rows}
 
 
@@ -80,7 +80,7 @@ def rows_of(table):
 def root(tmp_path):
     """Class folders with masks of both names, and a LabelMe file."""
     for name in ("dog/b.jpg", "dog/a.JPEG", "cat/1.png", "cat/2.webp", "cat/3.bmp"):
-        write_photograph(tmp_path / name)
+        write_image(tmp_path / name)
     write_mask(tmp_path / "dog" / "b.PNG")
     write_mask(tmp_path / "dog" / "a_mask.png", (0, 0, 5, 5))
     write_mask(tmp_path / "cat" / "1_mask.png", (0, 1, 7, 9), value=1)
@@ -121,7 +121,7 @@ def test_class_folders(root):
             item for item in expected if item[0] == name
         }
         assert (source.instances(row) is None) == (name != "cat/3")
-    np.testing.assert_array_equal(source.read(0).image, write_photograph(root / "new.png"))
+    np.testing.assert_array_equal(source.read(0).image, write_image(root / "new.png"))
     assert source.read(2).label[13, 12] == 1
     assert source.read(2).label[2, 5] == 2
 
@@ -130,7 +130,7 @@ def test_class_folders(root):
     "kind", ["1", "L", "LA", "P", "P transparent", "RGB", "RGBA", "I;16", "other orientation"]
 )
 def test_masks_of_any_kind_show_what_is_not_black(tmp_path, kind):
-    write_photograph(tmp_path / "cat" / "1.jpg")
+    write_image(tmp_path / "cat" / "1.jpg")
     path = tmp_path / "cat" / "1.png"
     mask = write_mask(path, value=255)
     options = {}
@@ -174,7 +174,7 @@ def test_above_says_what_still_is_black(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16", "RGB keyed"])
-def test_photographs_of_any_kind_become_rgb(tmp_path, mode):
+def test_images_of_any_kind_become_rgb(tmp_path, mode):
     rng = np.random.default_rng(0)
     values = rng.integers(0, 256, (*SIZE, 4), dtype=np.uint8)
     path = tmp_path / "cat" / ("1.jpg" if mode == "CMYK" else "1.png")
@@ -224,7 +224,7 @@ def test_photographs_of_any_kind_become_rgb(tmp_path, mode):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_upright_and_in_line_with_their_masks(tmp_path, orientation):
+def test_images_are_upright_and_in_line_with_their_masks(tmp_path, orientation):
     """The mask and the LabelMe file are drawn on the photograph as it is shown."""
     upright = np.full((*SIZE, 3), 20, np.uint8)
     upright[3:10, 4:12] = 220
@@ -317,7 +317,7 @@ def test_smaller_shapes_are_on_top(tmp_path, order):
         ("middle", "circle", [[14, 9], [14, 2]]),
         ("small", "rectangle", [[13, 8], [15, 10]]),
     ]
-    write_photograph(tmp_path / "1.jpg")
+    write_image(tmp_path / "1.jpg")
     write_labelme(tmp_path / "1.json", *(shapes[i] for i in order))
     source = Folder(tmp_path, "", 1)
     assert source.classes == ("large", "middle", "small")
@@ -331,7 +331,7 @@ def test_smaller_shapes_are_on_top(tmp_path, order):
 
 
 def test_objects_of_one_class_are_told_apart(tmp_path):
-    write_photograph(tmp_path / "1.jpg", (40, 600))
+    write_image(tmp_path / "1.jpg", (40, 600))
     shapes = [("pea", "rectangle", [[2 * i, 5], [2 * i, 8]]) for i in range(258)]
     write_labelme(tmp_path / "1.json", *shapes, size=(40, 600))
     source = Folder(tmp_path, "", 1)
@@ -343,7 +343,7 @@ def test_objects_of_one_class_are_told_apart(tmp_path):
 
 def test_flat_folders_leave_out_what_has_no_labelme_file(tmp_path, log):
     for name in ("1", "2", "3", "4"):
-        write_photograph(tmp_path / f"{name}.jpg")
+        write_image(tmp_path / f"{name}.jpg")
     write_labelme(tmp_path / "1.json", ("cat", "polygon", SQUARE), imageData="not decoded")
     write_labelme(tmp_path / "3.json")  # shows nothing
     (tmp_path / "settings.json").write_text("{}")
@@ -357,7 +357,7 @@ def test_flat_folders_leave_out_what_has_no_labelme_file(tmp_path, log):
 
 
 def test_first_labelme_files_have_polygons_alone(tmp_path):
-    write_photograph(tmp_path / "1.jpg")
+    write_image(tmp_path / "1.jpg")
     write_labelme(tmp_path / "1.json", ("Кот", None, SQUARE))
     source = Folder(tmp_path, "", 1)
     assert source.classes == ("Кот",)
@@ -368,7 +368,7 @@ def test_first_labelme_files_have_polygons_alone(tmp_path):
 def test_flat_folders_of_masks_show_one_class_named_after_them(tmp_path, monkeypatch, log, place):
     root = tmp_path / "mug"
     for name in ("1.jpg", "2.png", "3.webp", "4.jpg"):
-        write_photograph(root / name)
+        write_image(root / name)
     masks = [
         write_mask(root / "1.png"),
         write_mask(root / "2_mask.png", (0, 0, 5, 5)),
@@ -386,9 +386,9 @@ def test_flat_folders_of_masks_show_one_class_named_after_them(tmp_path, monkeyp
 
 
 def test_flat_masks_and_class_folders_and_labelme_files_may_be_mixed(root):
-    write_photograph(root / "x.jpg")
+    write_image(root / "x.jpg")
     write_mask(root / "x.png")
-    write_photograph(root / "y.jpg")
+    write_image(root / "y.jpg")
     write_labelme(root / "y.json", ("cow", "polygon", SQUARE))
     source = Folder(root, "", 1)
     assert source.classes == tuple(sorted(["cat", "cow", "dog", root.name]))
@@ -399,14 +399,14 @@ def test_flat_masks_and_class_folders_and_labelme_files_may_be_mixed(root):
 
 
 def test_flat_masks_of_splits_are_none(tmp_path):
-    write_photograph(tmp_path / "train" / "1.jpg")
+    write_image(tmp_path / "train" / "1.jpg")
     write_mask(tmp_path / "train" / "1.png")
     assert f"{tmp_path / 'train'} holds no annotated" in message_of(Folder, tmp_path, "", 1)
 
 
 def test_without_splits_folders_of_any_name_are_classes(tmp_path):
     for name in ("train", "bus"):
-        write_photograph(tmp_path / name / "1.jpg")
+        write_image(tmp_path / name / "1.jpg")
         write_mask(tmp_path / name / "1.png")
     source = Folder(tmp_path, None, 1)
     assert source.classes == ("bus", "train")
@@ -418,8 +418,8 @@ def test_without_splits_folders_of_any_name_are_classes(tmp_path):
 
 @pytest.fixture
 def coco(tmp_path):
-    write_photograph(tmp_path / "1.jpg")
-    write_photograph(tmp_path / "images" / "day" / "2.jpg")
+    write_image(tmp_path / "1.jpg")
+    write_image(tmp_path / "images" / "day" / "2.jpg")
     polygon = [2, 3, 12, 3, 12, 10, 2, 10]
     write_coco(
         tmp_path / "export.json",
@@ -470,7 +470,7 @@ def test_coco_boxes_outline_where_there_is_nothing_else(coco):
 
 
 def test_coco_files_and_other_annotations_do_not_mix(coco):
-    write_photograph(coco / "cat" / "1.jpg")
+    write_image(coco / "cat" / "1.jpg")
     Folder(coco, "", 1)  # which the file does not name
     write_mask(coco / "cat" / "1.png")
     message = message_of(Folder, coco, "", 1)
@@ -483,8 +483,8 @@ def test_two_coco_files_are_named(coco):
     assert "export.json and more.json" in message_of(Folder, coco, "", 1)
 
 
-def test_coco_photographs_that_are_missing_or_of_another_size_are_named(coco):
-    write_photograph(coco / "1.jpg", (20, 31))
+def test_coco_images_that_are_missing_or_of_another_size_are_named(coco):
+    write_image(coco / "1.jpg", (20, 31))
     message = message_of(Folder, coco, "", 1)
     assert "export.json (for 1.jpg) is 30 x 20" in message
     assert "31 x 20" in message
@@ -494,8 +494,8 @@ def test_coco_photographs_that_are_missing_or_of_another_size_are_named(coco):
     assert "1.jpg" in message
 
 
-def test_coco_photographs_of_one_name_are_named(coco):
-    write_photograph(coco / "images" / "day" / "2.png")
+def test_coco_images_of_one_name_are_named(coco):
+    write_image(coco / "images" / "day" / "2.png")
     names = ["day/2.jpg", "day/2.png"]
     write_coco(coco / "export.json", names, [(0, 1, [1, 1, 5, 1, 5, 5])], {1: "x"})
     assert "2.jpg and 2.png" in message_of(Folder, coco, "", 1)
@@ -506,11 +506,11 @@ def test_coco_photographs_of_one_name_are_named(coco):
 
 def test_splits_are_folders_and_share_their_classes(tmp_path):
     for name in ("train/dog/1", "train/cat/1", "val/dog/7"):
-        write_photograph(tmp_path / f"{name}.jpg")
+        write_image(tmp_path / f"{name}.jpg")
         write_mask(tmp_path / f"{name}.png")
-    write_photograph(tmp_path / "extra" / "1.jpg")
+    write_image(tmp_path / "extra" / "1.jpg")
     write_labelme(tmp_path / "extra" / "1.json", ("bee", "polygon", SQUARE))
-    write_photograph(tmp_path / "test" / "x.jpg")
+    write_image(tmp_path / "test" / "x.jpg")
     write_coco(
         tmp_path / "test" / "coco.json",
         ["x.jpg"],
@@ -542,7 +542,7 @@ def test_one_folder_serves_all_splits_and_says_so_once(root, log):
 @pytest.mark.parametrize("folds", [1, 2, 3, 4, 5, 7])
 def test_folds_are_groups_as_equal_as_possible(tmp_path, folds):
     for name in "abcdefg":
-        write_photograph(tmp_path / name / "1.jpg")
+        write_image(tmp_path / name / "1.jpg")
         write_mask(tmp_path / name / "1.png")
     source = Folder(tmp_path, "", folds)
     assert len(source.folds) == folds
@@ -559,7 +559,7 @@ def test_impossible_folds_are_named(root, folds):
 
 
 def test_labels_of_many_classes_skip_255(tmp_path):
-    write_photograph(tmp_path / "1.jpg", (4, 600))
+    write_image(tmp_path / "1.jpg", (4, 600))
     for count, dtype in ((254, np.uint8), (255, np.uint16)):
         shapes = [(f"c{i:03d}", "rectangle", [[2 * i, 1], [2 * i, 1]]) for i in range(count)]
         write_labelme(tmp_path / "1.json", *shapes, size=(4, 600))
@@ -586,7 +586,7 @@ def test_the_table_is_counted_anew_when_classes_of_other_splits_change(root, tmp
     outer = tmp_path_factory.mktemp("outer")
     root.rename(outer / "train")
     before = Folder(outer, "train", 1)
-    write_photograph(outer / "val" / "ant" / "1.jpg")
+    write_image(outer / "val" / "ant" / "1.jpg")
     write_mask(outer / "val" / "ant" / "1.png")
     after = Folder(outer, "train", 1)
     assert rows_of(after.table) == {(r, c + 1, n) for r, c, n in rows_of(before.table)}
@@ -600,7 +600,7 @@ def test_roots_that_are_none_are_named(tmp_path):
     assert "data.root is empty" in message_of(Folder, "", "", 1)
     assert str(tmp_path / "no") in message_of(Folder, tmp_path / "no", "", 1)
     assert str(tmp_path) in message_of(Folder, tmp_path, "", 1)
-    write_photograph(tmp_path / "1.jpg")
+    write_image(tmp_path / "1.jpg")
     assert "no annotated photographs" in message_of(Folder, tmp_path, "", 1)
     write_labelme(tmp_path / "1.json")
     assert "no objects" in message_of(Folder, tmp_path, "", 1)
@@ -620,37 +620,37 @@ def test_hidden_files_are_ignored(root):
 
 
 @pytest.mark.parametrize(
-    ("photograph", "expected"),
+    ("image", "expected"),
     [("x.jpg", ("x.png", "x_mask.png", "x.json")), ("x.png", ("(x_mask.png)", "x.json"))],
 )
-def test_photographs_without_an_annotation_are_named(root, photograph, expected):
-    write_photograph(root / "cat" / photograph)
+def test_images_without_an_annotation_are_named(root, image, expected):
+    write_image(root / "cat" / image)
     message = message_of(Folder, root, "", 1)
-    assert str(root / "cat" / photograph) in message
+    assert str(root / "cat" / image) in message
     for name in expected:
         assert name in message
 
 
-def test_masks_without_a_photograph_are_named(root):
+def test_masks_without_an_image_are_named(root):
     (root / "dog" / "a.JPEG").unlink()
     assert str(root / "dog" / "a_mask.png") in message_of(Folder, root, "", 1)
 
 
-def test_two_annotations_of_one_photograph_are_named(root):
+def test_two_annotations_of_one_image_are_named(root):
     write_labelme(root / "dog" / "b.json", ("dog", "polygon", SQUARE))
     message = message_of(Folder, root, "", 1)
     assert str(root / "dog" / "b.jpg") in message
     assert "b.PNG and b.json" in message
 
 
-def test_two_photographs_of_one_name_are_named(root):
-    write_photograph(root / "dog" / "b.webp")
+def test_two_images_of_one_name_are_named(root):
+    write_image(root / "dog" / "b.webp")
     message = message_of(Folder, root, "", 1)
     assert "b.jpg" in message
     assert "b.webp" in message
 
 
-def test_class_folders_without_photographs_are_named(root):
+def test_class_folders_without_images_are_named(root):
     (root / "empty").mkdir()
     assert str(root / "empty") in message_of(Folder, root, "", 1)
 
@@ -673,7 +673,7 @@ def test_sizes_that_differ_are_named(root):
     assert f"{root / 'cat' / '3.json'} is 30 x 21" in message
 
 
-def test_a_text_file_is_no_photograph(root):
+def test_a_text_file_is_no_image(root):
     (root / "dog" / "b.jpg").write_text("there is no photograph in here")
     assert f"{root / 'dog' / 'b.jpg'} cannot be read" in message_of(Folder, root, "", 1)
 
@@ -749,6 +749,6 @@ def test_labelme_files_that_are_none_are_named(root, content, expected):
     assert expected in message
 
 
-def test_broken_json_beside_no_photograph_is_named(root):
+def test_broken_json_beside_no_image_is_named(root):
     (root / "export.json").write_text("{export")
     assert str(root / "export.json") in message_of(Folder, root, "", 1)

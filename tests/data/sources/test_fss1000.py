@@ -11,12 +11,12 @@ NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 SPLITS = {"train": ("fox", "bee", "ant"), "val": ("dog",), "test": ("elk", "cat")}
 
 
-def write_class(folder, photographs=2, side=16, seed=0):
+def write_class(folder, images=2, side=16, seed=0):
     """Photographs with masks of varying kinds; returns where the class is in each of them."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     inside = []
-    for number in range(1, photographs + 1):
+    for number in range(1, images + 1):
         pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.jpg")
         grey = rng.choice(np.array([0, 20, 127, 128, 240, 255], np.uint8), (side, side))
@@ -51,14 +51,14 @@ def names_of(source, class_ids):
 
 
 def rows_of(table):
-    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    rows = zip(table.image, table.class_id, table.pixels, strict=True)
     return {tuple(map(int, row)) for row in rows}
 
 
 @pytest.mark.parametrize(
     ("split", "classes"), [("train", "ant bee fox"), ("", "ant bee fox"), ("test", "cat dog elk")]
 )
-def test_splits_have_the_photographs_of_their_classes(root, masks, split, classes):
+def test_splits_have_the_images_of_their_classes(root, masks, split, classes):
     source = FSS1000(root, split)
     assert source.ids == tuple(f"{name}/{n}" for name in classes.split() for n in (1, 2))
     assert source.classes == NAMES
@@ -82,7 +82,7 @@ def test_the_fold_holds_out_the_test_classes(root, split):
     assert names_of(source, source.validation) == ["dog"]
 
 
-def test_photographs_are_in_the_order_of_their_numbers(root):
+def test_images_are_in_the_order_of_their_numbers(root):
     for number in range(3, 12):
         for suffix in ("jpg", "png"):
             (root / "ant" / f"{number}.{suffix}").write_bytes(
@@ -119,7 +119,7 @@ def test_classes_may_be_nested(root, tmp_path_factory, lists):
 
 def test_test_classes_alone_leave_the_first_520_others_to_training(tmp_path, log):
     for number in range(525):
-        write_class(tmp_path / f"{number:03d}", photographs=1, side=2)
+        write_class(tmp_path / f"{number:03d}", images=1, side=2)
     write_lists(tmp_path, {"fss_test_set": ("002", "000")})
     source = FSS1000(tmp_path, "train")
     assert [name.split("/")[0] for name in source.ids] == [
@@ -203,7 +203,7 @@ def test_lists_without_names_are_named(root, content):
     assert str(root / "test.txt") in message_of(FSS1000, root, "train")
 
 
-def test_classes_without_photographs_are_named(root):
+def test_classes_without_images_are_named(root):
     for path in (root / "bee").glob("*.jpg"):
         path.unlink()
     message = message_of(FSS1000, root, "train")

@@ -12,14 +12,14 @@ def shapes():
     return Shapes("train", 480, 48)
 
 
-def test_photographs_do_not_depend_on_how_many_are_made(shapes):
+def test_images_do_not_depend_on_how_many_are_made(shapes):
     fewer = Shapes("train", 5, 48)
     for index in (4, 0, 3):
         for one, other in zip(fewer.read(index), shapes.read(index), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
-def test_training_and_validation_photographs_differ(shapes):
+def test_training_and_validation_images_differ(shapes):
     val = Shapes("val", 5, 48)
     differences = [np.abs(val.read(i).image - shapes.read(i).image.astype(int)) for i in range(5)]
     assert min(difference.mean() for difference in differences) > 10
@@ -34,7 +34,7 @@ def test_folds_share_out_all_classes():
 
 
 def test_table_counts_the_pixels_of_the_labels(shapes):
-    rows = zip(shapes.table.photograph, shapes.table.class_id, shapes.table.pixels, strict=True)
+    rows = zip(shapes.table.image, shapes.table.class_id, shapes.table.pixels, strict=True)
     table = {(p, c): pixels for p, c, pixels in rows}
     for index in range(40):
         label = shapes.read(index).label
@@ -42,13 +42,13 @@ def test_table_counts_the_pixels_of_the_labels(shapes):
             assert table.get((index, class_id), 0) == (label == class_id).sum()
 
 
-def test_every_class_is_the_large_one_of_enough_photographs(shapes):
+def test_every_class_is_the_large_one_of_enough_images(shapes):
     eighth = 48 * 48 // 8
     items = shapes.table.items(list(shapes.class_names), eighth)
     assert items.count.min() >= 6
 
 
-def test_nearly_every_photograph_has_a_distractor_and_background(shapes):
+def test_nearly_every_image_has_a_distractor_and_background(shapes):
     classes = [set(np.unique(shapes.read(i).label)) for i in range(100)]
     assert all(0 in found for found in classes)
     assert np.mean([len(found - {0}) >= 2 for found in classes]) > 0.9

@@ -41,7 +41,7 @@ def encoded(values, form="png"):
 
 
 def rows_of(table):
-    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    rows = zip(table.image, table.class_id, table.pixels, strict=True)
     return {tuple(map(int, row)) for row in rows}
 
 
@@ -174,7 +174,7 @@ def test_parts_of_a_split_are_splits(spots):
     assert rows_of(source.table) != rows_of(TFDS("spots", folder, "train", label="mask").table)
 
 
-def test_records_are_counted_once_and_photographs_are_not_decoded(spots, monkeypatch):
+def test_records_are_counted_once_and_images_are_not_decoded(spots, monkeypatch):
     folder, _, _ = spots
     reads = []
     records = tfds_source._Records
@@ -204,7 +204,7 @@ def test_changed_files_are_counted_anew(build):
 
 @pytest.mark.parametrize("feature", ["id", "file_name"])
 @pytest.mark.parametrize("unique", [True, False])
-def test_a_text_feature_names_photographs_if_it_tells_them_apart(build, feature, unique):
+def test_a_text_feature_names_images_if_it_tells_them_apart(build, feature, unique):
     names = [f"cat {row if unique else row % 2}" for row in range(6)]
     records = make_records(make_labels(), **{feature: names})
     folder = build(records, FEATURES | {feature: tfds.features.Text()})
@@ -299,12 +299,12 @@ def test_pascal5i_is_the_voc_source(pascal, voc_root, split, own):
     assert_same(ours, VOC(voc_root, own))
 
 
-def test_pascal5i_stores_the_very_photographs_and_grey_labels(pascal, voc_root):
+def test_pascal5i_stores_the_very_images_and_grey_labels(pascal, voc_root):
     records = tfds.builder("pascal5i", data_dir=pascal).as_data_source(
         "train", decoders={name: tfds.decode.SkipDecoding() for name in ("image", "segmentation")}
     )
-    for record, (photograph, _) in zip(records, VOC(voc_root, "trainaug").files, strict=True):
-        assert record["image"] == pathlib.Path(photograph).read_bytes()
+    for record, (image, _) in zip(records, VOC(voc_root, "trainaug").files, strict=True):
+        assert record["image"] == pathlib.Path(image).read_bytes()
         with Image.open(io.BytesIO(record["segmentation"])) as label:
             assert (label.format, label.mode) == ("PNG", "L")
 
@@ -377,8 +377,8 @@ def test_coco20i_is_its_source_with_all_lists_of_folds(tmp_path):
     from fsseg_jax.data.sources.coco import COCO
     from fsseg_jax.data.tfds_builders.coco20i.coco20i_dataset_builder import Builder
 
-    for split, photographs in (("train", 4), ("val", 3)):
-        write_coco(tmp_path, split, photographs)
+    for split, images in (("train", 4), ("val", 3)):
+        write_coco(tmp_path, split, images)
     prepare(Builder, tmp_path / "out", tmp_path)
     names = {"train": "train", "validation": "val"}
     for split, own in names.items():

@@ -21,12 +21,12 @@ def label_file(root, number=0):
     return root / "SegmentationClassAug" / f"2007_{number:06d}.png"
 
 
-def photograph_file(root, number=0):
+def image_file(root, number=0):
     return root / "JPEGImages" / f"2007_{number:06d}.jpg"
 
 
 def rows_of(table):
-    rows = zip(table.photograph, table.class_id, table.pixels, strict=True)
+    rows = zip(table.image, table.class_id, table.pixels, strict=True)
     return {tuple(map(int, row)) for row in rows}
 
 
@@ -62,11 +62,11 @@ def test_table_counts_the_pixels_of_the_labels(root, split, size):
     assert modes == {"P", "L"}  # the labels come in both kinds
 
 
-def test_read_gives_photograph_and_class_ids(root):
+def test_read_gives_image_and_class_ids(root):
     source = VOC(root, "train")
     for number in range(len(source)):
         image, label = source.read(number)
-        with Image.open(photograph_file(root, number)) as picture:
+        with Image.open(image_file(root, number)) as picture:
             np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
         with Image.open(label_file(root, number)) as picture:
             np.testing.assert_array_equal(label, np.asarray(picture))
@@ -76,10 +76,10 @@ def test_read_gives_photograph_and_class_ids(root):
         assert source.instances(number) is None
 
 
-def test_grey_photographs_are_read_as_rgb(root):
-    with Image.open(photograph_file(root)) as picture:
+def test_grey_images_are_read_as_rgb(root):
+    with Image.open(image_file(root)) as picture:
         grey = picture.convert("L")
-    grey.save(photograph_file(root))
+    grey.save(image_file(root))
     image = VOC(root, "train").read(0).image
     assert image.shape == (grey.height, grey.width, 3)
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
@@ -128,9 +128,7 @@ def test_table_is_counted_anew_when_a_label_changes(root, reads):
     after = VOC(root, "train").table
     assert reads
     assert rows_of(before) != rows_of(after)
-    assert (
-        int(after.pixels[(after.photograph == 0) & (after.class_id == 9)][0]) == (label == 9).sum()
-    )
+    assert int(after.pixels[(after.image == 0) & (after.class_id == 9)][0]) == (label == 9).sum()
 
 
 def test_a_change_of_equal_size_is_noticed_by_its_time(root, reads):
@@ -142,9 +140,9 @@ def test_a_change_of_equal_size_is_noticed_by_its_time(root, reads):
     assert reads
 
 
-def test_changed_photographs_are_checked_anew(root):
+def test_changed_images_are_checked_anew(root):
     VOC(root, "train")
-    Image.new("RGB", (10, 10)).save(photograph_file(root))
+    Image.new("RGB", (10, 10)).save(image_file(root))
     with pytest.raises(UserError, match=r"10 x 10"):
         VOC(root, "train")
 
@@ -267,11 +265,11 @@ def test_sizes_that_differ_are_named(root):
     message = message_of(VOC, root, "train")
     assert str(label_file(root, 2)) in message
     assert f"{width + 3} x {height}" in message
-    assert str(photograph_file(root, 2)) in message
+    assert str(image_file(root, 2)) in message
     assert f"{width} x {height}" in message
 
 
-@pytest.mark.parametrize("file", [label_file, photograph_file])
+@pytest.mark.parametrize("file", [label_file, image_file])
 def test_missing_files_are_named(root, file):
     file(root, 3).unlink()
     assert str(file(root, 3)) in message_of(VOC, root, "train")
@@ -279,7 +277,7 @@ def test_missing_files_are_named(root, file):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
 def test_labels_that_are_no_class_ids_are_named(root, mode):
-    with Image.open(photograph_file(root)) as picture:
+    with Image.open(image_file(root)) as picture:
         Image.new(mode, picture.size).save(label_file(root))
     message = message_of(VOC, root, "train")
     assert str(label_file(root)) in message
@@ -287,7 +285,7 @@ def test_labels_that_are_no_class_ids_are_named(root, mode):
 
 
 @pytest.mark.parametrize("part", [0.0, 0.02, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize("file", [label_file, photograph_file])
+@pytest.mark.parametrize("file", [label_file, image_file])
 def test_truncated_files_are_named(root, file, part):
     source = VOC(root, "train")
     content = file(root).read_bytes()

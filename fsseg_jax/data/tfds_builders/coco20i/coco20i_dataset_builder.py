@@ -17,6 +17,6 @@ class Builder(Benchmark):
         """COCO's folder."""
         return COCO(root, split, variant)
 
-    def photograph(self, source: COCO, index: int) -> str:
+    def image(self, source: COCO, index: int) -> str:
         """The file of a photograph."""
-        return source.photographs[index]
+        return source.images[index]

@@ -19,6 +19,6 @@ class Builder(Benchmark):
         """The FSS-1000 folder."""
         return FSS1000(root, split)
 
-    def photograph(self, source: FSS1000, index: int) -> str:
+    def image(self, source: FSS1000, index: int) -> str:
         """The file of a photograph."""
         return str(source.pairs[index][0])
