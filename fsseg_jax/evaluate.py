@@ -22,7 +22,7 @@ from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.summary import comparisons, summary
 from fsseg_jax.evaluation.tables.cells import choose, named
 from fsseg_jax.evaluation.tables.fill import fill
-from fsseg_jax.models import choose_stages, create_model
+from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
 
 logger = logging.getLogger("fsseg_jax.evaluate")  # as a program, the module has another name
@@ -66,11 +66,6 @@ def main() -> None:
                 "to evaluate a freshly initialised model."
             )
         config = override(checkpoints.describe(which)[0], overrides)
-    elif which is None:
-        choose_stages(config)
-    else:
-        saved, _ = checkpoints.describe(which)
-        config.model.stages = config.model.stages or saved.model.stages
     source = open_source(config.data, "test")
     model = create_model(config)
     loaded = load_variables(config, model, workdir, mesh, source)

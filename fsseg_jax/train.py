@@ -30,7 +30,7 @@ from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.selection import Selection
 from fsseg_jax.evaluation.summary import summary
 from fsseg_jax.files import lock
-from fsseg_jax.models import Method, choose_stages, create_model
+from fsseg_jax.models import Method, create_model
 from fsseg_jax.training.checkpoints import (
     BEST,
     LAST,
@@ -179,14 +179,12 @@ def begin_or_resume(
     start = checkpoints.step(LAST)
     if start:
         saved, _ = checkpoints.describe(LAST)
-        config.model.stages = config.model.stages or saved.model.stages
         for name, (old, new) in differences(saved, config).items():
             logger.info("changed since the checkpoint: %s was %s and is %s", name, old, new)
         model = create_model(config)
         state = checkpoints.restore(LAST, abstract_state(model, config, count), replicated(mesh))
         logger.info("resuming from step %d of %s", start, checkpoints.folder.parent)
     else:
-        choose_stages(config)
         model = create_model(config)
         state = put(initial_state(model, config, config.init, count), replicated(mesh))
     parts = split_frozen(model, state.variables["params"])

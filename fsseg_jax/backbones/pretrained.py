@@ -67,6 +67,12 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
         if array.shape != value.shape:
             misshapen.append(f"{name} {array.shape} instead of {value.shape}")
         loaded[path] = array
+    stages = {name.split(".")[0] for name in missing}
+    if len(stages) == 1 and not misshapen and re.match(r"layer\d", *stages):
+        raise UserError(
+            f"init = {init} has no {stages.pop()}: set model.stages to earlier stages, or choose "
+            "weights that have it."
+        )
     if missing or misshapen:
         reasons = [f"it lacks {', '.join(missing)}"] if missing else []
         reasons += [f"of another shape are {', '.join(misshapen)}"] if misshapen else []

@@ -40,7 +40,7 @@ from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
 from fsseg_jax.evaluation.scoring import Scoring
 from fsseg_jax.evaluation.summary import summarise
 from fsseg_jax.files import write_text
-from fsseg_jax.models import choose_stages, create_model
+from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import Checkpoints, available, load_variables
 
 logger = logging.getLogger("fsseg_jax.evaluation.choices")  # as a program, it has another name
@@ -138,7 +138,6 @@ class Choices:
             config = self.config(row, fold)
             source = self.open(config)
             if (config.ways, fold) not in self.models:
-                choose_stages(config)
                 model = create_model(config)
                 chosen = config.copy_and_resolve_references()
                 chosen.eval.checkpoint = self.checkpoint

@@ -1,8 +1,8 @@
 """CANet: dense comparison and iterative refinement (Zhang et al., CVPR 2019).
 
-Features of the query are compared with the masked average of the support's by a convolution
-(sec. 4.1); the comparison is turned into a mask by a module that sees its own last prediction
-(sec. 4.2); several supports are weighed by attention (sec. 4.3).
+A convolution compares the query's features with the masked average of the support's (sec. 4.1). The
+iterative optimization module turns the comparison into a mask, given its previous prediction
+(sec. 4.2). Several supports are weighted by attention (sec. 4.3).
 """
 
 import functools
@@ -25,51 +25,70 @@ from fsseg_jax.models.layers import (
     convolution,
     masked_average_pool,
 )
-from fsseg_jax.models.method import BinaryMethod, join_ways, support_masks
+from fsseg_jax.models.method import Binary, BinaryMethod, join_ways, support_masks
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize_masks
 
 
 class CANet(BinaryMethod):
-    """CANet on a frozen backbone; N ways are N binary passes.
+    r"""CANet on a frozen backbone; N ways are N binary passes.
 
-    What the paper leaves open follows the published code (one-shot network), or is stated here.
+    The previous prediction $y_{t-1}$ enters the first residual block of the optimization module
+    (sec. 4.2), with the comparison $x$:
+
+    $$M_t = x + F(x, y_{t-1}), \qquad y_0 = 0.$$
+
+    The attention of K supports is a softmax over their learned scores $\lambda_k$ (sec. 4.3):
+
+    $$\hat\lambda_k = \frac{e^{\lambda_k}}{\sum_j e^{\lambda_j}}.$$
+
+    Where the paper leaves a choice open, this follows the published code of the one-shot network.
+
+    Example:
+        >>> import jax
+        >>> from fsseg_jax.backbones import create_backbone
+        >>> from fsseg_jax.episode import empty_episode
+        >>> model = CANet(create_backbone("small", "float32"), stages=(), width=8)
+        >>> episode = empty_episode(ways=1, shots=2, size=32)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), episode)
+        >>> jax.jit(model.apply)(variables, episode).logits.shape
+        (8, 8, 2)
     """
 
-    freeze_backbone: bool = option(True, "Keep the pretrained backbone as it is (sec. 4.1).")
+    freeze_backbone: bool = option(True, "Do not train the backbone (sec. 4.1).")
     stages: tuple[int, ...] = option(
-        (2, 3), "Stages whose features are compared (table 3): layer2 and layer3 of ResNet-50."
+        (2, 3), "Backbone stages to compare (table 3): layer2 and layer3 of ResNet-50."
     )
     width: int = option(256, "Channels of the head.", least=1)
     dropout: float = option(
         0.5,
-        "Dropout of channels after each convolution with ReLU, as in the published code.",
+        "Channel dropout after each convolution with ReLU, as in the published code.",
         least=0,
         below=1,
     )
-    area_epsilon: float = option(5e-4, "Added to the area of a mask, as in the published code.")
+    area_epsilon: float = option(5e-4, "Added to the area of masks, as in the published code.")
     init_deviation: float = option(
         0.01,
-        "Standard deviation of the normal distribution that initialises kernels, as in the "
-        "published code; 0 for PyTorch's default.",
+        "Standard deviation of the normal initialisation of kernels, as in the published code; 0 "
+        "for PyTorch's default.",
         least=0,
     )
     refinements: int = option(
-        4, "Refinement passes after the first pass, at inference (sec. 4.2).", least=0
+        4, "Refinement passes after the first one, at inference (sec. 4.2).", least=0
     )
     reset_probability: float = option(
-        0.7, "Probability with which training forgets the stored prediction (sec. 4.2)."
+        0.7, "Probability of replacing the stored prediction by zeros in training (sec. 4.2)."
     )
     fusion: str = option(
         "attention",
-        "How several shots are combined (table 5): by learned attention, or the mean of their "
-        "vectors, the mean of their predictions, or the union of their masks.",
+        "How to combine shots (table 5): by learned attention, the mean of their vectors, the mean "
+        "of their predictions, or the union of their masks.",
         choices=("attention", "feature_average", "mask_average", "mask_or"),
     )
 
     def setup(self) -> None:
-        """The layers, by the parts of the paper's fig. 2."""
+        """The layers, in the order of the paper's fig. 2."""
         deviation = self.init_deviation
         init = nn.initializers.normal(deviation) if deviation else TORCH_INIT
         options = {"kernel_init": init, "dtype": self.dtype}
@@ -87,7 +106,7 @@ class CANet(BinaryMethod):
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
-        """Embedded features of normalised photographs, for both branches."""
+        """Embedded features of normalised images, for both branches."""
         features = nn.relu(self.embedding(self.extract(image, train)))
         return self.drop(features, deterministic=not train)
 
@@ -99,16 +118,16 @@ class CANet(BinaryMethod):
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: UInt8[Array, "h w 2"] | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> Output[Binary]:
         """Logits of the query: one pass in training, refined ones at inference.
 
         Args:
-            support_features, query_features: see `encode`.
-            support_label: in episode numbering.
-            query_image: not needed.
-            previous: the prediction that training stored for this item, probabilities in 0..255.
-                It is used for one way only: of several, each would need its own.
-            train: whether there is dropout, and one pass that begins from `previous`.
+            support_features, query_features: outputs of `encode`.
+            support_label: label in episode numbering.
+            query_image: not used.
+            previous: the prediction stored for this item in training, probabilities in 0..255. It
+                is used in 1-way episodes only: each of several ways would need its own.
+            train: whether to apply dropout, and make one pass that starts from `previous`.
         """
         ways, shots = support_label.shape[:2]
         size = support_features.shape[-3:-1]
@@ -119,11 +138,11 @@ class CANet(BinaryMethod):
         fusion = self.fusion if shots > 1 else "feature_average"
         if fusion == "feature_average":
             vectors = vectors.mean(axis=1, keepdims=True)
-        # The query's features with each vector beside them: (way, shot, h, w, 2 * width).
+        # The query's features concatenated with each vector: (way, shot, h, w, 2 * width).
         compared = nn.relu(self.comparison(query_features, vector=vectors))
         compared = self.drop(compared, deterministic=not train)
         if fusion == "attention":
-            # Parameters exist only where there are several shots: training is K-shot (sec. 4.3).
+            # These parameters exist for several shots only: training is K-shot (sec. 4.3).
             weights = self._attention(query_features, vectors)
             compared = jnp.sum(compared * weights[..., None, None, None], axis=1, keepdims=True)
 
@@ -138,29 +157,29 @@ class CANet(BinaryMethod):
 
         if fusion == "mask_average":
             logits = jnp.log(prediction.mean(axis=1, keepdims=True) + 1e-7)
-        if fusion == "mask_or":  # a pixel is the object's where any shot says so
+        if fusion == "mask_or":  # a pixel is foreground if it is for any shot
             best = jnp.argmax(logits[..., 1] - logits[..., 0], axis=1)
             logits = jnp.take_along_axis(logits, best[:, None, ..., None], axis=1)
         logits = logits[:, 0]
         row = None
         if ways == 1:
             row = jnp.round(255 * jax.nn.softmax(logits[0])).astype(jnp.uint8)
-        return Output(join_ways(logits), {"binary_logits": logits}, row=row)
+        return Output(join_ways(logits), Binary(logits), row=row)
 
     def _attention(
         self, features: Float[Array, "h w channel"], vectors: Float[Array, "way shot channel"]
     ) -> Float[Array, "way shot"]:
-        """Softmax over the shots of one learned scalar a shot (sec. 4.3)."""
+        """Softmax over the shots of one learned score per shot (sec. 4.3)."""
         first, second = self.attention
         x = nn.relu(first(features, vector=vectors))
-        # The paper gives the window alone; stride and padding are those of ResNet's pooling.
+        # The paper states the window only; stride and padding are those of ResNet's pooling.
         x = max_pool(x, 2)
         scores = second(x).astype(jnp.float32)
         scores = scores.mean(axis=(-3, -2, -1), where=positions(scores))
         return jax.nn.softmax(scores, axis=1)
 
     def _optimize(self, compared: Array, prediction: Array, train: bool) -> Array:
-        """One pass of the iterative optimization module (sec. 4.2): logits."""
+        """Logits of one pass of the iterative optimization module (sec. 4.2)."""
         first, *others = self.blocks
         x = first(compared, prediction)
         for block in others:

@@ -1,4 +1,4 @@
-"""Layers and losses that several methods share."""
+"""Layers that several methods share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, DTypeLike, Float, Integer
+from jaxtyping import Array, DTypeLike, Float
 
 from fsseg_jax.backbones.convolution import Conv, convolve
 from fsseg_jax.backbones.extent import average, inside, is_open, masked
 from fsseg_jax.backbones.rematerialise import rematerialisable
-from fsseg_jax.episode import IGNORE, AnyArray
-from fsseg_jax.models.resize import pull_back, resize
+from fsseg_jax.models.resize import pull_back
 
 
 def masked_average_pool(
@@ -23,16 +21,16 @@ def masked_average_pool(
     epsilon: float,
     align_corners: bool,
 ) -> Float[Array, "*batch mask channel"]:
-    """Means of the features, up-sampled to the masks, where a mask is 1 (PANet eq. 1).
+    r"""Means over masks of features up-sampled to the masks' resolution (PANet eq. 1).
 
-    The features are not up-sampled: the masks are pulled back to their resolution instead, which
-    gives the same numbers at a fraction of the work. All masks of a photograph share one pass
-    over its features.
+    $\sum_x M(x) F(x) / (\sum_x M(x) + \epsilon)$. Instead of up-sampling the features, the masks
+    are pulled back to the features' resolution, which gives the same numbers at a fraction of the
+    cost. All masks of an image share one pass over its features.
 
     Args:
         features: feature maps.
         masks: values in 0..1, at any resolution.
-        epsilon: added to the mask's area in pixels, so that an empty mask gives zeros.
+        epsilon: added to the area of a mask in pixels, so that an empty mask gives zeros.
         align_corners: corner convention of the up-sampling.
     """
     weights = pull_back(masks, features.shape[-3:-1], align_corners)
@@ -45,10 +43,10 @@ def masked_average_pool(
 def cosine_similarity(
     features: Float[Array, "*batch h w channel"], vectors: Float[Array, "*batch n channel"]
 ) -> Float[Array, "*batch h w n"]:
-    """Cosine of every feature with every vector, 0 where either is zero.
+    """Cosine similarity of every feature to every vector; 0 if either is zero.
 
-    Squared norms are clamped inside the root, so that zero vectors have a gradient too (1e-16 is
-    the square of the epsilon of PyTorch's `F.cosine_similarity`).
+    Squared norms are clamped inside the root, so that the gradient of zero vectors is finite
+    (1e-16 is the square of the epsilon of PyTorch's `F.cosine_similarity`).
     """
 
     def inverse_norm(x: Float[Array, "*batch channel"]) -> Float[Array, "*batch"]:
@@ -60,25 +58,7 @@ def cosine_similarity(
     return product * inverse_norm(features)[..., None] * inverse_norm(vectors)[..., None, None, :]
 
 
-def cross_entropy(
-    logits: Float[Array, "*batch h w class"],
-    label: Integer[AnyArray, "*batch height width"],
-    align_corners: bool,
-) -> Float[Array, "*batch"]:
-    """Softmax cross-entropy of logits up-sampled to the label, its mean over counted pixels.
-
-    Pixels of label 255 count for nothing; a label of nothing else gives 0.
-    """
-    counted = label != IGNORE
-    logits = resize(logits, label.shape[-2:], align_corners)
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(counted, label, 0).astype(jnp.int32)
-    )
-    total = jnp.sum(losses * counted, axis=(-2, -1))
-    return total / jnp.maximum(counted.sum((-2, -1)), 1)
-
-
-# PyTorch's default for convolutions, which papers with PyTorch code that say nothing else had.
+# PyTorch's default for convolutions: the initialisation of papers that mention none.
 TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -98,7 +78,7 @@ def convolution(
 
 
 def classifier(classes: int, dtype: DTypeLike) -> nn.Conv:
-    """The last 1 x 1 convolution: small weights, so that training begins near even odds."""
+    """The last 1 x 1 convolution; its weights are small, so that training starts at even odds."""
     return convolution(classes, 1, kernel_init=nn.initializers.normal(0.01), dtype=dtype)
 
 
@@ -108,18 +88,18 @@ def channel_dropout(rate: float) -> nn.Dropout:
 
 
 def halve(x: Float[Array, "*batch height width c"]) -> Float[Array, "*batch h w c"]:
-    """The maximum of each 2 x 2 window; a side of n becomes ceil(n / 2), as by strides elsewhere
+    """2 x 2 max-pooling of stride 2; a side of n becomes ceil(n / 2), as in strided convolutions
     (PyTorch's `MaxPool2d(2, ceil_mode=True)`)."""
     return masked(nn.max_pool(masked(x, -jnp.inf), (2, 2), (2, 2), "SAME"))
 
 
 class JoinedConvolution(nn.Module):
-    """A convolution of a map with another one and a vector beside it, without joining them.
+    """A convolution of a map concatenated with another map and a vector, without concatenation.
 
-    It is the sum of each one's own convolution: what several shots or passes share is convolved
-    once. A vector is the same everywhere, and so is its convolution but near the borders: a few
-    positions are enough. Parameters are those of one convolution of all channels, in the order of
-    the arguments.
+    It is the sum of the convolutions of the parts, so that what several shots or passes share is
+    convolved once. A vector is constant over positions, and so is its convolution except near the
+    borders: a few positions are enough. Parameters are those of one convolution of all channels,
+    in the order of the arguments.
     """
 
     width: int
@@ -151,7 +131,7 @@ class JoinedConvolution(nn.Module):
         return result
 
     def _tile(self, vector: Array, kernel: Array, like: Array) -> Array:
-        """The convolution of a map as large as `like` that is a vector everywhere."""
+        """The convolution of a map of the size of `like` that holds a vector at every position."""
         height, width = like.shape[-3:-1]
         reach = self.dilation * (self.size // 2)
         rows, columns = (kinds(length, reach) for length in (height, width))
@@ -161,8 +141,8 @@ class JoinedConvolution(nn.Module):
         return convolved[..., rows, :, :][..., columns, :]
 
     def _tile_within_extent(self, vector: Array, kernel: Array, like: Array) -> Array:
-        """The same where the map's end is known only when the compiled function runs: the products
-        with the kernel's elements, each where it falls on the map."""
+        """The same for maps whose extent is known at run time only: the products with each
+        element of the kernel, where that element falls on the map."""
         offset = self.dilation * (np.arange(self.size) - self.size // 2)
         seen = [np.arange(length)[:, None] + offset for length in like.shape[-3:-1]]
         rows, columns = (
@@ -180,8 +160,8 @@ class JoinedConvolution(nn.Module):
 
 
 def kinds(length: int, reach: int) -> np.ndarray:
-    """For each position of a row, the position of a shortest row that is as far from both ends, as
-    far as a window that reaches `reach` positions to either side can tell."""
+    """Maps positions of a row to positions of the shortest row on which a window of `reach`
+    positions to either side sees the same ends."""
     position = np.arange(length)
     if length <= 2 * reach:
         return position
@@ -192,7 +172,7 @@ def kinds(length: int, reach: int) -> np.ndarray:
 class ResidualBlock(nn.Module):
     """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 4.2)."""
 
-    options: Mapping[str, Any]  # of the convolutions
+    options: Mapping[str, Any]  # arguments of the convolutions
     rematerialise: bool = False
 
     @rematerialisable
@@ -202,7 +182,7 @@ class ResidualBlock(nn.Module):
         x: Float[Array, "*batch h w c"],
         extra: Float[Array, "*batch h w e"] | None = None,
     ) -> Float[Array, "*batch h w c"]:
-        """One block; `extra` is seen by F alone."""
+        """One block; `extra` enters F only."""
         width = x.shape[-1]
         first = JoinedConvolution(width, name="Conv_0", **self.options)
         y = first(nn.relu(x), None if extra is None else nn.relu(extra))
@@ -210,16 +190,16 @@ class ResidualBlock(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (Chen et al., 2017), with dropout as CANet has it.
+    """Atrous spatial pyramid pooling (Chen et al., 2017), with CANet's dropout.
 
-    The image's average, a 1 x 1 and three dilated 3 x 3 convolutions side by side, then a 1 x 1
-    over all of them.
+    The image's average, a 1 x 1 and three dilated 3 x 3 convolutions, concatenated, and a 1 x 1
+    convolution of the result.
     """
 
-    options: Mapping[str, Any]  # of the convolutions
+    options: Mapping[str, Any]  # arguments of the convolutions
     width: int = 256
     dilations: tuple[int, ...] = (6, 12, 18)
-    dropout: float = 0.0  # of channels
+    dropout: float = 0.0  # channel dropout
     rematerialise: bool = False
 
     @rematerialisable
@@ -227,7 +207,7 @@ class ASPP(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch h w c"], train: bool = False
     ) -> Float[Array, "*batch h w width"]:
-        """Features that have seen a wide surrounding."""
+        """Features with a wide receptive field."""
 
         def branch(x: Array, size: int, dilation: int = 1) -> Array:
             x = nn.relu(convolution(self.width, size, dilation, **self.options)(x))

@@ -1,11 +1,12 @@
-"""LTAF-Net: learning task-aware features, and a refinement U-Net (see the class for its parts).
+"""LTAF-Net: learned task-aware features, and refinement by a U-Net.
 
-The two photographs of a pair are made to suit each other by a vector that is learned from both
-(eq. 1-2), which an auxiliary decoder supervises (eq. 3); the query's mask is predicted by
-comparison with the support's prototype, and refined at the photograph's resolution (eq. 4).
+A vector computed from support and query adapts the features of both to the pair (eq. 1-2); an
+auxiliary decoder supervises the adapted features (eq. 3). The query is segmented by comparison with
+the support's prototype, and the mask refined at the image's resolution (eq. 4).
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,10 +22,10 @@ from fsseg_jax.models.layers import (
     classifier,
     convolution,
     cosine_similarity,
-    cross_entropy,
     halve,
     masked_average_pool,
 )
+from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.method import (
     BinaryMethod,
     Method,
@@ -38,59 +39,86 @@ from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize, resize_masks
 
 
-class LTAFNet(BinaryMethod):
-    """LTAF-Net on a frozen backbone; N ways are N binary passes.
+class Aux(NamedTuple):
+    """What the loss needs; None for the parts that are switched off, or not in training."""
 
-    Where the paper is silent: the auxiliary decoder shares its weights between the two photographs
-    and is supervised in both classes; losses have weight 1.
+    binary_logits: Float[Array, "way h w 2"]
+    coarse_logits: Float[Array, "way height width 2"] | None = None
+    support_logits: Float[Array, "way shot h w 2"] | None = None
+    query_logits: Float[Array, "way shot query_h query_w 2"] | None = None
+
+
+class LTAFNet(BinaryMethod):
+    r"""LTAF-Net on a frozen backbone; N ways are N binary passes.
+
+    The feature $x$ of a pair is standardised over its channels (eq. 1), and what two dense layers
+    make of it is added to support and query (eq. 2):
+
+    $$\hat x = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}, \qquad
+    G_s = F_s + \alpha f, \quad G_q = F_q + \alpha f, \qquad
+    f = \operatorname{sigmoid}(W_2 \operatorname{ReLU}(W_1 \hat x)).$$
+
+    The U-Net G refines the coarse mask M of the image I (eq. 4): $M' = M + G(M, I)$.
+
+    Where the paper leaves a choice open: the auxiliary decoder shares its weights between support
+    and query, its loss counts both classes, and losses have weight 1.
+
+    Example:
+        >>> import jax
+        >>> from fsseg_jax.backbones import create_backbone
+        >>> from fsseg_jax.episode import empty_episode
+        >>> model = LTAFNet(
+        ...     create_backbone("small", "float32"), stages=(), width=8, refinement_width=4
+        ... )
+        >>> episode = empty_episode(ways=1, shots=1, size=32)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), episode)
+        >>> jax.jit(model.apply)(variables, episode).logits.shape
+        (32, 32, 2)
     """
 
-    freeze_backbone: bool = option(True, "Keep the pretrained backbone as it is.")
-    stages: tuple[int, ...] = option((2, 3), "Stages whose features are taken: ResNet-50's.")
+    freeze_backbone: bool = option(True, "Do not train the backbone.")
+    stages: tuple[int, ...] = option((2, 3), "Backbone stages: layer2 and layer3 of ResNet-50.")
     width: int = option(256, "Channels of the head.", least=1)
-    area_epsilon: float = option(5e-4, "Added to the area of a mask, as in CANet's published code.")
+    area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's published code.")
     dropout: float = option(
         0.5,
-        "Dropout of channels after the embedding and in ASPP, as in CANet, the paper's base model.",
+        "Channel dropout after the embedding and in ASPP, as in CANet, the paper's base model.",
         least=0,
         below=1,
     )
     adaption: str = option(
         "concatenation",
-        "Task-aware features (eq. 1-3). The paper makes the pair feature by a combination of both "
-        "images' features: here they stand side by side (concatenation), or, as its introduction "
-        "speaks of their correlation, each position counts as it resembles the support's object "
-        "(correlation). none leaves the embedded features alone.",
+        "Task-aware features (eq. 1-3). The paper computes the pair feature by combining both "
+        "images' features: here by concatenation, or, as its introduction speaks of their "
+        "correlation, with each position weighted by its similarity to the support's object "
+        "(correlation). none leaves the embedded features unchanged.",
         choices=("none", "concatenation", "correlation"),
     )
     before_aspp: str = option(
         "none",
-        "What is between the concatenation with the prototype and ASPP: nothing (none), as sec. "
-        "3.3 has it; CANet's dense comparison (canet: dilation 2, ReLU, dropout); or a convolution "
-        "alone (plain), which no source has, as in version 0.1.",
+        "Layers between the concatenation with the prototype and ASPP: none, as in sec. 3.3; "
+        "CANet's dense comparison (canet: dilation 2, ReLU, dropout); or a convolution alone "
+        "(plain), which no source has, as in version 0.1.",
         choices=("none", "canet", "plain"),
     )
-    refinement: bool = option(
-        True, "The U-Net (eq. 4); without it, the predicted mask is the result."
-    )
+    refinement: bool = option(True, "Refine the mask by the U-Net (eq. 4).")
     refinement_style: str = option(
         "strided",
-        "strided: a stem of stride 2, so that four pools reach the 1/32 that the paper says, and "
-        "twice as many channels after each pool. constant: full resolution, a convolution alone "
-        "in the stem's place, and the same number of channels everywhere, as BASNet's RefUnet "
-        "(model/BASNet.py, lines 10 to 108), which the paper's description matches but for the "
-        "1/32.",
+        "strided: a stem of stride 2, so that four pools reach the paper's 1/32, and twice as many "
+        "channels after each pool. constant: a plain convolution at full resolution instead of the "
+        "stem, and the same number of channels everywhere, as BASNet's RefUnet (model/BASNet.py, "
+        "lines 10 to 108), which matches the paper's description except for the 1/32.",
         choices=("strided", "constant"),
     )
     refinement_width: int = option(
-        0, "Channels of the U-Net's first block; 0 for 32 strided, 64 constant.", least=0
+        0, "Channels of the U-Net's first block; 0 for 32 (strided) or 64 (constant).", least=0
     )
-    standardisation_epsilon: float = option(1e-5, "Added to the variance in eq. 1.")
+    standardisation_epsilon: float = option(1e-5, "Added to the variance of eq. 1.")
     auxiliary_weight: float = option(1.0, "Weight of the auxiliary loss (eq. 3).")
     coarse_weight: float = option(1.0, "Weight of the loss of the mask before refinement.")
 
     def setup(self) -> None:
-        """The layers, by the parts of the paper."""
+        """The layers, in the order of the paper."""
         options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         aspp = functools.partial(
@@ -116,13 +144,13 @@ class LTAFNet(BinaryMethod):
             self.unet = RefinementUNet(width, strided, dtype=self.dtype)
 
     def ablations(self) -> dict[str, Method]:
-        """The same parameters without what is added to the features: eq. 2 with alpha = 0."""
+        """The same parameters without adaption: eq. 2 with alpha = 0."""
         return {} if self.adaption == "none" else {"alpha = 0": self.clone(adaption="none")}
 
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
-        """Embedded features of normalised photographs."""
+        """Embedded features of normalised images."""
         features = nn.relu(self.embedding(self.extract(image, train)))
         return self.drop(features, deterministic=not train)
 
@@ -134,9 +162,9 @@ class LTAFNet(BinaryMethod):
     ) -> tuple[
         Float[Array, "way shot h w channel"], Float[Array, "way shot query_h query_w channel"]
     ]:
-        """Support and query features of each pair, adapted to it (eq. 1-2)."""
-        # The average of a 1 x 1 convolution is the 1 x 1 convolution of averages, which costs
-        # next to nothing and lets the query have another size.
+        """Support and query features of each pair, adapted to the pair (eq. 1-2)."""
+        # The average of a 1 x 1 convolution is the 1 x 1 convolution of the average, which costs
+        # next to nothing and allows support and query to differ in size.
         category = self.pool(support, masks)
         means = []
         for features in (support, query):
@@ -171,33 +199,38 @@ class LTAFNet(BinaryMethod):
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
-    ) -> Output:
-        """Logits of the query; in training also the auxiliary decoder's and the coarse ones.
+    ) -> Output[Aux]:
+        """Logits of the query; in training also those of the auxiliary decoder.
 
-        Several shots: the pairs' adapted features are averaged, then there is one prediction.
+        With several shots, the adapted features of the pairs are averaged before the prediction.
+
+        Args:
+            support_features, query_features: outputs of `encode`.
+            support_label: label in episode numbering.
+            query_image: the normalised query, for the refinement.
+            previous: not used.
+            train: whether to apply dropout, update batch statistics and run the auxiliary decoder.
         """
         size = support_features.shape[-3:-1]
         masks = resize_masks(support_masks(support_label), size, self.align_corners)
         shape = (*support_label.shape[:2], *query_features.shape)
         support, query = support_features, jnp.broadcast_to(query_features, shape)
-        aux = {}
+        support_logits = query_logits = coarse = None
         if self.adaption != "none":
             support, query = self.adapt(support, masks, query_features)
             if train:
-                aux["support_logits"] = self._auxiliary(support)
-                aux["query_logits"] = self._auxiliary(query)
+                support_logits, query_logits = self._auxiliary(support), self._auxiliary(query)
         # The prototype of averaged support features is the mean of the shots' prototypes.
         prototype = self.pool(support, masks).mean(axis=1)
         x = self.aspp(self._compare(query.mean(axis=1), prototype, train), train=train)
-        coarse = logits = self.classifier(x).astype(jnp.float32)
+        logits = self.classifier(x).astype(jnp.float32)
         if self.refinement:
-            coarse = resize(coarse, query_image.shape[:2], self.align_corners)
+            coarse = resize(logits, query_image.shape[:2], self.align_corners)
             logits = coarse + self.unet(coarse, query_image, train)
-            aux["coarse_logits"] = coarse
-        return Output(join_ways(logits), {**aux, "binary_logits": logits})
+        return Output(join_ways(logits), Aux(logits, coarse, support_logits, query_logits))
 
     def _compare(self, query: Array, prototype: Array, train: bool) -> Array:
-        """The query's features beside the prototype (sec. 3.3), and what is made of them."""
+        """Query features concatenated with the prototype (sec. 3.3), after `before_aspp`."""
         match self.before_aspp:
             case "none":
                 tiled = jnp.broadcast_to(prototype[..., None, None, :], query.shape)
@@ -215,34 +248,44 @@ class LTAFNet(BinaryMethod):
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """CE of the refined mask, of the coarse one, and the auxiliary decoder's (eq. 3)."""
+        r"""Cross-entropies of the refined mask, the coarse one, and the auxiliary decoder (eq. 3).
+
+        $L = \mathrm{CE}(M') + w_c \mathrm{CE}(M) + w_a (\mathrm{CE}_s + \mathrm{CE}_q)$ with the
+        weights `coarse_weight` and `auxiliary_weight`.
+
+        Args:
+            output: output of a pass with `train=True`.
+            episode: the segmented episode.
+            key: not used.
+            epoch: not used.
+        """
         total, parts = super().loss(output, episode, key, epoch)
         label = query_labels(episode.query_label, len(episode.class_id))
 
-        def loss_of(name: str, label: AnyArray) -> Array:
-            return cross_entropy(output.aux[name], label, self.align_corners).mean()
+        def loss_of(logits: Array, label: AnyArray) -> Array:
+            return cross_entropy(logits, label, self.align_corners).mean()
 
         if self.refinement:
-            parts["coarse"] = loss_of("coarse_logits", label)
+            parts["coarse"] = loss_of(output.aux.coarse_logits, label)
             total += self.coarse_weight * parts["coarse"]
         if self.adaption != "none":
             shots = episode.support_label.shape[1]
             of_query = jnp.broadcast_to(label[:, None], (len(label), shots, *label.shape[1:]))
             of_support = support_labels(episode.support_label)
-            parts["auxiliary"] = loss_of("support_logits", of_support) + loss_of(
-                "query_logits", of_query
+            parts["auxiliary"] = loss_of(output.aux.support_logits, of_support) + loss_of(
+                output.aux.query_logits, of_query
             )
             total += self.auxiliary_weight * parts["auxiliary"]
         return total, parts
 
 
 class RefinementUNet(nn.Module):
-    """A residual for coarse logits, from them and the photograph.
+    """A residual for coarse logits, computed from the logits and the image (G of eq. 4).
 
-    Strided, a stem and four max-pools reach 1/32 of the resolution, as the paper says, and channels
-    double at each pool; otherwise a convolution alone stands in the stem's place, and their number
-    stays. Features go up to the size of the skip, which odd sizes need, and the residual at the end
-    to the photograph's. Batch-norm sees the whole batch of episodes.
+    If strided, a stem and four max-pools reach the paper's 1/32 of the resolution, and channels
+    double at each pool. Otherwise a plain convolution replaces the stem, and the number of channels
+    is constant. Features are up-sampled to the size of the skip, which odd sizes need, and the
+    residual to the size of the image. Batch normalisation spans the whole batch of episodes.
     """
 
     width: int
@@ -257,7 +300,7 @@ class RefinementUNet(nn.Module):
         image: Float[AnyArray, "height width 3"],
         train: bool = False,
     ) -> Float[Array, "way height width 2"]:
-        """The residual (eq. 4's G)."""
+        """The residual."""
 
         def block(x: Array, width: int, stride: int = 1) -> Array:
             x = convolution(width, stride=stride, use_bias=False, dtype=self.dtype)(x)
@@ -285,7 +328,7 @@ class RefinementUNet(nn.Module):
         for level in reversed(range(self.depth)):
             skip = skips[level]
             x = block(jnp.concatenate([up(x, skip), skip], axis=-1), self.width * growth**level)
-        # Zero at first: training begins from the coarse mask.
+        # Zero at first: training starts from the coarse mask.
         last = convolution(2, dtype=self.dtype, kernel_init=nn.initializers.zeros)
         residual = last(x).astype(jnp.float32)
         return resize(residual, coarse.shape[-3:-1], True)

@@ -1,8 +1,8 @@
-"""What the methods share: the interface, and N ways by N binary passes."""
+"""The interface of a method, and N-way segmentation by N binary passes."""
 
 import abc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Num, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, Episode
-from fsseg_jax.models.layers import cross_entropy
+from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import resize
@@ -20,37 +20,37 @@ from fsseg_jax.models.resize import resize
 class Method(nn.Module, abc.ABC):
     """A pure function of one episode; batches are `jax.vmap` of it.
 
-    A subclass implements `encode`, `segment` and `loss`. Its fields that are declared by `option`
-    are `config.model`.
+    A subclass implements `encode`, `segment` and `loss`. Its fields that `option` declares make up
+    `config.model`.
     """
 
     backbone: nn.Module
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, losses are float32
-    rematerialise: bool = False  # blocks of the method's own; see `rematerialisable`
+    dtype: DTypeLike = jnp.float32  # parameters and losses are float32 whatever this is
+    rematerialise: bool = False  # recompute the head's blocks in the backward pass
     freeze_backbone: bool = option(
-        False, "Keep the pretrained backbone as it is, with no gradient and no optimizer state."
+        False, "Do not train the backbone; it has neither gradients nor optimizer state then."
     )
     stages: tuple[int, ...] = option(
-        (), "Stages of the backbone whose features are taken, side by side; empty for the last one."
+        (), "Backbone stages whose features are concatenated; empty for the last stage."
     )
     align_corners: bool = option(
-        True, "The corner convention of masks, features and logits, as in PyTorch's interpolate."
+        True, "Corner convention of all resizing, as `align_corners` of PyTorch's interpolate."
     )
 
     @classmethod
     def check(cls, options: Mapping[str, Any] | ConfigDict) -> None:
-        """Raises UserError where options do not fit each other.
+        """Raises UserError if options contradict each other.
 
         Args:
-            options: by name, each within its own limits.
+            options: values by name, each within its own limits.
         """
 
     @abc.abstractmethod
     def encode(self, image: Float[Array, "*batch height width 3"], train: bool = False) -> Any:
-        """Features of normalised images: all that depends on an image alone.
+        """Features of normalised images: everything that depends on a single image.
 
-        Evaluation and prediction keep them, as arrays or a pytree of arrays with the axes of the
-        batch in front.
+        Evaluation and prediction cache them. They are an array or a pytree of arrays, with the
+        batch axes in front.
         """
 
     @abc.abstractmethod
@@ -66,13 +66,13 @@ class Method(nn.Module, abc.ABC):
         """Logits of the query.
 
         Args:
-            support_features: see `encode`, with the axes way and shot in front.
-            support_label: 0 background, n + 1 where way n is, 255 ignored, 254 where nobody has
-                marked anything.
-            query_features: see `encode`, of one image.
+            support_features: output of `encode`, with axes way and shot in front.
+            support_label: 0 background, n + 1 for way n, 255 ignored, 254 unmarked (weak
+                annotations only).
+            query_features: output of `encode` for the query.
             query_image: the normalised query.
-            previous: what the method stored for this item when it last met it (`Output.row`).
-            train: whether dropout and what only the loss needs are wanted.
+            previous: `Output.row` of the last time this item was the query in training.
+            train: whether to apply dropout and compute `Output.aux`.
         """
 
     @abc.abstractmethod
@@ -82,34 +82,33 @@ class Method(nn.Module, abc.ABC):
         """The loss of one episode, and its parts by name.
 
         Args:
-            output: of the method, with `train`.
-            episode: what was segmented.
-            key: for what is drawn at random.
-            epoch: passes over the training items until now.
+            output: output of `__call__` with `train=True`.
+            episode: the segmented episode.
+            key: key for random draws.
+            epoch: number of passes over the training items so far, fractional.
         """
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The submodules that training leaves alone."""
+        """Submodules that are not trained."""
         return ("backbone",) if self.freeze_backbone else ()
 
     def ablations(self) -> dict[str, "Method"]:
-        """What an evaluation scores beside the method itself: it, with a part left out at test.
+        """Variants that an evaluation scores beside the method: a part is switched off at test.
 
-        They have the same variables, and encode photographs alike.
+        They share the method's variables and its `encode`.
         """
         return {}
 
     @property
     def ignored_pixels(self) -> str:
-        """What support pixels of label 255 count as, for the protocol."""
+        """How support pixels of label 255 are treated, for the protocol."""
         return "not the class"
 
     def extract(
         self, image: Float[Array, "*batch height width 3"], train: bool
     ) -> Float[Array, "*batch h w channel"]:
-        """The backbone's features of normalised photographs, of all `stages` at the last one's
-        resolution."""
+        """Backbone features of normalised images: all `stages`, at the resolution of the last."""
         features = self.backbone(image, stages=self.stages, train=train)
         size = features[-1].shape[-3:-1]
         features = [
@@ -126,10 +125,9 @@ class Method(nn.Module, abc.ABC):
         query_features: Any,
         query_label: UInt8[AnyArray, "height width"],
     ) -> dict[str, Float[Array, ""]]:
-        """Named scalars of an episode that an evaluation reports the means of, beside
-        `Output.measured`: what takes the query's label to know.
+        """Named scalars that need the query's label; an evaluation reports their means.
 
-        NaN where there is nothing to measure. By default there are none.
+        They come in addition to `Output.measured`. NaN values are left out of the mean.
         """
         return {}
 
@@ -139,12 +137,12 @@ class Method(nn.Module, abc.ABC):
         previous: Num[Array, "..."] | None = None,
         train: bool = False,
     ) -> Output:
-        """Segments one episode of normalised photographs: `encode`, then `segment`.
+        """Segments one episode of normalised images: `encode`, then `segment`.
 
         Args:
-            episode: what to segment.
-            previous: what the method stored for this item when it last met it (`Output.row`).
-            train: whether dropout and what only the loss needs are wanted.
+            episode: the episode, normalised.
+            previous: see `segment`.
+            train: see `segment`.
         """
         ways, shots, height, width, _ = episode.support_image.shape
         supports = episode.support_image.reshape(ways * shots, height, width, 3)
@@ -162,26 +160,39 @@ class Method(nn.Module, abc.ABC):
         )
 
 
-class BinaryMethod(Method):
-    """A method that tells one class from its background: N ways are N binary passes.
+class Binary(NamedTuple):
+    """What the loss of a binary method needs."""
 
-    Everything has a leading way axis, and the ways share nothing but the encoded query. The
-    binary predictions are joined by `join_ways`, and the loss is the mean of N binary losses.
+    binary_logits: Float[Array, "way h w 2"]
+
+
+class BinaryMethod(Method):
+    """A method that separates one class from its background: N ways are N binary passes.
+
+    Every array has a leading way axis; the ways share only the encoded query. `join_ways` joins
+    the binary predictions, and the loss is the mean of N binary losses.
     """
 
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Cross-entropy of the binary logits, the mean over ways."""
+        """Cross-entropy of the binary logits, averaged over the ways.
+
+        Args:
+            output: output whose `aux` has `binary_logits`, as `Binary` does.
+            episode: the segmented episode.
+            key: not used.
+            epoch: not used.
+        """
         label = query_labels(episode.query_label, len(episode.class_id))
-        loss = cross_entropy(output.aux["binary_logits"], label, self.align_corners).mean()
+        loss = cross_entropy(output.aux.binary_logits, label, self.align_corners).mean()
         return loss, {"segmentation": loss}
 
 
 def join_ways(logits: Float[Array, "way h w 2"]) -> Float[Array, "h w class"]:
-    """N binary predictions as one of N + 1 classes: the winner is the maximum.
+    r"""Joins N binary predictions into one of N + 1 classes by the maximum (MFNet sec. IV-C).
 
-    `logit_0 = max_n log p_bg,n` and `logit_n = log p_fg,n` (MFNet sec. IV-C).
+    $z_0 = \max_n \log p_n(\text{background})$ and $z_n = \log p_n(\text{foreground})$.
     """
     logits = jax.nn.log_softmax(logits.astype(jnp.float32))
     background = logits[..., 0].max(axis=0)
@@ -191,7 +202,7 @@ def join_ways(logits: Float[Array, "way h w 2"]) -> Float[Array, "h w class"]:
 def query_labels(
     label: UInt8[AnyArray, "*batch height width"], ways: int
 ) -> UInt8[Array, "*batch way height width"]:
-    """A label of N ways as N binary ones: 1 where way n is, 255 where ignored."""
+    """One binary label per way: 1 for the way, 0 elsewhere, 255 ignored."""
     way = jnp.arange(1, ways + 1)[:, None, None]
     label = label[..., None, :, :]
     return jnp.where(label == IGNORE, IGNORE, label == way).astype(jnp.uint8)
@@ -200,13 +211,13 @@ def query_labels(
 def support_masks(
     label: UInt8[AnyArray, "way shot height width"],
 ) -> Bool[Array, "way shot height width"]:
-    """Where each support photograph shows its own way."""
+    """Where each support image shows its own way."""
     return label == jnp.arange(1, label.shape[0] + 1)[:, None, None, None]
 
 
 def support_labels(
     label: UInt8[AnyArray, "way shot height width"],
 ) -> UInt8[Array, "way shot height width"]:
-    """Each support's label as its own way sees it: 1 there, 0 elsewhere, 255 ignored or unknown."""
+    """One binary label per support: 1 for its own way, 0 elsewhere, 255 ignored or unmarked."""
     unknown = (label == IGNORE) | (label == UNLABELLED)
     return jnp.where(unknown, IGNORE, support_masks(label)).astype(jnp.uint8)

@@ -1,14 +1,14 @@
 """MFNet: multi-way few-shot segmentation in one pass (Zhang et al., TCSVT 2022).
 
-Each class's prototype is added to the query at several scales, which attention combines into one
-feature map a class (sec. III-C); these stand side by side, and one decoder tells all classes apart
-(sec. III-B). Training adds a triplet loss on hard pixels of the embedding (sec. III-D).
+The prototype of each class is added to the query at several scales, which attention combines into
+one feature map per class (sec. III-C). These maps are concatenated, and one decoder separates all
+classes (sec. III-B). Training adds a triplet loss on hard pixels of the embedding (sec. III-D).
 """
 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from fsseg_jax.backbones.convolution import max_pool
 from fsseg_jax.backbones.extent import positions
 from fsseg_jax.backbones.rematerialise import rematerialisable
-from fsseg_jax.episode import IGNORE, AnyArray, Episode
+from fsseg_jax.episode import AnyArray, Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.models.layers import (
     ASPP,
@@ -31,80 +31,104 @@ from fsseg_jax.models.layers import (
     convolution,
     masked_average_pool,
 )
+from fsseg_jax.models.losses import focal_loss, metric_loss
 from fsseg_jax.models.method import Method, join_ways, query_labels, support_masks
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import adaptive_pool, resize, resize_masks
 
 
-class MFNet(Method):
-    """MFNet on a frozen backbone. Its parameters depend on the number of ways.
+class Aux(NamedTuple):
+    """What the loss needs."""
 
-    The ways share all weights before the decoder. Where the paper is silent: scales have weights
-    of their own; the metric loss is the mean over valid triplets of foreground classes.
+    logits: Float[Array, "branch h w class"]  # one branch, or one per way of two classes
+    embedding: Float[Array, "branch h w channel"] | None  # in training
+
+
+class MFNet(Method):
+    r"""MFNet on a frozen backbone. Its parameters depend on the number of ways.
+
+    The K vectors of a way attend to each other in several heads, and their mean is the prototype
+    (eq. 2-3). At scale z the query plus the prototype gives a score $a_z$ and features $t_z$, and
+    the scales are combined per position (eq. 4-5):
+
+    $$A_z = \frac{e^{a_z}}{\sum_{z'} e^{a_{z'}}}, \qquad S = \sum_z A_z t_z.$$
+
+    The ways share all weights before the decoder. Where the paper leaves a choice open: scales
+    have separate weights; the metric loss is the mean over valid triplets of foreground classes.
+
+    Example:
+        >>> import jax
+        >>> from fsseg_jax.backbones import create_backbone
+        >>> from fsseg_jax.episode import empty_episode
+        >>> model = MFNet(create_backbone("small", "float32"), stages=(), width=8, scales=2)
+        >>> episode = empty_episode(ways=2, shots=1, size=32)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), episode)
+        >>> jax.jit(model.apply)(variables, episode).logits.shape
+        (8, 8, 3)
     """
 
-    freeze_backbone: bool = option(True, "Keep the pretrained backbone as it is.")
+    freeze_backbone: bool = option(True, "Do not train the backbone.")
     stages: tuple[int, ...] = option(
-        (2, 3), "Stages whose features are taken: those of ResNet-50; VGG-16: (2, 3, 4)."
+        (2, 3), "Backbone stages: layer2 and layer3 of ResNet-50; for VGG-16 (2, 3, 4)."
     )
-    width: int = option(256, "Channels of the head; heads divide it.", least=1)
+    width: int = option(256, "Channels of the head, a multiple of heads.", least=1)
     dropout: float = option(
         0.5,
-        "Dropout of channels after the embedding, as in PFENet, which MFNet follows.",
+        "Channel dropout after the embedding, as in PFENet, which MFNet follows.",
         least=0,
         below=1,
     )
     separate_embeddings: bool = option(
-        True, "One embedding for supports and one for queries, as PFENet has them."
+        True, "Separate embeddings of supports and queries, as in PFENet."
     )
-    area_epsilon: float = option(5e-4, "Added to the area of a mask.")
+    area_epsilon: float = option(5e-4, "Added to the area of masks.")
     scales: int = option(
         4, "Number of scales Z: the query at 1, 1/2, 1/4, ... of its resolution.", least=1
     )
-    heads: int = option(4, "Heads N_r of the support attention (eq. 2-3).", least=1)
+    heads: int = option(4, "Number of heads N_r of the support attention (eq. 2-3).", least=1)
     support_attention: bool = option(
-        True, "Attention over several shots; without it, their mean (table VI)."
+        True, "Attention over shots; without it, their mean (table VI)."
     )
     scale_attention: bool = option(
         True, "Attention over scales (eq. 4-5); without it, the mean over scales."
     )
     compare_supports: bool = option(
         False,
-        "A_S-v1 (table VI, without support_attention): compare several supports with the query "
-        "one by one, and weigh the results as CANet weighs its supports.",
+        "A_S-v1 (table VI, without support_attention): compare each support with the query, and "
+        "weight the results as CANet weights its supports.",
     )
     hierarchy: bool = option(
         False,
-        "A_M-v1 (table VII): join each scale with what the larger ones gave, as in PFENet's FEM, "
-        "and all of them side by side.",
+        "A_M-v1 (table VII): merge each scale with the larger ones, as in PFENet's FEM, and "
+        "concatenate the results.",
     )
     aspp: bool = option(False, "A_M-v2 (table VII, with scales = 1): ASPP in the decoder.")
     query_fusion: str = option(
-        "add", "How query and prototype are combined (table IV).", choices=("add", "concat")
+        "add", "How to combine query and prototype (table IV).", choices=("add", "concat")
     )
     way_fusion: str = option(
-        "concat", "How the ways' features are combined (table IV).", choices=("add", "concat")
+        "concat", "How to combine the features of the ways (table IV).", choices=("add", "concat")
     )
     binary_branches: bool = option(
-        False, "Decode each way on its own, and combine them by the maximum."
+        False, "Decode each way separately, and combine the ways by the maximum."
     )
     focal_gamma: float = option(2.0, "The exponent of the focal loss (eq. 1).")
     focal_over_ways: bool = option(
         True,
-        "Divide the focal loss by the number of classes N, as eq. 1 does, taken for that of the "
-        "ways. It changes nothing in 1-way; in 2-way it halves the loss beside the metric loss, "
-        "whose weight the paper found with it. Most focal losses leave it out.",
+        "Divide the focal loss by N, as eq. 1 does, taken as the number of ways. It makes no "
+        "difference in 1-way; in 2-way it halves the loss relative to the metric loss, whose "
+        "weight the paper tuned with it. Most focal losses leave it out.",
     )
     metric_positives: str = option(
         "spatial",
-        "Positives of the metric loss (table VIII): drawn by spatial nearness or at random, the "
-        "farthest in feature space, or none for no such loss.",
+        "Positives of the metric loss (table VIII): drawn by spatial proximity or at random, the "
+        "farthest in feature space, or none for no metric loss.",
         choices=("spatial", "random", "feature", "none"),
     )
     metric_weight: float = option(0.4, "Weight of the metric loss (eq. 7's lambda).")
     metric_from_epoch: float = option(
-        5.0, "The epoch from which the metric loss counts: 5 on PASCAL-5i, 1 on COCO-20i."
+        5.0, "First epoch of the metric loss: 5 on PASCAL-5i, 1 on COCO-20i."
     )
     metric_anchors: int = option(20, "Number of anchors N_t.", least=1)
     metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).")
@@ -119,7 +143,7 @@ class MFNet(Method):
             )
 
     def setup(self) -> None:
-        """The layers, by the parts of the paper's fig. 2 and 3."""
+        """The layers, in the order of the paper's fig. 2 and 3."""
         options = {"dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         self.drop = channel_dropout(self.dropout)
@@ -142,7 +166,7 @@ class MFNet(Method):
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> dict[str, Float[Array, "*batch h w channel"]]:
-        """Embedded features of normalised photographs, as a support and as a query."""
+        """Embedded features of normalised images, as supports and as queries."""
         features = self.extract(image, train)
         embedded = [
             self.drop(nn.relu(layer(features)), deterministic=not train)
@@ -151,8 +175,14 @@ class MFNet(Method):
         return {"support": embedded[0], "query": embedded[-1]}
 
     def prototypes(self, vectors: Float[Array, "way shot channel"]) -> Float[Array, "way channel"]:
-        """Means over shots, modulated by their relations where there are several (eq. 2-3)."""
-        # With one shot there is nothing to relate, and so no parameters to train.
+        r"""Means over shots of the vectors after attention among them (eq. 2-3).
+
+        With queries q, keys k and values u of the vectors v in each head r, of width d,
+
+        $$v_i' = v_i + \operatorname{concat}_r
+        \sum_j \operatorname{softmax}_j(q_i \cdot k_j / \sqrt d) \, u_j.$$
+        """
+        # A single shot has nothing to attend to, and these parameters do not exist.
         if self.support_attention and vectors.shape[1] > 1:
             query, key, value = (
                 rearrange(layer(vectors), "n k (r c) -> n r k c", r=self.heads)
@@ -171,8 +201,16 @@ class MFNet(Method):
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
-    ) -> Output:
-        """Logits of the query, and the embedding of its positions for the metric loss."""
+    ) -> Output[Aux]:
+        """Logits of the query, and in training the embedding of its positions.
+
+        Args:
+            support_features, query_features: outputs of `encode`.
+            support_label: label in episode numbering.
+            query_image: not used.
+            previous: not used.
+            train: whether to return the embedding.
+        """
         ways = support_label.shape[0]
         support, query = support_features["support"], query_features["query"]
         masks = resize_masks(support_masks(support_label), support.shape[-3:-1], self.align_corners)
@@ -217,22 +255,27 @@ class MFNet(Method):
         else:
             joint = rearrange(combined, "n h w c -> 1 h w (n c)")
         logits, embedding = self.decoder(joint, classes=2 if self.binary_branches else ways + 1)
-        aux = {"logits": logits}
-        if train:
-            aux["embedding"] = embedding
-        return Output(join_ways(logits) if self.binary_branches else logits[0], aux)
+        joined = join_ways(logits) if self.binary_branches else logits[0]
+        return Output(joined, Aux(logits, embedding if train else None))
 
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Focal loss (eq. 1) plus the weighted metric loss (eq. 6-7), from its epoch on."""
+        r"""$L = L_{focal} + \lambda L_{metric}$ (eq. 1, 6 and 7), and both parts.
+
+        Args:
+            output: output of a pass with `train=True`.
+            episode: the segmented episode.
+            key: key of the draws of anchors, positives and negatives.
+            epoch: the metric loss counts from epoch `metric_from_epoch` on.
+        """
         label = episode.query_label[None]
         if self.binary_branches:
             label = query_labels(episode.query_label, len(episode.class_id))
-        logits = output.aux["logits"]
+        logits = output.aux.logits
         large = resize(logits, label.shape[-2:], self.align_corners)
         focal = jax.vmap(functools.partial(focal_loss, gamma=self.focal_gamma))(large, label).mean()
-        if self.focal_over_ways and not self.binary_branches:  # each branch is of one way
+        if self.focal_over_ways and not self.binary_branches:  # a binary branch has one way
             focal /= len(episode.class_id)
         parts = {"focal": focal}
         if self.metric_positives == "none":
@@ -244,13 +287,13 @@ class MFNet(Method):
             margin=self.metric_margin,
         )
         keys = jax.random.split(key, len(logits))
-        # A position has the label of the pixel at its centre.
+        # The label of a position is that of the pixel at its centre.
         rows, columns = (
             nearest(large_side, side, self.align_corners)
             for large_side, side in zip(label.shape[-2:], logits.shape[-3:-1], strict=True)
         )
         small = label[:, rows][:, :, columns]
-        metric = jax.vmap(triplet)(logits, output.aux["embedding"], small, keys).mean()
+        metric = jax.vmap(triplet)(logits, output.aux.embedding, small, keys).mean()
         parts["metric"] = metric
         on = epoch >= self.metric_from_epoch
         return focal + jnp.where(on, self.metric_weight * metric, 0.0), parts
@@ -261,7 +304,7 @@ class ScaleBranch(nn.Module):
 
     options: Mapping[str, Any]
     width: int
-    attention: bool  # without it all scores are 0
+    attention: bool  # without it, all scores are 0
     rematerialise: bool = False
 
     @rematerialisable
@@ -269,7 +312,7 @@ class ScaleBranch(nn.Module):
     def __call__(
         self, x: Float[Array, "*way h w c"], vector: Float[Array, "way c"] | None = None
     ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w channel"]]:
-        """Both branches, of a map with a vector beside each of its positions."""
+        """Both branches of a map concatenated with a vector at every position."""
         joined = functools.partial(JoinedConvolution, self.width, **self.options)
         score = jnp.zeros((1, *x.shape[-3:-1], 1))
         if self.attention:
@@ -281,7 +324,7 @@ class ScaleBranch(nn.Module):
 
 
 class ShotScore(nn.Module):
-    """A number that says how much the comparison with a support is worth, as CANet's sec. 4.3."""
+    """A score of the comparison with each support, as in CANet's sec. 4.3."""
 
     options: Mapping[str, Any]
     width: int
@@ -290,7 +333,7 @@ class ShotScore(nn.Module):
     def __call__(
         self, x: Float[Array, "*row h w c"], vector: Float[Array, "row c"] | None = None
     ) -> Float[Array, " row"]:
-        """The numbers of maps with a vector beside each of their positions."""
+        """Scores of maps concatenated with a vector at every position."""
         joined = JoinedConvolution(self.width, name="Conv_0", **self.options)
         y = max_pool(nn.relu(joined(x, vector=vector)), 2)
         y = convolution(1, name="Conv_1", **self.options)(y).astype(jnp.float32)
@@ -298,11 +341,11 @@ class ShotScore(nn.Module):
 
 
 class Hierarchy(nn.Module):
-    """Scales joined one after another, the largest first, then all of them side by side.
+    """Merges scales one after another, the largest first, and concatenates the results.
 
-    After the feature enrichment of PFENet (Tian et al., TPAMI 2020): what the scale before gave
-    comes beside a scale, a 1 x 1 convolution adds to it what it finds there, and a residual block
-    follows.
+    As the feature enrichment module of PFENet (Tian et al., TPAMI 2020): the result of the scale
+    before is concatenated with the scale, a 1 x 1 convolution of both is added to it, and a
+    residual block follows.
     """
 
     options: Mapping[str, Any]
@@ -314,7 +357,7 @@ class Hierarchy(nn.Module):
     def __call__(
         self, features: Sequence[Float[Array, "way ?h ?w channel"]], align_corners: bool
     ) -> Float[Array, "way h w channel"]:
-        """One map at the size of the first."""
+        """One map, at the size of the first scale."""
         size, levels = features[0].shape[-3:-1], []
         for x in features:
             if levels:
@@ -327,7 +370,7 @@ class Hierarchy(nn.Module):
 
 
 class Decoder(nn.Module):
-    """1 x 1 to the embedding, a residual block or ASPP, 1 x 1 to the classes."""
+    """1 x 1 convolution to the embedding, residual block or ASPP, 1 x 1 convolution to classes."""
 
     options: Mapping[str, Any]
     width: int
@@ -339,7 +382,7 @@ class Decoder(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch h w c"], classes: int
     ) -> tuple[Float[Array, "*batch h w classes"], Float[Array, "*batch h w channel"]]:
-        """Logits and the embedding, which comes before the residual block."""
+        """Logits and the embedding, which is the input of the residual block."""
         embedding = convolution(self.width, 1, **self.options)(x)
         seen = (ASPP(self.options, self.width) if self.aspp else ResidualBlock(self.options))(
             embedding
@@ -348,89 +391,8 @@ class Decoder(nn.Module):
         return logits.astype(jnp.float32), embedding.astype(jnp.float32)
 
 
-def focal_loss(
-    logits: Float[Array, "height width class"],
-    label: UInt8[AnyArray, "height width"],
-    gamma: float,
-) -> Float[Array, ""]:
-    """Focal loss with weights 1 / log(1.1 + a class's share of the pixels) (MFNet eq. 1).
-
-    The mean over pixels that are not ignored; the background is a class too.
-    """
-    counted = label != IGNORE
-    truth = jax.nn.one_hot(jnp.where(counted, label, 0), logits.shape[-1]) * counted[..., None]
-    total = jnp.maximum(counted.sum(), 1)
-    weight = 1 / jnp.log(1.1 + truth.sum((0, 1)) / total)
-    log_probability = jax.nn.log_softmax(logits)
-    # Clamped, because the power has no gradient at 0 where gamma is below 1.
-    rest = jnp.maximum(-jnp.expm1(log_probability), 1e-7)
-    modulated = rest**gamma * log_probability
-    return -jnp.sum(weight * truth * modulated) / total
-
-
-def metric_loss(
-    logits: Float[Array, "h w class"],
-    embedding: Float[Array, "h w c"],
-    label: UInt8[AnyArray, "h w"],
-    key: PRNGKeyArray,
-    *,
-    positives: str,
-    anchors: int,
-    margin: float,
-) -> Float[Array, ""]:
-    """Triplet loss on hard pixels (MFNet eq. 6), the mean over valid triplets.
-
-    Anchors are drawn uniformly from the rightly classified foreground positions of all classes.
-    An anchor's positive is one of its class's missed positions, its negative one of those wrongly
-    given to the class, drawn uniformly; an anchor whose class lacks either is not counted.
-
-    Args:
-        logits, embedding, label: of each position; labels are class indices or 255.
-        key: of the draws.
-        positives: "spatial" draws them with weight 1 / (1 + distance in positions), "random"
-            uniformly, "feature" takes the farthest embedding, and the nearest for the negative.
-        anchors: how many to draw.
-        margin: of the triplet loss.
-    """
-    columns = label.shape[1]
-    label, embedding = label.ravel(), embedding.reshape(-1, embedding.shape[-1])
-    predicted = jnp.argmax(logits, axis=-1).ravel()
-    counted = label != IGNORE
-    right = counted & (label == predicted) & (label > 0)
-    anchor_key, positive_key, negative_key = jax.random.split(key, 3)
-    anchor = draw(anchor_key, jnp.broadcast_to(jnp.log(right), (anchors, right.size)))
-    own = label[anchor][:, None]
-    missed = counted & (label == own) & (predicted != own)
-    wrong = counted & (label != own) & (predicted == own)
-    valid = right[anchor] & missed.any(axis=1) & wrong.any(axis=1)
-
-    def squared_distance(other: Int[Array, " anchor"]) -> Float[Array, " anchor"]:
-        return jnp.sum((embedding[anchor] - embedding[other]) ** 2, axis=-1)
-
-    if positives == "feature":
-        every = jax.vmap(lambda a: jnp.sum((embedding[a] - embedding) ** 2, axis=-1))(anchor)
-        positive = jnp.argmax(jnp.where(missed, every, -jnp.inf), axis=1)
-        negative = jnp.argmin(jnp.where(wrong, every, jnp.inf), axis=1)
-    else:
-        weight = jnp.log(missed)
-        if positives == "spatial":
-            position = jnp.arange(label.size)
-            down = position // columns - (anchor // columns)[:, None]
-            across = position % columns - (anchor % columns)[:, None]
-            weight -= jnp.log1p(jnp.sqrt(down**2 + across**2))
-        positive = draw(positive_key, weight)
-        negative = draw(negative_key, jnp.log(wrong))
-    losses = nn.relu(squared_distance(positive) - squared_distance(negative) + margin)
-    return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
-
-
-def draw(key: PRNGKeyArray, log_weight: Float[Array, "row n"]) -> Int[Array, " row"]:
-    """One index a row, with the given log-weights; any one where all weights are 0."""
-    return jax.random.categorical(key, jnp.maximum(log_weight, -1e30))
-
-
 def nearest(n_in: int, n_out: int, align_corners: bool) -> Int[Array, " n_out"]:
-    """Which pixel lies at the centre of each of `n_out` positions."""
+    """The pixel at the centre of each of `n_out` positions."""
     out = jnp.arange(n_out)
     if align_corners:
         return jnp.round(out * ((n_in - 1) / max(n_out - 1, 1))).astype(int)

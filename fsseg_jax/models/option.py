@@ -1,7 +1,7 @@
-"""One option: its default, its meaning and its limits, declared in one place.
+"""The declaration of one configuration option: default, documentation and limits.
 
-`config.model` consists of the options of a method, and the other fields of the configuration are
-declared in the same way (`fsseg_jax.config.fields`).
+The options of a method make up `config.model`; `fsseg_jax.config.fields` declares the other fields
+of a configuration in the same way.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ class Field:
     """An option.
 
     Attributes:
-        default: its value unless something else is said.
-        doc: what it means, with the reason for the default where it needs one.
-        choices: the values that it may take; any where there are none.
-        least: the smallest value that it may take.
-        above, below: values that it must not reach.
+        default: default value.
+        doc: its meaning, with the reason for the default where one is needed.
+        choices: allowed values; empty if any value is allowed.
+        least: smallest allowed value.
+        above, below: exclusive bounds.
     """
 
     default: Any
@@ -31,7 +31,7 @@ class Field:
     below: float | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Raises UserError where a value is not within the limits; `name` names the option."""
+        """Raises UserError, which names the option `name`, if a value is outside the limits."""
         if self.choices and value not in self.choices:
             words = sorted((choice or "''" for choice in self.choices), key="''".__eq__)
             raise UserError(f"{name} = {value!r}: choose {' or '.join(words)}.")
@@ -44,11 +44,11 @@ class Field:
 
 
 def option(default: Any, doc: str, **limits: Any) -> Any:
-    """A field of a method's dataclass, with what `Field` says of it."""
+    """A dataclass field of a method that is an option; `limits` are attributes of `Field`."""
     return dataclasses.field(default=default, metadata={"option": Field(default, doc, **limits)})
 
 
 def options_of(method: type) -> dict[str, Field]:
-    """The options of a method by name, in the order of their declaration."""
+    """The options of a method by name, in declaration order."""
     fields = dataclasses.fields(method)
     return {f.name: f.metadata["option"] for f in fields if "option" in f.metadata}

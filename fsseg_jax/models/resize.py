@@ -1,6 +1,6 @@
-"""Bilinear resizing as what it is: a linear map, separable in rows and columns.
+"""Bilinear resizing as a linear map, separable in rows and columns.
 
-`resize(x, (h, w)) = R_h x R_w^T` with one small matrix an axis, in either corner convention of
+`resize(x, (h, w)) = R_h x R_w^T` with one small matrix per axis, in either corner convention of
 PyTorch's `F.interpolate` (without antialiasing). Its transpose pulls a mask back to feature
 resolution, which is how features are pooled at mask resolution without being up-sampled.
 """
@@ -55,7 +55,7 @@ def resize(
 ) -> Float[Array, "*batch height width channel"]:
     """Resizes the last two spatial axes to `shape`, as `F.interpolate(mode="bilinear")` does.
 
-    In an `extent`, the photograph's part of x becomes that of the result.
+    Within an `extent`, the image's part of x becomes the image's part of the result.
     """
     source, target = inside(x), true_shape(shape)
     if not (isinstance(source, tuple) and isinstance(target, tuple)):
@@ -73,19 +73,19 @@ def resize_into(
     align_corners: bool,
     source: Int[Array, "2"] | tuple[int, ...] | None = None,
 ) -> Float[Array, "*batch height width channel"]:
-    """`resize` between shapes that are only known when the compiled function runs.
+    """`resize` between shapes that are known at run time only.
 
     Args:
-        x: what to resize.
+        x: the map to resize.
         shape: height and width to resize to.
-        canvas: height and width of the result: what `shape` has more is cut off, and what it has
-            less means nothing.
+        canvas: height and width of the result. It is cut off where `shape` is larger, and
+            undefined beyond `shape` where `shape` is smaller.
         align_corners: see `interpolation_matrix`.
-        source: height and width of the part of x to resize, its upper left corner; None for all.
+        source: height and width of the upper left part of x to resize; None for all of x.
     """
 
     def matrix(n_in: Any, n_out: Any, before: int, after: int) -> Float[Array, "after before"]:
-        # In whole numbers, which round nowhere, as long as a position is a fraction.
+        # Integers until the last division, so that positions are exact.
         out = jnp.arange(after)
         if align_corners:
             numerator, denominator = out * (n_in - 1), jnp.maximum(n_out - 1, 1)
@@ -107,10 +107,10 @@ def resize_into(
 def resize_masks(
     masks: Shaped[Array, "*batch height width"], shape: tuple[int, ...], align_corners: bool
 ) -> Float[Array, "*batch h w"]:
-    """`resize` of masks, which have no channel axis: the share of each position, 0..1.
+    """`resize` of masks without channel axis: values in 0..1.
 
-    A mask that is so thin or small that it falls between the positions (a scribble, a point, a
-    bird far away) would vanish: it counts where its pixels are instead, by `pull_back`.
+    A mask so thin or small that it falls between the sampled positions (a scribble, a point, a
+    distant bird) would vanish. Such a mask is given by `pull_back` instead.
     """
     masks = masks.astype(jnp.float32)
     resized = resize(masks[..., None], shape, align_corners)[..., 0]
@@ -138,7 +138,7 @@ def adaptive_pool(
     """Averages over windows, as PyTorch's `F.adaptive_avg_pool2d`: from floor(i n / m) to
     ceil((i + 1) n / m), which overlap where m does not divide n.
 
-    In an `extent`, the photograph's part of x becomes that of the result.
+    Within an `extent`, the image's part of x becomes the image's part of the result.
     """
 
     def matrix(n_in: Any, n_out: Any, before: int, after: int) -> Float[Any, "after before"]:

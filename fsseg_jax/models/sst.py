@@ -1,8 +1,8 @@
 """SST: self-supervised tuning of the support features (Zhu et al., IJCAI 2020).
 
-The support is first segmented with itself; the gradient of that loss with respect to the support
-features moves them, the parameters stay (eq. 8-11). The query is segmented with the prototype of
-the moved features (eq. 12-13).
+The support is first segmented with its own prototype. A gradient step of that loss with respect to
+the support features updates the features; the parameters stay (eq. 8-11). The query is segmented
+with the prototype of the updated features (eq. 12-13).
 """
 
 import functools
@@ -20,9 +20,9 @@ from fsseg_jax.models.layers import (
     ResidualBlock,
     classifier,
     convolution,
-    cross_entropy,
     masked_average_pool,
 )
+from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.method import BinaryMethod, Method, join_ways, support_labels
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
@@ -30,45 +30,63 @@ from fsseg_jax.models.resize import resize, resize_masks
 
 
 class SST(BinaryMethod):
-    """SST; N ways are N binary passes.
+    r"""SST; N ways are N binary passes.
 
-    The paper draws the embedding, the relation and the decoder but does not define them: here
-    they are a 3 x 3 convolution with ReLU, two of them, and a residual block with ASPP.
+    With support features $R$, their prototype $p$ and the label $y$, the inner loop is one step on
+    the self-segmentation loss (eq. 8-11), and its result segments the query (eq. 12-13):
+
+    $$L_{self} = \mathrm{CE}(f_d(f_m(R, p)), y), \qquad
+    R' = R - \eta \frac{\partial L_{self}}{\partial R}, \qquad
+    P_q = f_d(f_m(R_q, \mathrm{pool}(R', y))).$$
+
+    The paper draws the embedding, the relation $f_m$ and the decoder $f_d$ without defining their
+    layers. Here they are a 3 x 3 convolution with ReLU, two of these, and a residual block with
+    ASPP.
+
+    Example:
+        >>> import jax
+        >>> from fsseg_jax.backbones import create_backbone
+        >>> from fsseg_jax.episode import empty_episode
+        >>> model = SST(create_backbone("small", "float32"), stages=(), width=8)
+        >>> episode = empty_episode(ways=1, shots=1, size=32)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), episode)
+        >>> sorted(jax.jit(model.apply)(variables, episode).measured)[0]
+        'prototype shift'
     """
 
     stages: tuple[int, ...] = option(
-        (2, 3), "Stages whose features are taken: those of ResNet-50, as CANet; VGG-16: (2, 3, 4)."
+        (2, 3), "Backbone stages: those of CANet for ResNet-50; for VGG-16 (2, 3, 4)."
     )
     width: int = option(256, "Channels of the head.", least=1)
-    area_epsilon: float = option(5e-4, "Added to the area of a mask, as in CANet's published code.")
+    area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's published code.")
     tuning: bool = option(
-        True, "The inner loop; without it, features are taken as they are (table 1)."
+        True, "Run the inner loop; without it, features stay as they are (table 1)."
     )
-    # The paper's update (eq. 11) has no rate and does not say whether its loss is a sum or a mean.
-    # With a mean it moves the prototype by less than a thousandth of its length, with a sum by half
-    # of it to several times it, which diverged. Here the prototype p moves by inner_rate * |p| *
-    # the gradient of the mean over pixels, whatever the object's area and the features' scale,
-    # which differs between backbones and in the course of training. At 3 that is about 10 to 25 %
-    # of |p| at full width, on ResNet-50 and on VGG-16, before training and in it (docs/figures.md;
-    # on ResNet-50 in training by what was measured at 4).
+    # Eq. 11 has no rate, and the paper does not say whether its loss is a sum or a mean. A mean
+    # moves the prototype p by less than a thousandth of its length, a sum by half of it to several
+    # times it, which diverged. Here p moves by inner_rate * |p| * the gradient of the mean, which
+    # does not depend on the object's area or the features' scale (the scale differs between
+    # backbones and changes in training). At 3 that is about 10 to 25 % of |p| at full width, on
+    # ResNet-50 and VGG-16, before and in training (docs/figures.md; in training on ResNet-50 as
+    # measured at 4).
     inner_rate: float = option(
-        3.0, "How far the inner step moves the prototype p: inner_rate * |p| * the mean gradient."
+        3.0, "Step size of the inner loop: the prototype p moves by inner_rate * |p| * gradient."
     )
-    second_order: bool = option(True, "The outer gradient passes through the inner one.")
+    second_order: bool = option(True, "Differentiate through the inner gradient.")
     auxiliary_weight: float = option(
         1.0, "Weight of the self-segmentation loss in training (sec. 4.4)."
     )
     fusion: str = option(
         "weighted",
-        "How several shots are combined (table 2): by the sum of their responses, weighted by the "
-        "IoU of their self-segmentations (eq. 14), or by the average or the maximum of their "
-        "segmentations. Without tuning and auxiliary loss the scores mean nothing: take the "
+        "How to combine shots (table 2): by the sum of their responses, weighted by the IoU of "
+        "their self-segmentations (eq. 14), or by the average or the maximum of their "
+        "segmentations. Without tuning and auxiliary loss the weights are meaningless: choose the "
         "average.",
         choices=("weighted", "average", "maximum"),
     )
 
     def setup(self) -> None:
-        """The layers: theta_e's new one, theta_m and theta_d."""
+        """The layers: the last one of theta_e, theta_m and theta_d."""
         options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         self.embedding = conv(self.width)
@@ -84,7 +102,7 @@ class SST(BinaryMethod):
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
-        """Embedded features of normalised photographs (f_e)."""
+        """Embedded features of normalised images (f_e)."""
         features = nn.relu(self.embedding(self.extract(image, train)))
         return features.astype(jnp.float32)  # the inner loop is computed in float32
 
@@ -93,7 +111,7 @@ class SST(BinaryMethod):
         features: Float[Array, "*batch h w channel"],
         label: UInt8[Array, "*batch height width"],
     ) -> Float[Array, "*batch channel"]:
-        """The prototype of a binary label (eq. 12's pool)."""
+        """The prototype of a binary label (pool of eq. 12)."""
         masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)[..., None, :, :]
         pooled = masked_average_pool(features, masks, self.area_epsilon, self.align_corners)
         return pooled[..., 0, :]
@@ -103,12 +121,12 @@ class SST(BinaryMethod):
         features: Float[Array, "*#batch h w channel"],
         prototype: Float[Array, "*#batch channel"],
     ) -> Float[Array, "... h w channel"]:
-        """Where features are like a prototype (f_m, eq. 13)."""
+        """Response of features to a prototype (f_m of eq. 13)."""
         first, second = self.relation
         return nn.relu(second(nn.relu(first(features, vector=prototype))))
 
     def decode(self, response: Float[Array, "*batch h w channel"]) -> Float[Array, "*batch h w 2"]:
-        """Logits of a response (f_d)."""
+        """Logits of a response (f_d of eq. 13)."""
         return self.classifier(self.aspp(self.block(response))).astype(jnp.float32)
 
     def self_segmentation(
@@ -116,7 +134,7 @@ class SST(BinaryMethod):
         features: Float[Array, "*batch h w channel"],
         label: UInt8[Array, "*batch height width"],
     ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch h w 2"]]:
-        """The support segmented with itself (eq. 8-9): mean cross-entropies and logits."""
+        """Self-segmentation of supports (eq. 8-9): mean cross-entropies and logits."""
         logits = self.decode(self.respond(features, self.pool(features, label)))
         return cross_entropy(logits, label, self.align_corners), logits
 
@@ -125,23 +143,24 @@ class SST(BinaryMethod):
         features: Float[Array, "way shot h w channel"],
         label: UInt8[Array, "way shot height width"],
     ) -> "Tuned":
-        """One step of each support's features along its own gradient (eq. 10-11).
+        r"""One gradient step on the features of each support (eq. 10-11).
 
-        `R' = R - inner_rate * A * |p| * dL/dR` with A positions of foreground and the prototype p.
+        $R' = R - \eta A |p| \, \partial L / \partial R$ with the rate $\eta$ = `inner_rate`, A
+        foreground positions and the prototype p.
 
         Args:
-            features: of the supports.
-            label: of each support: 1 for its way, 0 for anything else, 255 ignored.
+            features: features of the supports.
+            label: label of each support: 1 for its way, 0 elsewhere, 255 ignored.
         """
         loss, logits = self.self_segmentation(features, label)
-        if not self.tuning or self.is_initializing():  # there is no gradient of what is not there
+        if not self.tuning or self.is_initializing():  # no parameters exist yet
             return Tuned(features, loss, logits)
 
         module, variables = self.unbind()
 
         def total(features: Array) -> Array:
             losses, _ = module.apply(variables, features, label, method="self_segmentation")
-            return losses.sum()  # each photograph's loss depends on its own features only
+            return losses.sum()  # the loss of an image depends on its own features only
 
         gradient = jax.grad(total)(features)
         if not self.second_order:
@@ -160,8 +179,16 @@ class SST(BinaryMethod):
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
-    ) -> Output:
-        """Logits of the query with tuned supports, and how much the tuning did."""
+    ) -> Output["Aux"]:
+        """Logits of the query with tuned supports (eq. 12-14), and measures of the tuning.
+
+        Args:
+            support_features, query_features: outputs of `encode`.
+            support_label: label in episode numbering.
+            query_image: not used.
+            previous: not used.
+            train: whether to leave out the measures.
+        """
         support_features = support_features.astype(jnp.float32)
         label = support_labels(support_label)
         tuned = self.tune(support_features, label)
@@ -174,14 +201,13 @@ class SST(BinaryMethod):
             logits = self.decode(jnp.sum(response * weight[..., None, None, None], axis=1))
         else:
             logits = join_shots(self.decode(response), self.fusion)
-        aux = {"binary_logits": logits, "self_segmentation": tuned.loss}
         measured = {} if train else self._measure(support_features, tuned, prototype, label)
-        return Output(join_ways(logits), aux, measured=measured)
+        return Output(join_ways(logits), Aux(logits, tuned.loss), measured=measured)
 
     def _measure(
         self, features: Array, tuned: "Tuned", prototype: Array, label: Array
     ) -> dict[str, Array]:
-        """What the report shows of the inner loop: means over ways and shots."""
+        """Effect of the inner loop: means over ways and shots."""
         before = self.pool(features, label)
         moved = jnp.linalg.norm(prototype - before, axis=-1)
         after, _ = self.self_segmentation(tuned.features, label)
@@ -194,15 +220,22 @@ class SST(BinaryMethod):
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The main loss plus the weighted loss of the self-segmentations (sec. 4.4)."""
+        """Loss of the query plus the weighted loss of the self-segmentations (sec. 4.4)."""
         main, parts = super().loss(output, episode, key, epoch)
-        auxiliary = output.aux["self_segmentation"].mean()
+        auxiliary = output.aux.self_segmentation.mean()
         parts["self_segmentation"] = auxiliary
         return main + self.auxiliary_weight * auxiliary, parts
 
 
+class Aux(NamedTuple):
+    """What the loss needs."""
+
+    binary_logits: Float[Array, "way h w 2"]
+    self_segmentation: Float[Array, "way shot"]  # losses
+
+
 class Tuned(NamedTuple):
-    """Support features after the inner loop, and their self-segmentation before it."""
+    """Support features after the inner loop, and the self-segmentation before it."""
 
     features: Float[Array, "way shot h w channel"]
     loss: Float[Array, "way shot"]
@@ -210,7 +243,7 @@ class Tuned(NamedTuple):
 
 
 def join_shots(logits: Float[Array, "way shot h w 2"], fusion: str) -> Float[Array, "way h w 2"]:
-    """Logits of the average or the maximum of the shots' probabilities of the object (table 2)."""
+    """Logits of the average or the maximum over shots of foreground probabilities (table 2)."""
     log_p = jax.nn.log_softmax(logits)
     if fusion == "average":
         return jax.nn.logsumexp(log_p, axis=1) - jnp.log(logits.shape[1])
@@ -223,7 +256,7 @@ def self_iou(
     label: UInt8[Array, "*batch height width"],
     align_corners: bool,
 ) -> Float[Array, "*batch"]:
-    """IoU of each self-segmentation's foreground (eq. 14's f_IoU); no gradient passes."""
+    """IoU of the foreground of self-segmentations (f_IoU of eq. 14); it has no gradient."""
     predicted = jnp.argmax(resize(logits, label.shape[-2:], align_corners), axis=-1) == 1
     counted, truth = label != IGNORE, label == 1
     intersection = jnp.sum(predicted & truth, axis=(-2, -1))

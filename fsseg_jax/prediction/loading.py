@@ -17,7 +17,7 @@ from fsseg_jax.devices import (
     replicated,
 )
 from fsseg_jax.errors import UserError
-from fsseg_jax.models import Method, choose_stages, create_model, init_variables
+from fsseg_jax.models import Method, create_model, init_variables
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.segmenter import Segmenter
 
@@ -71,7 +71,6 @@ def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> tuple[Confi
 
 def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:
     """A configuration with the variables that training would begin with."""
-    choose_stages(config)
     model = create_model(config)
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, config.init)

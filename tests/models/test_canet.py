@@ -159,7 +159,7 @@ def test_logits_match_pytorch(pytorch, ways, shots, fusion, refinements):
     output = predict(make(fusion, refinements), params, episode)
     assert output.logits.shape == (*FEATURES, ways + 1)
     assert_close(output.logits, expected)
-    assert output.aux["binary_logits"].shape == (ways, *FEATURES, 2)
+    assert output.aux.binary_logits.shape == (ways, *FEATURES, 2)
 
     # It would show if any of these were different.
     if refinements:
@@ -292,7 +292,7 @@ def test_loss_and_gradients_match_pytorch(pytorch):
     expected = binary_logits(pytorch.CANet(weights, refinements=0), episode)
     expected_loss = pytorch.loss(expected, planes(episode.query_label[..., None])[0].long())
     expected_loss.backward()
-    for ours, theirs in zip(output.aux["binary_logits"], expected, strict=True):
+    for ours, theirs in zip(output.aux.binary_logits, expected, strict=True):
         assert_close(ours, channels_last(theirs))
     assert float(loss) == pytest.approx(expected_loss.item(), rel=1e-5)
     gradients = pytorch.to_tensors(gradients)

@@ -12,7 +12,7 @@ from helpers import assert_close, is_close
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import IGNORE, Episode
-from fsseg_jax.models.ltafnet import LTAFNet, RefinementUNet
+from fsseg_jax.models.ltafnet import Aux, LTAFNet, RefinementUNet
 from fsseg_jax.models.output import Output
 from fsseg_jax.training.state import TrainState, make_dispatch, make_optimizer, make_step
 
@@ -110,7 +110,7 @@ def variables(model=MODEL):
 @functools.partial(jax.jit, static_argnums=0)
 def run_compiled(model, variables, episode):
     output = model.apply(variables, episode)
-    return {"logits": output.logits, **output.aux}
+    return {"logits": output.logits, **output.aux._asdict()}
 
 
 def run(model, episode, changed=None, drawn_for=MODEL):
@@ -322,7 +322,7 @@ def test_auxiliary_loss_is_of_support_and_query_and_of_both_classes():
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(aux):
         model = MODEL.clone(auxiliary_weight=0.3, coarse_weight=0.7)
-        return model.loss(Output(None, aux), episode, jax.random.key(0), jnp.zeros(()))
+        return model.loss(Output(None, Aux(**aux)), episode, jax.random.key(0), jnp.zeros(()))
 
     (total, parts), gradient = jax.device_get(loss(aux))
 

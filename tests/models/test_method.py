@@ -14,8 +14,8 @@ from fsseg_jax.backbones.vgg import VGG16
 from fsseg_jax.config import default_config
 from fsseg_jax.episode import IGNORE, Episode
 from fsseg_jax.errors import UserError
-from fsseg_jax.models import METHODS, choose_stages, create_model
-from fsseg_jax.models.layers import cross_entropy
+from fsseg_jax.models import METHODS, create_model
+from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.method import (
     Method,
     join_ways,
@@ -186,7 +186,7 @@ class Linear(Method):
         return self.head(self.extract(image, train))
 
     def segment(self, supports, label, query, image, previous=None, train=False):
-        return Output(query, {})
+        return Output(query, None)
 
     def loss(self, output, episode, key, epoch):
         return cross_entropy(output.logits, episode.query_label, True), {}
@@ -365,7 +365,7 @@ class Diary(Method):
     def segment(self, supports, label, query, image, previous=None, train=False):
         number = label[0, 0, 0, 0].astype(jnp.float32)
         row = number if previous is None else 10 * previous[0] + number
-        return Output(self.scale * jnp.ones((2, 2, 2)), {}, row=row[None])
+        return Output(self.scale * jnp.ones((2, 2, 2)), None, row=row[None])
 
     def loss(self, output, episode, key, epoch):
         return output.logits.sum(), {"row": output.row[0], "epoch": jnp.asarray(epoch)}
@@ -411,7 +411,7 @@ class Dice(Method):
 
     def segment(self, supports, label, query, image, previous=None, train=False):
         left = self.drop(jnp.ones(64), deterministic=not train)
-        return Output(self.scale * jnp.ones((2, 2, 2)), {}, row=left)
+        return Output(self.scale * jnp.ones((2, 2, 2)), None, row=left)
 
     def loss(self, output, episode, key, epoch):
         return output.logits.sum(), {"drawn": jax.random.uniform(key)}
@@ -505,35 +505,3 @@ def test_unknown_method_and_backbone_are_named_with_the_known_ones():
     config.backbone = "alexnet"
     with pytest.raises(UserError, match=r"'alexnet'.*vgg16"):
         create_model(config)
-
-
-def write_weights(folder, layers):
-    path = folder / "weights.npz"
-    np.savez(path, **{f"layer{number}.0.conv1.weight": np.zeros(1) for number in layers})
-    return str(path)
-
-
-@pytest.mark.parametrize(("layers", "expected"), [((3, 4), 4), ((1, 2, 3), 3)])
-def test_stage_is_the_last_one_that_the_weights_have(tmp_path, caplog, layers, expected):
-    config = default_config("panet")
-    config.backbone, config.init = "resnet50", write_weights(tmp_path, layers)
-    with caplog.at_level(logging.INFO):
-        choose_stages(config)
-    assert config.model.stages == (expected,)
-    assert f"layer{expected}" in caplog.text
-    assert "resnet50" in caplog.text
-
-
-def test_stages_that_are_given_or_have_no_weights_to_go_by_stay(tmp_path, caplog):
-    weights = write_weights(tmp_path, (3, 4))
-    for backbone, init, stages in [
-        ("resnet50", weights, (2, 3)),
-        ("resnet50", "", ()),
-        ("vgg16", weights, ()),
-    ]:
-        config = default_config("panet")
-        config.backbone, config.init, config.model.stages = backbone, init, stages
-        with caplog.at_level(logging.INFO):
-            choose_stages(config)
-        assert config.model.stages == stages
-    assert not caplog.text

@@ -12,7 +12,8 @@ from helpers import assert_close
 
 from fsseg_jax.backbones.resnet import ResNet50
 from fsseg_jax.episode import IGNORE, Episode, empty_episode
-from fsseg_jax.models.mfnet import MFNet, focal_loss, metric_loss
+from fsseg_jax.models.losses import focal_loss, metric_loss
+from fsseg_jax.models.mfnet import Aux, MFNet
 from fsseg_jax.models.output import Output
 from fsseg_jax.models.resize import adaptive_pool
 
@@ -72,7 +73,7 @@ def draw_params(model, episode):
 def run(model, params, episode):
     """The network in training mode: logits and the embedding."""
     output = model.apply({"params": params}, episode, train=True)
-    return output.logits, output.aux["embedding"]
+    return output.logits, output.aux.embedding
 
 
 def run_pytorch(params, episode, **options):
@@ -639,7 +640,7 @@ def whole_loss(model, logits, embedding, episode, epoch):
     """The total, its parts and the gradient of the total with respect to the embedding."""
 
     def total(embedding):
-        output = Output(logits[0], {"logits": logits, "embedding": embedding})
+        output = Output(logits[0], Aux(logits, embedding))
         return model.loss(output, episode, jax.random.key(0), epoch)
 
     (value, parts), gradient = jax.value_and_grad(total, has_aux=True)(embedding)

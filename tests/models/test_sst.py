@@ -120,7 +120,7 @@ def forward(model, params, drawn, rate, auxiliary_weight):
         **parts,
         "total": total,
         "logits": output.logits,
-        "binary_logits": output.aux["binary_logits"],
+        "binary_logits": output.aux.binary_logits,
         "tuned": tuned.features,
         "measured": output.measured,
         "params": changed["params"],

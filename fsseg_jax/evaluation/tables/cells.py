@@ -15,7 +15,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import protocol
 from fsseg_jax.evaluation.published import TABLES, Row, Setting, Table
 from fsseg_jax.files import write_text
-from fsseg_jax.models import choose_stages, create_model
+from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, available
 
 # Fields that say where, how and how long a model was trained, but not which one it is. Those that
@@ -263,7 +263,6 @@ def locate(
     if needed and not (root and pathlib.Path(root).is_dir()) and not data_root(overrides):
         return Cell(place, run)  # a folder that the user names must exist
     if run is None:
-        choose_stages(config)
         arguments = [*training_overrides(place), *arguments]
 
     source = test_source(config, sources)

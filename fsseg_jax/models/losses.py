@@ -1,0 +1,119 @@
+"""Losses: cross-entropy at the label's resolution, MFNet's focal loss and its metric loss."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, UInt8
+
+from fsseg_jax.episode import IGNORE, AnyArray
+from fsseg_jax.models.resize import resize
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch h w class"],
+    label: Integer[AnyArray, "*batch height width"],
+    align_corners: bool,
+) -> Float[Array, "*batch"]:
+    """Softmax cross-entropy of logits up-sampled to the label, averaged over counted pixels.
+
+    Pixels of label 255 do not count; the loss is 0 if there are no others.
+    """
+    counted = label != IGNORE
+    logits = resize(logits, label.shape[-2:], align_corners)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(counted, label, 0).astype(jnp.int32)
+    )
+    total = jnp.sum(losses * counted, axis=(-2, -1))
+    return total / jnp.maximum(counted.sum((-2, -1)), 1)
+
+
+def focal_loss(
+    logits: Float[Array, "height width class"],
+    label: UInt8[AnyArray, "height width"],
+    gamma: float,
+) -> Float[Array, ""]:
+    r"""Focal loss, weighted by class frequency (MFNet eq. 1).
+
+    $$L = -\frac{1}{M} \sum_i w_{y_i} (1 - p_{i, y_i})^\gamma \log p_{i, y_i}, \qquad
+    w_n = \frac{1}{\log(1.1 + M_n / M)}$$
+
+    over the M pixels that are not ignored, $M_n$ of them of class n. The background is a class.
+
+    Args:
+        logits: logits at the label's resolution.
+        label: class indices or 255.
+        gamma: the exponent.
+    """
+    counted = label != IGNORE
+    truth = jax.nn.one_hot(jnp.where(counted, label, 0), logits.shape[-1]) * counted[..., None]
+    total = jnp.maximum(counted.sum(), 1)
+    weight = 1 / jnp.log(1.1 + truth.sum((0, 1)) / total)
+    log_probability = jax.nn.log_softmax(logits)
+    # Clamped, because the power has no gradient at 0 where gamma is below 1.
+    rest = jnp.maximum(-jnp.expm1(log_probability), 1e-7)
+    modulated = rest**gamma * log_probability
+    return -jnp.sum(weight * truth * modulated) / total
+
+
+def metric_loss(
+    logits: Float[Array, "h w class"],
+    embedding: Float[Array, "h w c"],
+    label: UInt8[AnyArray, "h w"],
+    key: PRNGKeyArray,
+    *,
+    positives: str,
+    anchors: int,
+    margin: float,
+) -> Float[Array, ""]:
+    r"""Triplet loss on hard pixels (MFNet eq. 6), averaged over valid triplets.
+
+    $\max(0, \|a - p\|^2 - \|a - n\|^2 + \text{margin})$. Anchors a are drawn uniformly from the
+    correctly classified foreground positions of all classes. The positive p is one of the missed
+    positions of the anchor's class, the negative n, drawn uniformly, one wrongly assigned to it. An
+    anchor whose class lacks either does not count.
+
+    Args:
+        logits, embedding: of each position.
+        label: class indices or 255.
+        key: key of the draws.
+        positives: "spatial" draws positives with weight 1 / (1 + distance in positions), "random"
+            uniformly; "feature" takes the farthest embedding, and the nearest as the negative.
+        anchors: number of anchors.
+        margin: margin of the triplet loss.
+    """
+    columns = label.shape[1]
+    label, embedding = label.ravel(), embedding.reshape(-1, embedding.shape[-1])
+    predicted = jnp.argmax(logits, axis=-1).ravel()
+    counted = label != IGNORE
+    right = counted & (label == predicted) & (label > 0)
+    anchor_key, positive_key, negative_key = jax.random.split(key, 3)
+    anchor = draw(anchor_key, jnp.broadcast_to(jnp.log(right), (anchors, right.size)))
+    own = label[anchor][:, None]
+    missed = counted & (label == own) & (predicted != own)
+    wrong = counted & (label != own) & (predicted == own)
+    valid = right[anchor] & missed.any(axis=1) & wrong.any(axis=1)
+
+    def squared_distance(other: Int[Array, " anchor"]) -> Float[Array, " anchor"]:
+        return jnp.sum((embedding[anchor] - embedding[other]) ** 2, axis=-1)
+
+    if positives == "feature":
+        every = jax.vmap(lambda a: jnp.sum((embedding[a] - embedding) ** 2, axis=-1))(anchor)
+        positive = jnp.argmax(jnp.where(missed, every, -jnp.inf), axis=1)
+        negative = jnp.argmin(jnp.where(wrong, every, jnp.inf), axis=1)
+    else:
+        weight = jnp.log(missed)
+        if positives == "spatial":
+            position = jnp.arange(label.size)
+            down = position // columns - (anchor // columns)[:, None]
+            across = position % columns - (anchor % columns)[:, None]
+            weight -= jnp.log1p(jnp.sqrt(down**2 + across**2))
+        positive = draw(positive_key, weight)
+        negative = draw(negative_key, jnp.log(wrong))
+    losses = nn.relu(squared_distance(positive) - squared_distance(negative) + margin)
+    return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
+
+
+def draw(key: PRNGKeyArray, log_weight: Float[Array, "row n"]) -> Int[Array, " row"]:
+    """Draws one index per row with the given log-weights; any index if all weights are 0."""
+    return jax.random.categorical(key, jnp.maximum(log_weight, -1e30))

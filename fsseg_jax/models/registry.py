@@ -1,0 +1,102 @@
+"""Methods by name, and the modules and variables that a configuration describes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+from ml_collections import ConfigDict
+
+from fsseg_jax.backbones import create_backbone
+from fsseg_jax.backbones.pretrained import load_pretrained
+from fsseg_jax.episode import Episode, empty_episode
+from fsseg_jax.errors import UserError
+from fsseg_jax.extensions import find
+from fsseg_jax.models.canet import CANet
+from fsseg_jax.models.ltafnet import LTAFNet
+from fsseg_jax.models.method import Method
+from fsseg_jax.models.mfnet import MFNet
+from fsseg_jax.models.option import options_of
+from fsseg_jax.models.panet import PANet
+from fsseg_jax.models.sst import SST
+
+METHODS = {"panet": PANet, "canet": CANet, "sst": SST, "ltafnet": LTAFNet, "mfnet": MFNet}
+
+
+def default_options(method: str) -> dict[str, Any]:
+    """The options of a method and their defaults: `config.model`."""
+    options = options_of(find(method, METHODS, "method"))
+    return {name: field.default for name, field in options.items()}
+
+
+def create_model(config: ConfigDict) -> Method:
+    """The module described by `config.method`, `.backbone`, `.dtype` and `.model`.
+
+    Raises:
+        UserError: a name or a choice is unknown, or the backbone lacks a stage.
+    """
+    method = find(config.method, METHODS, "method")
+    for name, field in options_of(method).items():
+        field.check(f"model.{name}", config.model[name])
+    method.check(config.model)
+    backbone = create_backbone(
+        config.backbone,
+        config.dtype,
+        config.backbone_statistics,
+        # A frozen backbone has no backward pass.
+        config.rematerialise and not config.model.freeze_backbone,
+    )
+    if unknown := set(config.model.stages) - set(backbone.stage_numbers):
+        raise UserError(
+            f"model.stages = {tuple(config.model.stages)}: {config.backbone} has no stage "
+            f"{min(unknown)}, but {', '.join(map(str, backbone.stage_numbers))}."
+        )
+    return method(
+        backbone=backbone,
+        dtype=jnp.dtype(config.dtype),
+        rematerialise=config.rematerialise,
+        **{**config.model.to_dict(), "stages": tuple(config.model.stages)},
+    )
+
+
+def init_variables(
+    model: Method, key: PRNGKeyArray, ways: int, shots: int, init: str = ""
+) -> dict[str, Any]:
+    """Initialises the variables of a model.
+
+    Args:
+        model: see `create_model`.
+        key: key of the random initialisation.
+        ways, shots: numbers of ways and shots of the episodes; the parameters of some methods
+            depend on them.
+        init: pretrained weights of the backbone, as in `config.init`; empty for random ones.
+
+    Raises:
+        UserError: the weights cannot be loaded or do not fit.
+    """
+    # A fully convolutional network has the same variables at any image size: compile for a small
+    # one.
+    episode = empty_episode(ways, shots, size=32)
+    keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
+
+    def initialise(keys: dict[str, PRNGKeyArray], episode: Episode) -> tuple[Any, Any]:
+        # In training mode, because some layers are used by the loss only.
+        variables = model.init(keys, episode, train=True)
+        backbone = {
+            kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree
+        }
+        others = {
+            kind: {name: part for name, part in tree.items() if name != "backbone"}
+            for kind, tree in variables.items()
+        }
+        return others, backbone
+
+    if init:
+        _, backbone = jax.eval_shape(initialise, keys, episode)
+        backbone = load_pretrained(init, backbone)
+        # XLA drops what is not returned: drawing the weights of a large backbone takes long.
+        others = jax.jit(lambda *arguments: initialise(*arguments)[0])(keys, episode)
+    else:
+        others, backbone = jax.jit(initialise)(keys, episode)
+    joined = {kind: {"backbone": tree} for kind, tree in backbone.items()}
+    return {kind: {**joined.get(kind, {}), **tree} for kind, tree in others.items()}
