@@ -185,7 +185,7 @@ def test_real_weights_fill_every_parameter():
     )
     assert all(np.std(array) > 0 for array in jax.tree.leaves(loaded))
     assert len(jax.tree.leaves(loaded)) == len(read_weights(str(WEIGHTS)))  # nothing is left over
-    with pytest.raises(UserError, match="has no layer4: set model.stages to earlier stages"):
+    with pytest.raises(UserError, match="has no layer4: set model"):
         load_pretrained(str(WEIGHTS), shapes(stages=(4,)))
 
 

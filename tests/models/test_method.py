@@ -1,7 +1,6 @@
 """What the methods share: joined ways, labels, features, freezing, and the training step."""
 
 import functools
-import logging
 
 import flax.linen as nn
 import jax
