@@ -1,5 +1,7 @@
 """What the tests of several modules need."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,3 +30,27 @@ def is_close(result, expected, relative):
     """Whether two arrays are equal up to `relative` of the largest absolute value."""
     result, expected = np.asarray(result), np.asarray(expected)
     return abs(result - expected).max() <= relative * abs(expected).max()
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def value_and_gradients(function, weight, *arguments):
+    """What `function` gives, and the gradients of its sum weighted by `weight`."""
+
+    @jax.jit
+    def compiled(*arguments):
+        value, pull = jax.vjp(function, *arguments)
+        return value, pull(jnp.asarray(weight, jnp.float32))
+
+    value, gradients = compiled(*arguments)
+    return np.asarray(value), [np.asarray(gradient) for gradient in gradients]
+
+
+def up_sampled(torch, x, shape, align_corners):
+    """(n, h, w, c) features at `shape`, as (n, c, height, width)."""
+    planes = torch.as_tensor(x).movedim(-1, 1)
+    return torch.nn.functional.interpolate(
+        planes, shape, mode="bilinear", align_corners=align_corners
+    )

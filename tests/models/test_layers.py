@@ -4,42 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import random, up_sampled, value_and_gradients
 
-from fsseg_jax.episode import IGNORE
 from fsseg_jax.models.layers import (
     JoinedConvolution,
     convolution,
     cosine_similarity,
-    cross_entropy,
     masked_average_pool,
 )
 
 CORNERS = pytest.mark.parametrize("align_corners", [False, True])
 EPSILON = 1e-5
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def value_and_gradients(function, weight, *arguments):
-    """What `function` gives, and the gradients of its sum weighted by `weight`."""
-
-    @jax.jit
-    def compiled(*arguments):
-        value, pull = jax.vjp(function, *arguments)
-        return value, pull(jnp.asarray(weight, jnp.float32))
-
-    value, gradients = compiled(*arguments)
-    return np.asarray(value), [np.asarray(gradient) for gradient in gradients]
-
-
-def up_sampled(torch, x, shape, align_corners):
-    """(n, h, w, c) features at `shape`, as (n, c, height, width)."""
-    planes = torch.as_tensor(x).movedim(-1, 1)
-    return torch.nn.functional.interpolate(
-        planes, shape, mode="bilinear", align_corners=align_corners
-    )
 
 
 # ----------------------------------------------------------------------------- pooling
@@ -127,68 +102,6 @@ def test_cosine_has_finite_gradients_at_zero_vectors():
     # A zero vector has no direction, so it pulls the features nowhere.
     _, [alone, _] = value_and_gradients(cosine_similarity, weight[..., :1], features, vectors[:1])
     np.testing.assert_allclose(to_features, alone, rtol=1e-5, atol=1e-5)
-
-
-# ----------------------------------------------------------------------------- cross-entropy
-
-
-def labels(shape, classes, seed=0):
-    label = np.random.default_rng(seed).integers(0, classes, shape).astype(np.uint8)
-    label[..., :3] = IGNORE
-    return label
-
-
-@CORNERS
-def test_cross_entropy_matches_pytorch(align_corners):
-    torch = pytest.importorskip("torch")
-    logits, label = 5 * random(3, 5, 6, 4), labels((3, 21, 30), 4)
-    label[1, :15] = IGNORE  # episodes count a different number of pixels
-
-    leaf = torch.tensor(logits, requires_grad=True)
-    large = up_sampled(torch, leaf, label.shape[1:], align_corners)
-    target = torch.tensor(label).long()
-    expected = torch.stack(
-        [
-            torch.nn.functional.cross_entropy(one[None], target[i : i + 1], ignore_index=255)
-            for i, one in enumerate(large)
-        ]
-    )
-    expected.sum().backward()
-
-    result, [gradient] = value_and_gradients(
-        lambda x: cross_entropy(x, label, align_corners), np.ones(3), logits
-    )
-    np.testing.assert_allclose(result, expected.detach(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(gradient, leaf.grad, atol=1e-5, rtol=0)
-
-
-def test_ignored_pixels_count_for_nothing():
-    """Logits that only ignored pixels see have no say: neither value nor gradient."""
-    label = labels((12, 12), 2)
-    label[:, 6:] = IGNORE
-    logits = random(12, 12, 2)  # at the label's resolution: no pixel sees its neighbours
-    changed = logits.copy()
-    changed[:, 6:] = 100 * random(12, 6, 2, seed=1)
-
-    loss = jax.jit(jax.value_and_grad(lambda x: cross_entropy(x, label, False)))
-    (value, gradient), (changed_value, changed_gradient) = loss(logits), loss(changed)
-    assert value == changed_value > 0
-    assert not np.asarray(gradient)[:, 6:].any()
-    np.testing.assert_array_equal(gradient, changed_gradient)
-
-
-@CORNERS
-def test_cross_entropy_of_nothing_is_zero(align_corners):
-    label = np.full((2, 20, 24), IGNORE, np.uint8)
-    label[1, 5:9, 5:9] = 1
-    losses, [gradient] = value_and_gradients(
-        lambda x: cross_entropy(x, label, align_corners), np.ones(2), random(2, 5, 6, 3)
-    )
-    assert losses[0] == 0
-    assert losses[1] > 0
-    assert not gradient[0].any()
-    assert np.isfinite(gradient).all()
-    assert gradient[1].any()
 
 
 # ----------------------------------------------------------------------------- joined maps

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from fsseg_jax.models.resize import interpolation_matrix, pull_back, resize, resize_into
+from fsseg_jax.models.resize import (
+    adaptive_pool,
+    interpolation_matrix,
+    pull_back,
+    resize,
+    resize_into,
+)
 
 CORNERS = pytest.mark.parametrize("align_corners", [False, True])
 SIZES = pytest.mark.parametrize(
@@ -131,3 +137,26 @@ def interpolate(x, shape, align_corners):
         planes, shape, mode="bilinear", align_corners=align_corners
     )
     return planes[0].permute(1, 2, 0).numpy()
+
+
+# ----------------------------------------------------------------------------- adaptive pooling
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((60, 60), (8, 8)),  # the paper's smallest scale
+        ((9, 11), (5, 6)),
+        ((13, 7), (2, 3)),
+        ((5, 17), (5, 1)),
+        ((3, 2), (5, 7)),  # up: windows of one or two positions
+        ((1, 1), (1, 1)),
+    ],
+)
+def test_adaptive_pooling_matches_pytorch(before, after):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, *before, 3)).astype(np.float32)
+    expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x).permute(0, 3, 1, 2), after)
+    result = adaptive_pool(x, after)
+    assert result.shape == (2, *after, 3)
+    np.testing.assert_allclose(result, expected.permute(0, 2, 3, 1), atol=1e-5)
