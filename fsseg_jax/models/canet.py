@@ -2,7 +2,7 @@
 
 A convolution compares the query's features with the masked average of the support's (sec. 4.1). The
 iterative optimization module turns the comparison into a mask, given its previous prediction
-(sec. 4.2). Several supports are weighted by attention (sec. 4.3).
+(sec. 4.2). Attention weights the comparisons with several supports (sec. 4.3).
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from fsseg_jax.backbones.convolution import max_pool
-from fsseg_jax.backbones.extent import positions
+from fsseg_jax.backbones.extent import average
 from fsseg_jax.episode import AnyArray
 from fsseg_jax.models.layers import (
     ASPP,
@@ -34,12 +34,16 @@ from fsseg_jax.models.resize import resize_masks
 class CANet(BinaryMethod):
     r"""CANet on a frozen backbone; N ways are N binary passes.
 
-    The previous prediction $y_{t-1}$ enters the first residual block of the optimization module
-    (sec. 4.2), with the comparison $x$:
+    The optimization module starts with a residual block of the comparison $x$ and the previous
+    prediction $y_{t-1}$, where F is two 3 x 3 convolutions (eq. 1):
 
-    $$M_t = x + F(x, y_{t-1}), \qquad y_0 = 0.$$
+    $$M_t = x + F(x, y_{t-1}).$$
 
-    The attention of K supports is a softmax over their learned scores $\lambda_k$ (sec. 4.3):
+    $y_t$ is the softmax of the logits after iteration t. $y_0$ is 0; in training it is, with
+    probability $1 - p_r$, the prediction that was stored for the item one epoch before.
+
+    The comparisons with K supports are summed with weights, the softmax of one learned score per
+    support (eq. 2):
 
     $$\hat\lambda_k = \frac{e^{\lambda_k}}{\sum_j e^{\lambda_j}}.$$
 
@@ -63,7 +67,8 @@ class CANet(BinaryMethod):
     width: int = option(256, "Channels of the head.", least=1)
     dropout: float = option(
         0.5,
-        "Channel dropout after each convolution with ReLU, as in the published code.",
+        "Channel dropout after the embedding, the comparison and each convolution of ASPP, as in "
+        "the published code.",
         least=0,
         below=1,
     )
@@ -71,24 +76,27 @@ class CANet(BinaryMethod):
     init_deviation: float = option(
         0.01,
         "Standard deviation of the normal initialisation of kernels, as in the published code; 0 "
-        "for PyTorch's default.",
+        "for PyTorch's default. The classifier's is always 0.01.",
         least=0,
     )
     refinements: int = option(
-        4, "Refinement passes after the first one, at inference (sec. 4.2).", least=0
+        4, "Iterations after the first one at inference (sec. 4.2; 4 in sec. 5).", least=0
     )
     reset_probability: float = option(
-        0.7, "Probability of replacing the stored prediction by zeros in training (sec. 4.2)."
+        0.7,
+        "Probability p_r of replacing the stored prediction by zeros in training (sec. 4.2; 0.7 in "
+        "sec. 5).",
     )
     fusion: str = option(
         "attention",
         "How to combine shots (table 5): by learned attention, the mean of their vectors, the mean "
-        "of their predictions, or the union of their masks.",
+        "of their predictions, or the union of their masks. Attention has parameters only in a "
+        "model of several shots: one trained with one shot needs another fusion for more.",
         choices=("attention", "feature_average", "mask_average", "mask_or"),
     )
 
     def setup(self) -> None:
-        """The layers, in the order of the paper's fig. 2."""
+        """The layers, in the order of fig. 2 and 3; dilations are the published code's."""
         deviation = self.init_deviation
         init = nn.initializers.normal(deviation) if deviation else TORCH_INIT
         options = {"kernel_init": init, "dtype": self.dtype}
@@ -116,70 +124,74 @@ class CANet(BinaryMethod):
         support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Float[Array, "query_h query_w channel"],
         query_image: Float[AnyArray, "query_height query_width 3"],
-        previous: UInt8[Array, "h w 2"] | None = None,
+        previous: UInt8[Array, "query_h query_w 2"] | None = None,
         train: bool = False,
     ) -> Output[Binary]:
-        """Logits of the query: one pass in training, refined ones at inference.
+        """Logits of the query: after one iteration in training, after all at inference.
 
         Args:
-            support_features, query_features: outputs of `encode`.
-            support_label: label in episode numbering.
+            support_features, support_label, query_features: see `Method.segment`.
             query_image: not used.
             previous: the prediction stored for this item in training, probabilities in 0..255. It
                 is used in 1-way episodes only: each of several ways would need its own.
-            train: whether to apply dropout, and make one pass that starts from `previous`.
+            train: whether to apply dropout, and make one iteration that starts from `previous`.
         """
         ways, shots = support_label.shape[:2]
+        # Masks at the features' resolution (sec. 4.1), so that pooling is a weighted mean.
         size = support_features.shape[-3:-1]
         masks = resize_masks(support_masks(support_label), size, self.align_corners)
         vectors = masked_average_pool(
             support_features, masks[..., None, :, :], self.area_epsilon, self.align_corners
         )[..., 0, :]
+        # One shot needs no fusion; the mean keeps its axis.
         fusion = self.fusion if shots > 1 else "feature_average"
         if fusion == "feature_average":
             vectors = vectors.mean(axis=1, keepdims=True)
-        # The query's features concatenated with each vector: (way, shot, h, w, 2 * width).
+        # A convolution of [query, vector] at every position: (way, shot, h, w, width).
         compared = nn.relu(self.comparison(query_features, vector=vectors))
         compared = self.drop(compared, deterministic=not train)
         if fusion == "attention":
-            # These parameters exist for several shots only: training is K-shot (sec. 4.3).
             weights = self._attention(query_features, vectors)
             compared = jnp.sum(compared * weights[..., None, None, None], axis=1, keepdims=True)
 
-        size = compared.shape[-3:-1]
-        prediction = jnp.zeros((*compared.shape[:2], *size, 2))
+        prediction = jnp.zeros((*compared.shape[:-1], 2))
         if train and previous is not None and ways == 1:
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.reset_probability)
-            prediction += jnp.where(keep, previous.astype(jnp.float32) / 255, 0.0)
+            stored = previous.astype(jnp.float32) / 255
+            prediction += jnp.where(keep, stored, 0.0)  # of the one way, for all shots
         for _ in range(1 if train else 1 + self.refinements):
             logits = self._optimize(compared, prediction, train)
             prediction = jax.nn.softmax(logits)
 
-        if fusion == "mask_average":
+        if fusion == "mask_average":  # log-probabilities are logits, and 1e-7 keeps them finite
             logits = jnp.log(prediction.mean(axis=1, keepdims=True) + 1e-7)
         if fusion == "mask_or":  # a pixel is foreground if it is for any shot
             best = jnp.argmax(logits[..., 1] - logits[..., 0], axis=1)
             logits = jnp.take_along_axis(logits, best[:, None, ..., None], axis=1)
         logits = logits[:, 0]
         row = None
-        if ways == 1:
+        if ways == 1:  # `previous` of the item's next turn
             row = jnp.round(255 * jax.nn.softmax(logits[0])).astype(jnp.uint8)
         return Output(join_ways(logits), Binary(logits), row=row)
 
     def _attention(
-        self, features: Float[Array, "h w channel"], vectors: Float[Array, "way shot channel"]
+        self, query: Float[Array, "h w channel"], vectors: Float[Array, "way shot channel"]
     ) -> Float[Array, "way shot"]:
         """Softmax over the shots of one learned score per shot (sec. 4.3)."""
         first, second = self.attention
-        x = nn.relu(first(features, vector=vectors))
+        x = nn.relu(first(query, vector=vectors))
         # The paper states the window only; stride and padding are those of ResNet's pooling.
         x = max_pool(x, 2)
-        scores = second(x).astype(jnp.float32)
-        scores = scores.mean(axis=(-3, -2, -1), where=positions(scores))
+        scores = average(second(x).astype(jnp.float32))[..., 0]
         return jax.nn.softmax(scores, axis=1)
 
-    def _optimize(self, compared: Array, prediction: Array, train: bool) -> Array:
-        """Logits of one pass of the iterative optimization module (sec. 4.2)."""
+    def _optimize(
+        self,
+        compared: Float[Array, "way shot h w channel"],
+        prediction: Float[Array, "way shot h w 2"],
+        train: bool,
+    ) -> Float[Array, "way shot h w 2"]:
+        """Logits of one iteration of the optimization module (sec. 4.2)."""
         first, *others = self.blocks
         x = first(compared, prediction)
         for block in others:

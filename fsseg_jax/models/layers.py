@@ -21,11 +21,13 @@ def masked_average_pool(
     epsilon: float,
     align_corners: bool,
 ) -> Float[Array, "*batch mask channel"]:
-    r"""Means over masks of features up-sampled to the masks' resolution (PANet eq. 1).
+    r"""Means over masks of features up-sampled to the masks' resolution (the fraction of PANet
+    eq. 1).
 
     $\sum_x M(x) F(x) / (\sum_x M(x) + \epsilon)$. Instead of up-sampling the features, the masks
     are pulled back to the features' resolution, which gives the same numbers at a fraction of the
-    cost. All masks of an image share one pass over its features.
+    cost; with masks of the features' size it is a plain weighted mean. All masks of an image share
+    one pass over its features.
 
     Args:
         features: feature maps.
@@ -96,7 +98,7 @@ def halve(x: Float[Array, "*batch height width c"]) -> Float[Array, "*batch h w 
 class JoinedConvolution(nn.Module):
     """A convolution of a map concatenated with another map and a vector, without concatenation.
 
-    It is the sum of the convolutions of the parts, so that what several shots or passes share is
+    It is the sum of the convolutions of the parts, so that what several ways or shots share is
     convolved once. A vector is constant over positions, and so is its convolution except near the
     borders: a few positions are enough. Parameters are those of one convolution of all channels,
     in the order of the arguments.
@@ -134,7 +136,7 @@ class JoinedConvolution(nn.Module):
         """The convolution of a map of the size of `like` that holds a vector at every position."""
         height, width = like.shape[-3:-1]
         reach = self.dilation * (self.size // 2)
-        rows, columns = (kinds(length, reach) for length in (height, width))
+        rows, columns = (representatives(length, reach) for length in (height, width))
         small = (*vector.shape[:-1], max(rows) + 1, max(columns) + 1, vector.shape[-1])
         constant = jnp.broadcast_to(vector[..., None, None, :], small)
         convolved = self._convolve(constant, kernel)
@@ -159,9 +161,9 @@ class JoinedConvolution(nn.Module):
         return maps.reshape(*x.shape[:-1], self.width)
 
 
-def kinds(length: int, reach: int) -> np.ndarray:
-    """Maps positions of a row to positions of the shortest row on which a window of `reach`
-    positions to either side sees the same ends."""
+def representatives(length: int, reach: int) -> np.ndarray:
+    """For each position of a row, a position on a row of 2 * reach + 1 as far from any end within
+    `reach`, or the middle. Shorter rows stay as they are."""
     position = np.arange(length)
     if length <= 2 * reach:
         return position
@@ -170,7 +172,7 @@ def kinds(length: int, reach: int) -> np.ndarray:
 
 
 class ResidualBlock(nn.Module):
-    """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet sec. 4.2)."""
+    """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet eq. 1)."""
 
     options: Mapping[str, Any]  # arguments of the convolutions
     rematerialise: bool = False
@@ -190,10 +192,11 @@ class ResidualBlock(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (Chen et al., 2017), with CANet's dropout.
+    """Atrous spatial pyramid pooling (Chen et al., 2017), with CANet's dropout and no batch-norm.
 
     The image's average, a 1 x 1 and three dilated 3 x 3 convolutions, concatenated, and a 1 x 1
-    convolution of the result.
+    convolution of the result. The branches are those of CANet's published code; its sec. 4.2
+    counts four.
     """
 
     options: Mapping[str, Any]  # arguments of the convolutions

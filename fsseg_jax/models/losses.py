@@ -15,9 +15,9 @@ def cross_entropy(
     label: Integer[AnyArray, "*batch height width"],
     align_corners: bool,
 ) -> Float[Array, "*batch"]:
-    """Softmax cross-entropy of logits up-sampled to the label, averaged over counted pixels.
+    """Mean cross-entropy over pixels whose label is not 255, of logits resized to the label.
 
-    Pixels of label 255 do not count; the loss is 0 if there are no others.
+    It is 0 if there are no such pixels.
     """
     counted = label != IGNORE
     logits = resize(logits, label.shape[-2:], align_corners)
@@ -33,12 +33,13 @@ def focal_loss(
     label: UInt8[AnyArray, "height width"],
     gamma: float,
 ) -> Float[Array, ""]:
-    r"""Focal loss, weighted by class frequency (MFNet eq. 1).
+    r"""Focal loss with larger weights for rarer classes (MFNet eq. 1).
 
     $$L = -\frac{1}{M} \sum_i w_{y_i} (1 - p_{i, y_i})^\gamma \log p_{i, y_i}, \qquad
     w_n = \frac{1}{\log(1.1 + M_n / M)}$$
 
-    over the M pixels that are not ignored, $M_n$ of them of class n. The background is a class.
+    over the M pixels that are not ignored, $M_n$ of them of class n. The background is a class. Eq.
+    1 divides by the number of classes too, which is left to the caller.
 
     Args:
         logits: logits at the label's resolution.
@@ -50,7 +51,7 @@ def focal_loss(
     total = jnp.maximum(counted.sum(), 1)
     weight = 1 / jnp.log(1.1 + truth.sum((0, 1)) / total)
     log_probability = jax.nn.log_softmax(logits)
-    # Clamped, because the power has no gradient at 0 where gamma is below 1.
+    # 1 - p, clamped because the power has no finite gradient at 0 where gamma is below 1.
     rest = jnp.maximum(-jnp.expm1(log_probability), 1e-7)
     modulated = rest**gamma * log_probability
     return -jnp.sum(weight * truth * modulated) / total
@@ -66,21 +67,23 @@ def metric_loss(
     anchors: int,
     margin: float,
 ) -> Float[Array, ""]:
-    r"""Triplet loss on hard pixels (MFNet eq. 6), averaged over valid triplets.
+    r"""Triplet loss on hard pixels (MFNet eq. 6, with the mean over valid triplets for its sum).
 
-    $\max(0, \|a - p\|^2 - \|a - n\|^2 + \text{margin})$. Anchors a are drawn uniformly from the
-    correctly classified foreground positions of all classes. The positive p is one of the missed
-    positions of the anchor's class, the negative n, drawn uniformly, one wrongly assigned to it. An
-    anchor whose class lacks either does not count.
+    $\max(0, \|f_a - f_p\|^2 - \|f_a - f_n\|^2 + \alpha)$ with embeddings f. Anchors a are
+    drawn uniformly from the correctly classified foreground positions of all classes. The positive
+    p is one of the missed positions of the anchor's class, the negative n, drawn uniformly, one
+    wrongly assigned to it. An anchor whose class lacks either does not count.
 
     Args:
-        logits, embedding: of each position.
+        logits: logits, whose maximum says which positions are correct, missed or wrong.
+        embedding: the embedding f.
         label: class indices or 255.
         key: key of the draws.
-        positives: "spatial" draws positives with weight 1 / (1 + distance in positions), "random"
-            uniformly; "feature" takes the farthest embedding, and the nearest as the negative.
+        positives: "spatial" draws positives with weight 1 / (1 + distance in positions), where the
+            paper says that closer ones are more likely; "random" draws uniformly; "feature" takes
+            the farthest embedding, and the nearest as the negative.
         anchors: number of anchors.
-        margin: margin of the triplet loss.
+        margin: the margin alpha.
     """
     columns = label.shape[1]
     label, embedding = label.ravel(), embedding.reshape(-1, embedding.shape[-1])
@@ -102,7 +105,7 @@ def metric_loss(
         positive = jnp.argmax(jnp.where(missed, every, -jnp.inf), axis=1)
         negative = jnp.argmin(jnp.where(wrong, every, jnp.inf), axis=1)
     else:
-        weight = jnp.log(missed)
+        weight = jnp.log(missed)  # of a boolean: 0 or minus infinity
         if positives == "spatial":
             position = jnp.arange(label.size)
             down = position // columns - (anchor // columns)[:, None]

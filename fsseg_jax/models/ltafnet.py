@@ -40,28 +40,33 @@ from fsseg_jax.models.resize import resize, resize_masks
 
 
 class Aux(NamedTuple):
-    """What the loss needs; None for the parts that are switched off, or not in training."""
+    """What the loss needs."""
 
-    binary_logits: Float[Array, "way h w 2"]
-    coarse_logits: Float[Array, "way height width 2"] | None = None
-    support_logits: Float[Array, "way shot h w 2"] | None = None
-    query_logits: Float[Array, "way shot query_h query_w 2"] | None = None
+    binary_logits: Float[Array, "way h w 2"]  # at the image's size if refined
+    coarse_logits: Float[Array, "way height width 2"] | None  # before refinement, if there is one
+    # Of the auxiliary decoder, in training.
+    support_logits: Float[Array, "way shot h w 2"] | None
+    query_logits: Float[Array, "way shot query_h query_w 2"] | None
 
 
 class LTAFNet(BinaryMethod):
     r"""LTAF-Net on a frozen backbone; N ways are N binary passes.
 
-    The feature $x$ of a pair is standardised over its channels (eq. 1), and what two dense layers
-    make of it is added to support and query (eq. 2):
+    A 1 x 1 convolution of the means of support and query features and the category vector gives the
+    task embedding $x$. It is standardised over its channels (eq. 1), and two dense layers map it to
+    f, which is added to support and query features (eq. 2):
 
     $$\hat x = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}, \qquad
-    G_s = F_s + \alpha f, \quad G_q = F_q + \alpha f, \qquad
-    f = \operatorname{sigmoid}(W_2 \operatorname{ReLU}(W_1 \hat x)).$$
+    f = \operatorname{sigmoid}(W_2 \operatorname{ReLU}(W_1 \hat x)), \qquad
+    G_s = F_s + \alpha f, \quad G_q = F_q + \alpha f.$$
 
-    The U-Net G refines the coarse mask M of the image I (eq. 4): $M' = M + G(M, I)$.
+    The U-Net G refines the logits M of the coarse mask, given the query image Q (eq. 4):
+    $\hat M = M + G(M | Q)$.
 
-    Where the paper leaves a choice open: the auxiliary decoder shares its weights between support
-    and query, its loss counts both classes, and losses have weight 1.
+    The paper leaves much open. Here the two maps are averaged over positions before the convolution
+    of the task embedding; alpha and the U-Net's last layer are 0 at first; the auxiliary decoder
+    shares its weights between support and query, and its loss counts both classes; losses are means
+    of weight 1; the coarse mask has a loss too; embeddings have ReLU and dropout as CANet's.
 
     Example:
         >>> import jax
@@ -88,17 +93,16 @@ class LTAFNet(BinaryMethod):
     )
     adaption: str = option(
         "concatenation",
-        "Task-aware features (eq. 1-3). The paper computes the pair feature by combining both "
-        "images' features: here by concatenation, or, as its introduction speaks of their "
-        "correlation, with each position weighted by its similarity to the support's object "
-        "(correlation). none leaves the embedded features unchanged.",
+        "How the task embedding combines the features of both images: concatenation (sec. 3.2 "
+        "says combination), or correlation (the introduction's word): each position is first "
+        "weighted by its cosine similarity to the category vector. none: no adaption (eq. 1-3).",
         choices=("none", "concatenation", "correlation"),
     )
     before_aspp: str = option(
         "none",
         "Layers between the concatenation with the prototype and ASPP: none, as in sec. 3.3; "
         "CANet's dense comparison (canet: dilation 2, ReLU, dropout); or a convolution alone "
-        "(plain), which no source has, as in version 0.1.",
+        "(plain), as in models of version 0.1 and in no source.",
         choices=("none", "canet", "plain"),
     )
     refinement: bool = option(True, "Refine the mask by the U-Net (eq. 4).")
@@ -164,7 +168,7 @@ class LTAFNet(BinaryMethod):
     ]:
         """Support and query features of each pair, adapted to the pair (eq. 1-2)."""
         # The average of a 1 x 1 convolution is the 1 x 1 convolution of the average, which costs
-        # next to nothing and allows support and query to differ in size.
+        # little and allows support and query to differ in size.
         category = self.pool(support, masks)
         means = []
         for features in (support, query):
@@ -202,11 +206,11 @@ class LTAFNet(BinaryMethod):
     ) -> Output[Aux]:
         """Logits of the query; in training also those of the auxiliary decoder.
 
-        With several shots, the adapted features of the pairs are averaged before the prediction.
+        With several shots, the adapted query features of the pairs and the prototypes are averaged
+        before the prediction (sec. 3.4).
 
         Args:
-            support_features, query_features: outputs of `encode`.
-            support_label: label in episode numbering.
+            support_features, support_label, query_features: see `Method.segment`.
             query_image: the normalised query, for the refinement.
             previous: not used.
             train: whether to apply dropout, update batch statistics and run the auxiliary decoder.
@@ -220,7 +224,8 @@ class LTAFNet(BinaryMethod):
             support, query = self.adapt(support, masks, query_features)
             if train:
                 support_logits, query_logits = self._auxiliary(support), self._auxiliary(query)
-        # The prototype of averaged support features is the mean of the shots' prototypes.
+        # The paper averages the adapted support features of the shots (sec. 3.4). Their masks
+        # differ, so prototypes are averaged instead.
         prototype = self.pool(support, masks).mean(axis=1)
         x = self.aspp(self._compare(query.mean(axis=1), prototype, train), train=train)
         logits = self.classifier(x).astype(jnp.float32)
@@ -237,21 +242,25 @@ class LTAFNet(BinaryMethod):
                 return jnp.concatenate([query, tiled.astype(query.dtype)], axis=-1)
             case "plain":
                 return self.comparison(query, vector=prototype)
-            case _:  # canet
+            case "canet":
                 compared = nn.relu(self.comparison(query, vector=prototype))
                 return self.drop(compared, deterministic=not train)
+        raise AssertionError(self.before_aspp)
 
-    def _auxiliary(self, features: Array) -> Array:
+    def _auxiliary(
+        self, features: Float[Array, "way shot h w channel"]
+    ) -> Float[Array, "way shot h w 2"]:
+        """Logits of the auxiliary decoder (sec. 3.2), which runs in training only."""
         x = self.auxiliary_block(self.auxiliary_aspp(features, train=True))
         return self.auxiliary_classifier(x).astype(jnp.float32)
 
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        r"""Cross-entropies of the refined mask, the coarse one, and the auxiliary decoder (eq. 3).
+        r"""Cross-entropies of refined and coarse mask, and of the auxiliary decoder (eq. 3).
 
-        $L = \mathrm{CE}(M') + w_c \mathrm{CE}(M) + w_a (\mathrm{CE}_s + \mathrm{CE}_q)$ with the
-        weights `coarse_weight` and `auxiliary_weight`.
+        $L = \mathrm{CE}(\hat M) + w_c \mathrm{CE}(M) + w_a (\mathrm{CE}_s + \mathrm{CE}_q)$ with
+        the weights `coarse_weight` and `auxiliary_weight`.
 
         Args:
             output: output of a pass with `train=True`.
@@ -262,19 +271,18 @@ class LTAFNet(BinaryMethod):
         total, parts = super().loss(output, episode, key, epoch)
         label = query_labels(episode.query_label, len(episode.class_id))
 
-        def loss_of(logits: Array, label: AnyArray) -> Array:
-            return cross_entropy(logits, label, self.align_corners).mean()
+        def loss_of(logits: Array, target: AnyArray) -> Array:
+            return cross_entropy(logits, target, self.align_corners).mean()
 
         if self.refinement:
             parts["coarse"] = loss_of(output.aux.coarse_logits, label)
             total += self.coarse_weight * parts["coarse"]
         if self.adaption != "none":
             shots = episode.support_label.shape[1]
-            of_query = jnp.broadcast_to(label[:, None], (len(label), shots, *label.shape[1:]))
-            of_support = support_labels(episode.support_label)
-            parts["auxiliary"] = loss_of(output.aux.support_logits, of_support) + loss_of(
-                output.aux.query_logits, of_query
-            )
+            query = jnp.broadcast_to(label[:, None], (len(label), shots, *label.shape[1:]))
+            support = support_labels(episode.support_label)
+            of_query = loss_of(output.aux.query_logits, query)
+            parts["auxiliary"] = loss_of(output.aux.support_logits, support) + of_query
             total += self.auxiliary_weight * parts["auxiliary"]
         return total, parts
 
@@ -284,8 +292,8 @@ class RefinementUNet(nn.Module):
 
     If strided, a stem and four max-pools reach the paper's 1/32 of the resolution, and channels
     double at each pool. Otherwise a plain convolution replaces the stem, and the number of channels
-    is constant. Features are up-sampled to the size of the skip, which odd sizes need, and the
-    residual to the size of the image. Batch normalisation spans the whole batch of episodes.
+    is constant. Features are up-sampled to the size of the skip (twice their own, or one less), and
+    the residual to the size of the image. Batch normalisation spans the whole batch of episodes.
     """
 
     width: int

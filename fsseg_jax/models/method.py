@@ -20,15 +20,15 @@ from fsseg_jax.models.resize import resize
 class Method(nn.Module, abc.ABC):
     """A pure function of one episode; batches are `jax.vmap` of it.
 
-    A subclass implements `encode`, `segment` and `loss`. Its fields that `option` declares make up
-    `config.model`.
+    A subclass implements `encode`, `segment` and `loss`. The fields that it declares with `option`
+    are the fields of `config.model`; the others come from the rest of the configuration.
     """
 
     backbone: nn.Module
     dtype: DTypeLike = jnp.float32  # parameters and losses are float32 whatever this is
     rematerialise: bool = False  # recompute the head's blocks in the backward pass
     freeze_backbone: bool = option(
-        False, "Do not train the backbone; it has neither gradients nor optimizer state then."
+        False, "Do not train the backbone; it then has no gradients and no optimizer state."
     )
     stages: tuple[int, ...] = option(
         (), "Backbone stages whose features are concatenated; empty for the last stage."
@@ -39,7 +39,7 @@ class Method(nn.Module, abc.ABC):
 
     @classmethod
     def check(cls, options: Mapping[str, Any] | ConfigDict) -> None:
-        """Raises UserError if options contradict each other.
+        """Raises UserError if options contradict each other; by default they never do.
 
         Args:
             options: values by name, each within its own limits.
@@ -67,8 +67,8 @@ class Method(nn.Module, abc.ABC):
 
         Args:
             support_features: output of `encode`, with axes way and shot in front.
-            support_label: 0 background, n + 1 for way n, 255 ignored, 254 unmarked (weak
-                annotations only).
+            support_label: 0 background, n + 1 for way n, 255 ignored, 254 unlabelled
+                (weak annotations only).
             query_features: output of `encode` for the query.
             query_image: the normalised query.
             previous: `Output.row` of the last time this item was the query in training.
@@ -102,20 +102,24 @@ class Method(nn.Module, abc.ABC):
 
     @property
     def ignored_pixels(self) -> str:
-        """How support pixels of label 255 are treated, for the protocol."""
+        """How support pixels of label 255 are treated, as an evaluation's protocol says."""
         return "not the class"
 
     def extract(
         self, image: Float[Array, "*batch height width 3"], train: bool
     ) -> Float[Array, "*batch h w channel"]:
         """Backbone features of normalised images: all `stages`, at the resolution of the last."""
-        features = self.backbone(image, stages=self.stages, train=train)
-        size = features[-1].shape[-3:-1]
-        features = [
-            x if x.shape[-3:-1] == size else resize(x, size, self.align_corners).astype(x.dtype)
-            for x in features
-        ]
-        features = jnp.concatenate(features, axis=-1)
+        stages = self.backbone(image, stages=self.stages, train=train)
+        size = stages[-1].shape[-3:-1]
+        features = jnp.concatenate(
+            [
+                # `resize` computes in float32.
+                x if x.shape[-3:-1] == size else resize(x, size, self.align_corners).astype(x.dtype)
+                for x in stages
+            ],
+            axis=-1,
+        )
+        # Training takes no gradient of frozen parameters anyway; this is for other callers.
         return jax.lax.stop_gradient(features) if self.freeze_backbone else features
 
     def measure(
@@ -125,9 +129,9 @@ class Method(nn.Module, abc.ABC):
         query_features: Any,
         query_label: UInt8[AnyArray, "height width"],
     ) -> dict[str, Float[Array, ""]]:
-        """Named scalars that need the query's label; an evaluation reports their means.
+        """Named scalars that need the query's label, which `segment` does not see.
 
-        They come in addition to `Output.measured`. NaN values are left out of the mean.
+        An evaluation reports their means, as those of `Output.measured`, without NaN values.
         """
         return {}
 
@@ -144,6 +148,7 @@ class Method(nn.Module, abc.ABC):
             previous: see `segment`.
             train: see `segment`.
         """
+        # One pass of the backbone: the images of an episode have one size.
         ways, shots, height, width, _ = episode.support_image.shape
         supports = episode.support_image.reshape(ways * shots, height, width, 3)
         features = self.encode(jnp.concatenate([supports, episode.query_image[None]]), train=train)
@@ -192,7 +197,8 @@ class BinaryMethod(Method):
 def join_ways(logits: Float[Array, "way h w 2"]) -> Float[Array, "h w class"]:
     r"""Joins N binary predictions into one of N + 1 classes by the maximum (MFNet sec. IV-C).
 
-    $z_0 = \max_n \log p_n(\text{background})$ and $z_n = \log p_n(\text{foreground})$.
+    The logits are $z_0 = \max_n \log p_n(\text{background})$ and
+    $z_n = \log p_n(\text{foreground})$.
     """
     logits = jax.nn.log_softmax(logits.astype(jnp.float32))
     background = logits[..., 0].max(axis=0)

@@ -1,8 +1,9 @@
 """MFNet: multi-way few-shot segmentation in one pass (Zhang et al., TCSVT 2022).
 
-The prototype of each class is added to the query at several scales, which attention combines into
-one feature map per class (sec. III-C). These maps are concatenated, and one decoder separates all
-classes (sec. III-B). Training adds a triplet loss on hard pixels of the embedding (sec. III-D).
+The prototype of each class is added to the query's features at several scales (sec. III-B).
+Attention over the scales gives one feature map per class (sec. III-C). One decoder separates all
+classes in the concatenated maps (sec. III-B). Training adds a triplet loss on hard pixels of the
+embedding, which is the decoder's first layer (sec. III-D).
 """
 
 import functools
@@ -41,21 +42,23 @@ from fsseg_jax.models.resize import adaptive_pool, resize, resize_masks
 class Aux(NamedTuple):
     """What the loss needs."""
 
-    logits: Float[Array, "branch h w class"]  # one branch, or one per way of two classes
-    embedding: Float[Array, "branch h w channel"] | None  # in training
+    # One pass of N + 1 classes; with `binary_branches` N passes of 2.
+    logits: Float[Array, "pass h w class"]
+    embedding: Float[Array, "pass h w channel"] | None  # in training
 
 
 class MFNet(Method):
-    r"""MFNet on a frozen backbone. Its parameters depend on the number of ways.
+    r"""MFNet on a frozen backbone. The decoder's parameters depend on the number of ways.
 
-    The K vectors of a way attend to each other in several heads, and their mean is the prototype
-    (eq. 2-3). At scale z the query plus the prototype gives a score $a_z$ and features $t_z$, and
-    the scales are combined per position (eq. 4-5):
+    The K support vectors of a way attend to each other in several heads, and their mean is the
+    prototype (eq. 2-3). At scale z, the pooled query plus the prototype gives a score map $A^z$ and
+    features $T^z$, which U up-samples to the first scale and attention combines at every position
+    (eq. 4-5):
 
-    $$A_z = \frac{e^{a_z}}{\sum_{z'} e^{a_{z'}}}, \qquad S = \sum_z A_z t_z.$$
+    $$a^z = \operatorname{softmax}_z U(A^z), \qquad S = \sum_z a^z U(T^z).$$
 
     The ways share all weights before the decoder. Where the paper leaves a choice open: scales
-    have separate weights; the metric loss is the mean over valid triplets of foreground classes.
+    have separate weights; a residual block is CANet's; masks are down-sampled before pooling.
 
     Example:
         >>> import jax
@@ -70,50 +73,55 @@ class MFNet(Method):
 
     freeze_backbone: bool = option(True, "Do not train the backbone.")
     stages: tuple[int, ...] = option(
-        (2, 3), "Backbone stages: layer2 and layer3 of ResNet-50; for VGG-16 (2, 3, 4)."
+        (2, 3), "Backbone stages: layer2 and layer3 of ResNet-50; for VGG-16 (2, 3, 4), as CANet."
     )
     width: int = option(256, "Channels of the head, a multiple of heads.", least=1)
     dropout: float = option(
         0.5,
-        "Channel dropout after the embedding, as in PFENet, which MFNet follows.",
+        "Channel dropout after the 1 x 1 embeddings, as in PFENet, which MFNet follows.",
         least=0,
         below=1,
     )
     separate_embeddings: bool = option(
         True, "Separate embeddings of supports and queries, as in PFENet."
     )
-    area_epsilon: float = option(5e-4, "Added to the area of masks.")
+    area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's published code.")
     scales: int = option(
-        4, "Number of scales Z: the query at 1, 1/2, 1/4, ... of its resolution.", least=1
+        4, "Number of scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.", least=1
     )
-    heads: int = option(4, "Number of heads N_r of the support attention (eq. 2-3).", least=1)
+    heads: int = option(4, "Number of heads N_r of the support attention (sec. III-C).", least=1)
     support_attention: bool = option(
         True, "Attention over shots; without it, their mean (table VI)."
     )
-    scale_attention: bool = option(
-        True, "Attention over scales (eq. 4-5); without it, the mean over scales."
-    )
+    scale_attention: bool = option(True, "Attention over scales (eq. 4-5); without it, their mean.")
     compare_supports: bool = option(
         False,
-        "A_S-v1 (table VI, without support_attention): compare each support with the query, and "
-        "weight the results as CANet weights its supports.",
+        "A_S-v1 (table VI), instead of support_attention: compare each shot with the query, and "
+        "average the results of a scale with CANet's softmax weights. (The paper combines shots "
+        "before the scale attention.)",
     )
     hierarchy: bool = option(
         False,
-        "A_M-v1 (table VII): merge each scale with the larger ones, as in PFENet's FEM, and "
-        "concatenate the results.",
+        "A_M-v1 (table VII), instead of scale_attention: merge each scale with the larger ones, as "
+        "in PFENet's FEM, and concatenate the results.",
     )
-    aspp: bool = option(False, "A_M-v2 (table VII, with scales = 1): ASPP in the decoder.")
+    aspp: bool = option(
+        False, "A_M-v2 (table VII, with scales = 1 and no scale_attention): ASPP in the decoder."
+    )
     query_fusion: str = option(
         "add", "How to combine query and prototype (table IV).", choices=("add", "concat")
     )
     way_fusion: str = option(
-        "concat", "How to combine the features of the ways (table IV).", choices=("add", "concat")
+        "concat",
+        "How to combine the features of the ways (table IV). A sum cannot tell the ways apart.",
+        choices=("add", "concat"),
     )
     binary_branches: bool = option(
-        False, "Decode each way separately, and combine the ways by the maximum."
+        False, "Decode each way separately, and join them by the maximum (table IV)."
     )
-    focal_gamma: float = option(2.0, "The exponent of the focal loss (eq. 1).")
+    focal_gamma: float = option(
+        2.0, "Exponent of the focal loss (eq. 1; the paper states no value)."
+    )
     focal_over_ways: bool = option(
         True,
         "Divide the focal loss by N, as eq. 1 does, taken as the number of ways. It makes no "
@@ -123,12 +131,16 @@ class MFNet(Method):
     metric_positives: str = option(
         "spatial",
         "Positives of the metric loss (table VIII): drawn by spatial proximity or at random, the "
-        "farthest in feature space, or none for no metric loss.",
+        "farthest in feature space (with the nearest negative), or none for no metric loss.",
         choices=("spatial", "random", "feature", "none"),
     )
-    metric_weight: float = option(0.4, "Weight of the metric loss (eq. 7's lambda).")
+    metric_weight: float = option(
+        0.4,
+        "Weight of the metric loss (lambda of eq. 7), which is a mean over valid triplets where "
+        "eq. 6 is a sum.",
+    )
     metric_from_epoch: float = option(
-        5.0, "First epoch of the metric loss: 5 on PASCAL-5i, 1 on COCO-20i."
+        5.0, "Epochs before the metric loss starts (sec. IV-B): 5 on PASCAL-5i, 1 on COCO-20i."
     )
     metric_anchors: int = option(20, "Number of anchors N_t.", least=1)
     metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).")
@@ -143,7 +155,7 @@ class MFNet(Method):
             )
 
     def setup(self) -> None:
-        """The layers, in the order of the paper's fig. 2 and 3."""
+        """The layers in the order of use; those of ablations exist only where they are on."""
         options = {"dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         self.drop = channel_dropout(self.dropout)
@@ -166,7 +178,7 @@ class MFNet(Method):
     def encode(
         self, image: Float[Array, "*batch height width 3"], train: bool = False
     ) -> dict[str, Float[Array, "*batch h w channel"]]:
-        """Embedded features of normalised images, as supports and as queries."""
+        """Embedded features of normalised images, both as supports and as queries."""
         features = self.extract(image, train)
         embedded = [
             self.drop(nn.relu(layer(features)), deterministic=not train)
@@ -177,19 +189,19 @@ class MFNet(Method):
     def prototypes(self, vectors: Float[Array, "way shot channel"]) -> Float[Array, "way channel"]:
         r"""Means over shots of the vectors after attention among them (eq. 2-3).
 
-        With queries q, keys k and values u of the vectors v in each head r, of width d,
+        With shots k and j, and heads r of width d,
 
-        $$v_i' = v_i + \operatorname{concat}_r
-        \sum_j \operatorname{softmax}_j(q_i \cdot k_j / \sqrt d) \, u_j.$$
+        $$F_k' = F_k + \operatorname{concat}_r \sum_j w_{kj}^r W_V^r F_j, \qquad
+        w_{kj}^r = \operatorname{softmax}_j \frac{W_A^r F_k \cdot W_B^r F_j}{\sqrt d}.$$
         """
-        # A single shot has nothing to attend to, and these parameters do not exist.
+        # Only for several shots (sec. III-B): a model of one shot has no such parameters.
         if self.support_attention and vectors.shape[1] > 1:
-            query, key, value = (
+            a, b, v = (
                 rearrange(layer(vectors), "n k (r c) -> n r k c", r=self.heads)
                 for layer in self.relations
             )
-            scores = jnp.einsum("nrkc,nrjc->nrkj", query, key) / math.sqrt(query.shape[-1])
-            related = jnp.einsum("nrkj,nrjc->nrkc", jax.nn.softmax(scores), value)
+            scores = jnp.einsum("nrkc,nrjc->nrkj", a, b) / math.sqrt(a.shape[-1])
+            related = jnp.einsum("nrkj,nrjc->nrkc", jax.nn.softmax(scores), v)
             vectors = vectors + rearrange(related, "n r k c -> n k (r c)")
         return vectors.mean(axis=1)
 
@@ -205,8 +217,7 @@ class MFNet(Method):
         """Logits of the query, and in training the embedding of its positions.
 
         Args:
-            support_features, query_features: outputs of `encode`.
-            support_label: label in episode numbering.
+            support_features, support_label, query_features: see `Method.segment`.
             query_image: not used.
             previous: not used.
             train: whether to return the embedding.
@@ -219,7 +230,8 @@ class MFNet(Method):
         )[..., 0, :]
         vectors = vectors.astype(jnp.float32)
         compare = self.compare_supports and vectors.shape[1] > 1
-        prototypes = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
+        # One row per way, or per way and shot.
+        rows = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
 
         size = query.shape[:2]
         scores, features = [], []
@@ -227,26 +239,28 @@ class MFNet(Method):
             shape = tuple(math.ceil(side / 2**scale) for side in size)
             pooled = adaptive_pool(query, shape).astype(self.dtype)
             if self.query_fusion == "add":
-                pair = (pooled + prototypes[:, None, None, :].astype(self.dtype),)
+                x, vector = pooled + rows[:, None, None, :].astype(self.dtype), None
             else:
-                pair = pooled, prototypes
-            score, transformed = branch(*pair)
+                x, vector = pooled, rows
+            score, transformed = branch(x, vector)
             if compare:
-                weights = jax.nn.softmax(self.shot_scores[scale](*pair).reshape(ways, -1), axis=1)
+                shots = self.shot_scores[scale](x, vector).reshape(ways, -1)
                 score, transformed = (
-                    jnp.einsum("nk,nkhwc->nhwc", weights, x.reshape(ways, -1, *x.shape[1:]))
-                    if len(x) > 1
-                    else x
-                    for x in (score, transformed)
+                    jnp.einsum(
+                        "nk,nkhwc->nhwc",
+                        jax.nn.softmax(shots, axis=1),
+                        y.reshape(ways, -1, *y.shape[1:]),
+                    )
+                    for y in (score, transformed)
                 )
             scores.append(resize(score.astype(jnp.float32), size, self.align_corners))
             features.append(transformed)
         if self.hierarchy:
             combined = self.merging(features, align_corners=self.align_corners)
         else:
-            features = [resize(x, size, self.align_corners).astype(self.dtype) for x in features]
-            weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4
-            combined = jnp.sum(weights.astype(self.dtype) * jnp.stack(features), axis=0)  # eq. 5
+            large = [resize(x, size, self.align_corners).astype(self.dtype) for x in features]
+            weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4: (scale, way, h, w, 1)
+            combined = jnp.sum(weights.astype(self.dtype) * jnp.stack(large), axis=0)  # eq. 5
 
         if self.binary_branches:
             joint = combined
@@ -267,7 +281,7 @@ class MFNet(Method):
             output: output of a pass with `train=True`.
             episode: the segmented episode.
             key: key of the draws of anchors, positives and negatives.
-            epoch: the metric loss counts from epoch `metric_from_epoch` on.
+            epoch: the metric loss counts from `metric_from_epoch` on.
         """
         label = episode.query_label[None]
         if self.binary_branches:
@@ -289,8 +303,8 @@ class MFNet(Method):
         keys = jax.random.split(key, len(logits))
         # The label of a position is that of the pixel at its centre.
         rows, columns = (
-            nearest(large_side, side, self.align_corners)
-            for large_side, side in zip(label.shape[-2:], logits.shape[-3:-1], strict=True)
+            nearest(pixels, positions, self.align_corners)
+            for pixels, positions in zip(label.shape[-2:], logits.shape[-3:-1], strict=True)
         )
         small = label[:, rows][:, :, columns]
         metric = jax.vmap(triplet)(logits, output.aux.embedding, small, keys).mean()
@@ -304,23 +318,23 @@ class ScaleBranch(nn.Module):
 
     options: Mapping[str, Any]
     width: int
-    attention: bool  # without it, all scores are 0
+    attention: bool  # if not, all scores are 0
     rematerialise: bool = False
 
     @rematerialisable
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*way h w c"], vector: Float[Array, "way c"] | None = None
-    ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w channel"]]:
-        """Both branches of a map concatenated with a vector at every position."""
+        self, x: Float[Array, "*row h w c"], vector: Float[Array, "row c"] | None = None
+    ) -> tuple[Float[Array, "row h w 1"], Float[Array, "row h w channel"]]:
+        """Score and features of `x`, or of `x` concatenated with a vector at every position."""
         joined = functools.partial(JoinedConvolution, self.width, **self.options)
-        score = jnp.zeros((1, *x.shape[-3:-1], 1))
-        if self.attention:
-            y = nn.relu(joined(name="Conv_0")(x, vector=vector))
-            y = nn.relu(convolution(self.width, name="Conv_1", **self.options)(y))
-            score = convolution(1, 1, name="Conv_2", **self.options)(y)
-        last = joined(1, name="Conv_3" if self.attention else "Conv_0")
-        return score, ResidualBlock(self.options)(last(x, vector=vector))
+        transform = joined(size=1, name="Conv_3" if self.attention else "Conv_0")
+        transformed = ResidualBlock(self.options)(transform(x, vector=vector))
+        if not self.attention:
+            return jnp.zeros((*transformed.shape[:-1], 1)), transformed
+        y = nn.relu(joined(name="Conv_0")(x, vector=vector))
+        y = nn.relu(convolution(self.width, name="Conv_1", **self.options)(y))
+        return convolution(1, 1, name="Conv_2", **self.options)(y), transformed
 
 
 class ShotScore(nn.Module):
@@ -333,7 +347,7 @@ class ShotScore(nn.Module):
     def __call__(
         self, x: Float[Array, "*row h w c"], vector: Float[Array, "row c"] | None = None
     ) -> Float[Array, " row"]:
-        """Scores of maps concatenated with a vector at every position."""
+        """Scores of `x`, or of `x` concatenated with a vector at every position."""
         joined = JoinedConvolution(self.width, name="Conv_0", **self.options)
         y = max_pool(nn.relu(joined(x, vector=vector)), 2)
         y = convolution(1, name="Conv_1", **self.options)(y).astype(jnp.float32)
@@ -343,9 +357,9 @@ class ShotScore(nn.Module):
 class Hierarchy(nn.Module):
     """Merges scales one after another, the largest first, and concatenates the results.
 
-    As the feature enrichment module of PFENet (Tian et al., TPAMI 2020): the result of the scale
-    before is concatenated with the scale, a 1 x 1 convolution of both is added to it, and a
-    residual block follows.
+    As the feature enrichment module of PFENet (Tian et al., TPAMI 2020): each scale after the first
+    adds ReLU of a 1 x 1 convolution of itself and the previous result, and a residual block
+    follows.
     """
 
     options: Mapping[str, Any]
@@ -355,18 +369,18 @@ class Hierarchy(nn.Module):
     @rematerialisable
     @nn.compact
     def __call__(
-        self, features: Sequence[Float[Array, "way ?h ?w channel"]], align_corners: bool
+        self, features: Sequence[Float[Array, "way _ _ channel"]], align_corners: bool
     ) -> Float[Array, "way h w channel"]:
         """One map, at the size of the first scale."""
         size, levels = features[0].shape[-3:-1], []
         for x in features:
             if levels:
-                before = resize(levels[-1], x.shape[-3:-1], align_corners).astype(x.dtype)
-                beside = jnp.concatenate([x, before], axis=-1)
-                x = x + nn.relu(convolution(self.width, 1, **self.options)(beside))
+                previous = resize(levels[-1], x.shape[-3:-1], align_corners).astype(x.dtype)
+                both = jnp.concatenate([x, previous], axis=-1)
+                x = x + nn.relu(convolution(self.width, 1, **self.options)(both))
             levels.append(ResidualBlock(self.options)(x))
-        whole = [resize(x, size, align_corners).astype(x.dtype) for x in levels]
-        return nn.relu(convolution(self.width, 1, **self.options)(jnp.concatenate(whole, axis=-1)))
+        large = [resize(x, size, align_corners).astype(x.dtype) for x in levels]
+        return nn.relu(convolution(self.width, 1, **self.options)(jnp.concatenate(large, axis=-1)))
 
 
 class Decoder(nn.Module):
@@ -382,12 +396,10 @@ class Decoder(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch h w c"], classes: int
     ) -> tuple[Float[Array, "*batch h w classes"], Float[Array, "*batch h w channel"]]:
-        """Logits and the embedding, which is the input of the residual block."""
+        """Logits, and the embedding that the metric loss works on (sec. III-D)."""
         embedding = convolution(self.width, 1, **self.options)(x)
-        seen = (ASPP(self.options, self.width) if self.aspp else ResidualBlock(self.options))(
-            embedding
-        )
-        logits = classifier(classes, self.options["dtype"])(seen)
+        block = ASPP(self.options, self.width) if self.aspp else ResidualBlock(self.options)
+        logits = classifier(classes, self.options["dtype"])(block(embedding))
         return logits.astype(jnp.float32), embedding.astype(jnp.float32)
 
 

@@ -15,9 +15,11 @@ class Output(Generic[Aux]):
     Attributes:
         logits: one channel per class of the episode, background first, at any resolution. Callers
             resize them in the method's corner convention.
-        aux: what only the method's loss needs, in a type of the method's own; None for nothing.
-        row: what to store until the query's item is drawn again in training, or None.
-        measured: named scalars; an evaluation reports their means.
+        aux: what only the method's loss needs, of a type of the method's own; None if nothing.
+        row: the row of the training state's table to store for the query's item, which is
+            `previous` the next time that the item is the query; None if nothing.
+        measured: named scalars that need no label (see `Method.measure` for others); an evaluation
+            reports their means.
     """
 
     logits: Float[Array, "h w class"]

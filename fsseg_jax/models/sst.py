@@ -1,8 +1,8 @@
 """SST: self-supervised tuning of the support features (Zhu et al., IJCAI 2020).
 
-The support is first segmented with its own prototype. A gradient step of that loss with respect to
-the support features updates the features; the parameters stay (eq. 8-11). The query is segmented
-with the prototype of the updated features (eq. 12-13).
+The support is first segmented with its own prototype (eq. 8-10). One gradient step on that loss
+changes the support's features, not the parameters (eq. 11). The query is segmented with the
+prototype of the changed features (eq. 12-13).
 """
 
 import functools
@@ -32,16 +32,18 @@ from fsseg_jax.models.resize import resize, resize_masks
 class SST(BinaryMethod):
     r"""SST; N ways are N binary passes.
 
-    With support features $R$, their prototype $p$ and the label $y$, the inner loop is one step on
-    the self-segmentation loss (eq. 8-11), and its result segments the query (eq. 12-13):
+    With support features $R$, their prototype $p$, the label $y$ and query features $R_q$, the
+    inner loop is one step on the self-segmentation loss (eq. 8-11), and its result segments the
+    query (eq. 12-13, 7):
 
-    $$L_{self} = \mathrm{CE}(f_d(f_m(R, p)), y), \qquad
-    R' = R - \eta \frac{\partial L_{self}}{\partial R}, \qquad
-    P_q = f_d(f_m(R_q, \mathrm{pool}(R', y))).$$
+    $$L_{sup} = \mathrm{CE}(f_d(f_m(R, p)), y), \qquad
+    R' = R - \eta A |p| \frac{\partial L_{sup}}{\partial R}, \qquad
+    S = f_d(f_m(R_q, \mathrm{pool}(R', y))).$$
 
-    The paper draws the embedding, the relation $f_m$ and the decoder $f_d$ without defining their
-    layers. Here they are a 3 x 3 convolution with ReLU, two of these, and a residual block with
-    ASPP.
+    Eq. 11 has no factor ($\eta A |p| = 1$); see `inner_rate`. The paper draws the embedding, the
+    relation $f_m$ and the decoder $f_d$ without defining their layers. Here the embedding is a
+    3 x 3 convolution with ReLU, the relation two of them on features concatenated with the tiled
+    prototype, and the decoder a residual block, ASPP and a 1 x 1 convolution.
 
     Example:
         >>> import jax
@@ -60,33 +62,33 @@ class SST(BinaryMethod):
     width: int = option(256, "Channels of the head.", least=1)
     area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's published code.")
     tuning: bool = option(
-        True, "Run the inner loop; without it, features stay as they are (table 1)."
+        True, "Run the inner loop (SSM in table 1); without it, features stay as they are."
     )
-    # Eq. 11 has no rate, and the paper does not say whether its loss is a sum or a mean. A mean
-    # moves the prototype p by less than a thousandth of its length, a sum by half of it to several
-    # times it, which diverged. Here p moves by inner_rate * |p| * the gradient of the mean, which
-    # does not depend on the object's area or the features' scale (the scale differs between
-    # backbones and changes in training). At 3 that is about 10 to 25 % of |p| at full width, on
-    # ResNet-50 and VGG-16, before and in training (docs/figures.md; in training on ResNet-50 as
-    # measured at 4).
+    # Eq. 11 has no rate, and the paper does not say whether its loss is a sum or a mean. With a
+    # mean over pixels the prototype p hardly moves, by less than a thousandth of its length; with
+    # a sum it moves by half of it to several times it, which diverged. This step moves p by
+    # inner_rate * |p| times the gradient of the mean, summed over the foreground, which hardly
+    # depends on the object's area nor, for a given head, on the features' scale (that differs
+    # between backbones and changes in training). At 3, p moves by about 10 to 25 % of its length
+    # at full width; docs/figures.md has what was measured.
     inner_rate: float = option(
-        3.0, "Step size of the inner loop: the prototype p moves by inner_rate * |p| * gradient."
+        3.0, "The inner step moves the prototype p by inner_rate * |p| * its gradient."
     )
     second_order: bool = option(True, "Differentiate through the inner gradient.")
     auxiliary_weight: float = option(
-        1.0, "Weight of the self-segmentation loss in training (sec. 4.4)."
+        1.0, "Weight of the self-segmentation loss in training (sec. 4.4, which states none)."
     )
     fusion: str = option(
         "weighted",
-        "How to combine shots (table 2): by the sum of their responses, weighted by the IoU of "
+        "How to combine shots (table 2): by the mean of their responses, weighted by the IoU of "
         "their self-segmentations (eq. 14), or by the average or the maximum of their "
-        "segmentations. Without tuning and auxiliary loss the weights are meaningless: choose the "
-        "average.",
+        "segmentations. Without tuning and auxiliary loss, nothing trains the self-segmentation "
+        "and its IoU means nothing: choose the average.",
         choices=("weighted", "average", "maximum"),
     )
 
     def setup(self) -> None:
-        """The layers: the last one of theta_e, theta_m and theta_d."""
+        """The layers after the backbone: the embedding, f_m (`relation`) and f_d (the others)."""
         options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         conv = functools.partial(convolution, **options)
         self.embedding = conv(self.width)
@@ -104,7 +106,7 @@ class SST(BinaryMethod):
     ) -> Float[Array, "*batch h w channel"]:
         """Embedded features of normalised images (f_e)."""
         features = nn.relu(self.embedding(self.extract(image, train)))
-        return features.astype(jnp.float32)  # the inner loop is computed in float32
+        return features.astype(jnp.float32)  # for the pooling and the step of the inner loop
 
     def pool(
         self,
@@ -121,12 +123,12 @@ class SST(BinaryMethod):
         features: Float[Array, "*#batch h w channel"],
         prototype: Float[Array, "*#batch channel"],
     ) -> Float[Array, "... h w channel"]:
-        """Response of features to a prototype (f_m of eq. 13)."""
+        """Response of features to a prototype (f_m of eq. 6, `Relation` of eq. 13)."""
         first, second = self.relation
         return nn.relu(second(nn.relu(first(features, vector=prototype))))
 
     def decode(self, response: Float[Array, "*batch h w channel"]) -> Float[Array, "*batch h w 2"]:
-        """Logits of a response (f_d of eq. 13)."""
+        """Logits of a response (f_d of eq. 7 and 9, before its up-sampling to the image)."""
         return self.classifier(self.aspp(self.block(response))).astype(jnp.float32)
 
     def self_segmentation(
@@ -134,7 +136,7 @@ class SST(BinaryMethod):
         features: Float[Array, "*batch h w channel"],
         label: UInt8[Array, "*batch height width"],
     ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch h w 2"]]:
-        """Self-segmentation of supports (eq. 8-9): mean cross-entropies and logits."""
+        """Self-segmentation of each support (eq. 8-10): the loss, and the logits."""
         logits = self.decode(self.respond(features, self.pool(features, label)))
         return cross_entropy(logits, label, self.align_corners), logits
 
@@ -143,19 +145,21 @@ class SST(BinaryMethod):
         features: Float[Array, "way shot h w channel"],
         label: UInt8[Array, "way shot height width"],
     ) -> "Tuned":
-        r"""One gradient step on the features of each support (eq. 10-11).
+        r"""One gradient step on the features of each support (eq. 11).
 
-        $R' = R - \eta A |p| \, \partial L / \partial R$ with the rate $\eta$ = `inner_rate`, A
-        foreground positions and the prototype p.
+        $R' = R - \eta A |p| \, \partial L / \partial R$ with the rate $\eta$ (`inner_rate`), the
+        loss L of eq. 10, the mask's area A in positions and the prototype p.
 
         Args:
             features: features of the supports.
             label: label of each support: 1 for its way, 0 elsewhere, 255 ignored.
         """
         loss, logits = self.self_segmentation(features, label)
-        if not self.tuning or self.is_initializing():  # no parameters exist yet
+        # The line above creates the parameters, which a gradient needs.
+        if not self.tuning or self.is_initializing():
             return Tuned(features, loss, logits)
 
+        # `jax.grad` needs a pure function, which a bound module is not.
         module, variables = self.unbind()
 
         def total(features: Array) -> Array:
@@ -166,7 +170,8 @@ class SST(BinaryMethod):
         if not self.second_order:
             gradient = jax.lax.stop_gradient(gradient)
         masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)
-        area = masks.sum((-2, -1))
+        area = masks.sum((-2, -1))  # (way, shot)
+        # |p| only scales the step: no gradient passes, and there would be none at p = 0.
         length = jnp.linalg.norm(jax.lax.stop_gradient(self.pool(features, label)), axis=-1)
         step = self.inner_rate * (area * length)[..., None, None, None]
         return Tuned(features - step * gradient, loss, logits)
@@ -183,37 +188,44 @@ class SST(BinaryMethod):
         """Logits of the query with tuned supports (eq. 12-14), and measures of the tuning.
 
         Args:
-            support_features, query_features: outputs of `encode`.
-            support_label: label in episode numbering.
+            support_features, support_label, query_features: see `Method.segment`.
             query_image: not used.
             previous: not used.
-            train: whether to leave out the measures.
+            train: leaves out `measured`.
         """
-        support_features = support_features.astype(jnp.float32)
+        support_features = support_features.astype(jnp.float32)  # they may be cached in float16
         label = support_labels(support_label)
         tuned = self.tune(support_features, label)
         prototype = self.pool(tuned.features, label)
         response = self.respond(query_features, prototype)  # (way, shot, h, w, width)
         if self.fusion == "weighted":
-            weight = self_iou(tuned.logits, label, self.align_corners)
+            # Eq. 14 is a sum; sec. 5.3's weights near 1/5 for five shots mean that they sum to 1.
+            weight = self_iou(tuned.logits_before, label, self.align_corners)
             weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)
-            weight = jnp.where(weight.sum(axis=1, keepdims=True) > 0, weight, 1 / len(label[0]))
+            # Shots count alike where all IoUs are 0.
+            weight = jnp.where(weight.sum(axis=1, keepdims=True) > 0, weight, 1 / label.shape[1])
             logits = self.decode(jnp.sum(response * weight[..., None, None, None], axis=1))
         else:
             logits = join_shots(self.decode(response), self.fusion)
-        measured = {} if train else self._measure(support_features, tuned, prototype, label)
-        return Output(join_ways(logits), Aux(logits, tuned.loss), measured=measured)
+        measured = (
+            {} if train else self._effect_of_tuning(support_features, tuned, prototype, label)
+        )
+        return Output(join_ways(logits), Aux(logits, tuned.loss_before), measured=measured)
 
-    def _measure(
-        self, features: Array, tuned: "Tuned", prototype: Array, label: Array
-    ) -> dict[str, Array]:
-        """Effect of the inner loop: means over ways and shots."""
+    def _effect_of_tuning(
+        self,
+        features: Float[Array, "way shot h w channel"],
+        tuned: "Tuned",
+        prototype: Float[Array, "way shot channel"],
+        label: UInt8[Array, "way shot height width"],
+    ) -> dict[str, Float[Array, ""]]:
+        """How far the inner loop moves the prototype, and the loss before and after: means."""
         before = self.pool(features, label)
         moved = jnp.linalg.norm(prototype - before, axis=-1)
         after, _ = self.self_segmentation(tuned.features, label)
         return {
             "prototype shift": jnp.mean(moved / (jnp.linalg.norm(before, axis=-1) + 1e-6)),
-            "self-segmentation loss before": tuned.loss.mean(),
+            "self-segmentation loss before": tuned.loss_before.mean(),
             "self-segmentation loss after": after.mean(),
         }
 
@@ -228,18 +240,18 @@ class SST(BinaryMethod):
 
 
 class Aux(NamedTuple):
-    """What the loss needs."""
+    """What the loss needs: the query's logits, and the loss of each self-segmentation (eq. 10)."""
 
     binary_logits: Float[Array, "way h w 2"]
-    self_segmentation: Float[Array, "way shot"]  # losses
+    self_segmentation: Float[Array, "way shot"]
 
 
 class Tuned(NamedTuple):
     """Support features after the inner loop, and the self-segmentation before it."""
 
     features: Float[Array, "way shot h w channel"]
-    loss: Float[Array, "way shot"]
-    logits: Float[Array, "way shot h w 2"]
+    loss_before: Float[Array, "way shot"]
+    logits_before: Float[Array, "way shot h w 2"]
 
 
 def join_shots(logits: Float[Array, "way shot h w 2"], fusion: str) -> Float[Array, "way h w 2"]:
@@ -247,8 +259,9 @@ def join_shots(logits: Float[Array, "way shot h w 2"], fusion: str) -> Float[Arr
     log_p = jax.nn.log_softmax(logits)
     if fusion == "average":
         return jax.nn.logsumexp(log_p, axis=1) - jnp.log(logits.shape[1])
-    surest = jnp.argmax(log_p[..., 1], axis=1)[:, None, ..., None]
-    return jnp.take_along_axis(log_p, surest, axis=1)[:, 0]
+    # At each position, the shot that is surest of the foreground: (way, 1, h, w, 1).
+    shot = jnp.argmax(log_p[..., 1], axis=1)[:, None, ..., None]
+    return jnp.take_along_axis(log_p, shot, axis=1)[:, 0]
 
 
 def self_iou(
