@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -104,7 +104,7 @@ class Predictions:
         self._outputs = {name: entry.output for name, entry in self._entries.items()}
         self._taken = {output.casefold() for output in self._outputs.values()}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Predictions":
         return self
 
     def __exit__(self, *_: Any) -> None:

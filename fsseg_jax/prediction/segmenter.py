@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Segmenter:
         masks: Any = None,
         boxes: Any = None,
         classes: Sequence[str] = (),
-    ) -> Self:
+    ) -> "Segmenter":
         """Encodes supports, in place of those of the last call.
 
         A photograph is a support of every class that it shows. Classes that have fewer than the
