@@ -24,6 +24,7 @@ from fsseg_jax.models.method import (
 )
 from fsseg_jax.models.option import options_of
 from fsseg_jax.models.output import Output
+from fsseg_jax.models.panet import PANet
 from fsseg_jax.models.resize import resize
 from fsseg_jax.training.state import abstract_state, make_optimizer, make_step
 
@@ -122,10 +123,10 @@ def test_stages_are_brought_to_the_resolution_of_the_last_one():
     @jax.jit
     def run(params):
         joined = [
-            Method(backbone=backbone, stages=stages, **options).apply(
+            PANet(backbone=backbone, stages=stages, **options).apply(
                 {"params": {"backbone": params}}, image, False, method="extract"
             )
-            for options in ({}, {"align_corners": False})
+            for options in ({"align_corners": True}, {"align_corners": False})
         ]
         return backbone.apply({"params": params}, image, stages=stages), joined
 
@@ -153,7 +154,7 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_gradient_passes_through_the_features_unless_the_backbone_is_frozen(frozen):
     """Even where it is asked for."""
-    model, image = Method(backbone=Scaled(), freeze_backbone=frozen), random(4, 4, 3)
+    model, image = PANet(backbone=Scaled(), freeze_backbone=frozen), random(4, 4, 3)
 
     def total(factor):
         params = {"backbone": {"factor": factor}}
