@@ -112,7 +112,7 @@ class CANet(BinaryMethod):
         self.classifier = classifier(2, self.dtype)
 
     def encode(
-        self, image: Float[Array, "*batch height width 3"], train: bool = False
+        self, image: Float[AnyArray, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
         """Embedded features of normalised images, for both branches."""
         features = nn.relu(self.embedding(self.extract(image, train)))

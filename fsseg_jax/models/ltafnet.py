@@ -152,7 +152,7 @@ class LTAFNet(BinaryMethod):
         return {} if self.adaption == "none" else {"alpha = 0": self.clone(adaption="none")}
 
     def encode(
-        self, image: Float[Array, "*batch height width 3"], train: bool = False
+        self, image: Float[AnyArray, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
         """Embedded features of normalised images."""
         features = nn.relu(self.embedding(self.extract(image, train)))

@@ -46,7 +46,7 @@ class Method(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def encode(self, image: Float[Array, "*batch height width 3"], train: bool = False) -> Any:
+    def encode(self, image: Float[AnyArray, "*batch height width 3"], train: bool = False) -> Any:
         """Features of normalised images: everything that depends on a single image.
 
         Evaluation and prediction cache them. They are an array or a pytree of arrays, with the
@@ -106,7 +106,7 @@ class Method(nn.Module, abc.ABC):
         return "not the class"
 
     def extract(
-        self, image: Float[Array, "*batch height width 3"], train: bool
+        self, image: Float[AnyArray, "*batch height width 3"], train: bool
     ) -> Float[Array, "*batch h w channel"]:
         """Backbone features of normalised images: all `stages`, at the resolution of the last."""
         stages = self.backbone(image, stages=self.stages, train=train)

@@ -176,7 +176,7 @@ class MFNet(Method):
         self.decoder = Decoder(options, self.width, self.aspp, self.rematerialise)
 
     def encode(
-        self, image: Float[Array, "*batch height width 3"], train: bool = False
+        self, image: Float[AnyArray, "*batch height width 3"], train: bool = False
     ) -> dict[str, Float[Array, "*batch h w channel"]]:
         """Embedded features of normalised images, both as supports and as queries."""
         features = self.extract(image, train)

@@ -74,7 +74,7 @@ class PANet(Method):
         return "background" if self.ignored_is_background else "ignored"
 
     def encode(
-        self, image: Float[Array, "*batch height width 3"], train: bool = False
+        self, image: Float[AnyArray, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
         """Features of normalised images."""
         # Prototypes and similarities are computed in float32 whatever the dtype.

@@ -102,7 +102,7 @@ class SST(BinaryMethod):
         return {"tuning off": self.clone(tuning=False)} if self.tuning else {}
 
     def encode(
-        self, image: Float[Array, "*batch height width 3"], train: bool = False
+        self, image: Float[AnyArray, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
         """Embedded features of normalised images (f_e)."""
         features = nn.relu(self.embedding(self.extract(image, train)))
