@@ -1,8 +1,8 @@
 """A page on this computer to try a model out: python -m fsseg_jax.demo --workdir=panet_vgg16
 
 --workdir is whatever `fsseg_jax.load` takes: the folder of a run, a saved model, a configuration
-or its name, or owner/name of a model on the hub. On the page one paints a thing on a photograph,
-or a box around it, drops other photographs, and sees where the thing is in them.
+or its name, or owner/name of a model on the hub. On the page one paints a thing on an image,
+or a box around it, drops other images, and sees where the thing is in them.
 
 Only this computer can open the page; from another one, `ssh -L 7860:localhost:7860 COMPUTER`
 brings it there. It needs Gradio: pip install -e '.[demo]'
@@ -42,7 +42,7 @@ except ImportError:  # an extra
         gr = None
 
 HOST, PORT = "127.0.0.1", 7860
-LONG_SIDE = 800  # pixels of what the page shows; masks have the size of their photographs
+LONG_SIDE = 800  # pixels of what the page shows; masks have the size of their images
 BRUSH = "#{:02x}{:02x}{:02x}".format(*WAY_COLOURS[0]), 0.6  # one sees what one paints over
 KEPT = 86400  # seconds that uploaded files are
 logger = logging.getLogger("fsseg_jax.demo")  # as a program, the module has another name
@@ -51,21 +51,21 @@ logger = logging.getLogger("fsseg_jax.demo")  # as a program, the module has ano
 
 
 def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImage:
-    """A support from what was painted over a photograph: 1 where it is painted.
+    """A support from what was painted over an image: 1 where it is painted.
 
     Args:
-        drawing: the editor's value: the photograph, `background`, and `layers` of its size, RGBA
+        drawing: the editor's value: the image, `background`, and `layers` of its size, RGBA
             in 0..255, transparent where nothing is painted.
         boxed: whether everything in the box around what is painted counts.
 
     Raises:
-        UserError: there is no photograph, or nothing is painted on it.
+        UserError: there is no image, or nothing is painted on it.
     """
     if drawing is None or drawing["background"] is None:
         raise UserError(
-            "There is no photograph that the browser can read: drop one that shows the thing."
+            "There is no image that the browser can read: drop one that shows the thing."
         )
-    image = as_image(drawing["background"], "the photograph")
+    image = as_image(drawing["background"], "the image")
     painted = np.zeros(image.shape[:2], bool)
     for layer in drawing["layers"]:
         painted |= layer[..., 3] > 0
@@ -80,7 +80,7 @@ def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImag
 def shown(
     image: UInt8[np.ndarray, "height width 3"], label: UInt8[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A photograph with its label over it, at most `LONG_SIDE` pixels long."""
+    """An image with its label over it, at most `LONG_SIDE` pixels long."""
     small = Image.fromarray(image)
     small.thumbnail((LONG_SIDE, LONG_SIDE))
     small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
@@ -93,7 +93,7 @@ def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height widt
     with zipfile.ZipFile(file, "w") as folder:
         for name, mask in zip(names, masks, strict=True):
             stem = pathlib.Path(name).stem
-            while stem in taken:  # photographs from several folders may have one name
+            while stem in taken:  # images from several folders may have one name
                 stem += "_"
             taken.add(stem)
             picture = Image.fromarray(mask)
@@ -131,7 +131,7 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
         if not supports:
             raise UserError("There is no support yet: paint the thing in step 1, and add it.")
         if not paths:
-            raise UserError("There is no photograph to segment yet: drop some in step 2.")
+            raise UserError("There is no image to segment yet: drop some in step 2.")
         images, labels = zip(*supports, strict=True)
         fitted = copy.copy(segmenter).fit(images, masks=labels)
         stream = fitted.stream(paths, batch_size=1, skip_errors=True)
@@ -151,7 +151,7 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
     with gr.Blocks(title="Few-shot segmentation", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             "# Few-shot segmentation\n"
-            f"Show a thing once, and find it in other photographs. The model: {what}."
+            f"Show a thing once, and find it in other images. The model: {what}."
         )
         supports = gr.State([])
         gallery = {"object_fit": "contain", "format": "jpeg"}
@@ -159,11 +159,11 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
             with gr.Column():
                 gr.Markdown("## 1. Show the thing")
                 drawing = gr.ImageEditor(
-                    label="Photograph that shows it",
-                    placeholder="Drop a photograph here\nthen paint the thing with the brush",
+                    label="Image that shows it",
+                    placeholder="Drop an image here\nthen paint the thing with the brush",
                     sources=("upload", "clipboard"),
                     brush=gr.Brush(colors=[BRUSH], color_mode="fixed"),
-                    transforms=(),  # what is painted stays where it is on the photograph
+                    transforms=(),  # what is painted stays where it is on the image
                     layers=False,
                     format="png",
                     height=480,
@@ -187,7 +187,7 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
             with gr.Column():
                 gr.Markdown("## 2. Find it elsewhere")
                 queries = gr.File(
-                    label="Photographs to segment",
+                    label="Images to segment",
                     file_count="multiple",
                     file_types=["image"],
                     height=180,

@@ -82,7 +82,7 @@ def export(
     """`forward` of a model, with its weights inside, for any number of queries.
 
     Args:
-        segmenter: has the model; its `config.image_size` is the side of all photographs.
+        segmenter: has the model; its `config.image_size` is the side of all images.
         ways, shots: of the supports; None for those of the training.
         platforms: where it is to run.
 

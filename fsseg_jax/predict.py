@@ -1,25 +1,25 @@
-"""Segments photographs of one's own:
+"""Segments images of one's own:
 python -m fsseg_jax.predict --workdir=RUN --support DIR --query DIR --out DIR
 
 RUN is the folder of a run, a saved model, a configuration or its name (as panet_vgg16), or
 owner/name of a model on the Hugging Face hub.
 
---support holds the photographs that show the class, or the classes: folders named after them with
-a mask beside each photograph (1.jpg and 1.png, or 1_mask.png), or such masks of one class, named
+--support holds the images that show the class, or the classes: folders named after them with
+a mask beside each image (1.jpg and 1.png, or 1_mask.png), or such masks of one class, named
 after the folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation that has a
 bbox alone, outlines by a box.
 
---query holds the photographs to segment, in any folders below it. Only the supports' own masks,
+--query holds the images to segment, in any folders below it. Only the supports' own masks,
 and what lies in --out or --truth, are no queries.
 
-In --out are then, under each photograph's own name, `masks` (class numbers) and `overlays`, and
+In --out are then, under each image's own name, `masks` (class numbers) and `overlays`, and
 `predictions.json`, all of them in COCO's format. The same command continues where it was stopped.
 
 --truth holds masks named as those in `masks`: of class numbers, or, of one class, not black where
 that is; or a folder of the latter for each class. The intersection over union is printed, and
 written to `results.json`.
 
-The exit status is 0 if all photographs were segmented, 1 if some could not be read, and 2 if
+The exit status is 0 if all images were segmented, 1 if some could not be read, and 2 if
 something else was wrong.
 """
 
@@ -67,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
         config=False,
-        support={**command_line.FOLDER, "required": True, "help": "photographs of the classes"},
-        query={**command_line.FOLDER, "required": True, "help": "photographs to segment"},
+        support={**command_line.FOLDER, "required": True, "help": "images of the classes"},
+        query={**command_line.FOLDER, "required": True, "help": "images to segment"},
         out={**command_line.FOLDER, "required": True, "help": "where to write the masks"},
         truth={**command_line.FOLDER, "help": "masks to compare with"},
         batch_size={
             **{"type": int, "metavar": "N", "default": BATCH_SIZE},
-            "help": f"photographs at once; {BATCH_SIZE} by default, fewer need less memory",
+            "help": f"images at once; {BATCH_SIZE} by default, fewer need less memory",
         },
     )
     if arguments.batch_size < 1:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = command_line.settings(overrides)
     machine = command_line.first_config(None, overrides)
     if machine.distributed:
-        raise UserError("--config.distributed: photographs are segmented by one process; leave it.")
+        raise UserError("--config.distributed: images are segmented by one process; leave it.")
     command_line.start(machine)
     supports = read_supports(arguments.support)
     places = (arguments.out / MASKS, arguments.out / OVERLAYS, *filter(None, [arguments.truth]))
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show(segmenter, supports)
             skipped, seconds = _segment(segmenter, predictions, todo, arguments.batch_size)
             if done := len(todo) - skipped:
-                rate = f", {done / seconds:.3g} photographs a second"
+                rate = f", {done / seconds:.3g} images a second"
         predictions.write_coco(queries, supports.classes)
         if truth is not None:
             predicted = {q.path: predictions.mask_file(q) for q in queries if predictions.done(q)}
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = len(queries) - len(todo)
     earlier = f" ({before} of them before)" if before else ""
     print(
-        f"{len(queries) - skipped} photographs{earlier}, {skipped} skipped{rate}: {MASKS}, "
+        f"{len(queries) - skipped} images{earlier}, {skipped} skipped{rate}: {MASKS}, "
         f"{OVERLAYS} and {PREDICTIONS} are in {arguments.out}"
     )
     return int(skipped > 0)
@@ -128,11 +128,11 @@ def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
     return segmenter
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 
 class Supports(NamedTuple):
-    """The photographs that show the classes."""
+    """The images that show the classes."""
 
     images: list[LabelledImage]  # labels are 1, 2 ... in the order of the classes
     classes: tuple[str, ...]
@@ -152,26 +152,26 @@ def read_supports(folder: pathlib.Path) -> Supports:
     if not 1 <= len(numbers) <= CLASSES:
         raise UserError(
             f"--support = {folder} shows {len(numbers)} classes: annotate 1..{CLASSES}, each in at "
-            "least one photograph."
+            "least one image."
         )
     classes = tuple(source.class_names[number] for number in numbers.tolist())
     if absent := [name for name in source.classes if name not in classes]:
-        logger.info("%s: no photograph shows %s", folder, ", ".join(absent))
+        logger.info("%s: no image shows %s", folder, ", ".join(absent))
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
     shown = np.unique(source.table.image).tolist()
     read = parallel_map(source.read, shown, "supports")
     images = [LabelledImage(image, own[label]) for image, label in read]
     digest = hashlib.sha256()
-    for photograph in images:
-        for array in photograph:
+    for image in images:
+        for array in image:
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     return Supports(images, classes, digest.hexdigest()[:16], frozenset(source.annotations))
 
 
 def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -> list[Query]:
-    """All photographs in a folder and below, sorted, but for hidden ones.
+    """All images in a folder and below, sorted, but for hidden ones.
 
     Args:
         folder: where.
@@ -193,7 +193,7 @@ def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -
             queries.append(Query(path, name, status.st_size, status.st_mtime_ns))
     if not queries:
         raise UserError(
-            f"--query = {folder} holds no photographs ({', '.join(SUFFIXES)}): add some."
+            f"--query = {folder} holds no images ({', '.join(SUFFIXES)}): add some."
         )
     return sorted(queries, key=lambda query: query.name)
 
@@ -238,7 +238,7 @@ def _show(segmenter: Segmenter, supports: Supports) -> None:
 def _segment(
     segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
 ) -> tuple[int, float]:
-    """Segments photographs and writes what comes out; how many were skipped, and the seconds."""
+    """Segments images and writes what comes out; how many were skipped, and the seconds."""
     results = segmenter.stream(
         (query.path for query in queries),
         return_probabilities=True,
@@ -262,7 +262,7 @@ def _segment(
     waiting: collections.deque[tuple[Query, Future]] = collections.deque()
     with (
         ThreadPoolExecutor(cores()) as pool,
-        tqdm(total=len(queries), desc="photographs", unit="photo", delay=1) as progress,
+        tqdm(total=len(queries), desc="images", unit="image", delay=1) as progress,
     ):
 
         def settle() -> int:

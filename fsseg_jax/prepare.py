@@ -1,9 +1,9 @@
 """Makes PASCAL-5i from its archives: python -m fsseg_jax.data.prepare pascal5i --root=data
 
 VOC 2012 and SBD are downloaded and unpacked, and their labels merged into the folders
-SegmentationClassAug and SegmentationObjectAug. Where both label a photograph, VOC's label is taken,
+SegmentationClassAug and SegmentationObjectAug. Where both label an image, VOC's label is taken,
 whose objects have borders of ignored pixels (255); SBD's labels have none. The list trainaug holds
-the training photographs of VOC and all of SBD without VOC's validation photographs.
+the training images of VOC and all of SBD without VOC's validation images.
 
 What is done already is skipped: the command continues after an interruption, and takes archives
 and unpacked folders that others brought.
@@ -79,7 +79,7 @@ class Prepared(NamedTuple):
     """A data set that is ready to be used."""
 
     root: pathlib.Path  # for config.data.root
-    training: int  # photographs
+    training: int  # images
     validation: int
     from_voc: int  # labels
     from_sbd: int
@@ -96,12 +96,12 @@ def prepare_pascal5i(
     Args:
         root: the folder to make it in; it may be or hold an unpacked VOC2012.
         downloads: the folder of the archives; `downloads` in `root` by default.
-        expected: how many training and validation photographs there must be.
+        expected: how many training and validation images there must be.
         archives: VOC's and SBD's.
 
     Raises:
         UserError: an archive cannot be had or is another file, a label is broken or does not fit
-            its photograph, a list names what is not there, or the counts are not the expected.
+            its image, a list names what is not there, or the counts are not the expected.
     """
     root = pathlib.Path(root).expanduser()
     downloads = pathlib.Path(downloads).expanduser() if downloads else root / "downloads"
@@ -122,7 +122,7 @@ def prepare_pascal5i(
     if (len(trainaug), len(val)) != expected:
         raise UserError(
             f"the lists in {lists} and {sbd} give {len(trainaug):,} training and {len(val):,} "
-            f"validation photographs instead of {expected[0]:,} and {expected[1]:,}, so one of "
+            f"validation images instead of {expected[0]:,} and {expected[1]:,}, so one of "
             "them is not the original: remove these lists and run again to unpack them anew."
         )
     _merge(voc, sbd, train | val, trainaug - train)
@@ -334,11 +334,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     made = prepare_pascal5i(arguments.root, arguments.downloads)
     contents = {
-        "JPEGImages": "the photographs",
+        "JPEGImages": "the images",
         "SegmentationClassAug": f"labels: {made.from_voc:,} of VOC and {made.from_sbd:,} of SBD",
-        "SegmentationObjectAug": "object masks of the same photographs",
-        "ImageSets/Segmentation/trainaug.txt": f"{made.training:,} training photographs",
-        "ImageSets/Segmentation/val.txt": f"{made.validation:,} validation photographs",
+        "SegmentationObjectAug": "object masks of the same images",
+        "ImageSets/Segmentation/trainaug.txt": f"{made.training:,} training images",
+        "ImageSets/Segmentation/val.txt": f"{made.validation:,} validation images",
     }
     print(f"PASCAL-5i is ready: --config.data.root={made.root}")
     for name, content in contents.items():

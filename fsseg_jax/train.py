@@ -112,7 +112,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 class Data(NamedTuple):
     """What a training learns from and is tested on."""
 
-    source: Source  # of training photographs
+    source: Source  # of training images
     test: Source  # of the others
     items: Items  # of training, see `training_items`
     epoch: int  # episodes of one pass over them
@@ -129,7 +129,7 @@ def open_data(config: ConfigDict) -> Data:
     shared = set(source.ids) & set(test.ids)
     if shared and "base" in config.train.select_on and config.data.split:
         raise UserError(
-            f"data.split = {config.data.split}: selection on base classes would score photographs "
+            f"data.split = {config.data.split}: selection on base classes would score images "
             "that training sees: choose another data.split, or train.select_on = novel (a protocol "
             "that tests on them is for evaluate)."
         )
@@ -192,7 +192,7 @@ def begin_or_resume(
     parts = split_frozen(model, state.variables["params"])
     learnable, frozen = (sum(x.size for x in jax.tree.leaves(part)) / 1e6 for part in parts)
     logger.info(
-        "%s on %s: %.2f M learnable parameters, %.2f M frozen; %d photographs, %d items of %d base "
+        "%s on %s: %.2f M learnable parameters, %.2f M frozen; %d images, %d items of %d base "
         "classes",
         *(config.method, config.backbone, learnable, frozen),
         *(len(data.source), count, len(data.items.class_id)),

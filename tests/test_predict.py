@@ -1,4 +1,4 @@
-"""Photographs in folders become masks in folders, once each, whatever happens meanwhile."""
+"""Images in folders become masks in folders, once each, whatever happens meanwhile."""
 
 import json
 import os
@@ -24,7 +24,7 @@ COLOURS = {"red": (220, 30, 30), "blue": (40, 60, 230)}
 
 
 def draw(seed, *colours, size=(40, 52)):
-    """A photograph with a rectangle of each colour, and the boxes (left, top, right, bottom)."""
+    """An image with a rectangle of each colour, and the boxes (left, top, right, bottom)."""
     rng = np.random.default_rng(seed)
     image = rng.integers(90, 140, (*size, 3)).astype(np.uint8)
     boxes = {}
@@ -78,7 +78,7 @@ def folders(tmp_path):
 @pytest.fixture
 def run(folders, segmenter, model, monkeypatch):
     """A function that runs the program in this process, compiled only once; returns its status.
-    `segmented` of it are the photographs that the model was asked for."""
+    `segmented` of it are the images that the model was asked for."""
     monkeypatch.setattr(command_line, "start", lambda config: None)
     monkeypatch.setattr(predict, "load", lambda *_, **__: segmenter)
     stream = Segmenter.stream
@@ -132,7 +132,7 @@ def test_all_images_are_segmented_as_by_the_segmenter(run, folders, segmenter, c
     assert files_of(out / "masks") == {f"{name}.png" for name in OUTPUTS}
     assert files_of(out / "overlays") == {f"{name}.jpg" for name in OUTPUTS}
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("5 photographs, 0 skipped, ")
+    assert last.startswith("5 images, 0 skipped, ")
     assert last.endswith(f"are in {out}")
 
     images, masks = [], []
@@ -288,7 +288,7 @@ def test_a_second_run_computes_nothing_but_what_is_new_changed_or_lost(run, fold
     assert run() == 0
     assert run.segmented == []
     assert (folders / "out" / "predictions.json").read_bytes() == first
-    assert "5 photographs (5 of them before), 0 skipped:" in capsys.readouterr().out
+    assert "5 images (5 of them before), 0 skipped:" in capsys.readouterr().out
 
     save(folders / "query" / "b.jpeg", draw(50, "red", size=(50, 40))[0])
     save(folders / "query" / "new.jpg", draw(51, "red")[0])
@@ -333,7 +333,7 @@ def test_a_run_that_was_killed_goes_on(run, folders, monkeypatch, how):
     assert files_of(folders / "out") == files_of(folders / "whole")
     for name in files_of(folders / "whole"):
         out, whole = ((folders / run / name).read_bytes() for run in ("out", "whole"))
-        # Before jax 0.10.2 a score's rounding depends on the photograph's place in its batch.
+        # Before jax 0.10.2 a score's rounding depends on the image's place in its batch.
         if name.endswith((".json", ".jsonl")):
             scores = [[float(x) for x in SCORE.findall(text)] for text in (out, whole)]
             np.testing.assert_allclose(*scores, rtol=1e-6)
@@ -441,7 +441,7 @@ def test_missing_and_empty_folders_are_told(run, folders):
     assert f"--query = {folders / 'no'}: there is no" in error_of(run, query="no")
     (folders / "empty").mkdir()
     assert f"{folders / 'empty'} holds no annotated" in error_of(run, support="empty")
-    assert f"{folders / 'empty'} holds no photographs" in error_of(run, query="empty")
+    assert f"{folders / 'empty'} holds no images" in error_of(run, query="empty")
     truth = f"--truth={folders / 'empty'}"
     assert f"--truth = {folders / 'empty'} has no mask" in error_of(run, truth)
     assert "--truth = no: there is no" in error_of(run, "--truth=no")
@@ -490,7 +490,7 @@ def test_truth_is_compared_over_all_images(run, folders, capsys):
     printed = capsys.readouterr().out
     assert f"red {100 * hit / union:5.1f}\n" in printed
     assert f"mean-IoU {results['mean_iou']:.1f}, binary-IoU {results['binary_iou']:.1f}" in printed
-    assert "(3 photographs; 2 more have no true mask)" in printed
+    assert "(3 images; 2 more have no true mask)" in printed
 
 
 def test_truth_of_another_size_is_told_before_anything_is_segmented(run, folders):
@@ -525,7 +525,7 @@ def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_sk
     assert lines[0].startswith("devices: 1 x cpu")
     assert any(line.startswith("2 supports of red, encoded in ") for line in lines)
     assert any(f"skipped: {folders / 'query' / 'bad.jpg'} cannot be read" in line for line in lines)
-    assert result.stdout.startswith("5 photographs, 1 skipped, ")
+    assert result.stdout.startswith("5 images, 1 skipped, ")
     made_by = json.loads((folders / "out" / "made_by.json").read_text())
     assert made_by["eval.fit"] == "letterbox"
     segmenter = fsseg_jax.load(model, devices=1, **{"eval.fit": "letterbox"})

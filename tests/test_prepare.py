@@ -22,7 +22,7 @@ from fsseg_jax import command_line, prepare
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.prepare import Archive, Prepared, prepare_pascal5i
 
-# Photographs of both data sets; SBD knows neither 2007_000003 nor 2007_000129.
+# Images of both data sets; SBD knows neither 2007_000003 nor 2007_000129.
 VOC_LISTS = {"train": ["2007_000003", "2008_000007"], "val": ["2007_000129", "2009_000001"]}
 SBD_LISTS = {
     "train": ["2010_000002", "2009_000001", "2008_000007"],
@@ -120,7 +120,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Originals(NamedTuple):
     """What is in the archives."""
 
-    labels: dict[tuple[str, str], np.ndarray]  # by data set and photograph
+    labels: dict[tuple[str, str], np.ndarray]  # by data set and image
     objects: dict[tuple[str, str], np.ndarray]
     voc: dict[str, bytes]  # the files by their names in the archive
     sbd: dict[str, bytes]

@@ -1,4 +1,4 @@
-"""Whole runs on tiny photographs: stopping, resuming, devices, and what can go wrong."""
+"""Whole runs on tiny images: stopping, resuming, devices, and what can go wrong."""
 
 import logging
 import os
@@ -135,7 +135,7 @@ def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(
 
 
 def on_device(**train):
-    """A run whose photographs are on the device, with two steps a dispatch."""
+    """A run whose images are on the device, with two steps a dispatch."""
     config = tiny_config(**({"steps_per_dispatch": 2, "eval_every": 6} | train))
     config.data.pipeline = "device"
     return config
@@ -153,7 +153,7 @@ def test_both_pipelines_and_any_steps_per_dispatch_train_alike(
 ):
     moved = np.linalg.norm(flat(uninterrupted) - flat(initial_state_of(tiny_config())))
     distance = np.linalg.norm(flat(uninterrupted_on_device) - flat(uninterrupted))
-    assert distance < 0.02 * moved  # photographs of 32 pixels, as they are: the same but for sums
+    assert distance < 0.02 * moved  # images of 32 pixels, as they are: the same but for sums
 
 
 def test_stopped_run_on_the_device_resumes_and_ends_identical(
@@ -574,5 +574,5 @@ def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
 def test_class_with_too_few_images_is_named(tmp_path):
     config = tiny_config()
     config.shots = 50
-    with pytest.raises(UserError, match=r"class '\w+' has \d+ photographs, but shots = 50"):
+    with pytest.raises(UserError, match=r"class '\w+' has \d+ \w+, but shots = 50"):
         program.train(config, tmp_path)

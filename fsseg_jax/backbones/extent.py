@@ -1,15 +1,15 @@
-"""Photographs of several sizes through one compiled function.
+"""Images of several sizes through one compiled function.
 
-A photograph stands in the upper left corner of a larger canvas, and its height and width are
-arrays. What a network computes of it is what it would compute of the photograph alone, up to the
+An image stands in the upper left corner of a larger canvas, and its height and width are
+arrays. What a network computes of it is what it would compute of the image alone, up to the
 rounding of sums, however large the canvas is:
 
     with extent((512, 512), shape):
         features = model.apply(variables, image, method="encode")
 
 All that makes maps smaller in this library gives ceil(side / 2), so that the size of a map tells
-how often the canvas was halved, and the photograph's part of it is known. Layers that see more
-than one position ask here what is the photograph's: windows find zeros beyond it, as padding
+how often the canvas was halved, and the image's part of it is known. Layers that see more
+than one position ask here what is the image's: windows find zeros beyond it, as padding
 would be; means leave the rest out; resizing starts from its corners. What a map holds outside of
 that part means nothing.
 """
@@ -33,7 +33,7 @@ _current: contextvars.ContextVar[_Extent | None] = contextvars.ContextVar("exten
 
 @contextlib.contextmanager
 def extent(canvas: tuple[int, ...], shape: Int[Array, "2"]) -> Iterator[None]:
-    """Maps of the canvas, at any resolution, belong to a photograph of `shape` in its corner.
+    """Maps of the canvas, at any resolution, belong to an image of `shape` in its corner.
 
     It holds for what is traced inside it, so it is opened inside the function that is compiled,
     and a function compiled before must not be called in it. Maps of other sizes, as those of
@@ -42,7 +42,7 @@ def extent(canvas: tuple[int, ...], shape: Int[Array, "2"]) -> Iterator[None]:
 
     Args:
         canvas: height and width in pixels.
-        shape: height and width of the photograph, at least 1 and at most those of the canvas.
+        shape: height and width of the image, at least 1 and at most those of the canvas.
     """
     token = _current.set(_Extent(tuple(canvas), jnp.asarray(shape)))
     try:
@@ -64,11 +64,11 @@ def fits(canvas: tuple[int, ...], size: int) -> bool:
     """
     supports = {_halved((size, size), level) for level in range(6)}
     same = supports & {_halved(canvas, level) for level in _levels(canvas)}
-    return same <= {(1, 1)}  # which is the photograph's, be it alone or on a canvas
+    return same <= {(1, 1)}  # which is the image's, be it alone or on a canvas
 
 
 def true_shape(size: tuple[int, ...]) -> Int[Array, "2"] | tuple[int, ...]:
-    """The photograph's part of a map with the given height and width: an array if the map is of
+    """The image's part of a map with the given height and width: an array if the map is of
     the canvas, and else `size` itself."""
     current = _current.get()
     if current is not None:
@@ -79,12 +79,12 @@ def true_shape(size: tuple[int, ...]) -> Int[Array, "2"] | tuple[int, ...]:
 
 
 def inside(x: Float[Array, "*batch h w channel"]) -> Int[Array, "2"] | tuple[int, ...]:
-    """The photograph's part of a map: height and width, see `true_shape`."""
+    """The image's part of a map: height and width, see `true_shape`."""
     return true_shape(x.shape[-3:-1])
 
 
 def positions(x: Float[Array, "*batch h w channel"]) -> Bool[Array, "h w 1"] | None:
-    """Which positions of a map are the photograph's; None for all."""
+    """Which positions of a map are the image's; None for all."""
     shape = inside(x)
     if isinstance(shape, tuple):
         return None
@@ -95,7 +95,7 @@ def positions(x: Float[Array, "*batch h w channel"]) -> Bool[Array, "h w 1"] | N
 def masked(
     x: Float[Array, "*batch h w channel"], value: float = 0.0
 ) -> Float[Array, "*batch h w channel"]:
-    """A map with `value` where the photograph is not."""
+    """A map with `value` where the image is not."""
     where = positions(x)
     return x if where is None else jnp.where(where, x, jnp.asarray(value, x.dtype))
 
@@ -103,7 +103,7 @@ def masked(
 def average(
     x: Float[Array, "*batch h w channel"], keepdims: bool = False
 ) -> Float[Array, "... channel"]:
-    """The mean of a map over the photograph's positions."""
+    """The mean of a map over the image's positions."""
     return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))
 
 

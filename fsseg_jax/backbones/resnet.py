@@ -27,7 +27,7 @@ class ResNet50(nn.Module):
     # Where a layer's stride sits: on the 3 x 3 convolution of its first block, as in torchvision's
     # and timm's weights, or on the first 1 x 1, as in those of the original Caffe model.
     stride_in_1x1: bool = False
-    # Normalise training photographs with statistics of their own batch, as CANet's and PFENet's
+    # Normalise training images with statistics of their own batch, as CANet's and PFENet's
     # published codes do even with a frozen backbone, instead of the stored ones (HSNet's).
     batch_statistics: bool = False
     rematerialise: bool = False  # each bottleneck; see `rematerialisable`
@@ -41,7 +41,7 @@ class ResNet50(nn.Module):
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:
-        """Features of normalised RGB photographs after each of `stages` (layer1 is 1), or 4."""
+        """Features of normalised RGB images after each of `stages` (layer1 is 1), or 4."""
         stages = stages or (len(LAYERS),)
         norm = functools.partial(
             nn.BatchNorm,

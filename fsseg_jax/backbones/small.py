@@ -14,7 +14,7 @@ from fsseg_jax.backbones.rematerialise import rematerialisable
 class Small(nn.Module):
     """A strided stem and dilated residual blocks at stride 4.
 
-    Group normalisation keeps photographs independent of each other, so that there is nothing to
+    Group normalisation keeps images independent of each other, so that there is nothing to
     average over a batch. There is no ReLU at the end: cosine similarity needs both signs.
     """
 
@@ -31,7 +31,7 @@ class Small(nn.Module):
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:
-        """Features of normalised RGB photographs after each of `stages`: 2 to 4 are the residual
+        """Features of normalised RGB images after each of `stages`: 2 to 4 are the residual
         blocks, and 5, the last, is linear."""
         stages = stages or (5,)
         x = image.astype(self.dtype)

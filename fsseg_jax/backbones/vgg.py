@@ -39,7 +39,7 @@ class VGG16(nn.Module):
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:
-        """Features of normalised RGB photographs after each of `stages`, its pooling included, or
+        """Features of normalised RGB images after each of `stages`, its pooling included, or
         after the fifth."""
         stages = stages or (len(STAGES),)
         x = image.astype(self.dtype)

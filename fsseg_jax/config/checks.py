@@ -42,7 +42,7 @@ def check(config: ConfigDict) -> None:
         )
     if config.eval.setup == "metaseg" and config.eval.sampling != "classes":
         raise UserError(
-            "eval.setup = metaseg draws its queries among photographs that show two classes: set "
+            "eval.setup = metaseg draws its queries among images that show two classes: set "
             "eval.sampling = classes."
         )
     if config.eval.fit == "own" and config.eval.scored_at == "network":

@@ -250,7 +250,7 @@ FIELDS: dict[str, Field] = {
     "eval.scored_at": Field(
         "network",
         "Compare masks at the size of the network's input, as PANet's and HSNet's codes do, or at "
-        "that of each photograph, as CANet's and PFENet's do.",
+        "that of each image, as CANet's and PFENet's do.",
         choices=("network", "photograph"),
     ),
     "eval.fit": Field(

@@ -20,8 +20,8 @@ _IMAGE = {"eval.scored_at": "photograph"}
 _LEAKING = {"eval.checkpoint": "best_novel"}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # PANet's code: classes and photographs at random (dataloaders/common.py, 147), five seeds
-    # (config.py, 64), no area filter (voc_classwise_filenames.py, 52), test photographs from
+    # PANet's code: classes and images at random (dataloaders/common.py, 147), five seeds
+    # (config.py, 64), no area filter (voc_classwise_filenames.py, 52), test images from
     # `trainaug`, which training on other classes has seen too (config.py, 108), squares scored as
     # such (dataloaders/transforms.py, 49), the last snapshot (config.py, 63).
     "panet": {
@@ -32,14 +32,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # masks have no ignored border (134), the epoch that is best on the held-out fold (train.py,
     # 266), and in it the best number of refinement passes (255), which is not done here: the
     # number is `model.refinements`. Its author's word on the paper's figures (issue 4 of its
-    # repository): photographs at their own size times 0.7, 1 and 1.3.
+    # repository): images at their own size times 0.7, 1 and 1.3.
     "canet": {
         **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
         **{"eval.fit": "own", "eval.scales": (0.7, 1.0, 1.3), **_IMAGE},
         **{"eval.border": "background", **_LEAKING},
     },
     # PFENet's code: one pool of 5,000 (test.py, 176; line 184 lets one more in, which is left out
-    # here as in its paper), photographs in turn with a class that they
+    # here as in its paper), images in turn with a class that they
     # show (util/dataset.py, 157), the longer side at the network's size and both sides multiples of
     # 8 (util/transform.py, 70), masks at the longer side's own size (test.py, 196), the best epoch
     # on the held-out classes (train.py, 224).
@@ -48,21 +48,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"eval.fit": "letterbox", **_IMAGE, **_LEAKING},
     },
     # HSNet's code: items in turn, 1,000 of them (data/pascal.py, 30), squares scored as such (39),
-    # ignored borders (common/evaluation.py, 15), the best epoch on its validation photographs,
+    # ignored borders (common/evaluation.py, 15), the best epoch on its validation images,
     # which show the held-out classes (train.py, 95).
     "hsnet": {
         **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
         **_LEAKING,
     },
     # BAM's code draws and scores as PFENet's (util/dataset.py, 236; test.py, 239), in five runs of
-    # 1,000 (test.py, 37 and 194), and trains without the photographs that show held-out classes
+    # 1,000 (test.py, 37 and 194), and trains without the images that show held-out classes
     # (util/dataset.py, 59).
     "bam": {
         **{"eval.runs": 5, "eval.episodes": 1000, "eval.sampling": "photographs", **_AREA},
         **{"eval.fit": "letterbox", **_IMAGE, **_LEAKING},
         **{"data.held_out_photographs": "drop"},
     },
-    # MFNet sec. IV-A: as PANet's episodes, on validation photographs. It has no code; which
+    # MFNet sec. IV-A: as PANet's episodes, on validation images. It has no code; which
     # checkpoint it tests is not said.
     "mfnet": {"eval.runs": 5, "eval.episodes": 1000, **_AREA, "eval.checkpoint": "best"},
 }
@@ -76,7 +76,7 @@ _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     # Labels of 255 are no border there, but crowds of any class; which classes are tested is the
     # configuration's, as the methods that use this protocol have several ways.
     ("canet", "coco"): {"data.split": "val2014", "eval.border": "ignored"},
-    # Photographs of 224 pixels are not filtered, and some classes are for selection.
+    # Images of 224 pixels are not filtered, and some classes are for selection.
     ("canet", "fss1000"): {"data.min_pixels": 1, "eval.checkpoint": "best_validation"},
     # test.py, 174; config/coco/coco_split0_resnet101.yaml.
     ("pfenet", "coco"): {"data.split": "val2014", "eval.episodes": 20_000, "data.coco.folds": "b"},
@@ -84,7 +84,7 @@ _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     # data/coco.py, 84 and 62.
     ("hsnet", "coco"): {"data.split": "val2014", "eval.sampling": "classes"}
     | {"data.coco.folds": "b"},
-    # data/fss.py, 32 and 107: each of 2,400 photographs once; selection by its own classes.
+    # data/fss.py, 32 and 107: each of 2,400 images once; selection by its own classes.
     ("hsnet", "fss1000"): {"eval.episodes": 2400, "data.min_pixels": 1}
     | {"eval.checkpoint": "best_validation"},
     ("mfnet", "coco"): {"data.split": "val2014", "eval.episodes": 10_000, "data.coco.folds": "a"},

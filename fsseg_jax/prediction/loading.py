@@ -23,7 +23,7 @@ from fsseg_jax.prediction.segmenter import Segmenter
 
 
 def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) -> Segmenter:
-    """Loads a model to segment photographs with.
+    """Loads a model to segment images with.
 
     Args:
         model: the folder of a run (`runs/panet`), a model that `Segmenter.save_pretrained` wrote,

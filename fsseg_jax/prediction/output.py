@@ -1,6 +1,6 @@
 """The folder that `predict` writes: masks, overlays, and one file in COCO's format for all of them.
 
-A journal has a line for each photograph that is done, written when its pictures are in place, so
+A journal has a line for each image that is done, written when its pictures are in place, so
 that a run that was stopped goes on where it was.
 """
 
@@ -27,13 +27,13 @@ from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = "masks", "overlays"
 PREDICTIONS, JOURNAL, MADE_BY = "predictions.json", "journal.jsonl", "made_by.json"
-LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, and a fraction of a photograph's file
+LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, and a fraction of an image's file
 # Of masks: the background black, classes as in the overlays. All 256, so that a pixel is a byte.
 PALETTE = bytes([0, 0, 0, *itertools.chain(*itertools.islice(itertools.cycle(WAY_COLOURS), 255))])
 
 
 class Query(NamedTuple):
-    """A photograph to segment."""
+    """An image to segment."""
 
     path: pathlib.Path
     name: str  # its path below the folder of queries, with slashes
@@ -42,7 +42,7 @@ class Query(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """What is known of a photograph that was done."""
+    """What is known of an image that was done."""
 
     output: str
     size: int
@@ -51,7 +51,7 @@ class _Entry(NamedTuple):
 
 
 def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict[str, Any]:
-    """What predictions depend on, besides the photographs.
+    """What predictions depend on, besides the images.
 
     Args:
         segmenter: the model.
@@ -111,10 +111,10 @@ class Predictions:
         self._journal.close()
 
     def choose_names(self, queries: Iterable[Query]) -> None:
-        """Names the masks and overlays of photographs, before anything else is asked of them.
+        """Names the masks and overlays of images, before anything else is asked of them.
 
-        They are named after their photographs, with the suffix only where one before has the name
-        without it. A name is kept when photographs are added.
+        They are named after their images, with the suffix only where one before has the name
+        without it. A name is kept when images are added.
         """
         for query in queries:
             if query.name in self._outputs:
@@ -127,11 +127,11 @@ class Predictions:
             self._outputs[query.name] = free
 
     def output(self, query: Query) -> str:
-        """What a photograph's mask and overlay are named."""
+        """What an image's mask and overlay are named."""
         return self._outputs[query.name]
 
     def mask_file(self, query: Query) -> pathlib.Path:
-        """Where the mask of a photograph is, or will be."""
+        """Where the mask of an image is, or will be."""
         return self.folder / MASKS / f"{self.output(query)}.png"
 
     def overlay_file(self, query: Query) -> pathlib.Path:
@@ -139,7 +139,7 @@ class Predictions:
         return self.folder / OVERLAYS / f"{self.output(query)}.jpg"
 
     def done(self, query: Query) -> bool:
-        """Whether a photograph is done, and its file has not changed since."""
+        """Whether an image is done, and its file has not changed since."""
         entry = self._entries.get(query.name)
         return (
             entry is not None
@@ -155,7 +155,7 @@ class Predictions:
         label: UInt8[np.ndarray, "height width"],
         probabilities: Float[np.ndarray, "height width class"],
     ) -> dict[str, Any]:
-        """Writes the mask and the overlay of a photograph; several threads may do so at once.
+        """Writes the mask and the overlay of an image; several threads may do so at once.
 
         Returns:
             what `note` puts into the journal.
@@ -185,7 +185,7 @@ class Predictions:
         }
 
     def note(self, record: Mapping[str, Any]) -> None:
-        """Enters a photograph that `write` has written into the journal.
+        """Enters an image that `write` has written into the journal.
 
         Raises:
             UserError: the journal cannot be written to.
@@ -204,12 +204,12 @@ class Predictions:
                 file.unlink(missing_ok=True)
 
     def write_coco(self, queries: Iterable[Query], classes: Sequence[str]) -> None:
-        """Writes `predictions.json` for those of the photographs that are done.
+        """Writes `predictions.json` for those of the images that are done.
 
         Raises:
             UserError: the folder cannot be written to.
         """
-        # Runs of masks add up: they are read and written one photograph at a time.
+        # Runs of masks add up: they are read and written one image at a time.
         done = [self._entries[query.name].place for query in queries if self.done(query)]
         images = (_image(number, self._record(place)) for number, place in enumerate(done, 1))
         objects = (

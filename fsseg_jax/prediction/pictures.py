@@ -1,4 +1,4 @@
-"""Photographs and masks as users have them: files, Pillow's images or arrays."""
+"""Images and masks as users have them: files, Pillow's images or arrays."""
 
 import contextlib
 import os
@@ -20,13 +20,13 @@ _ONE_BY_ONE = threading.Lock()
 
 
 def is_image(images: Any) -> bool:
-    """Whether something is one photograph, not several."""
+    """Whether something is one image, not several."""
     one = isinstance(images, str | bytes | os.PathLike | Image.Image)
     return one or getattr(images, "ndim", None) in (2, 3)
 
 
 def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
-    """A photograph as RGB, upright.
+    """An image as RGB, upright.
 
     Args:
         picture: a path, one of Pillow's images, or an array: uint8 or uint16, of (height, width)
@@ -50,7 +50,7 @@ def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
     if array.dtype != np.uint8 or not fits or not array.size:
         raise UserError(
-            f"{name} is {kind}: a photograph is a path, a PIL image, or an array of uint8 in "
+            f"{name} is {kind}: an image is a path, a PIL image, or an array of uint8 in "
             "0..255 and shape (height, width, 3)."
         )
     return rgb(Image.fromarray(array))
@@ -98,15 +98,15 @@ def as_label(picture: Any, name: str) -> UInt8[np.ndarray, "height width"]:
 
 
 def boxes_label(boxes: Any, shape: tuple[int, int], name: str) -> UInt8[np.ndarray, "height width"]:
-    """The label of a photograph whose objects are outlined by boxes: 1 inside of them.
+    """The label of an image whose objects are outlined by boxes: 1 inside of them.
 
     Args:
         boxes: one box or several, (left, top, right, bottom) in pixels, the last two exclusive.
-        shape: height and width of the photograph.
+        shape: height and width of the image.
         name: what to call them in errors.
 
     Raises:
-        UserError: they are no boxes, or one of them is empty or outside of the photograph.
+        UserError: they are no boxes, or one of them is empty or outside of the image.
     """
     label = np.zeros(shape, np.uint8)
     for left, top, right, bottom in _corners(boxes, name):
@@ -114,7 +114,7 @@ def boxes_label(boxes: Any, shape: tuple[int, int], name: str) -> UInt8[np.ndarr
         if left >= right or top >= bottom or not label[rows, columns].size:
             raise UserError(
                 f"{name} has the box {(left, top, right, bottom)}, which shows nothing of the "
-                f"photograph of {shape[1]} x {shape[0]} pixels: boxes are (left, top, right, "
+                f"image of {shape[1]} x {shape[0]} pixels: boxes are (left, top, right, "
                 "bottom)."
             )
         label[rows, columns] = 1
@@ -129,7 +129,7 @@ def _corners(boxes: Any, name: str) -> Sequence[Int[np.ndarray, "4"]]:
     if corners.shape[-1:] != (4,) or corners.ndim > 2 or not np.isfinite(corners).all():
         raise UserError(f"{name} = {boxes!r}: boxes are (left, top, right, bottom) in pixels.")
     if not corners.size:
-        raise UserError(f"{name} holds no box: outline the class, or leave the photograph out.")
+        raise UserError(f"{name} holds no box: outline the class, or leave the image out.")
     return np.rint(corners.reshape(-1, 4)).clip(-(2**31), 2**31 - 1).astype(int).tolist()
 
 

@@ -1,4 +1,4 @@
-"""A model that is shown supports and then segments photographs."""
+"""A model that is shown supports and then segments images."""
 
 import collections
 import contextlib
@@ -33,13 +33,13 @@ from fsseg_jax.prediction.supports import episode_rows, read_supports, square_su
 
 
 class Segmenter:
-    """A model with its variables, ready to be shown supports and to segment photographs.
+    """A model with its variables, ready to be shown supports and to segment images.
 
     Threads may share one: each call of `predict` or `stream` uses the supports of the last `fit`
     before it.
 
     Attributes:
-        config: of the model; `image_size` and `eval.fit` say what squares photographs become.
+        config: of the model; `image_size` and `eval.fit` say what squares images become.
         model: the method.
         variables: its, on the devices.
         forward: the jitted function `forward` of this model: support images, support labels and
@@ -67,15 +67,15 @@ class Segmenter:
     ) -> Self:
         """Encodes supports, in place of those of the last call.
 
-        A photograph is a support of every class that it shows. Classes that have fewer than the
+        An image is a support of every class that it shows. Classes that have fewer than the
         one with most use theirs again.
 
         Args:
-            images: photographs: paths, PIL images, or uint8 arrays of (height, width, 3). A single
+            images: images: paths, PIL images, or uint8 arrays of (height, width, 3). A single
                 one need not stand in a list, nor need what outlines it.
-            masks: one a photograph, of its size: see `pictures.as_label`. Numbers mean classes, so
+            masks: one an image, of its size: see `pictures.as_label`. Numbers mean classes, so
                 that several of them can be shown at once.
-            boxes: instead of masks: of each photograph the box, or the boxes, around the class,
+            boxes: instead of masks: of each image the box, or the boxes, around the class,
                 (left, top, right, bottom) in pixels.
             classes: names of the classes 1, 2 ...; by default their numbers.
 
@@ -83,7 +83,7 @@ class Segmenter:
             the segmenter itself.
 
         Raises:
-            UserError: there are no photographs, or one has no mask, one of another size or an empty
+            UserError: there are no images, or one has no mask, one of another size or an empty
                 one; or the model cannot take so many classes.
         """
         supports = read_supports(images, masks, boxes)
@@ -108,10 +108,10 @@ class Segmenter:
         return self
 
     def predict(self, images: Any, return_probabilities: bool = False, batch_size: int = 8) -> Any:
-        """Segments photographs; each result has the size of its photograph.
+        """Segments images; each result has the size of its image.
 
         Args:
-            images: one photograph, or any number of them in a list or another iterable (which
+            images: one image, or any number of them in a list or another iterable (which
                 `stream` takes one by one): paths, PIL images or uint8 arrays.
             return_probabilities: whether to return those too.
             batch_size: how many are segmented at once, over all devices.
@@ -119,10 +119,10 @@ class Segmenter:
         Returns:
             a mask, uint8 of (height, width): 0 background, n where class n is. With
             `return_probabilities` a pair of it and float32 probabilities of (height, width,
-            class), the background first. A list of these for an iterable of photographs.
+            class), the background first. A list of these for an iterable of images.
 
         Raises:
-            UserError: `fit` was not called, or a photograph is none.
+            UserError: `fit` was not called, or an image is none.
         """
         single = is_image(images)
         stream = self.stream([images] if single else images, return_probabilities, batch_size)
@@ -136,28 +136,28 @@ class Segmenter:
         batch_size: int = 8,
         skip_errors: bool = False,
     ) -> Iterator[Any]:
-        """`predict`, one result after another, while the next photographs are read.
+        """`predict`, one result after another, while the next images are read.
 
-        Memory is bounded: no more than three batches of photographs are taken before their first
+        Memory is bounded: no more than three batches of images are taken before their first
         result is given.
 
         Args:
-            images: photographs, which are taken in the thread that takes the results.
+            images: images, which are taken in the thread that takes the results.
             return_probabilities: see `predict`.
             batch_size: see `predict`.
-            skip_errors: whether a photograph that cannot be read gives its UserError as its result
+            skip_errors: whether an image that cannot be read gives its UserError as its result
                 instead of raising it.
 
         Raises:
-            UserError: `fit` was not called; later, a photograph is none.
+            UserError: `fit` was not called; later, an image is none.
         """
         if self._supports is None:
-            raise UserError("predict: call fit first, with photographs that show the class.")
+            raise UserError("predict: call fit first, with images that show the class.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UserError(f"batch_size = {batch_size}: it must be an integer of at least 1.")
         if is_image(images) or not isinstance(images, Iterable):
             kind = type(images).__name__
-            raise UserError(f"images is of type {kind}: give an iterable of photographs.")
+            raise UserError(f"images is of type {kind}: give an iterable of images.")
         size = -(-batch_size // self.mesh.size) * self.mesh.size
         results = self._stream(images, self._supports, return_probabilities, size)
         return results if skip_errors else _raising(results)
@@ -165,10 +165,10 @@ class Segmenter:
     def _stream(
         self, images: Iterable[Any], supports: tuple[Any, Array], probabilities: bool, size: int
     ) -> Generator[Any]:
-        """Results, and the errors of photographs that cannot be read.
+        """Results, and the errors of images that cannot be read.
 
         Three things happen at once: the next batch is read, this one is on the devices, and the
-        last one is brought to the photographs' own sizes.
+        last one is brought to the images' own sizes.
         """
         waiting: collections.deque[list[Future]] = collections.deque()
         numbered, room = enumerate(images), self.mesh.size
@@ -269,9 +269,9 @@ class Segmenter:
         shape: tuple[int, int],
         probabilities: bool,
     ) -> Any:
-        """The result for one photograph, from the logits of its square."""
-        # How many pixels of the photograph the whole square would be: a letterboxed one has a
-        # border, of which the evaluation takes up to 7 pixels for photograph, as PFENet's code.
+        """The result for one image, from the logits of its square."""
+        # How many pixels of the image the whole square would be: a letterboxed one has a
+        # border, of which the evaluation takes up to 7 pixels for image, as PFENet's code.
         size = self.config.image_size
         inside = fitted(shape, size, self.config.eval.fit)
         extent = [round(n * size / part) for n, part in zip(shape, inside, strict=True)]
@@ -288,7 +288,7 @@ class Segmenter:
 
 
 class _Query(NamedTuple):
-    """A photograph to segment."""
+    """An image to segment."""
 
     pixels: UInt8[np.ndarray, "size size 3"]  # as the network's square
     shape: tuple[int, int]  # its own height and width

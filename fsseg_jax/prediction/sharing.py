@@ -188,7 +188,7 @@ tags: [few-shot-segmentation, jax]
 
 # {title}
 
-A few-shot segmenter: {config.method} on {config.backbone}, {count:,} parameters, for photographs as
+A few-shot segmenter: {config.method} on {config.backbone}, {count:,} parameters, for images as
 squares of {config.image_size} pixels; {config.ways}-way {config.shots}-shot, fold
 {config.data.fold} of {data} held out from its training. `config.json` has all its settings.
 

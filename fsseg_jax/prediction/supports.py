@@ -15,13 +15,13 @@ from fsseg_jax.prediction.pictures import as_image, as_label, boxes_label, is_im
 
 
 def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
-    """Photographs at their own size, and labels with the classes 1, 2 ...
+    """Images at their own size, and labels with the classes 1, 2 ...
 
     Args:
         images, masks, boxes: see `Segmenter.fit`.
 
     Raises:
-        UserError: there are no photographs, one has no mask, one of another size or an empty one,
+        UserError: there are no images, one has no mask, one of another size or an empty one,
             or numbers of classes are left out.
     """
     if (masks is None) == (boxes is None):
@@ -32,10 +32,10 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
         images, outlines = [images], [outlines]
     images, outlines = _listed(images, "images"), _listed(outlines, name)
     if not images:
-        raise UserError("images = []: at least one photograph must show the class.")
+        raise UserError("images = []: at least one image must show the class.")
     if len(images) != len(outlines):
         raise UserError(
-            f"{name} has {len(outlines)} entries, but images has {len(images)}: each photograph "
+            f"{name} has {len(outlines)} entries, but images has {len(images)}: each image "
             "needs one."
         )
     supports = []
@@ -45,7 +45,7 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
     numbers = {number for _, label in supports for number in _classes(label)}
     if missing := sorted({*range(1, max(numbers) + 1)} - numbers):
         raise UserError(
-            f"{name}: no photograph shows class {missing[0]}, but one shows class {max(numbers)}: "
+            f"{name}: no image shows class {missing[0]}, but one shows class {max(numbers)}: "
             "number the classes 1, 2 ... without gaps."
         )
     return supports
@@ -53,7 +53,7 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
 
 def _listed(values: Any, name: str) -> list[Any]:
     if not isinstance(values, Iterable) or isinstance(values, str | bytes):
-        raise UserError(f"{name} = {values!r}: give a list, with one entry a photograph.")
+        raise UserError(f"{name} = {values!r}: give a list, with one entry an image.")
     return list(values)
 
 
@@ -101,7 +101,7 @@ def square_support(support: LabelledImage, name: str, size: int, fit: str) -> La
     if hidden := np.setdiff1d(numbers, label).tolist():
         raise UserError(
             f"{name} shows class {hidden[0]} in so few pixels that it coincides with another "
-            f"class at image_size = {size}: crop the photograph, or load the model with a "
+            f"class at image_size = {size}: crop the image, or load the model with a "
             "larger image_size."
         )
     return LabelledImage(image, label)

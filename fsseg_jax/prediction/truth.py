@@ -1,6 +1,6 @@
 """Masks that were predicted for files, compared with true ones.
 
-Pixels are counted as in `metrics`, over all photographs of a class, before anything is divided.
+Pixels are counted as in `metrics`, over all images of a class, before anything is divided.
 """
 
 import pathlib
@@ -19,20 +19,20 @@ from fsseg_jax.prediction.pictures import as_label
 
 
 class Truth:
-    """True masks of photographs that are in files.
+    """True masks of images that are in files.
 
-    That of a photograph called `name` is `name.png`: an image of class numbers, in which 255 is
+    That of an image called `name` is `name.png`: an image of class numbers, in which 255 is
     ignored; or, where there is one class, of any kind that `pictures.as_label` takes. Or it is in
     folders that are named after the classes, `class/name.png`, each showing where its class is not
     black; those that are missing show nothing.
 
     Args:
         folder: of the masks.
-        names: of the photographs.
+        names: of the images.
         classes: names of the classes 1, 2 ...
 
     Raises:
-        UserError: there is no mask, or one has another size than its photograph.
+        UserError: there is no mask, or one has another size than its image.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Truth:
         if not folder.is_dir():
             raise UserError(f"--truth = {folder}: there is no such folder.")
         self.classes = tuple(classes)
-        # Photograph to the mask of each class; that of class 0 shows all of them.
+        # Image to the mask of each class; that of class 0 shows all of them.
         self._files: dict[pathlib.Path, dict[int, pathlib.Path]] = {}
         for image, name in names.items():
             places = [folder, *(folder / of_class for of_class in classes)]
@@ -51,14 +51,14 @@ class Truth:
                 self._files[image] = {0: found[0]} if 0 in found else found
         if not self._files:
             raise UserError(
-                f"--truth = {folder} has no mask of any of the photographs: name them like those, "
+                f"--truth = {folder} has no mask of any of the images: name them like those, "
                 f"as {next(iter(names.values()))}.png."
             )
-        # Now, since comparing comes when all photographs are segmented.
+        # Now, since comparing comes when all images are segmented.
         parallel_map(self._check_sizes, list(self._files), "sizes of the true masks")
 
     def read(self, image: pathlib.Path) -> UInt8[np.ndarray, "height width"] | None:
-        """The true mask of a photograph, at its size, or None if it has none: 0 background, 1, 2
+        """The true mask of an image, at its size, or None if it has none: 0 background, 1, 2
         ... the classes, 255 ignored.
 
         Raises:
@@ -89,11 +89,11 @@ class Truth:
         """Compares predicted masks with the true ones.
 
         Args:
-            predicted: photograph to the file of its predicted mask.
+            predicted: image to the file of its predicted mask.
 
         Returns:
             `per_class`, `mean_iou` and `binary_iou` in percent, as in `metrics.run_metrics` but
-            that every photograph counts for every class (there: `mean_iou_star`), and None for
+            that every image counts for every class (there: `mean_iou_star`), and None for
             classes that no true mask shows, and for means of nothing; and how many `photographs`
             were compared, and how many are `without_truth`.
 
@@ -143,7 +143,7 @@ def pixel_counts(
 ) -> Int[np.ndarray, "class 3"]:
     """TP, FP and FN of the background and each class, in pixels, where the label is not ignored.
 
-    What `metrics.pixel_counts` is to episodes, for photographs of any size.
+    What `metrics.pixel_counts` is to episodes, for images of any size.
     """
     counted = label != IGNORE
     pairs = label[counted].astype(np.int64) * (classes + 1) + prediction[counted]
@@ -162,7 +162,7 @@ def table(results: Mapping[str, Any]) -> str:
     mean, binary = number(results["mean_iou"]), number(results["binary_iou"])
     none = results["without_truth"]
     lines.append(
-        f"mean-IoU {mean}, binary-IoU {binary} ({results['photographs']} photographs"
+        f"mean-IoU {mean}, binary-IoU {binary} ({results['photographs']} images"
         f"{f'; {none} more have no true mask' if none else ''})"
     )
     return "\n".join(lines)

@@ -29,7 +29,7 @@ class TrainState:
     step: Int[Array, ""]
     variables: Any
     optimizer: optax.OptState  # of what is not frozen
-    # What the method stores for each (class, photograph) item (`Output.row`), one row an item.
+    # What the method stores for each (class, image) item (`Output.row`), one row an item.
     rows: Array | None = None
 
 
@@ -101,7 +101,7 @@ def initial_state(model: Method, config: ConfigDict, init: str, items: int) -> T
         model: a method.
         config: of the run.
         init: as `config.init`, or empty for random weights.
-        items: how many (class, photograph) items there are.
+        items: how many (class, image) items there are.
     """
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, init)

@@ -256,7 +256,7 @@ def test_configs_of_the_repository_are_valid(path, make_source):
     assert set(differences(default, config)) <= set(differences(default, {}))  # no new fields
     assert set(config.model) == set(default_options(config.method))
     assert create_model(config).backbone is not None
-    if "base" in config.train.select_on:  # of photographs that training does not see
+    if "base" in config.train.select_on:  # of images that training does not see
         split = config.data.split
         assert not split or split != config.data.train_split
     assert config.data.name in SOURCES

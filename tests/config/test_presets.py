@@ -68,7 +68,7 @@ def test_each_sets_what_its_code_does(name, data, expected):
 @pytest.mark.parametrize("name", PRESETS)
 def test_none_touches_what_the_network_sees_or_how_it_is_trained(name):
     changed = set(differences(default_config(), preset(name))) - {"data.split", "data.min_pixels"}
-    if name == "bam":  # which trains without photographs that show held-out classes
+    if name == "bam":  # which trains without images that show held-out classes
         changed.remove("data.held_out_photographs")
     assert all(field.startswith("eval.") for field in changed)
 

@@ -1,4 +1,4 @@
-"""Photographs, masks and boxes are what they look like, in whatever form they are given."""
+"""Images, masks and boxes are what they look like, in whatever form they are given."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,7 +39,7 @@ def forms(path):
     return path, str(path), Image.open(path)
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 
 def check_image(picture, expected, tolerance=0):
@@ -130,7 +130,7 @@ def test_images_and_masks_are_upright(tmp_path, orientation):
     ],
 )
 def test_what_is_no_image_is_told(array, kind):
-    with pytest.raises(UserError, match=rf"^images\[3\] is an array of {kind}: a photograph is"):
+    with pytest.raises(UserError, match=rf"^images\[3\] is an array of {kind}: an image is"):
         as_image(array, "images[3]")
 
 
@@ -261,7 +261,7 @@ def inside(boxes, shape):
         (1, 2, 4, 5),
         [(1, 2, 4, 5)],
         [(0, 0, 2, 2), (1, 1, 5, 3)],
-        (-3, -4, 3, 2),  # as far as the photograph goes
+        (-3, -4, 3, 2),  # as far as the image goes
         (3, 1, 100, 90),
         np.array([[2, 0, 3, 1], [6, 4, 7, 5]]),
     ],
@@ -282,7 +282,7 @@ def test_fractions_of_pixels_are_rounded():
 @pytest.mark.parametrize(
     ("boxes", "sentence"),
     [
-        ((4, 2, 1, 5), r"has the box \(4, 2, 1, 5\), which shows nothing of the photograph of 7 x"),
+        ((4, 2, 1, 5), r"has the box \(4, 2, 1, 5\), which shows nothing of the image of 7 x"),
         ((1, 2, 1, 5), "which shows nothing"),
         ((7, 0, 9, 3), r"has the box \(7, 0, 9, 3\), which shows nothing"),
         ((-9, -9, 0, 0), "which shows nothing"),

@@ -1,5 +1,5 @@
 """`forward` is the method itself, whatever is composed with it; the Segmenter is `forward` on
-photographs as they are."""
+images as they are."""
 
 import functools
 import itertools
@@ -72,7 +72,7 @@ def make_segmenter(method="panet", ways=1, shots=1, devices=1, fit="stretch", **
 
 
 def draw_episode(ways, shots, queries=2, size=SIZE, seed=0):
-    """Photographs with a gradient and noise, and labels of blocks: float32 in 0..255, uint8."""
+    """Images with a gradient and noise, and labels of blocks: float32 in 0..255, uint8."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 120, size, dtype=np.float32)[:, None]
 
@@ -308,12 +308,12 @@ def test_ways_that_cannot_be_split_are_told(shots):
         segmenter.fit(supports, [np.full((SIZE, SIZE), way) for way in (1, 2, 3)])
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 
 @pytest.fixture(scope="module")
 def source(make_source):
-    """Photographs of many sizes, one much wider than high and one much higher than wide."""
+    """Images of many sizes, one much wider than high and one much higher than wide."""
     source = make_source(images=9)
     source.images[0] = [part[::3] for part in source.images[0]]
     source.images[1] = [part[:, ::2] for part in source.images[1]]
@@ -333,7 +333,7 @@ def images(source):
 
 @pytest.fixture(scope="module")
 def shown(source):
-    """Two photographs of class 1, with their masks."""
+    """Two images of class 1, with their masks."""
     rows = source.table.image[source.table.class_id == 1][:2].tolist()
     return [source.read(row).image for row in rows], [mask_of(source, row, 1) for row in rows]
 
@@ -360,7 +360,7 @@ def assert_same(results, expected):
 
 @pytest.mark.parametrize(("height", "width"), [(40, 160), (150, 90), (64, 64), (121, 61)])
 def test_a_letterboxed_mask_is_where_the_image_has_it(height, width):
-    """Though the photograph's part of the square is rounded to multiples of 8."""
+    """Though the image's part of the square is rounded to multiples of 8."""
     segmenter = make_segmenter(fit="letterbox")
     label = np.zeros((height, width), np.uint8)
     label[-height // 4 :, -width // 3 :] = 1
@@ -544,7 +544,7 @@ def test_broken_images_stop_a_stream_in_their_turn_or_are_skipped(fitted, images
 
 
 def draw_supports(*classes, size=SIZE, seed=0):
-    """Photographs of the network's own size, and masks with a block of each of their classes."""
+    """Images of the network's own size, and masks with a block of each of their classes."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (len(classes), size, size, 3), np.uint8)
     masks = np.zeros((len(classes), size, size), np.uint8)
@@ -557,7 +557,7 @@ def draw_supports(*classes, size=SIZE, seed=0):
 
 @pytest.mark.parametrize("method", ["panet", "canet"])
 def test_classes_with_fewer_images_use_theirs_again(method):
-    """Photographs show class 1; 2; 1 and 2; 1; so that class 2 has one less."""
+    """Images show class 1; 2; 1 and 2; 1; so that class 2 has one less."""
     segmenter = make_segmenter(method, devices=1)
     images, masks = draw_supports([1], [2], [2, 1], [1])
     assert [sorted({*np.unique(mask).tolist()} - {0}) for mask in masks] == [[1], [2], [1, 2], [1]]
@@ -587,12 +587,12 @@ def test_boxes_are_masks_of_what_is_inside_of_them(shown, images):
 def test_a_single_support_needs_no_list(shown, images, tmp_path):
     segmenter, image, mask = make_segmenter(), shown[0][0], shown[1][0]
     expected = segmenter.fit([image], [mask]).predict(images[:3], True)
-    Image.fromarray(image).save(tmp_path / "photograph.png")
+    Image.fromarray(image).save(tmp_path / "image.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     forms = (
         (image, mask),
-        (str(tmp_path / "photograph.png"), tmp_path / "mask.png"),
-        (Image.open(tmp_path / "photograph.png"), Image.open(tmp_path / "mask.png")),
+        (str(tmp_path / "image.png"), tmp_path / "mask.png"),
+        (Image.open(tmp_path / "image.png"), Image.open(tmp_path / "mask.png")),
     )
     for form in forms:
         assert_same(segmenter.fit(*form).predict(images[:3], True), expected)
@@ -602,7 +602,7 @@ def test_a_single_support_needs_no_list(shown, images, tmp_path):
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
 def test_an_object_too_small_for_the_square_is_not_lost(fit):
-    """One pixel of a large photograph, anywhere, becomes one pixel of the square there."""
+    """One pixel of a large image, anywhere, becomes one pixel of the square there."""
     rng = np.random.default_rng(0)
     segmenter = make_segmenter(fit=fit)
     for height, width in ((200, 300), (300, 150)):
@@ -621,7 +621,7 @@ def test_an_object_too_small_for_the_square_is_not_lost(fit):
             assert segmenter.predict(image).any()
 
 
-encoded = []  # the sum of each photograph that the backbone was given
+encoded = []  # the sum of each image that the backbone was given
 
 
 class Watched(nn.Module):
@@ -665,7 +665,7 @@ IMAGE, MASK = np.zeros((8, 9, 3), np.uint8), np.eye(8, 9, dtype=np.uint8)
             {"images": [IMAGE], "masks": [MASK], "boxes": [(0, 0, 3, 3)]},
             "masks and boxes: both was given",
         ),
-        ({"images": [], "masks": []}, r"images = \[\]: at least one photograph"),
+        ({"images": [], "masks": []}, r"images = \[\]: at least one image"),
         ({"images": 3, "masks": [MASK]}, "images = 3: give a list"),
         ({"images": [IMAGE], "masks": "mask.png"}, "masks = 'mask.png': give a list"),
         ({"images": [IMAGE] * 3, "masks": [MASK] * 2}, "masks has 2 entries, but images has 3"),
@@ -676,7 +676,7 @@ IMAGE, MASK = np.zeros((8, 9, 3), np.uint8), np.eye(8, 9, dtype=np.uint8)
         ({"images": [IMAGE], "masks": ["absent.png"]}, "absent.png cannot be read"),
         ({"images": [IMAGE], "masks": [MASK.T]}, r"masks\[0\] is 8 x 9 pixels, but images\[0\] is"),
         ({"images": [IMAGE] * 2, "masks": [MASK, MASK * 0]}, r"masks\[1\] is empty"),
-        ({"images": [IMAGE], "masks": [MASK * 2]}, "masks: no photograph shows class 1, but one"),
+        ({"images": [IMAGE], "masks": [MASK * 2]}, "masks: no image shows class 1, but one"),
         ({"images": [IMAGE], "boxes": [(5, 5, 2, 2)]}, r"boxes\[0\] has the box \(5, 5, 2, 2\)"),
         (
             {"images": [IMAGE], "masks": [MASK], "classes": ["cat", "dog"]},
@@ -713,7 +713,7 @@ def test_wrong_queries_are_told(fitted, options, sentence):
 
 def test_a_stream_of_one_image_is_told(fitted):
     with pytest.raises(UserError, match=r"^images is of type str: give an iterable"):
-        fitted.stream("photograph.jpg")
+        fitted.stream("image.jpg")
 
 
 def test_predicting_before_fit_is_told():
