@@ -192,9 +192,7 @@ def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -
             name = path.relative_to(folder).as_posix()
             queries.append(Query(path, name, status.st_size, status.st_mtime_ns))
     if not queries:
-        raise UserError(
-            f"--query = {folder} holds no images ({', '.join(SUFFIXES)}): add some."
-        )
+        raise UserError(f"--query = {folder} holds no images ({', '.join(SUFFIXES)}): add some.")
     return sorted(queries, key=lambda query: query.name)
 
 
