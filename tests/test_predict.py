@@ -348,7 +348,7 @@ def test_other_supports_or_settings_need_another_folder(run, folders, segmenter,
     save(folders / "support" / "red" / "2.png", image)
     save(folders / "support" / "red" / "2_mask.png", inside(boxes["red"]))
     message = error_of(run)
-    assert f"--out = {folders / 'out'} holds predictions with supports = " in message
+    assert f"--out = {folders / 'out'} holds predictions made with supports = " in message
     assert "choose another --out, or remove" in message
     for name in ("2.png", "2_mask.png"):
         (folders / "support" / "red" / name).unlink()
@@ -363,7 +363,7 @@ def test_other_supports_or_settings_need_another_folder(run, folders, segmenter,
 
 def test_folders_of_something_else_are_left_alone(run, folders):
     save(folders / "out" / "masks" / "a.png", np.zeros((3, 3), np.uint8))
-    assert "holds masks and no predictions" in error_of(run)
+    assert "holds masks but no predictions" in error_of(run)
     assert files_of(folders / "out") == {"masks/a.png"}
 
 
