@@ -1,26 +1,26 @@
-"""Segments images of one's own:
+"""Segments your own images:
 python -m fsseg_jax.predict --workdir=RUN --support DIR --query DIR --out DIR
 
-RUN is the folder of a run, a saved model, a configuration or its name (as panet_vgg16), or
+RUN is the folder of a run, a saved model, a configuration or its name (such as panet_vgg16), or
 owner/name of a model on the Hugging Face hub.
 
---support holds the images that show the class, or the classes: folders named after them with
-a mask beside each image (1.jpg and 1.png, or 1_mask.png), or such masks of one class, named
-after the folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation that has a
-bbox alone, outlines by a box.
+--support holds images that show the classes: one folder per class with a mask next to each image
+(1.jpg and 1.png, or 1_mask.png), or only such images and masks, whose class is named after the
+folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation with only a bbox, is a
+box annotation.
 
---query holds the images to segment, in any folders below it. Only the supports' own masks,
-and what lies in --out or --truth, are no queries.
+--query holds the images to segment, in any folders below it. The masks of the supports, and files
+in --out or --truth, are not segmented.
 
-In --out are then, under each image's own name, `masks` (class numbers) and `overlays`, and
-`predictions.json`, all of them in COCO's format. The same command continues where it was stopped.
+--out receives, by the name of each image, `masks` (class numbers) and `overlays`, and
+`predictions.json` with all predictions in COCO's format. The same command continues a stopped run.
 
---truth holds masks named as those in `masks`: of class numbers, or, of one class, not black where
-that is; or a folder of the latter for each class. The intersection over union is printed, and
-written to `results.json`.
+--truth holds masks with the same names as those in `masks`: class numbers, or, for one class, any
+mask that is not black where the class is; or a folder of such masks for each class. The
+intersection over union is printed, and written to `results.json`.
 
-The exit status is 0 if all images were segmented, 1 if some could not be read, and 2 if
-something else was wrong.
+The exit status is 0 if all images were segmented, 1 if some could not be read, and 2 for any other
+error.
 """
 
 import collections
@@ -61,7 +61,7 @@ logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program, which returns its exit status."""
+    """Runs the program; returns its exit status."""
     arguments, overrides = command_line.parse(
         __doc__,
         argv,
@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=False,
         support={**command_line.FOLDER, "required": True, "help": "images of the classes"},
         query={**command_line.FOLDER, "required": True, "help": "images to segment"},
-        out={**command_line.FOLDER, "required": True, "help": "where to write the masks"},
-        truth={**command_line.FOLDER, "help": "masks to compare with"},
+        out={**command_line.FOLDER, "required": True, "help": "output folder"},
+        truth={**command_line.FOLDER, "help": "true masks to compare with"},
         batch_size={
             **{"type": int, "metavar": "N", "default": BATCH_SIZE},
-            "help": f"images at once; {BATCH_SIZE} by default, fewer need less memory",
+            "help": f"images at once; by default {BATCH_SIZE}, fewer need less memory",
         },
     )
     if arguments.batch_size < 1:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = command_line.settings(overrides)
     machine = command_line.first_config(None, overrides)
     if machine.distributed:
-        raise UserError("--config.distributed: images are segmented by one process; leave it.")
+        raise UserError("--config.distributed: one process segments the images; leave it out.")
     command_line.start(machine)
     supports = read_supports(arguments.support)
     places = (arguments.out / MASKS, arguments.out / OVERLAYS, *filter(None, [arguments.truth]))
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
-    """The model; warnings about it as the program's own messages."""
+    """Loads the model; warnings about it become messages of the program."""
     with warnings.catch_warnings(record=True) as caught:
         segmenter = load(model, **settings)
     for warning in caught:
@@ -137,11 +137,11 @@ class Supports(NamedTuple):
     images: list[LabelledImage]  # labels are 1, 2 ... in the order of the classes
     classes: tuple[str, ...]
     digest: str  # of all pixels and labels
-    files: frozenset[pathlib.Path]  # that annotate them
+    files: frozenset[pathlib.Path]  # of their annotations
 
 
 def read_supports(folder: pathlib.Path) -> Supports:
-    """Supports that are annotated as `Folder` has it, with the classes that they show.
+    """Reads supports with annotations that `Folder` supports, and the classes that they show.
 
     Raises:
         UserError: there are none, or one of them is broken.
@@ -171,17 +171,17 @@ def read_supports(folder: pathlib.Path) -> Supports:
 
 
 def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -> list[Query]:
-    """All images in a folder and below, sorted, but for hidden ones.
+    """All images in a folder and below, sorted, except hidden ones.
 
     Args:
-        folder: where.
+        folder: the folder.
         without: files and folders to leave out.
 
     Raises:
         UserError: there are none, or a folder cannot be read.
     """
     _check_folder(folder, "--query")
-    # By where they really are: they may be given in another way.
+    # By their real paths, as they may be given as links or relative to another folder.
     left_out = {os.path.realpath(path) for path in without}
     if os.path.realpath(folder) in left_out:
         raise UserError(f"--query = {folder} is --truth or in --out: give it a folder of its own.")
@@ -218,15 +218,15 @@ def _check_folder(folder: pathlib.Path, option: str) -> None:
         raise UserError(f"{option} = {folder}: there is no such folder.")
 
 
-# ----------------------------------------------------------------------------- the work
+# ----------------------------------------------------------------------------- segmentation
 
 
 def _show(segmenter: Segmenter, supports: Supports) -> None:
-    """Encodes the supports, and says how long that took."""
+    """Encodes the supports, and logs how long it took."""
     start = time.perf_counter()
     images, labels = zip(*supports.images, strict=True)
     segmenter.fit(images, masks=labels, classes=supports.classes)
-    jax.block_until_ready(jax.live_arrays())  # JAX would do it in the background
+    jax.block_until_ready(jax.live_arrays())  # JAX computes in the background
     logger.info(
         "%d supports of %s, encoded in %.1f s",
         *(len(images), ", ".join(supports.classes), time.perf_counter() - start),
@@ -236,7 +236,7 @@ def _show(segmenter: Segmenter, supports: Supports) -> None:
 def _segment(
     segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
 ) -> tuple[int, float]:
-    """Segments images and writes what comes out; how many were skipped, and the seconds."""
+    """Segments images and writes the results; returns the number of skipped images, and seconds."""
     results = segmenter.stream(
         (query.path for query in queries),
         return_probabilities=True,
@@ -251,7 +251,7 @@ def _segment(
             label, probabilities = result
             image = read_image(query.path)
             if image.shape[:2] != label.shape:
-                raise UserError(f"{query.path} was changed meanwhile: start the command again.")
+                raise UserError(f"{query.path} has changed meanwhile: start the command again.")
         except UserError as error:
             return error
         return predictions.write(query, image, label, probabilities)

@@ -498,7 +498,7 @@ def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(tmp_pa
     assert "instead of" in message
     assert "trained for ways = 1, shots = 1" in message
     fewer = model.clone(stages=(4,))
-    with pytest.raises(UserError, match=r"it has params/backbone/\S+ too and \d more"):
+    with pytest.raises(UserError, match=r"it also has params/backbone/\S+ and \d more"):
         load_variables(config, fewer, tmp_path, make_mesh(1), source)
 
 
@@ -541,7 +541,7 @@ def test_classes_that_a_run_was_trained_on_are_never_tested(tmp_path, monkeypatc
     config.data.name = "other"
     monkeypatch.setattr(logging.getLogger("fsseg_jax"), "propagate", True)
     load_variables(config, model, tmp_path, make_mesh(1), source)
-    assert "not new to it" in caplog.text
+    assert "it has seen these classes" in caplog.text
 
 
 def test_fewer_steps_than_the_checkpoint_has_is_an_error(tmp_path):

@@ -25,8 +25,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         name = argument.split("=")[0]
         if name.startswith("--config.") and name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else "docs/config.md lists all fields."
-            raise UserError(f"{name}: there is no such field; {hint}")
+            hint = f"did you mean {close[0]}?" if close else "docs/config.md lists all of them."
+            raise UserError(f"{name}: there is no such config key; {hint}")
     changed = _parse(config, arguments)
     if any(argument.startswith("--config.eval.protocol=") for argument in arguments):
         # The protocol for the requested data set, and then the other overrides again.

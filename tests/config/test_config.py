@@ -219,10 +219,10 @@ def test_sst_of_version_0_1_loads_without_its_inner_loop_if_that_did_nothing(cap
     saved = default_config("sst").to_dict()
     saved["model"] |= {"inner_rate": 1.0, "inner_reduction": "mean"}
     assert differences(default_config("sst"), from_saved(saved)).keys() == {"model.tuning"}
-    assert "it is evaluated without" in caplog.text
+    assert "is evaluated without the loop" in caplog.text
     for did_something in ({"inner_rate": 10.0}, {"inner_reduction": "sum"}):
         old = {**saved, "model": {**saved["model"], **did_something}}
-        assert "train it anew" in message_of(from_saved, old)
+        assert "train it again" in message_of(from_saved, old)
         old["model"]["tuning"] = False  # it had none
         assert from_saved(old).model.tuning is False
 
@@ -320,7 +320,7 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("eval.fit=crop", "eval.fit = 'crop': choose stretch or letterbox or own"),
         (
             "eval.threshold=base eval.crf.iterations=5",
-            "DenseCRF replaces by a mask: set eval.threshold = '' or eval.crf.iterations = 0",
+            "DenseCRF replaces with a mask: set eval.threshold = '' or eval.crf.iterations = 0",
         ),
         (
             "eval.setup=metaseg data.coco.masks=category",
@@ -335,8 +335,8 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("eval.crf.colour=(1.0,2.0)", "--config.eval.crf.colour = .*: expected 3 numbers"),
         ("data.augment.scale=(1.5,1.0)", r"data.augment.scale = \(1.5, 1.0\)"),
         ("data.augment.scale=(0.0,1.0)", r"data.augment.scale = \(0.0, 1.0\)"),
-        ("train.steps=0", "train.steps = 0 and train.epochs = 0: one of them says how long"),
-        ("method=canet", "the method is chosen by the config file"),
+        ("train.steps=0", "train.steps = 0 and train.epochs = 0: set one of them"),
+        ("method=canet", "the config file determines the method"),
         ("data.pipeline=torch", "data.pipeline = 'torch': choose tfdata or device"),
         ("image_size=16", "image_size = 16: it must be at least 32"),
         ("train.steps_per_dispatch=7", "train.steps = 30000: it must be a multiple of .* = 7"),

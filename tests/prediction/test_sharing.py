@@ -226,7 +226,7 @@ def test_a_run_gives_its_best_or_last_checkpoint(tmp_path):
     assert_equal(fsseg_jax.load(tmp_path / "saved").variables, last)
     with pytest.raises(UserError, match="ways = 3: the model was trained for 2"):
         fsseg_jax.load(run, ways=3)
-    with pytest.raises(UserError, match="does not fit the model that the config describes"):
+    with pytest.raises(UserError, match="does not fit the model of the config"):
         fsseg_jax.load(run, **{"model.width": 16})
 
 
