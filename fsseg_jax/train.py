@@ -206,8 +206,8 @@ def check_stored_predictions(config: ConfigDict, state: TrainState) -> None:
     moved = augment.flip or augment.rotation or tuple(augment.scale) != (1, 1)
     if state.rows is not None and augment.query and moved:
         raise UserError(
-            f"data.augment.query = True, but {config.method} stores predictions in the coordinates "
-            "of the query: set it to False."
+            f"data.augment.query = True, but {config.method} stores predictions in the query's "
+            "coordinates: set it to False."
         )
 
 

@@ -22,7 +22,7 @@ def test_more_devices_than_there_are_is_an_error():
 
 def test_batch_must_divide_into_the_devices():
     check_divides(16, make_mesh(8))
-    with pytest.raises(UserError, match="6 does not divide into 8 devices: make it a multiple of"):
+    with pytest.raises(UserError, match="6 is not divisible by 8 devices: make it a multiple of"):
         check_divides(6, make_mesh(8))
     check_divides(32, make_mesh(8), accumulate=4)
     with pytest.raises(UserError, match=r"16 in train\.accumulate = 4 parts .* multiple of 32"):

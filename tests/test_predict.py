@@ -490,7 +490,7 @@ def test_truth_is_compared_over_all_images(run, folders, capsys):
     printed = capsys.readouterr().out
     assert f"red {100 * hit / union:5.1f}\n" in printed
     assert f"mean-IoU {results['mean_iou']:.1f}, binary-IoU {results['binary_iou']:.1f}" in printed
-    assert "(3 images; 2 more have no true mask)" in printed
+    assert "(3 images; 2 more without a true mask)" in printed
 
 
 def test_truth_of_another_size_is_told_before_anything_is_segmented(run, folders):

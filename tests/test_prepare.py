@@ -350,9 +350,9 @@ def test_unpacked_folders_are_used_wherever_voc_finds_them(site, originals, belo
 
 
 def test_archives_that_others_brought_are_used(site, tmp_path):
-    brought = shutil.copytree(site.server.folder, tmp_path / "brought")
+    copied = shutil.copytree(site.server.folder, tmp_path / "copied")
     site.stop()
-    site.prepare(downloads=brought)
+    site.prepare(downloads=copied)
     assert not site.downloads.exists()
     assert VOC(site.root, "val").ids == tuple(VOC_LISTS["val"])
 
@@ -585,7 +585,7 @@ def test_absent_files_are_named(serve, originals, absent):
     )
     path = site.root / absent
     message = message_of(site.prepare)
-    assert f"names {path.stem}, which {path.parent} lacks" in message
+    assert f"names {path.stem}, which is missing in {path.parent}" in message
 
 
 def broken_mats(good):

@@ -111,7 +111,7 @@ def read(
     if ours != theirs:
         name = min(name for name, _ in ours.items() ^ theirs.items())
         raise UserError(
-            f"{folder / WEIGHTS} does not match {path}: {name} is {theirs.get(name, 'missing')} in "
+            f"{folder / WEIGHTS} does not fit {path}: {name} is {theirs.get(name, 'missing')} in "
             f"the file, and {ours.get(name, 'no array')} in the model; save the model again, or do "
             "not change its settings."
         )

@@ -145,7 +145,7 @@ def test_broken_pictures_are_told_by_name(tmp_path, take):
         with pytest.raises(UserError, match=rf"{broken.name} cannot be read \(.*replace the"):
             take(broken, "pictures[2]")
     # Pillow finds out only when the pixels are needed.
-    with pytest.raises(UserError, match=r"^pictures\[2\] cannot be read \(.*replace the picture"):
+    with pytest.raises(UserError, match=r"^pictures\[2\] cannot be read \(.*replace the image"):
         take(Image.open(path), "pictures[2]")
 
 
@@ -282,16 +282,19 @@ def test_fractions_of_pixels_are_rounded():
 @pytest.mark.parametrize(
     ("boxes", "sentence"),
     [
-        ((4, 2, 1, 5), r"has the box \(4, 2, 1, 5\), which shows nothing of the image of 7 x"),
-        ((1, 2, 1, 5), "which shows nothing"),
-        ((7, 0, 9, 3), r"has the box \(7, 0, 9, 3\), which shows nothing"),
-        ((-9, -9, 0, 0), "which shows nothing"),
+        (
+            (4, 2, 1, 5),
+            r"has the box \(4, 2, 1, 5\), which is empty or outside of the image of 7 x",
+        ),
+        ((1, 2, 1, 5), "which is empty or outside"),
+        ((7, 0, 9, 3), r"has the box \(7, 0, 9, 3\), which is empty or outside"),
+        ((-9, -9, 0, 0), "which is empty or outside"),
         ([(0, 0, 2, 2), (0, 5, 2, 6)], r"has the box \(0, 5, 2, 6\)"),
         ((1, 2, 3), r"= \(1, 2, 3\): boxes are \(left, top, right, bottom\)"),
         ("1 2 3 4", "= '1 2 3 4': boxes are"),
         ((0, 0, float("nan"), 4), "= .*nan.*: boxes are"),
         ([(1, 2, 3, 4), (1, 2)], "boxes are"),
-        (np.zeros((0, 4)), "holds no box"),
+        (np.zeros((0, 4)), "is empty: give a box"),
         ([], "boxes are"),
         (None, "= None: boxes are"),
     ],

@@ -667,7 +667,7 @@ IMAGE, MASK = np.zeros((8, 9, 3), np.uint8), np.eye(8, 9, dtype=np.uint8)
             {"images": [IMAGE], "masks": [MASK], "boxes": [(0, 0, 3, 3)]},
             "masks and boxes: both was given",
         ),
-        ({"images": [], "masks": []}, r"images = \[\]: at least one image"),
+        ({"images": [], "masks": []}, r"images = \[\]: give at least one"),
         ({"images": 3, "masks": [MASK]}, "images = 3: give a list"),
         ({"images": [IMAGE], "masks": "mask.png"}, "masks = 'mask.png': give a list"),
         ({"images": [IMAGE] * 3, "masks": [MASK] * 2}, "masks has 2 entries, but images has 3"),
@@ -711,11 +711,8 @@ def test_classes_that_coincide_in_the_square_are_told():
 def test_wrong_queries_are_told(fitted, options, sentence):
     with pytest.raises(UserError, match=f"^{sentence}"):
         fitted.predict(**options)
-
-
-def test_a_stream_of_one_image_is_told(fitted):
     with pytest.raises(UserError, match=r"^images is of type str: give an iterable"):
-        fitted.stream("image.jpg")
+        fitted.stream("image.jpg")  # `predict` takes a single one
 
 
 def test_predicting_before_fit_is_told():

@@ -163,17 +163,17 @@ def edited(**fields):
             lambda path: path.write_bytes(path.read_bytes()[:-10]),
             r"model\.safetensors cannot be read \(",
         ),
-        ("config.json", lambda path: path.write_text("{"), r"config\.json is no configuration of"),
-        ("config.json", lambda path: path.write_text("[]"), r"config\.json is no configuration of"),
+        ("config.json", lambda path: path.write_text("{"), "is not a configuration of"),
+        ("config.json", lambda path: path.write_text("[]"), "is not a configuration of"),
         (
             "config.json",
             lambda path: path.write_text('{"model_type": "vit"}'),
-            r"config\.json is no configuration of fsseg_jax \(KeyError\('fsseg_jax'\)\)",
+            r"config\.json is not a configuration of fsseg_jax \(KeyError\('fsseg_jax'\)\)",
         ),
         ("config.json", edited(fsseg_jax=2), r"config\.json has version 2 of the format, but"),
         ("config.json", edited(method="unet"), "method = 'unet': choose one of panet, canet"),
-        ("config.json", edited(image_size="large"), r"config\.json is no configuration of"),
-        ("config.json", edited(image_size=3), "image_size = 3: networks"),
+        ("config.json", edited(image_size="large"), "is not a configuration of"),
+        ("config.json", edited(image_size=3), "image_size = 3: it must be at least 32"),
         ("config.json", edited(shots=1), r"model\.safetensors does not fit .*config\.json: "),
     ],
 )
@@ -189,11 +189,11 @@ def test_broken_models_are_told(saved, tmp_path, name, change, sentence):
         ({"image_siez": 64}, "did you mean --config.image_size"),
         ({"image_size": "large"}, "image_size"),
         ({"eval.fit": "crop"}, "eval.fit = 'crop': choose stretch or letterbox"),
-        ({"shots": 5}, "shots = 5: the model was trained for 2, which it keeps"),
+        ({"shots": 5}, "shots = 5: the model was trained for 2, which cannot change"),
         ({"ways": 3}, "ways = 3: the model was trained for 1"),
         ({"devices": 1000}, "devices = 1000, but there are"),
         ({"platform": "abacus"}, "platform = 'abacus': choose cpu, gpu, tpu"),
-        ({"model.width": 16}, r"model\.safetensors does not fit .*leave its settings as they are"),
+        ({"model.width": 16}, r"model\.safetensors does not fit .*do not change its settings"),
         ({"checkpoint": "first"}, "checkpoint = 'first': choose best or last"),
     ],
 )
@@ -497,13 +497,13 @@ def test_a_model_that_is_pushed_to_the_hub_is_loaded_from_there(hub, saved):
 def test_what_the_hub_refuses_is_told(hub):
     told, *_ = hub
     for name in ("missing", "no network"):
-        assert told[name].startswith("model = me/missing is no folder and no configuration")
+        assert told[name].startswith("model = me/missing is neither a folder nor a configuration")
         assert told[name].endswith("check the name and the network.")
-    assert "is no configuration of fsseg_jax" in told["foreign"]
+    assert "is not a configuration of fsseg_jax" in told["foreign"]
     for name, repository in (
         ("no name", "me/a b"),
         ("no login", "me/other"),
         ("no network to push", "me/tiny"),
     ):
-        assert told[name].startswith(f"{repository} cannot be put on the Hugging Face hub (")
+        assert told[name].startswith(f"{repository} cannot be uploaded to the Hugging Face hub (")
         assert "log in with `hf auth login`" in told[name]
