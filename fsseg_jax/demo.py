@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from fsseg_jax import command_line
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
+from fsseg_jax.evaluation.report import WAY_COLOURS
 from fsseg_jax.prediction.loading import load
-from fsseg_jax.prediction.output import PALETTE
+from fsseg_jax.prediction.output import save_mask, small_overlay
 from fsseg_jax.prediction.pictures import as_image
 from fsseg_jax.prediction.segmenter import Segmenter
 
@@ -77,14 +76,7 @@ def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImag
     return LabelledImage(image, painted.astype(np.uint8))
 
 
-def shown(
-    image: UInt8[np.ndarray, "height width 3"], label: UInt8[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """An image with its label over it, at most `LONG_SIDE` pixels long."""
-    small = Image.fromarray(image)
-    small.thumbnail((LONG_SIDE, LONG_SIDE))
-    small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
-    return overlay(np.asarray(small), np.asarray(small_label))
+shown = functools.partial(small_overlay, long_side=LONG_SIDE)
 
 
 def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height width"]]) -> bytes:
@@ -96,10 +88,8 @@ def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height widt
             while stem in taken:  # images from several folders may have one name
                 stem += "_"
             taken.add(stem)
-            picture = Image.fromarray(mask)
-            picture.putpalette(PALETTE)
             with folder.open(f"{stem}.png", "w") as png:
-                picture.save(png, "png")
+                save_mask(mask, png)
     return file.getvalue()
 
 
@@ -108,8 +98,11 @@ def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height widt
 
 def build(segmenter: Segmenter) -> "gr.Blocks":
     """The page of a model, for `serve`. Each visitor has supports of their own."""
-    segmenter = _compiled(segmenter)
+    # Compiled before the first visitor waits; the visitors' copies share the result.
     size, progress = segmenter.config.image_size, gr.Progress()
+    blank = np.zeros((size, size, 3), np.uint8)
+    segmenter = copy.copy(segmenter).fit([blank], masks=[np.ones((size, size), bool)])
+    segmenter.predict(blank, batch_size=1)
     what = f"{segmenter.config.method} on {segmenter.config.backbone}, at {size} x {size} pixels"
 
     def find(
@@ -138,15 +131,6 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
         ):
             button.click(_warning(function), inputs, outputs, show_progress_on=outputs[0])
     return page
-
-
-def _compiled(segmenter: Segmenter) -> Segmenter:
-    """A copy that has compiled before the first visitor waits; its copies share the result."""
-    size = segmenter.config.image_size
-    blank = np.zeros((size, size, 3), np.uint8)
-    segmenter = copy.copy(segmenter).fit([blank], masks=[np.ones((size, size), bool)])
-    segmenter.predict(blank, batch_size=1)
-    return segmenter
 
 
 def add(

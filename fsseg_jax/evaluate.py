@@ -53,9 +53,7 @@ def main() -> None:
     logger.info(describe(mesh))
     if table is not None:
         if path is not None:
-            raise UserError(
-                "--config and --table: the rows of a table have configs; leave one out."
-            )
+            raise UserError("--config and --table: table rows have their own configs; omit one.")
         places = choose(named(table), arguments.rows, arguments.folds, arguments.shots)
         fill(table, workdir or pathlib.Path("runs"), overrides, mesh, places)
         return

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from fsseg_jax import command_line
 from fsseg_jax.errors import UserError
-from fsseg_jax.files import replacing
+from fsseg_jax.files import write_bytes
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.segmenter import Segmenter
 
@@ -38,12 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
         config=False,
-        out={
-            **command_line.FOLDER,
-            "metavar": "FILE",
-            "required": True,
-            "help": "the file to write",
-        },
+        out={**command_line.FOLDER, "metavar": "FILE", "required": True, "help": "file to write"},
         ways={**count, "help": "number of classes; by default as in training"},
         shots={**count, "help": "supports per class; by default as in training"},
         platforms={"default": DEFAULT, "help": f"platforms to run on; by default {DEFAULT}"},
@@ -55,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         segmenter, arguments.ways, arguments.shots, tuple(arguments.platforms.split(","))
     )
     program = exported.serialize()
-    with replacing(arguments.out) as file:
-        file.write(program)
+    write_bytes(arguments.out, program)
     supports, labels, _ = (array.shape for array in exported.in_avals)
     ways, shots, size = supports[:3]
     print(
@@ -101,9 +95,7 @@ def export(
         if number < 1:
             raise UserError(f"{name} = {number}: it must be at least 1.")
     if unknown := [name for name in platforms if name not in PLATFORMS]:
-        raise UserError(
-            f"platforms: {unknown[0]!r} is unknown; choose from {', '.join(PLATFORMS)}."
-        )
+        raise UserError(f"platforms: {unknown[0]!r} is unknown; use {', '.join(PLATFORMS)}.")
     size = config.image_size
     (queries,) = jax.export.symbolic_shape("queries")
     shapes = (ways, shots, size, size, 3), (ways, shots, size, size), (queries, size, size, 3)

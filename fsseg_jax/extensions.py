@@ -10,12 +10,9 @@ T = TypeVar("T")
 
 
 def find(name: str, known: Mapping[str, T], field: str) -> T:
-    """The object that a field of the configuration names.
+    """The object that `field` of the configuration names.
 
-    Args:
-        name: a key of `known`, or `package.module:Name` for an object of another module.
-        known: the objects of this package by name.
-        field: the field, for errors.
+    `name` is a key of `known`, or `package.module:Name` for an object of another module.
 
     Raises:
         UserError: there is no such object.

@@ -37,14 +37,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def keep(path: pathlib.Path, what: str, write: Callable[[io.BufferedWriter], None]) -> None:
-    """Writes a cache file atomically; if that fails, it only logs a warning.
+    """Writes a cache file atomically; if that fails, it only logs a warning about `what` it holds.
 
     Several processes may write the same file at once.
-
-    Args:
-        path: the file.
-        what: a description of its content, for the warning.
-        write: a function that writes the content into an open file.
     """
     try:
         with _whole(path, f"{os.getpid()}") as file:

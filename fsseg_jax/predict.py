@@ -47,7 +47,7 @@ from fsseg_jax.data.sources.folder import SUFFIXES, Folder
 from fsseg_jax.devices import describe
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
-from fsseg_jax.files import replacing
+from fsseg_jax.files import write_text
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.output import MASKS, OVERLAYS, PREDICTIONS, Predictions, Query, made_by
 from fsseg_jax.prediction.pictures import CLASSES
@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if truth is not None:
             predicted = {q.path: predictions.mask_file(q) for q in queries if predictions.done(q)}
             results = truth.compare(predicted)
-            with replacing(arguments.out / RESULTS) as file:
-                file.write(json.dumps(results | {"made_by": facts}, indent=2).encode())
+            contents = json.dumps(results | {"made_by": facts}, indent=2)
+            write_text(arguments.out / RESULTS, contents)
             print(table(results))
     before = len(queries) - len(todo)
     earlier = f" ({before} of them before)" if before else ""
@@ -171,11 +171,7 @@ def read_supports(folder: pathlib.Path) -> Supports:
 
 
 def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -> list[Query]:
-    """All images in a folder and below, sorted, except hidden ones.
-
-    Args:
-        folder: the folder.
-        without: files and folders to leave out.
+    """All images in a folder and below, sorted, except hidden ones and those in `without`.
 
     Raises:
         UserError: there are none, or a folder cannot be read.

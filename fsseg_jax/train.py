@@ -212,16 +212,7 @@ def check_stored_predictions(config: ConfigDict, state: TrainState) -> None:
 
 
 class Loop:
-    """The training loop, with checkpoints, selection and summaries for TensorBoard.
-
-    Args:
-        config: the configuration of the run, with `train.steps`.
-        workdir: the folder of the run.
-        data: the data.
-        mesh: the devices.
-        checkpoints: the checkpoints of the run.
-        model: the method.
-    """
+    """The training loop, with checkpoints, selection and summaries for TensorBoard."""
 
     def __init__(
         self,
@@ -259,11 +250,8 @@ class Loop:
             write_to_disk=is_first_process(),
         )
         # Information about training for the last checkpoint.
-        self.known = {
-            "epoch": data.epoch,
-            "batch_size": self.batch_size,
-            "devices": describe(mesh),
-        }
+        known = {"epoch": data.epoch, "batch_size": self.batch_size, "devices": describe(mesh)}
+        self.known = known
         self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self.losses: list[Any] = []  # since the last summary
 

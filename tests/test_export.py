@@ -141,7 +141,7 @@ def test_platforms_and_shapes_are_those_asked_for(exported):
     [
         (["--ways=0"], "ways = 0: it must be at least 1"),
         (["--shots=-2"], "shots = -2: it must be at least 1"),
-        (["--platforms=cpu,gpu"], "platforms: 'gpu' is unknown; choose from cpu, cuda"),
+        (["--platforms=cpu,gpu"], "platforms: 'gpu' is unknown; use cpu, cuda"),
         (["--config.image_siez=64"], "did you mean --config.image_size"),
         (["--config.image_size"], "--config.image_size: expected --config.field=value"),
     ],

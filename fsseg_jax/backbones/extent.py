@@ -40,9 +40,7 @@ def extent(canvas: tuple[int, ...], shape: Int[Array, "2"]) -> Iterator[None]:
     those of supports, are whole: their sizes must not be among the canvas's (`fits`). Losses and
     training do not support it.
 
-    Args:
-        canvas: height and width in pixels.
-        shape: height and width of the image, at least 1 and at most those of the canvas.
+    Both are heights and widths in pixels; `shape` is at least 1 and fits the canvas.
     """
     token = _current.set(_Extent(tuple(canvas), jnp.asarray(shape)))
     try:

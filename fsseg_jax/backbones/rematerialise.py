@@ -1,5 +1,4 @@
-"""Rematerialisation: the backward pass computes a block's activations again instead of storing
-them."""
+"""Rematerialisation: the backward pass recomputes a block's activations instead of storing them."""
 
 import functools
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from fsseg_jax.config.fields import FIELDS
@@ -65,12 +66,6 @@ def check(config: ConfigDict) -> None:
         raise UserError("seed and eval.seed must be below 2**32.")
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: ConfigDict) -> dict[str, Any]:
     """The values of all fields by dotted name."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+    return flatten_dict(config.to_dict(), sep=".")

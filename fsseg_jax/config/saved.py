@@ -25,8 +25,7 @@ def from_saved(saved: dict[str, Any]) -> ConfigDict:
 
 
 def _renewed(method: str, model: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a method in a checkpoint of version 0.1, with their current names and
-    values."""
+    """The fields of a method in a checkpoint of version 0.1, with current names and values."""
     model = {**model}
     if method == "ltafnet" and isinstance(model.get("adaption"), bool):
         model["adaption"] = "concatenation" if model["adaption"] else "none"

@@ -32,13 +32,8 @@ def convolution(
 ) -> Float[Array, "batch h w d"]:
     """`jax.lax.conv_general_dilated` of channels-last maps.
 
-    Only reverse-mode differentiation is supported.
-
-    Args:
-        lhs: the input.
-        rhs: the kernel.
-        strides, padding, dilation: of each axis.
-        **options: other options of `jax.lax.conv_general_dilated`.
+    Only reverse-mode differentiation is supported. Strides, padding and dilation are given for each
+    axis; other options are those of `jax.lax.conv_general_dilated`.
     """
     if rhs.shape[:2] == (1, 1) and not np.any(padding):
         rows, columns = strides
@@ -67,8 +62,7 @@ def convolution(
     def backward(residuals: tuple[Array, Array], y: Array) -> tuple[Array, Array]:
         x, kernel = residuals
         if fast is plain:
-            shape = kernel.shape[:2]
-            gradient = kernel_gradient(x, y, shape, strides, padding, dilation)
+            gradient = kernel_gradient(x, y, kernel.shape[:2], strides, padding, dilation)
         else:
             (gradient,) = jax.vjp(functools.partial(fast, x), kernel)[1](y)
         spread, pads = transposed(y, x.shape, kernel.shape, strides, padding, dilation)
@@ -89,13 +83,8 @@ def transposed(
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
 ) -> tuple[Float[Array, "batch height width d"], list[tuple[int, int]]]:
-    """The input and the padding of the convolution that gives the gradient with respect to x.
-
-    Args:
-        y: the cotangent of the result, between whose positions the strides leave zeros.
-        x_shape, kernel_shape: shapes of the input and the kernel.
-        strides, padding, dilation: of the convolution, for each axis.
-    """
+    """The input and the padding of the convolution that gives the gradient with respect to x: the
+    cotangent `y` of the result, with zeros between its positions where there are strides."""
     pads = []
     for axis, stride in enumerate(strides, start=1):
         between = [(0, 0, stride - 1) if i == axis else (0, 0, 0) for i in range(4)]
@@ -114,15 +103,8 @@ def kernel_gradient(
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
 ) -> Float[Array, "rows columns c d"]:
-    """The gradient of sum(convolution(x, kernel) * y) with respect to the kernel, as matrix
-    products.
-
-    Args:
-        x: the input.
-        y: the cotangent of the result.
-        shape: rows and columns of the kernel.
-        strides, padding, dilation: of the convolution, for each axis.
-    """
+    """The gradient of sum(convolution(x, kernel) * y) with respect to a kernel whose rows and
+    columns are `shape`, as matrix products."""
     batch, height, width, after = y.shape
     padded = jnp.pad(x, [(0, 0), *padding, (0, 0)])
 

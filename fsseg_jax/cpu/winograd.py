@@ -40,14 +40,8 @@ def winograd(
     """A convolution by Winograd's F(2 x 2, 3 x 3): 16 products for four positions instead of 36.
 
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016), sec. 4.1. The
-    result is as exact as that of sums in another order: all divisions are by 2.
-
-    Args:
-        x: the input.
-        kernel: the kernel.
-        padding: of each axis.
-        dilation: of the kernel; the positions that a dilated kernel sees together are treated as
-            separate maps.
+    result is as exact as that of sums in another order: all divisions are by 2. The positions that
+    a dilated kernel sees together are treated as separate maps.
     """
 
     def inputs(x: Array, axis: int) -> list[Array]:

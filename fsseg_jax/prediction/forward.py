@@ -119,11 +119,7 @@ def _each(function: Callable[[Any], Array], rows: Any) -> Array:
 
 
 def passes(model: Method, variables: Any, ways: int, shots: int) -> tuple[bool, bool]:
-    """Whether an episode must be segmented way by way, and shot by shot.
-
-    Raises:
-        UserError: the variables fit neither the episode nor single ways or shots of it.
-    """
+    """Whether an episode must be segmented way by way, and shot by shot."""
     have = {name: x.shape for name, x in flatten_dict(variables).items()}
     for one_way, one_shot in itertools.product((False, True), repeat=2):
         given = 1 if one_way else ways, 1 if one_shot else shots

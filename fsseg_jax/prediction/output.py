@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
-from fsseg_jax.files import lock, replacing, writing
+from fsseg_jax.files import lock, replacing, write_text, writing
 from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = "masks", "overlays"
@@ -52,13 +52,7 @@ class _Entry(NamedTuple):
 
 
 def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict[str, Any]:
-    """What predictions depend on besides the images, as JSON.
-
-    Args:
-        segmenter: the model.
-        classes: names of the supports' classes.
-        supports: a digest of the supports.
-    """
+    """What predictions depend on besides the images, as JSON; `supports` is a digest of these."""
     digest = hashlib.sha256()
     arrays = flatten_dict(jax.device_get(segmenter.variables), sep="/")
     for name in sorted(arrays):
@@ -72,19 +66,15 @@ def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict
 
 
 class _Journal:
-    """A file with a line of JSON for each image that is done; one process at a time has it open.
-
-    Raises:
-        UserError: the folder cannot be written to, or another process has it open.
-    """
+    """A file with a line of JSON for each image that is done; one process at a time has it open."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         with writing(folder):
-            self._file = (folder / JOURNAL).open("a+b")
-        lock(self._file.fileno(), folder)
+            self.file = (folder / JOURNAL).open("a+b")
+        lock(self.file.fileno(), folder)
         self.entries: dict[str, _Entry] = {}  # by the image's name
-        self._file.seek(0)
+        self.file.seek(0)
         end = 0
         for line in self._file:
             if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
@@ -93,24 +83,20 @@ class _Journal:
                 self._enter(json.loads(line), end)
             end += len(line)
         with writing(folder):
-            self._file.truncate(end)
+            self.file.truncate(end)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line."""
         with writing(self.folder):
-            place = self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()
+            place = self.file.seek(0, os.SEEK_END)
+            self.file.write(json.dumps(record).encode() + b"\n")
+            self.file.flush()
         self._enter(record, place)
 
     def record(self, name: str) -> dict[str, Any]:
         """The line of an image."""
-        self._file.seek(self.entries[name].place)
-        return json.loads(self._file.readline())
-
-    def close(self) -> None:
-        """Closes the file, and so releases the folder."""
-        self._file.close()
+        self.file.seek(self.entries[name].place)
+        return json.loads(self.file.readline())
 
     def _enter(self, record: Mapping[str, Any], place: int) -> None:
         known = (record[field] for field in ("output", "size", "changed"))
@@ -126,7 +112,7 @@ class Predictions:
 
     Raises:
         UserError: the folder holds something else or predictions made by something else, it cannot
-            be written to, or another process is writing to it.
+            be written to (in all methods), or another process is writing to it.
     """
 
     def __init__(self, folder: pathlib.Path, made_by: Mapping[str, Any]) -> None:
@@ -140,7 +126,7 @@ class Predictions:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._journal.close()
+        self._journal.file.close()
 
     def choose_names(self, queries: Iterable[Query]) -> None:
         """Chooses names for the masks and overlays of images; call before other methods.
@@ -187,24 +173,14 @@ class Predictions:
         label: UInt8[np.ndarray, "height width"],
         probabilities: Float[np.ndarray, "height width class"],
     ) -> dict[str, Any]:
-        """Writes the mask and the overlay of an image; safe to call from several threads.
+        """Writes the mask and the overlay of an image, and returns the record for `note`.
 
-        Returns:
-            the record for `note`.
-
-        Raises:
-            UserError: the folder cannot be written to.
+        Several threads may call it at once.
         """
-        picture = Image.fromarray(label)
-        picture.putpalette(PALETTE)
         with replacing(self.mask_file(query)) as file:
-            picture.save(file, "png")
-        small = Image.fromarray(image)
-        small.thumbnail((LONG_SIDE, LONG_SIDE))
-        small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
+            save_mask(label, file)
         with replacing(self.overlay_file(query)) as file:
-            tinted = overlay(np.asarray(small), np.asarray(small_label))
-            Image.fromarray(tinted).save(file, "jpeg", quality=90)
+            Image.fromarray(small_overlay(image, label, LONG_SIDE)).save(file, "jpeg", quality=90)
         height, width = label.shape
         return {
             "photograph": query.name,
@@ -217,11 +193,7 @@ class Predictions:
         }
 
     def note(self, record: Mapping[str, Any]) -> None:
-        """Enters an image that `write` has written into the journal.
-
-        Raises:
-            UserError: the journal cannot be written to.
-        """
+        """Enters an image that `write` has written into the journal."""
         self._journal.append(record)
 
     def remove(self, query: Query) -> None:
@@ -231,11 +203,7 @@ class Predictions:
                 file.unlink(missing_ok=True)
 
     def write_coco(self, queries: Iterable[Query], classes: Sequence[str]) -> None:
-        """Writes `predictions.json` for the images that are done.
-
-        Raises:
-            UserError: the folder cannot be written to.
-        """
+        """Writes `predictions.json` for the images that are done."""
         # Encoded masks can exceed memory: they are read and written one image at a time.
         done = [query.name for query in queries if self.done(query)]
         images = (_image(id_, self._journal.record(name)) for id_, name in enumerate(done, 1))
@@ -272,8 +240,7 @@ class Predictions:
                     f"--out = {self.folder} holds {min(others).name} but no predictions: choose a "
                     "new or an empty folder."
                 )
-            with replacing(file) as stream:
-                stream.write(json.dumps(made_by, indent=2).encode())
+            write_text(file, json.dumps(made_by, indent=2))
             return
         try:
             before = dict(json.loads(file.read_bytes()))
@@ -289,6 +256,25 @@ class Predictions:
             raise UserError(
                 f"--out = {self.folder} holds predictions made with {'; '.join(other)}: {remedy}."
             )
+
+
+def save_mask(label: UInt8[np.ndarray, "height width"], file: IO[bytes]) -> None:
+    """Writes a mask as a PNG with the colours of overlays."""
+    picture = Image.fromarray(label)
+    picture.putpalette(PALETTE)
+    picture.save(file, "png")
+
+
+def small_overlay(
+    image: UInt8[np.ndarray, "height width 3"],
+    label: UInt8[np.ndarray, "height width"],
+    long_side: int,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image with its label over it, at most `long_side` pixels long."""
+    small = Image.fromarray(image)
+    small.thumbnail((long_side, long_side))
+    small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
+    return overlay(np.asarray(small), np.asarray(small_label))
 
 
 def _image(number: int, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.forward import encode_supports, forward, passes, segment
 from fsseg_jax.prediction.pictures import is_image
-from fsseg_jax.prediction.stream import Query, Steps, at_own_size, in_batches, raising, read_query
+from fsseg_jax.prediction.stream import Query, at_own_size, in_batches, raising, read_query
 from fsseg_jax.prediction.supports import episode_rows, read_supports, square_support
 
 
@@ -137,8 +137,7 @@ class Segmenter:
 
         Args:
             images: an iterable of images, which is consumed in the thread that takes the results.
-            return_probabilities: see `predict`.
-            batch_size: see `predict`.
+            return_probabilities, batch_size: see `predict`.
             skip_errors: whether an image that cannot be read yields its UserError as the result
                 instead of raising it.
 
@@ -153,15 +152,16 @@ class Segmenter:
             kind = type(images).__name__
             raise UserError(f"images is of type {kind}: give an iterable of images.")
         config, align_corners = self.config, self.model.align_corners
-        steps = Steps(
+        results = in_batches(
+            images,
             read=lambda number, image: read_query(number, image, config),
-            logits=functools.partial(self._logits_of, self._supports),
+            compute=functools.partial(self._logits_of, self._supports),
             finish=lambda logits, shape: at_own_size(
                 logits, shape, config, align_corners, return_probabilities
             ),
+            batch_size=-(-batch_size // self.mesh.size) * self.mesh.size,
+            least=self.mesh.size,
         )
-        size = -(-batch_size // self.mesh.size) * self.mesh.size
-        results = in_batches(images, steps, size, least=self.mesh.size)
         return results if skip_errors else raising(results)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:

@@ -73,9 +73,7 @@ def read(
 ) -> tuple[ConfigDict, Method, dict[str, Any]]:
     """The configuration, the model and the variables that `save` wrote.
 
-    Args:
-        folder: the folder of the model.
-        arguments: fields to change, as `--config.field=value`.
+    `arguments` change fields, as `--config.field=value`.
 
     Raises:
         UserError: a file is missing or broken, or the two do not match.

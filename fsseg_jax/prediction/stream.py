@@ -5,7 +5,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,18 +26,13 @@ class Query(NamedTuple):
     shape: tuple[int, int]  # height and width of the image itself
 
 
-@dataclass(frozen=True)
-class Steps:
-    """What happens to images on their way to results."""
-
-    read: Callable[[int, Any], Query | UserError]  # of the position in the stream and the image
-    # Of some queries, and of how many the network computes at once.
-    logits: Callable[[Sequence[Query], int], Iterator[np.ndarray]]
-    finish: Callable[[np.ndarray, tuple[int, int]], Any]  # of logits and the image's shape
-
-
 def in_batches(
-    images: Iterable[Any], steps: Steps, batch_size: int, least: int = 1
+    images: Iterable[Any],
+    read: Callable[[int, Any], Query | UserError],
+    compute: Callable[[Sequence[Query], int], Iterator[np.ndarray]],
+    finish: Callable[[np.ndarray, tuple[int, int]], Any],
+    batch_size: int,
+    least: int = 1,
 ) -> Generator[Any]:
     """Results in order, with the errors of images that cannot be read in their places.
 
@@ -46,33 +40,34 @@ def in_batches(
     brought to the size of their images.
 
     Args:
-        images: images in any form that `steps.read` accepts.
-        steps: the three steps.
-        batch_size: largest number of images that the network computes at once.
-        least: smallest such number.
+        images: images in any form that `read` accepts.
+        read: a function of the position of an image and the image.
+        compute: a function of queries, and of how many to compute at once, which returns logits.
+        finish: a function of the logits and the shape of an image, which returns the result.
+        batch_size, least: the largest and the smallest number of images to compute at once.
     """
     waiting: collections.deque[list[Future]] = collections.deque()
     numbered, room = enumerate(images), least
     pool = ThreadPoolExecutor(cores())
     try:
 
-        def read() -> list[Future]:
+        def start() -> list[Future]:
             batch = itertools.islice(numbered, batch_size)
-            return [pool.submit(steps.read, *pair) for pair in batch]
+            return [pool.submit(read, *pair) for pair in batch]
 
-        reading = read()
+        reading = start()
         while reading:
-            ahead = read()
+            ahead = start()
             queries = [future.result() for future in reading]
             good = [query for query in queries if isinstance(query, Query)]
             # Few sizes, so that little is compiled: powers of two up to the whole batch, and the
             # last batch is as large as the others.
             while room < len(good):
                 room = min(2 * room, batch_size)
-            logits = steps.logits(good, room) if good else iter(())
+            logits = compute(good, room) if good else iter(())
             waiting.append(
                 [
-                    pool.submit(steps.finish, next(logits), query.shape)
+                    pool.submit(finish, next(logits), query.shape)
                     if isinstance(query, Query)
                     else pool.submit(lambda error: error, query)
                     for query in queries
@@ -115,15 +110,7 @@ def at_own_size(
     align_corners: bool,
     probabilities: bool,
 ) -> Any:
-    """The result for an image at its own size.
-
-    Args:
-        logits: of the network's square.
-        shape: height and width of the image.
-        config: of the model.
-        align_corners: how the model resizes.
-        probabilities: whether to return these as well as the mask.
-    """
+    """The mask of an image of `shape`, or the mask and probabilities, from logits of its square."""
     # The size of the whole square in pixels of the image: a letterboxed one has a border, of which
     # the evaluation counts up to 7 pixels as part of the image, as PFENet's code does.
     inside = fitted(shape, config.image_size, config.eval.fit)

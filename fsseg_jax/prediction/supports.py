@@ -112,10 +112,8 @@ def episode_rows(
 ) -> Int[np.ndarray, "way shot"]:
     """The numbers of the supports that are the shots of each way: all that show its class.
 
-    Classes with fewer supports than others repeat theirs.
-
-    Args:
-        labels: labels of all supports; each class from 1 to the largest number is in one of them.
+    Classes with fewer supports than others repeat theirs. `labels` are those of all supports, and
+    show each class from 1 to the largest number.
     """
     shown = [_classes(label) for label in labels]
     ways = [

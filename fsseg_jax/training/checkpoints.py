@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import from_saved
+from fsseg_jax.config import differences, from_saved
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import put, replicated
@@ -65,11 +65,7 @@ class Checkpoints:
     def save(self, which: str, state: TrainState, config: ConfigDict, **info: Any) -> None:
         """Writes a checkpoint, which replaces the previous one, and waits until it is complete.
 
-        Args:
-            which: LAST, BEST or another name of `selected`.
-            state: the state to save.
-            config: the configuration of the run.
-            **info: further information, as JSON.
+        `which` is LAST, BEST or another name of `selected`; `info` is further information, as JSON.
         """
         step = int(state.step)
         known = {"step": step, "arrays": _shapes(state.variables)}
@@ -108,10 +104,7 @@ class Checkpoints:
     def restore(self, which: str, like: TrainState, sharding: Sharding) -> TrainState:
         """The state of a checkpoint on the devices of `sharding`, however many devices saved it.
 
-        Args:
-            which: LAST or BEST.
-            like: a state of the same structure, of arrays or shapes.
-            sharding: the sharding of every array.
+        `like` is a state of the same structure, of arrays or shapes.
 
         Raises:
             UserError: the arrays do not match `like`.
@@ -177,10 +170,10 @@ class Checkpoints:
 
     def check_same(self, which: str, config: ConfigDict, *fields: str) -> None:
         """Raises UserError if `fields` differ between a checkpoint's configuration and `config`."""
-        saved, _ = self.describe(which)
+        changed = differences(self.describe(which)[0], config)
         for field in ("method", "backbone", *fields):
-            old, new = (_get(tree, field) for tree in (saved, config))
-            if old != new:
+            if field in changed:
+                old, new = changed[field]
                 raise UserError(
                     f"{self.folder.parent} holds a checkpoint of {field} = {old!r}, but the "
                     f"config asks for {new!r}: choose another --workdir."
@@ -248,9 +241,3 @@ def _rest(state: TrainState) -> dict[str, Any]:
 def _shapes(variables: Any) -> dict[str, list[int]]:
     """The shapes of variables by name, for JSON."""
     return {name: list(x.shape) for name, x in flatten_dict(variables, sep="/").items()}
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    for name in field.split("."):
-        config = config[name]
-    return config

@@ -29,9 +29,6 @@ def read(workdir: pathlib.Path) -> dict[str, Curve]:
 
     A run that was stopped and resumed has several files; each states the step from which on it
     replaces the earlier ones.
-
-    Args:
-        workdir: the folder of the run; before it starts there are no curves.
     """
     curves: dict[str, Curve] = {}
     for file in sorted(workdir.glob("tensorboard/events*")):
@@ -60,14 +57,9 @@ def _events(content: bytes) -> Iterator[Event]:
 
 
 def draw(runs: Mapping[str, pathlib.Path], path: pathlib.Path) -> bool:
-    """Draws mean-IoU on base and held-out classes, and losses, as one figure.
+    """Draws mean-IoU on base and held-out classes, and losses, of runs as one PNG file.
 
-    Args:
-        runs: folders of runs by title; those without curves are left out.
-        path: the PNG file to write.
-
-    Returns:
-        whether there were any curves.
+    Runs, which are folders by title, are left out if they have no curves; returns whether any has.
     """
     curves = {title: read(folder) for title, folder in runs.items()}
     curves = {title: own for title, own in curves.items() if own}

@@ -34,12 +34,8 @@ class TrainState:
 
 
 def with_steps(config: ConfigDict, items: int) -> ConfigDict:
-    """A copy of the configuration with `train.steps`, computed from the epochs if it was 0.
-
-    Args:
-        config: the configuration of the run.
-        items: number of items in an epoch, see `Items.epoch`.
-    """
+    """A copy of the configuration with `train.steps`, computed from epochs of `items` if it was
+    0."""
     config = config.copy_and_resolve_references()
     train = config.train
     if not train.steps:
@@ -95,13 +91,9 @@ def split_frozen(model: Method, params: dict[str, Any]) -> tuple[dict[str, Any],
 
 
 def initial_state(model: Method, config: ConfigDict, init: str, items: int) -> TrainState:
-    """The state before the first step.
+    """The state before the first step, with a row for each of `items` (class, image) items.
 
-    Args:
-        model: the method.
-        config: the configuration of the run.
-        init: as `config.init`, or empty for random weights.
-        items: number of (class, image) items.
+    Weights are those of `init`, which is as `config.init`.
     """
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, init)

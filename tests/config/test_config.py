@@ -6,6 +6,7 @@ import re
 
 import pytest
 from helpers import message_of
+from ml_collections import ConfigDict
 
 from fsseg_jax.config import default_config, differences, from_saved, load_config, override
 from fsseg_jax.data import SOURCES
@@ -253,7 +254,9 @@ def test_differences_name_fields_and_both_values():
 def test_configs_of_the_repository_are_valid(path, make_source):
     config = load_config(str(path))
     default = default_config(config.method)
-    assert set(differences(default, config)) <= set(differences(default, {}))  # no new fields
+    assert set(differences(default, config)) <= set(
+        differences(default, ConfigDict())
+    )  # no new fields
     assert set(config.model) == set(default_options(config.method))
     assert create_model(config).backbone is not None
     if "base" in config.train.select_on:  # of images that training does not see
