@@ -3,14 +3,14 @@
 import functools
 
 import flax.linen as nn
-import jax
 import numpy as np
+from small_models import draw_variables
 
 from fsseg_jax import Segmenter
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import IGNORE
-from fsseg_jax.models import METHODS, init_variables
+from fsseg_jax.models import METHODS
 
 SIZE = 32
 
@@ -34,23 +34,6 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, image, stages=(), train=False):
         return (nn.Conv(16, (5, 5), 4, 2)(image),)
-
-
-def draw_variables(model, ways, shots, seed=0):
-    """He-normal kernels, scales and variances near 1, small biases: nothing that is zero at first,
-    so that every part of a model shows in its logits."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, shape):
-        if len(shape.shape) > 1:
-            return rng.normal(0, np.sqrt(2 / np.prod(shape.shape[:-1])), shape.shape)
-        return (path[-1].key in ("scale", "var", "alpha")) + 0.1 * rng.standard_normal(shape.shape)
-
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), ways, shots))
-    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
-    return jax.tree.map(
-        lambda x: np.abs(x).astype(np.float32) if x.ndim < 2 else x.astype(np.float32), drawn
-    )
 
 
 @functools.cache

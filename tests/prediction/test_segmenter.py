@@ -278,18 +278,18 @@ IMAGE, MASK = np.zeros((8, 9, 3), np.uint8), np.eye(8, 9, dtype=np.uint8)
             {"images": [IMAGE], "masks": [MASK], "classes": ["cat", "dog"]},
             r"classes = \('cat', 'dog'\): 2 names, but masks number 1 class\.",
         ),
+        (  # classes that coincide in the square
+            {
+                "images": [np.zeros((300, 400, 3), np.uint8)],
+                "masks": [np.pad([[1, 2]], ((100, 199), (200, 198)))],
+            },
+            r"masks\[0\] shows class 1 in so few pixels .* = 32: ",
+        ),
     ],
 )
 def test_wrong_supports_are_told(arguments, sentence):
     with pytest.raises(UserError, match=f"^{sentence}"):
         make_segmenter().fit(**arguments)
-
-
-def test_classes_that_coincide_in_the_square_are_told():
-    image, mask = np.zeros((300, 400, 3), np.uint8), np.zeros((300, 400), np.uint8)
-    mask[100, 200:202] = 1, 2
-    with pytest.raises(UserError, match=r"^masks\[0\] shows class 1 in so few pixels .* = 32: "):
-        make_segmenter().fit([image], [mask])
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,7 @@ def make_config(method="panet", **fields):
 
 
 def random_variables(config, seed=0):
-    rng = np.random.default_rng(seed)
-    model = create_model(config)
-    shapes = jax.eval_shape(
-        lambda: init_variables(model, jax.random.key(0), config.ways, config.shots)
-    )
-    return jax.tree.map(lambda x: rng.normal(0.5, 0.2, x.shape).astype(np.float32), shapes)
+    return draw_variables(create_model(config), config.ways, config.shots, seed)
 
 
 def assert_equal(tree, other):
@@ -34,3 +29,20 @@ def assert_equal(tree, other):
     for name, array in tree.items():
         assert array.dtype == other[name].dtype
         np.testing.assert_array_equal(array, other[name])
+
+
+def draw_variables(model, ways, shots, seed=0):
+    """He-normal kernels, scales and variances near 1, small biases: nothing that is zero at first,
+    so that every part of a model shows in its logits."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        if len(shape.shape) > 1:
+            return rng.normal(0, np.sqrt(2 / np.prod(shape.shape[:-1])), shape.shape)
+        return (path[-1].key in ("scale", "var", "alpha")) + 0.1 * rng.standard_normal(shape.shape)
+
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), ways, shots))
+    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree.map(
+        lambda x: np.abs(x).astype(np.float32) if x.ndim < 2 else x.astype(np.float32), drawn
+    )
