@@ -126,8 +126,7 @@ class Originals(NamedTuple):
 
     labels: dict[tuple[str, str], np.ndarray]  # by data set and image
     objects: dict[tuple[str, str], np.ndarray]
-    voc: dict[str, bytes]  # the files by their names in the archive
-    sbd: dict[str, bytes]
+    files: dict[str, bytes]  # by their names in the archives
 
 
 class Site(NamedTuple):

@@ -27,18 +27,18 @@ def originals():
     rng = np.random.default_rng(0)
     names = sorted({*OWN, *SBDS})
     labels, objects = {}, {}
-    voc, sbd = {"VOCdevkit/VOC2012/Annotations/2007_000003.xml": b"<annotation/>"}, {}
+    files = {"VOCdevkit/VOC2012/Annotations/2007_000003.xml": b"<annotation/>"}
     for split, listed in VOC_LISTS.items():
-        voc[f"VOCdevkit/VOC2012/{LISTS}/{split}.txt"] = "\n".join([*listed, ""]).encode()
-        voc[f"VOCdevkit/VOC2012/ImageSets/Main/{split}.txt"] = b"2007_000027\n"
+        files[f"VOCdevkit/VOC2012/{LISTS}/{split}.txt"] = "\n".join([*listed, ""]).encode()
+        files[f"VOCdevkit/VOC2012/ImageSets/Main/{split}.txt"] = b"2007_000027\n"
     for split, listed in SBD_LISTS.items():
-        sbd[f"benchmark_RELEASE/dataset/{split}.txt"] = "\n".join([*listed, ""]).encode()
-    sbd["benchmark_RELEASE/README.txt"] = b"read me"
+        files[f"benchmark_RELEASE/dataset/{split}.txt"] = "\n".join([*listed, ""]).encode()
+    files["benchmark_RELEASE/README.txt"] = b"read me"
     for name in [*names, "2007_000027"]:  # the last one is in no list
         height, width = rng.integers(30, 50, 2)
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
-        voc[f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg"] = jpeg(image)
-        sbd[f"benchmark_RELEASE/dataset/img/{name}.jpg"] = jpeg(image)
+        files[f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg"] = jpeg(image)
+        files[f"benchmark_RELEASE/dataset/img/{name}.jpg"] = jpeg(image)
         for dataset, listed in (("voc", OWN), ("sbd", SBDS)):
             if name in listed:
                 label = rng.integers(0, 21, (height, width), np.uint8)
@@ -47,39 +47,33 @@ def originals():
                     label[:2], instance[:2] = 255, 255
                 labels[dataset, name], objects[dataset, name] = label, instance
         if name in OWN:
-            voc[f"VOCdevkit/VOC2012/SegmentationClass/{name}.png"] = png(labels["voc", name])
-            voc[f"VOCdevkit/VOC2012/SegmentationObject/{name}.png"] = png(objects["voc", name])
+            files[f"VOCdevkit/VOC2012/SegmentationClass/{name}.png"] = png(labels["voc", name])
+            files[f"VOCdevkit/VOC2012/SegmentationObject/{name}.png"] = png(objects["voc", name])
         if ("sbd", name) in labels:
             for folder, values in (("cls", labels), ("inst", objects)):
                 path = f"benchmark_RELEASE/dataset/{folder}/{name}.mat"
-                sbd[path] = mat(f"GT{folder}", values["sbd", name])
-    return Originals(labels, objects, voc, sbd)
+                files[path] = mat(f"GT{folder}", values["sbd", name])
+    return Originals(labels, objects, files)
 
 
 @pytest.fixture
-def serve(tmp_path, monkeypatch):
-    """A function that serves archives with the given contents."""
+def serve(tmp_path, monkeypatch, originals):
+    """A function that serves the archives with changed files; None leaves one out."""
     monkeypatch.setenv("no_proxy", "*")
     sites = []
 
-    def serve(voc, sbd):
-        folder = tmp_path / "server"
+    def serve(changes=()):
+        folder, archives = tmp_path / "server", []
         folder.mkdir()
-        md5s = (
-            write_tar(folder / "VOCtrainval_11-May-2012.tar", voc, "w"),
-            write_tar(folder / "benchmark.tgz", sbd, "w:gz"),
-        )
         server = Server(folder)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        originals = (prepare.VOC_ARCHIVE, prepare.SBD_ARCHIVE)
-        archives = tuple(
-            archive._replace(
-                url=f"http://127.0.0.1:{server.server_port}/{archive.url.rpartition('/')[2]}",
-                md5=md5,
-            )
-            for archive, md5 in zip(originals, md5s, strict=True)
-        )
-        sites.append(Site(server, tmp_path / "root", archives))
+        contents = {**originals.files, **dict(changes)}
+        for archive, mode in ((prepare.VOC_ARCHIVE, "w"), (prepare.SBD_ARCHIVE, "w:gz")):
+            top, name = archive.folder.split("/")[0], archive.url.rpartition("/")[2]
+            files = {path: x for path, x in contents.items() if x and path.startswith(top)}
+            url = f"http://127.0.0.1:{server.server_port}/{name}"
+            archives.append(archive._replace(url=url, md5=write_tar(folder / name, files, mode)))
+        sites.append(Site(server, tmp_path / "root", tuple(archives)))
         return sites[-1]
 
     yield serve
@@ -88,5 +82,5 @@ def serve(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def site(serve, originals):
-    return serve(originals.voc, originals.sbd)
+def site(serve):
+    return serve()

@@ -73,7 +73,7 @@ def test_voc_reads_what_is_made(site, originals, split, names):
         image, label = source.read(index)
         np.testing.assert_array_equal(label, merged(originals.labels, name))
         np.testing.assert_array_equal(source.instances(index), merged(originals.objects, name))
-        jpeg = originals.voc[f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg"]
+        jpeg = originals.files[f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg"]
         np.testing.assert_array_equal(image, read(io.BytesIO(jpeg)))
 
 
@@ -122,11 +122,8 @@ def test_archives_are_not_needed_once_unpacked(site, originals):
 @pytest.mark.parametrize("below", ["", "VOC2012", "VOCdevkit/VOC2012"])
 def test_unpacked_folders_are_used_wherever_voc_finds_them(site, originals, below):
     folder = site.root / below
-    for contents, archive, target in (
-        (originals.voc, site.archives[0], folder),
-        (originals.sbd, site.archives[1], site.sbd),
-    ):
-        for name, content in contents.items():
+    for archive, target in zip(site.archives, (folder, site.sbd), strict=True):
+        for name, content in originals.files.items():
             if name.startswith(archive.folder):
                 path = target / name[len(archive.folder) + 1 :]
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +182,7 @@ def test_an_interrupted_unpacking_is_done_again(site, originals, monkeypatch):
     (half,) = site.voc.rglob("*.partial/**/JPEGImages")
     (half / "stale.jpg").write_bytes(b"of an earlier run")
     site.prepare()
-    unpacked = [name for name in originals.voc if "/JPEGImages/" in name]
+    unpacked = [name for name in originals.files if "/JPEGImages/" in name]
     assert len(list((site.voc / "JPEGImages").iterdir())) == len(unpacked)
     assert not list(site.root.rglob("*.partial"))
 
