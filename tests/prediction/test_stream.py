@@ -78,21 +78,21 @@ def test_threads_may_share_a_segmenter_of_several_devices(shown, images):
 
 def test_broken_images_stop_a_stream_in_their_turn_or_are_skipped(fitted, images, tmp_path):
     absent, broken = tmp_path / "absent.jpg", np.zeros((4, 5, 7), np.uint8)
-    counted = [*images[:3], absent, images[3], broken, broken, images[4]]
+    queries = [*images[:3], absent, images[3], broken, broken, images[4]]
     expected = fitted.predict([*images[:5]])
     for batch_size in (1, 2, 8):
-        stream = fitted.stream(counted, batch_size=batch_size)
+        stream = fitted.stream(queries, batch_size=batch_size)
         for mask in expected[:3]:
             np.testing.assert_array_equal(next(stream), mask)
         with pytest.raises(UserError, match=r"absent\.jpg cannot be read"):
             next(stream)
-        results = list(fitted.stream(counted, batch_size=batch_size, skip_errors=True))
+        results = list(fitted.stream(queries, batch_size=batch_size, skip_errors=True))
         assert [isinstance(result, UserError) for result in results] == [
             *(False, False, False, True, False, True, True, False)
         ]
-        assert str(results[5]).startswith("counted[5] is an array of uint8 and shape (4, 5, 7)")
+        assert str(results[5]).startswith("images[5] is an array of uint8 and shape (4, 5, 7)")
         good = [result for result in results if not isinstance(result, UserError)]
         for result, mask in zip(good, expected, strict=True):
             np.testing.assert_array_equal(result, mask)
     with pytest.raises(UserError, match=r"absent\.jpg cannot be read"):
-        fitted.predict(counted)
+        fitted.predict(queries)
