@@ -76,7 +76,7 @@ class _Journal:
         self.entries: dict[str, _Entry] = {}  # by the image's name
         self.file.seek(0)
         end = 0
-        for line in self._file:
+        for line in self.file:
             if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
                 break
             with contextlib.suppress(ValueError, KeyError, TypeError):

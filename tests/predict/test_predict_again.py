@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_to_is_told(run, folders):
     (folders / "file").write_text("no folder")
     message = message_of(run, out="file/out")
     assert f"{folders / 'file'}" in message
-    assert "choose another --out" in message
+    assert "choose another folder" in message
 
 
 def test_missing_and_empty_folders_are_told(run, folders):
