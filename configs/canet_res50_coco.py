@@ -2,7 +2,7 @@
 
 The paper's table 6, mean-IoU: 46.3 at a single scale and 49.9 at several; 5-shot, with
 --config.shots=5, 49.7 and 51.6. Its lists of classes were never published: ours take them in the
-order of their ids, so that figures are not comparable. Photographs are COCO 2014's; validation and
+order of their ids, so that figures are not comparable. Images are COCO 2014's; validation and
 test classes are both seen in its validation images.
 
     python -m fsseg_jax.train --config=configs/canet_res50_coco.py --workdir=runs/canet_coco \

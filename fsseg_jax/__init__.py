@@ -1,4 +1,4 @@
-"""Few-shot segmentation in JAX: `load` a model, show it supports, segment photographs."""
+"""Few-shot segmentation in JAX: `load` a model, `fit` it to supports, and segment images."""
 
 from fsseg_jax.cpu.versions import avoid_corruption
 from fsseg_jax.episode import Episode

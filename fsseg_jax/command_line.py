@@ -1,4 +1,4 @@
-"""What all programs share: `--config`, `--workdir`, overrides, and errors in one sentence."""
+"""Shared by all programs: `--config`, `--workdir`, overrides, and errors in one sentence."""
 
 import argparse
 import functools
@@ -18,10 +18,10 @@ from fsseg_jax import devices
 from fsseg_jax.config import default_config, joined, load_config, override, reference
 from fsseg_jax.errors import UserError
 
-# Seconds between an error and the end of the first of several processes: its end is theirs, and
-# usually they have found the same thing wrong and are about to end by themselves.
+# Seconds that the first of several processes waits after an error: its exit ends the others, which
+# usually have the same error and are about to report it themselves.
 LAST_WORDS = 2
-# Fields that say what to compute on.
+# Fields that determine the devices.
 MACHINE = ("platform", "devices", "distributed", "compilation_cache")
 
 
@@ -29,11 +29,11 @@ def _path(argument: str) -> pathlib.Path:
     return pathlib.Path(argument).expanduser()
 
 
-# How argparse reads an option that is a folder.
+# Options of argparse for a folder.
 FOLDER = {"type": _path, "metavar": "DIR"}
 
 
-# Options that choose a part of a table; see `evaluation.cells.choose`.
+# Options that choose a part of a table; see `evaluation.tables.cells.choose`.
 PART = {
     "rows": "rows of the table by their labels, as in PANet,CANet; all by default",
     "folds": "folds, as in 0,1; all by default",
@@ -49,26 +49,25 @@ def parse(
     optional_workdir: bool = False,
     **options: str | Mapping[str, Any],
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Reads a command line.
+    """Parses a command line.
 
     Args:
         description: of the program, for --help.
-        argv: the arguments; the process's own by default.
-        workdir: whether the program has a working folder, which is then required; or what it
-            means where it is more than the folder of a run.
-        config: whether the program takes a file with a configuration.
-        optional_workdir: whether the working folder may be left out; it is None then.
-        **options: further options of the program, and what they mean, or how argparse is to read
-            them.
+        argv: the arguments; those of the process by default.
+        workdir: whether the program has the option --workdir; or its help text, if it is not just
+            the folder of a run.
+        config: whether the program has the option --config.
+        optional_workdir: whether --workdir may be left out; it is None then.
+        **options: further options: their help text, or arguments of `add_argument`.
 
     Returns:
-        `config` (a file), `workdir` and the options, and the overrides (`--config.field=value`).
+        the options, and the overrides (`--config.field=value`).
     """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Any field of the configuration may be overridden, as in --config.train.steps=500.\n"
+        epilog="Any field of the configuration can be overridden, as in --config.train.steps=500.\n"
         + reference.as_text(),
     )
     if config:
@@ -87,13 +86,12 @@ def first_config(path: str | None, overrides: Sequence[str]) -> ConfigDict:
     """The configuration that a program starts with, before it opens a run or a model.
 
     Args:
-        path: a file with a configuration; None where it is in what is yet to be opened. That may
-            have been trained on another machine, so that what to compute on is the defaults', but
-            for overrides.
-        overrides: of the command line.
+        path: a file with a configuration; None if the run or model has one. That may come from
+            another machine, so devices are the defaults, unless they are overridden.
+        overrides: overrides of the command line.
 
     Raises:
-        UserError: the file or an override is none.
+        UserError: the file or an override is invalid.
     """
     if path is not None:
         return override(load_config(path), overrides)
@@ -102,10 +100,10 @@ def first_config(path: str | None, overrides: Sequence[str]) -> ConfigDict:
 
 
 def settings(overrides: Sequence[str]) -> dict[str, str]:
-    """Overrides of the command line as `fsseg_jax.load` takes them.
+    """Overrides of the command line as arguments of `fsseg_jax.load`.
 
     Raises:
-        UserError: an argument is no override.
+        UserError: an argument is not an override.
     """
     fields = {}
     for argument in joined(overrides):
@@ -117,7 +115,7 @@ def settings(overrides: Sequence[str]) -> dict[str, str]:
 
 
 class _ProgressHandler(logging.Handler):
-    """Prints messages above a progress bar, if there is one."""
+    """Prints messages above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one message."""
@@ -125,17 +123,17 @@ class _ProgressHandler(logging.Handler):
 
 
 def start(config: ConfigDict, stoppable: bool = False) -> None:
-    """`devices.start`; of several processes, the first one speaks for all."""
+    """Calls `devices.start`; of several processes, only the first prints messages."""
     devices.start(config, stoppable)
     if not devices.is_first_process():
         logging.getLogger("fsseg_jax").setLevel(logging.WARNING)
-        # tqdm has no other switch for all bars.
+        # tqdm has no other way to disable all bars.
         silent: Any = functools.partialmethod(tqdm.__init__, disable=True)
         tqdm.__init__ = silent  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a program and exits: with its status, or with 2 and one sentence for wrong input."""
+    """Runs a program and exits with its status, or with 2 and one sentence for wrong input."""
     logger = logging.getLogger("fsseg_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -149,9 +147,9 @@ def run(main: Callable[[], int | None]) -> None:
         if not jax.distributed.is_initialized():
             raise
         print(
-            f"error: computing together with the other processes failed, perhaps because one of "
-            f"them has ended ({str(error).splitlines()[0]}): start all of them again; the same "
-            "command continues from the last checkpoint.",
+            "error: computing with the other processes failed, perhaps because one of them has "
+            f"ended ({str(error).splitlines()[0]}): start all of them again; the same command "
+            "continues from the last checkpoint.",
             file=sys.stderr,
         )
         _exit(1)
@@ -160,7 +158,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _exit(status: int) -> None:
-    """Exits, without waiting for other processes, which may be waiting for this one."""
+    """Exits without waiting for other processes, which may be waiting for this one."""
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,11 +1,11 @@
 """A page on this computer to try a model out: python -m fsseg_jax.demo --workdir=panet_vgg16
 
 --workdir is whatever `fsseg_jax.load` takes: the folder of a run, a saved model, a configuration
-or its name, or owner/name of a model on the hub. On the page one paints a thing on a photograph,
-or a box around it, drops other photographs, and sees where the thing is in them.
+or its name, or owner/name of a model on the hub. On the page you paint an object on an image, or a
+box around it, drop other images, and see where the object is in them.
 
-Only this computer can open the page; from another one, `ssh -L 7860:localhost:7860 COMPUTER`
-brings it there. It needs Gradio: pip install -e '.[demo]'
+The page can only be opened on this computer; to reach it from another one, use
+`ssh -L 7860:localhost:7860 COMPUTER`. It needs Gradio: pip install -e '.[demo]'
 """
 
 import copy
@@ -22,69 +22,61 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from fsseg_jax import command_line
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
+from fsseg_jax.evaluation.report import WAY_COLOURS
 from fsseg_jax.prediction.loading import load
-from fsseg_jax.prediction.output import PALETTE
+from fsseg_jax.prediction.output import save_mask, small_overlay
 from fsseg_jax.prediction.pictures import as_image
 from fsseg_jax.prediction.segmenter import Segmenter
 
 try:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this computer
     import gradio as gr
-except ImportError:  # an extra
-    if not TYPE_CHECKING:  # what needs it is called only where it is there
+except ImportError:  # it is an optional dependency
+    if not TYPE_CHECKING:  # code that needs it runs only where it is installed
         gr = None
 
 HOST, PORT = "127.0.0.1", 7860
-LONG_SIDE = 800  # pixels of what the page shows; masks have the size of their photographs
-BRUSH = "#{:02x}{:02x}{:02x}".format(*WAY_COLOURS[0]), 0.6  # one sees what one paints over
-KEPT = 86400  # seconds that uploaded files are
+LONG_SIDE = 800  # pixels of what the page shows; masks have the size of their images
+BRUSH = "#{:02x}{:02x}{:02x}".format(*WAY_COLOURS[0]), 0.6  # translucent: the object stays visible
+KEPT = 86400  # seconds that uploaded files are kept
 logger = logging.getLogger("fsseg_jax.demo")  # as a program, the module has another name
 
 # ----------------------------------------------------------------------------- pictures
 
 
 def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImage:
-    """A support from what was painted over a photograph: 1 where it is painted.
+    """A support from what was painted over an image: 1 where it is painted.
 
     Args:
-        drawing: the editor's value: the photograph, `background`, and `layers` of its size, RGBA
+        drawing: the editor's value: the image, `background`, and `layers` of its size, RGBA
             in 0..255, transparent where nothing is painted.
         boxed: whether everything in the box around what is painted counts.
 
     Raises:
-        UserError: there is no photograph, or nothing is painted on it.
+        UserError: there is no image, or nothing is painted on it.
     """
     if drawing is None or drawing["background"] is None:
         raise UserError(
-            "There is no photograph that the browser can read: drop one that shows the thing."
+            "There is no image that the browser can read: drop one that shows the object."
         )
-    image = as_image(drawing["background"], "the photograph")
+    image = as_image(drawing["background"], "the image")
     painted = np.zeros(image.shape[:2], bool)
     for layer in drawing["layers"]:
         painted |= layer[..., 3] > 0
     if not painted.any():
-        raise UserError("Nothing is painted: paint the thing with the brush, or a box around it.")
+        raise UserError("Nothing is painted: paint the object with the brush, or a box around it.")
     if boxed:
         rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))
         painted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
     return LabelledImage(image, painted.astype(np.uint8))
 
 
-def shown(
-    image: UInt8[np.ndarray, "height width 3"], label: UInt8[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """A photograph with its label over it, at most `LONG_SIDE` pixels long."""
-    small = Image.fromarray(image)
-    small.thumbnail((LONG_SIDE, LONG_SIDE))
-    small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
-    return overlay(np.asarray(small), np.asarray(small_label))
+shown = functools.partial(small_overlay, long_side=LONG_SIDE)
 
 
 def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height width"]]) -> bytes:
@@ -93,13 +85,11 @@ def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height widt
     with zipfile.ZipFile(file, "w") as folder:
         for name, mask in zip(names, masks, strict=True):
             stem = pathlib.Path(name).stem
-            while stem in taken:  # photographs from several folders may have one name
+            while stem in taken:  # images from several folders may have one name
                 stem += "_"
             taken.add(stem)
-            picture = Image.fromarray(mask)
-            picture.putpalette(PALETTE)
             with folder.open(f"{stem}.png", "w") as png:
-                picture.save(png, "png")
+                save_mask(mask, png)
     return file.getvalue()
 
 
@@ -107,123 +97,144 @@ def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height widt
 
 
 def build(segmenter: Segmenter) -> "gr.Blocks":
-    """The page of a model, for `serve`. Each of its visitors has supports of their own."""
-    # Compiled here, before anybody waits; the visitors' copies share what is compiled.
-    size = segmenter.config.image_size
+    """The page of a model, for `serve`. Each visitor has supports of their own."""
+    # Compiled before the first visitor waits; the visitors' copies share the result.
+    size, progress = segmenter.config.image_size, gr.Progress()
     blank = np.zeros((size, size, 3), np.uint8)
     segmenter = copy.copy(segmenter).fit([blank], masks=[np.ones((size, size), bool)])
     segmenter.predict(blank, batch_size=1)
     what = f"{segmenter.config.method} on {segmenter.config.backbone}, at {size} x {size} pixels"
-    progress = gr.Progress()
 
-    def add(
-        drawing: dict[str, Any] | None, boxed: bool, supports: list[LabelledImage]
-    ) -> tuple[list[np.ndarray], list[LabelledImage], None]:
-        supports = [*supports, support_from(drawing, boxed)]
-        return [shown(*support) for support in supports], supports, None
-
-    def clear() -> tuple[list[np.ndarray], list[LabelledImage]]:
-        return [], []
-
-    def segment(
+    def find(
         supports: list[LabelledImage], paths: list[str] | None, progress: "gr.Progress" = progress
     ) -> tuple[list[tuple[np.ndarray, str]], Any]:
-        if not supports:
-            raise UserError("There is no support yet: paint the thing in step 1, and add it.")
-        if not paths:
-            raise UserError("There is no photograph to segment yet: drop some in step 2.")
-        images, labels = zip(*supports, strict=True)
-        fitted = copy.copy(segmenter).fit(images, masks=labels)
-        stream = fitted.stream(paths, batch_size=1, skip_errors=True)
-        pictures, names, masks = [], [], []
-        for path, mask in zip(paths, progress.tqdm(stream, total=len(paths)), strict=True):
-            name = pathlib.Path(path).name
-            if isinstance(mask, UserError):
-                gr.Warning(html.escape(str(mask).replace(path, name)))
-                continue
-            pictures.append((shown(as_image(path, name), mask), name))
-            names.append(name)
-            masks.append(mask)
-        zipped = archive(names, masks)
+        pictures, masks = segment(segmenter, supports, paths or [], progress)
+        zipped = archive([name for _, name in pictures], masks)
         file = gr.processing_utils.save_bytes_to_cache(zipped, "masks.zip", download.GRADIO_CACHE)
         return pictures, gr.update(value=file, interactive=bool(masks))
 
     with gr.Blocks(title="Few-shot segmentation", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             "# Few-shot segmentation\n"
-            f"Show a thing once, and find it in other photographs. The model: {what}."
+            f"Show an object once, and find it in other images. The model: {what}."
         )
         supports = gr.State([])
-        gallery = {"object_fit": "contain", "format": "jpeg"}
         with gr.Row():
             with gr.Column():
-                gr.Markdown("## 1. Show the thing")
-                drawing = gr.ImageEditor(
-                    label="Photograph that shows it",
-                    placeholder="Drop a photograph here\nthen paint the thing with the brush",
-                    sources=("upload", "clipboard"),
-                    brush=gr.Brush(colors=[BRUSH], color_mode="fixed"),
-                    transforms=(),  # what is painted stays where it is on the photograph
-                    layers=False,
-                    format="png",
-                    height=480,
-                    elem_id="drawing",
-                )
-                boxed = gr.Radio(
-                    [("the thing itself", False), ("a box around it", True)],
-                    value=False,
-                    label="What I paint is",
-                    info="For a box, a stroke from one corner to the opposite one is enough.",
-                    elem_id="boxed",
-                )
-                with gr.Row():
-                    to_add = gr.Button("Add as a support", variant="primary", elem_id="add")
-                    to_clear = gr.Button("Remove all supports", elem_id="clear")
-                shots = gr.Gallery(
-                    **{"label": "Supports", "columns": 4, "fit_columns": False, "height": 180},
-                    **gallery,
-                    elem_id="supports",
-                )
+                drawing, boxed, to_add, to_clear, shots = _support_column()
             with gr.Column():
-                gr.Markdown("## 2. Find it elsewhere")
-                queries = gr.File(
-                    label="Photographs to segment",
-                    file_count="multiple",
-                    file_types=["image"],
-                    height=180,
-                    elem_id="queries",
-                )
-                to_segment = gr.Button("Segment", variant="primary", elem_id="segment")
-                gr.Markdown("## 3. Results")
-                results = gr.Gallery(label="Where it is", columns=2, **gallery, elem_id="results")
-                download = gr.DownloadButton(
-                    "Download the masks", interactive=False, elem_id="download"
-                )
+                queries, to_segment, results, download = _query_column()
         for button, function, inputs, outputs in (
             (to_add, add, [drawing, boxed, supports], [shots, supports, drawing]),
-            (to_clear, clear, [], [shots, supports]),
-            (to_segment, segment, [supports, queries], [results, download]),
+            (to_clear, lambda: ([], []), [], [shots, supports]),
+            (to_segment, find, [supports, queries], [results, download]),
         ):
-            button.click(_told(function), inputs, outputs, show_progress_on=outputs[0])
+            button.click(_warning(function), inputs, outputs, show_progress_on=outputs[0])
     return page
 
 
-def _told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose errors for users appear on the page."""
+def add(
+    drawing: Mapping[str, Any] | None, boxed: bool, supports: Sequence[LabelledImage]
+) -> tuple[list[np.ndarray], list[LabelledImage], None]:
+    """Adds what is painted to the supports: their pictures, they, and an empty editor."""
+    supports = [*supports, support_from(drawing, boxed)]
+    return [shown(*support) for support in supports], supports, None
+
+
+def segment(
+    segmenter: Segmenter,
+    supports: Sequence[LabelledImage],
+    paths: Sequence[str],
+    progress: "gr.Progress",
+) -> tuple[list[tuple[np.ndarray, str]], list[np.ndarray]]:
+    """Pictures with names, and masks, of the images that can be read; others raise a warning.
+
+    Raises:
+        UserError: there are no supports or no images.
+    """
+    if not supports:
+        raise UserError("There is no support yet: paint the object in step 1, and add it.")
+    if not paths:
+        raise UserError("There is no image to segment yet: drop some in step 2.")
+    images, labels = zip(*supports, strict=True)
+    fitted = copy.copy(segmenter).fit(images, masks=labels)
+    stream = fitted.stream(paths, batch_size=1, skip_errors=True)
+    pictures, masks = [], []
+    for path, mask in zip(paths, progress.tqdm(stream, total=len(paths)), strict=True):
+        name = pathlib.Path(path).name
+        if isinstance(mask, UserError):
+            gr.Warning(html.escape(str(mask).replace(path, name)))
+            continue
+        pictures.append((shown(as_image(path, name), mask), name))
+        masks.append(mask)
+    return pictures, masks
+
+
+_GALLERY: dict[str, Any] = {"object_fit": "contain", "format": "jpeg"}
+
+
+def _support_column() -> tuple[Any, ...]:
+    """Step 1: the editor, its choice of mask or box, two buttons and the supports so far."""
+    gr.Markdown("## 1. Show the object")
+    drawing = gr.ImageEditor(
+        label="Image that shows it",
+        placeholder="Drop an image here\nthen paint the object with the brush",
+        sources=("upload", "clipboard"),
+        brush=gr.Brush(colors=[BRUSH], color_mode="fixed"),
+        transforms=(),  # what is painted stays where it is on the image
+        layers=False,
+        format="png",
+        height=480,
+        elem_id="drawing",
+    )
+    boxed = gr.Radio(
+        [("the object itself", False), ("a box around it", True)],
+        value=False,
+        label="What I paint is",
+        info="For a box, a stroke from one corner to the opposite one is enough.",
+        elem_id="boxed",
+    )
+    with gr.Row():
+        to_add = gr.Button("Add as a support", variant="primary", elem_id="add")
+        to_clear = gr.Button("Remove all supports", elem_id="clear")
+    layout = {"columns": 4, "fit_columns": False, "height": 180}
+    shots = gr.Gallery(label="Supports", **layout, **_GALLERY, elem_id="supports")
+    return drawing, boxed, to_add, to_clear, shots
+
+
+def _query_column() -> tuple[Any, ...]:
+    """Steps 2 and 3: the images to segment, the button, the results and their download."""
+    gr.Markdown("## 2. Find it elsewhere")
+    queries = gr.File(
+        label="Images to segment",
+        file_count="multiple",
+        file_types=["image"],
+        height=180,
+        elem_id="queries",
+    )
+    to_segment = gr.Button("Segment", variant="primary", elem_id="segment")
+    gr.Markdown("## 3. Results")
+    results = gr.Gallery(label="Where it is", columns=2, **_GALLERY, elem_id="results")
+    download = gr.DownloadButton("Download the masks", interactive=False, elem_id="download")
+    return queries, to_segment, results, download
+
+
+def _warning(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, with its UserError shown on the page as a warning."""
 
     @functools.wraps(function)
-    def told(*arguments: Any) -> Any:
+    def wrapped(*arguments: Any) -> Any:
         try:
             return function(*arguments)
         except UserError as error:
-            gr.Warning(html.escape(str(error)))  # (Gradio's errors cover what has been painted.)
+            gr.Warning(html.escape(str(error)))  # Gradio's errors would cover the painting.
             return gr.skip()
 
-    return told
+    return wrapped
 
 
 def serve(page: "gr.Blocks", port: int) -> str:
-    """Opens the page to this computer alone, in the background, and returns its address."""
+    """Serves the page to this computer alone, in the background, and returns its address."""
     _, address, _ = page.launch(
         theme=gr.themes.Default(primary_hue="pink", font="system-ui", font_mono="monospace"),
         server_name=HOST,
@@ -267,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_free(port: int) -> None:
-    """Finds out before a model is loaded whether the page can be served."""
+    """Raises UserError, before a model is loaded, if the port cannot be used."""
     try:
         socket.create_server((HOST, port)).close()
     except (OverflowError, OSError) as error:

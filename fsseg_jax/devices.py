@@ -15,21 +15,21 @@ from fsseg_jax.cpu.memory import keep_memory
 from fsseg_jax.errors import UserError
 
 AXIS = "data"
-# Seconds without a sign of life after which a process counts as dead and the others end.
+# Seconds without a heartbeat after which a process counts as dead and the others end.
 HEARTBEAT = 30
-COMPILED = 4 * 2**30  # bytes of compiled programs that are kept; the oldest go first
+COMPILED = 4 * 2**30  # bytes of compiled programs to keep; the oldest are deleted first
 
 
 def start(config: ConfigDict, stoppable: bool = False) -> None:
-    """Prepares JAX as `config` says; call before anything else of JAX.
+    """Initialises JAX as `config` says; call before any other use of JAX.
 
     Args:
-        config: of the run.
-        stoppable: whether SIGTERM, where there are several processes, is to be noticed by
-            `multihost_utils.reached_preemption_sync_point` instead of ending a process.
+        config: the configuration of the run.
+        stoppable: whether, with several processes, SIGTERM is noticed by
+            `multihost_utils.reached_preemption_sync_point` instead of ending the process.
 
     Raises:
-        UserError: the platform or the other processes are not there.
+        UserError: the platform or the other processes are not available.
     """
     if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = platformdirs.user_cache_path("fsseg_jax") / "compiled"
@@ -44,13 +44,13 @@ def start(config: ConfigDict, stoppable: bool = False) -> None:
 
 
 def join_processes() -> None:
-    """Joins the other processes that run the same command.
+    """Connects to the other processes that run the same command.
 
-    Their number, this one's and the address of the first are in JAX_NUM_PROCESSES, JAX_PROCESS_ID
-    and JAX_COORDINATOR_ADDRESS; without them JAX asks SLURM, Cloud TPU, Open MPI or Kubernetes.
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS configure them; without these
+    variables JAX asks SLURM, Cloud TPU, Open MPI or Kubernetes.
 
     Raises:
-        UserError: nobody says which processes there are, or they do not come.
+        UserError: the processes are not configured, or fail to connect.
     """
     numbers = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
@@ -61,21 +61,21 @@ def join_processes() -> None:
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
         raise UserError(
-            f"distributed = True, but the processes do not find each other ({reason}): start them "
-            "by launch/local.py, on SLURM or on Cloud TPU (launch/README.md)."
+            f"distributed = True, but the processes do not connect ({reason}): start them with "
+            "launch/local.py, on SLURM or on Cloud TPU (launch/README.md)."
         ) from None
 
 
 def is_first_process() -> bool:
-    """Whether this process writes files and speaks for all of them."""
+    """Whether this is the process that writes files and messages."""
     return jax.process_index() == 0
 
 
 def choose_platform(platform: str) -> None:
-    """Makes JAX run on `config.platform` and nothing else; call before anything else of JAX.
+    """Makes JAX use only `config.platform`; call before any other use of JAX.
 
     Raises:
-        UserError: the platform is unknown, or the machine has none of it.
+        UserError: the platform is unknown or not available.
     """
     names = {"": "", "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
     if platform not in names:
@@ -84,48 +84,48 @@ def choose_platform(platform: str) -> None:
         jax.config.update("jax_platforms", names[platform])
     try:
         found = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # JAX asserts where it has no plugin
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it has a plugin
         wanted = f"platform = {platform}" if platform else "the platform in JAX_PLATFORMS"
         reason = (str(error).splitlines() or ["JAX finds none"])[0].rstrip(".")
         raise UserError(
-            f"{wanted} is not available on this machine ({reason}): install JAX for it (as "
-            "pip install 'fsseg_jax[cuda12]' does), or ask for another one."
+            f"{wanted} is not available on this machine ({reason}): install JAX for it (such as "
+            "pip install 'fsseg_jax[cuda12]'), or choose another one."
         ) from None
     if platform and found != platform:
         raise UserError(f"platform = {platform}, but JAX was already started on {found}.")
 
 
 def make_mesh(devices: int = 0) -> Mesh:
-    """A mesh of one axis over the first `devices` devices of all processes, 0 for all.
+    """A mesh with one axis over the first `devices` devices of all processes, 0 for all.
 
     Raises:
-        UserError: there are fewer devices, or a process would have none of them.
+        UserError: there are fewer devices, or several processes would not use all of theirs.
     """
     available = jax.devices()
     if devices and jax.process_count() > 1 and devices != len(available):
         raise UserError(
-            f"devices = {devices}: {jax.process_count()} processes use all their devices, "
-            f"{len(available)}; leave it at 0."
+            f"devices = {devices}: {jax.process_count()} processes use all of their "
+            f"{len(available)} devices; leave it at 0."
         )
     if devices > len(available):
         raise UserError(
-            f"devices = {devices}, but there are {len(available)}: lower it, or 0 for all."
+            f"devices = {devices}, but there are {len(available)}: lower it, or set 0 for all."
         )
     return Mesh(np.array(available[: devices or None]), (AXIS,))
 
 
 def check_divides(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises UserError unless each part of a training batch divides into the mesh's devices."""
+    """Raises UserError unless the devices of the mesh divide each part of a training batch."""
     if batch_size % (mesh.size * accumulate):
         parts = f" in train.accumulate = {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"train.batch_size = {batch_size}{parts} does not divide into {mesh.size} devices: "
+            f"train.batch_size = {batch_size}{parts} is not divisible by {mesh.size} devices: "
             f"make it a multiple of {mesh.size * accumulate}, or use fewer (--config.devices)."
         )
 
 
 def describe(mesh: Mesh) -> str:
-    """One line that says what a run computes on."""
+    """One line about the devices that a run uses."""
     devices = mesh.devices.ravel()
     kinds = sorted({f"{device.platform} ({device.device_kind})" for device in devices})
     processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
@@ -138,12 +138,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """One axis of an array over the devices, the leading one by default."""
+    """One axis of an array split over the devices, the leading one by default."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
-    """Puts arrays that all processes have alike on the devices of a sharding."""
+    """Puts arrays, which are the same in all processes, on the devices of a sharding."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -155,7 +155,7 @@ def put(tree: Any, sharding: Sharding) -> Any:
 
 
 def put_batches(batches: Sequence[Any], mesh: Mesh) -> Any:
-    """Puts batches on the mesh, stacked; each process gives its own slice of each of them."""
+    """Stacks batches and puts them on the mesh; each process passes its own slice of each."""
     place = functools.partial(jax.make_array_from_process_local_data, split(mesh, axis=1))
     return jax.tree.map(lambda *arrays: place(np.stack(arrays)), *batches)
 
@@ -163,11 +163,11 @@ def put_batches(batches: Sequence[Any], mesh: Mesh) -> Any:
 def map_over_devices(
     function: Callable[..., Any], mesh: Mesh, batched: int, together: int = 1
 ) -> Callable[..., Any]:
-    """`function` of each row of its last `batched` arguments, the rows split over the mesh.
+    """Maps `function` over the rows of its last `batched` arguments, split over the mesh.
 
-    The other arguments are replicated, and so is the result. Rows are computed one by one on each
-    device, or `together` at a time, which keeps an accelerator busier; only one by one does no
-    result depend on which rows are computed together, in its last digits.
+    The other arguments are replicated, and so is the result. Each device computes rows one by one,
+    or `together` at a time, which is faster on accelerators; only one by one is a result
+    independent of the other rows to the last digit.
     """
 
     def per_device(*arguments: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The one exception for wrong input: what a user gave, and what to do about it."""
+"""The exception for wrong input."""
 
 
 class UserError(ValueError):
-    """Wrong input, told in one sentence that names the thing and the remedy.
+    """Wrong input, described by one sentence that names the cause and the remedy.
 
-    Command line programs print the sentence alone and exit with status 2.
+    Command-line programs print only this sentence and exit with status 2.
     """

@@ -1,12 +1,12 @@
 """Evaluates a run on its held-out classes: python -m fsseg_jax.evaluate --workdir=runs/panet
 
-With --config=FILE and a folder without checkpoints, the freshly initialised model is evaluated.
-Writes results.json, episodes.csv and report.html into the folder `evaluation` of the run.
+With --config=FILE and a folder without checkpoints, a freshly initialised model is evaluated.
+Writes results.json, episodes.csv and report.html to the folder `evaluation` of the run.
 
-With --table=NAME a published table is filled, as far as the runs below --workdir (by default
-`runs`) allow, beside the published figures: results.json, table.txt and table.html in `tables/NAME`
-there. --table=list names all tables; --rows, --folds and --shots choose a part of one. What is
-missing, `fsseg_jax.reproduce` trains.
+With --table=NAME a published table is filled from the runs below --workdir (by default `runs`),
+next to the published figures: results.json, table.txt and table.html in `tables/NAME` there.
+--table=list lists all tables; --rows, --folds and --shots choose a part of one.
+`fsseg_jax.reproduce` trains missing runs.
 """
 
 import logging
@@ -32,12 +32,12 @@ def main() -> None:
     """The program."""
     arguments, overrides = command_line.parse(
         __doc__,
-        workdir="the folder of the run; with --table, of the runs",
+        workdir="the folder of the run; with --table, that of all runs",
         config=True,
         optional_workdir=True,
-        table="a published table, such as panet-1; list names them all",
+        table="a published table, such as panet-1; list shows all of them",
         **command_line.PART,
-        out={**command_line.FOLDER, "help": "where to write; `evaluation` in the run by default"},
+        out={**command_line.FOLDER, "help": "output folder; by default `evaluation` in the run"},
     )
     path, workdir, table = arguments.config, arguments.workdir, arguments.table
     if table is not None and table not in TABLES:
@@ -53,7 +53,7 @@ def main() -> None:
     logger.info(describe(mesh))
     if table is not None:
         if path is not None:
-            raise UserError("--config and --table: a table has its rows' own configs; leave one.")
+            raise UserError("--config and --table: table rows have their own configs; omit one.")
         places = choose(named(table), arguments.rows, arguments.folds, arguments.shots)
         fill(table, workdir or pathlib.Path("runs"), overrides, mesh, places)
         return

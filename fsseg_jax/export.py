@@ -1,17 +1,17 @@
-"""Writes a model as one program that runs without this code:
+"""Exports a model as a program that runs without this package:
 python -m fsseg_jax.export --workdir=RUN --out=FILE
 
-RUN is the folder of a run, a saved model, a configuration or its name (as panet_vgg16), or
+RUN is the folder of a run, a saved model, a configuration or its name (such as panet_vgg16), or
 owner/name of a model on the Hugging Face hub.
 
-FILE is then `forward` of the model, its weights inside, as StableHLO that `jax.export` serialises:
-supports, their labels and any number of queries, all of them uint8 and squares of image_size, to
-float32 logits. The numbers of ways and shots are fixed; how to run it is printed.
+FILE is the model's `forward`, including its weights, as StableHLO serialised by `jax.export`. It
+maps supports, their labels and any number of queries, all uint8 squares of image_size, to float32
+logits. The numbers of ways and shots are fixed. The program prints how to run FILE.
 
-JAX promises to read such a file in releases of up to six months later, and three weeks earlier,
-than the one that wrote it: keep the model too, to write it again. The program has no gradient. One
-that is written on a CPU runs on accelerators, but query after query and with the convolutions that
-suit CPUs: write it on an accelerator for use there.
+JAX guarantees to read such a file in releases up to six months newer, and three weeks older, than
+the one that wrote it: keep the model too, to export it again. The exported program has no gradient.
+If it is exported on a CPU it runs on accelerators too, but query by query and with convolutions for
+CPUs: export it on an accelerator for use there.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from fsseg_jax import command_line
 from fsseg_jax.errors import UserError
-from fsseg_jax.files import replacing
+from fsseg_jax.files import write_bytes
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.segmenter import Segmenter
 
@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
         config=False,
-        out={**command_line.FOLDER, "metavar": "FILE", "required": True, "help": "what to write"},
-        ways={**count, "help": "classes at once; by default as many as in training"},
-        shots={**count, "help": "supports of each class; by default as many as in training"},
-        platforms={"default": DEFAULT, "help": f"where it is to run; by default {DEFAULT}"},
+        out={**command_line.FOLDER, "metavar": "FILE", "required": True, "help": "file to write"},
+        ways={**count, "help": "number of classes; by default as in training"},
+        shots={**count, "help": "supports per class; by default as in training"},
+        platforms={"default": DEFAULT, "help": f"platforms to run on; by default {DEFAULT}"},
     )
     settings = command_line.settings(overrides)
     command_line.start(command_line.first_config(None, overrides))
@@ -50,14 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         segmenter, arguments.ways, arguments.shots, tuple(arguments.platforms.split(","))
     )
     program = exported.serialize()
-    with replacing(arguments.out) as file:
-        file.write(program)
+    write_bytes(arguments.out, program)
     supports, labels, _ = (array.shape for array in exported.in_avals)
     ways, shots, size = supports[:3]
     print(
         f"""{arguments.out}: {ways}-way {shots}-shot {segmenter.config.method} for \
-{", ".join(exported.platforms)}, {len(program) / 2**20:.1f} MiB. With JAX {jax.__version__}, or a \
-release of up to six months later, it runs so:
+{", ".join(exported.platforms)}, {len(program) / 2**20:.1f} MiB. Run it with \
+JAX {jax.__version__} or a release up to six months newer:
 
     import jax.export
 
@@ -67,7 +66,7 @@ release of up to six months later, it runs so:
     logits = forward(support_images, support_labels, query_images)
 
 support_images: uint8 {supports}, RGB in 0..255
-support_labels: uint8 {labels}, 0 background, n where class n is, 255 ignored
+support_labels: uint8 {labels}, 0 background, n for class n, 255 ignored
 query_images: uint8 (any number, {size}, {size}, 3)
 logits: float32 (queries, {size}, {size}, {ways + 1}), the background first"""
     )
@@ -79,15 +78,15 @@ def export(
     shots: int | None = None,
     platforms: Sequence[str] = tuple(DEFAULT.split(",")),
 ) -> jax.export.Exported:
-    """`forward` of a model, with its weights inside, for any number of queries.
+    """The model's `forward`, including its weights, for any number of queries.
 
     Args:
-        segmenter: has the model; its `config.image_size` is the side of all photographs.
-        ways, shots: of the supports; None for those of the training.
-        platforms: where it is to run.
+        segmenter: holds the model; its `config.image_size` is the side of all images.
+        ways, shots: numbers of the supports; by default those of training.
+        platforms: platforms that the program runs on.
 
     Raises:
-        UserError: a number or a platform is none, or the model cannot take so many ways.
+        UserError: a number or a platform is invalid, or the model does not support so many ways.
     """
     config = segmenter.config
     ways = int(config.ways) if ways is None else ways
@@ -96,7 +95,7 @@ def export(
         if number < 1:
             raise UserError(f"{name} = {number}: it must be at least 1.")
     if unknown := [name for name in platforms if name not in PLATFORMS]:
-        raise UserError(f"platforms: {unknown[0]!r} is none; choose among {', '.join(PLATFORMS)}.")
+        raise UserError(f"platforms: {unknown[0]!r} is unknown; use {', '.join(PLATFORMS)}.")
     size = config.image_size
     (queries,) = jax.export.symbolic_shape("queries")
     shapes = (ways, shots, size, size, 3), (ways, shots, size, size), (queries, size, size, 3)

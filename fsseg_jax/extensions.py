@@ -1,4 +1,4 @@
-"""Methods, backbones and sources by name: those of this package, and those of any other module."""
+"""Finds methods, backbones and sources by name, in this package or in any other module."""
 
 import importlib
 from collections.abc import Mapping
@@ -10,30 +10,27 @@ T = TypeVar("T")
 
 
 def find(name: str, known: Mapping[str, T], field: str) -> T:
-    """What a field of the configuration names.
+    """The object that `field` of the configuration names.
 
-    Args:
-        name: a key of `known`, or `package.module:Name` for what another module holds.
-        known: what this package has, by name.
-        field: of the configuration, for errors.
+    `name` is a key of `known`, or `package.module:Name` for an object of another module.
 
     Raises:
-        UserError: there is no such thing.
+        UserError: there is no such object.
     """
     if name in known:
         return known[name]
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(
-            f"{field} = {name!r}: choose one of {', '.join(known)}, or package.module:Name for one "
-            "of your own."
+            f"{field} = {name!r}: choose one of {', '.join(known)}, or package.module:Name for "
+            "your own."
         )
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, ValueError) as error:
         raise UserError(
-            f"{field} = {name!r}: {error}; the module must be installed, or stand in the folder "
-            "where the program is started."
+            f"{field} = {name!r}: {error}; install the module, or start the program in the folder "
+            "that contains it."
         ) from None
     except AttributeError:
         raise UserError(f"{field} = {name!r}: {module} has no {attribute}.") from None

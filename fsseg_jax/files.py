@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one, with errors in one sentence."""
+"""Atomic writing of files, and locks, with errors in one sentence."""
 
 import contextlib
 import io
@@ -15,36 +15,31 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[io.BufferedWriter]:
-    """A file to be written, which takes its name when it is complete; otherwise it is removed.
+    """Opens a file for writing that gets its name when it is complete, and is removed otherwise.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
-    # Always the same name, so that what a killed process has left is written over; and a short one.
+    # The temporary name is always the same, so that a file left by a killed process is overwritten.
     with writing(path), _whole(path, f"{zlib.crc32(os.fsencode(path.name)):08x}") as file:
         yield file
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all; see `replacing`."""
+    """Writes a whole file or none; see `replacing`."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """`write_bytes` of a text as UTF-8."""
+    """Writes text as UTF-8, like `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def keep(path: pathlib.Path, what: str, write: Callable[[io.BufferedWriter], None]) -> None:
-    """Writes a file, as `replacing` does, of something that can be made again.
+    """Writes a cache file atomically; if that fails, it only logs a warning about `what` it holds.
 
-    Several processes may do so at once. Where it cannot be written, a warning says so.
-
-    Args:
-        path: of the file.
-        what: it holds, for the warning.
-        write: gets the file.
+    Several processes may write the same file at once.
     """
     try:
         with _whole(path, f"{os.getpid()}") as file:
@@ -69,7 +64,7 @@ def _whole(path: pathlib.Path, name: str) -> Iterator[io.BufferedWriter]:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Tells errors of the files below `path` in one sentence, as UserError."""
+    """Turns errors of files below `path` into UserError."""
     try:
         yield
     except OSError as error:
@@ -82,8 +77,11 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 def lock(file: int, folder: pathlib.Path, option: str = "--out") -> None:
     """Keeps other processes from writing into a folder, as long as `file` in it is open.
 
+    This is not filelock's lock, because that falls back to marker files where a file system has no
+    locks, and a killed process would leave them behind.
+
     Raises:
-        UserError: one does so already.
+        UserError: another process is writing into the folder.
     """
     try:
         import fcntl  # not on Windows
@@ -91,8 +89,8 @@ def lock(file: int, folder: pathlib.Path, option: str = "--out") -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"{option} = {folder} is being written by another process: wait for its end, or choose "
-            "another."
+            f"{option} = {folder} is being written by another process: wait for it to end, or "
+            "choose another folder."
         ) from None
-    except (ImportError, OSError):  # nor on every file system
+    except (ImportError, OSError):  # nor supported by every file system
         return

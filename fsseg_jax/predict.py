@@ -1,26 +1,26 @@
-"""Segments photographs of one's own:
+"""Segments your own images:
 python -m fsseg_jax.predict --workdir=RUN --support DIR --query DIR --out DIR
 
-RUN is the folder of a run, a saved model, a configuration or its name (as panet_vgg16), or
+RUN is the folder of a run, a saved model, a configuration or its name (such as panet_vgg16), or
 owner/name of a model on the Hugging Face hub.
 
---support holds the photographs that show the class, or the classes: folders named after them with
-a mask beside each photograph (1.jpg and 1.png, or 1_mask.png), or such masks of one class, named
-after the folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation that has a
-bbox alone, outlines by a box.
+--support holds images that show the classes: one folder per class with a mask next to each image
+(1.jpg and 1.png, or 1_mask.png), or only such images and masks, whose class is named after the
+folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation with only a bbox, is a
+box annotation.
 
---query holds the photographs to segment, in any folders below it. Only the supports' own masks,
-and what lies in --out or --truth, are no queries.
+--query holds the images to segment, in any folders below it. The masks of the supports, and files
+in --out or --truth, are not segmented.
 
-In --out are then, under each photograph's own name, `masks` (class numbers) and `overlays`, and
-`predictions.json`, all of them in COCO's format. The same command continues where it was stopped.
+--out receives, by the name of each image, `masks` (class numbers) and `overlays`, and
+`predictions.json` with all predictions in COCO's format. The same command continues a stopped run.
 
---truth holds masks named as those in `masks`: of class numbers, or, of one class, not black where
-that is; or a folder of the latter for each class. The intersection over union is printed, and
-written to `results.json`.
+--truth holds masks with the same names as those in `masks`: class numbers, or, for one class, any
+mask that is not black where the class is; or a folder of such masks for each class. The
+intersection over union is printed, and written to `results.json`.
 
-The exit status is 0 if all photographs were segmented, 1 if some could not be read, and 2 if
-something else was wrong.
+The exit status is 0 if all images were segmented, 1 if some could not be read, and 2 for any other
+error.
 """
 
 import collections
@@ -47,7 +47,7 @@ from fsseg_jax.data.sources.folder import SUFFIXES, Folder
 from fsseg_jax.devices import describe
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
-from fsseg_jax.files import replacing
+from fsseg_jax.files import write_text
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.output import MASKS, OVERLAYS, PREDICTIONS, Predictions, Query, made_by
 from fsseg_jax.prediction.pictures import CLASSES
@@ -61,19 +61,19 @@ logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program, which returns its exit status."""
+    """Runs the program; returns its exit status."""
     arguments, overrides = command_line.parse(
         __doc__,
         argv,
         workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
         config=False,
-        support={**command_line.FOLDER, "required": True, "help": "photographs of the classes"},
-        query={**command_line.FOLDER, "required": True, "help": "photographs to segment"},
-        out={**command_line.FOLDER, "required": True, "help": "where to write the masks"},
-        truth={**command_line.FOLDER, "help": "masks to compare with"},
+        support={**command_line.FOLDER, "required": True, "help": "images of the classes"},
+        query={**command_line.FOLDER, "required": True, "help": "images to segment"},
+        out={**command_line.FOLDER, "required": True, "help": "output folder"},
+        truth={**command_line.FOLDER, "help": "true masks to compare with"},
         batch_size={
             **{"type": int, "metavar": "N", "default": BATCH_SIZE},
-            "help": f"photographs at once; {BATCH_SIZE} by default, fewer need less memory",
+            "help": f"images at once; by default {BATCH_SIZE}, fewer need less memory",
         },
     )
     if arguments.batch_size < 1:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = command_line.settings(overrides)
     machine = command_line.first_config(None, overrides)
     if machine.distributed:
-        raise UserError("--config.distributed: photographs are segmented by one process; leave it.")
+        raise UserError("--config.distributed: one process segments the images; leave it out.")
     command_line.start(machine)
     supports = read_supports(arguments.support)
     places = (arguments.out / MASKS, arguments.out / OVERLAYS, *filter(None, [arguments.truth]))
@@ -101,25 +101,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show(segmenter, supports)
             skipped, seconds = _segment(segmenter, predictions, todo, arguments.batch_size)
             if done := len(todo) - skipped:
-                rate = f", {done / seconds:.3g} photographs a second"
+                rate = f", {done / seconds:.3g} images a second"
         predictions.write_coco(queries, supports.classes)
         if truth is not None:
             predicted = {q.path: predictions.mask_file(q) for q in queries if predictions.done(q)}
             results = truth.compare(predicted)
-            with replacing(arguments.out / RESULTS) as file:
-                file.write(json.dumps(results | {"made_by": facts}, indent=2).encode())
+            contents = json.dumps(results | {"made_by": facts}, indent=2)
+            write_text(arguments.out / RESULTS, contents)
             print(table(results))
     before = len(queries) - len(todo)
     earlier = f" ({before} of them before)" if before else ""
     print(
-        f"{len(queries) - skipped} photographs{earlier}, {skipped} skipped{rate}: {MASKS}, "
+        f"{len(queries) - skipped} images{earlier}, {skipped} skipped{rate}: {MASKS}, "
         f"{OVERLAYS} and {PREDICTIONS} are in {arguments.out}"
     )
     return int(skipped > 0)
 
 
 def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
-    """The model; warnings about it as the program's own messages."""
+    """Loads the model; warnings about it become messages of the program."""
     with warnings.catch_warnings(record=True) as caught:
         segmenter = load(model, **settings)
     for warning in caught:
@@ -128,20 +128,20 @@ def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
     return segmenter
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 
 class Supports(NamedTuple):
-    """The photographs that show the classes."""
+    """The images that show the classes."""
 
     images: list[LabelledImage]  # labels are 1, 2 ... in the order of the classes
     classes: tuple[str, ...]
     digest: str  # of all pixels and labels
-    files: frozenset[pathlib.Path]  # that annotate them
+    files: frozenset[pathlib.Path]  # of their annotations
 
 
 def read_supports(folder: pathlib.Path) -> Supports:
-    """Supports that are annotated as `Folder` has it, with the classes that they show.
+    """Reads supports with annotations that `Folder` supports, and the classes that they show.
 
     Raises:
         UserError: there are none, or one of them is broken.
@@ -152,36 +152,32 @@ def read_supports(folder: pathlib.Path) -> Supports:
     if not 1 <= len(numbers) <= CLASSES:
         raise UserError(
             f"--support = {folder} shows {len(numbers)} classes: annotate 1..{CLASSES}, each in at "
-            "least one photograph."
+            "least one image."
         )
     classes = tuple(source.class_names[number] for number in numbers.tolist())
     if absent := [name for name in source.classes if name not in classes]:
-        logger.info("%s: no photograph shows %s", folder, ", ".join(absent))
+        logger.info("%s: no image shows %s", folder, ", ".join(absent))
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
     shown = np.unique(source.table.image).tolist()
     read = parallel_map(source.read, shown, "supports")
     images = [LabelledImage(image, own[label]) for image, label in read]
     digest = hashlib.sha256()
-    for photograph in images:
-        for array in photograph:
+    for image in images:
+        for array in image:
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     return Supports(images, classes, digest.hexdigest()[:16], frozenset(source.annotations))
 
 
 def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -> list[Query]:
-    """All photographs in a folder and below, sorted, but for hidden ones.
-
-    Args:
-        folder: where.
-        without: files and folders to leave out.
+    """All images in a folder and below, sorted, except hidden ones and those in `without`.
 
     Raises:
         UserError: there are none, or a folder cannot be read.
     """
     _check_folder(folder, "--query")
-    # By where they really are: they may be given in another way.
+    # By their real paths, as they may be given as links or relative to another folder.
     left_out = {os.path.realpath(path) for path in without}
     if os.path.realpath(folder) in left_out:
         raise UserError(f"--query = {folder} is --truth or in --out: give it a folder of its own.")
@@ -192,9 +188,7 @@ def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -
             name = path.relative_to(folder).as_posix()
             queries.append(Query(path, name, status.st_size, status.st_mtime_ns))
     if not queries:
-        raise UserError(
-            f"--query = {folder} holds no photographs ({', '.join(SUFFIXES)}): add some."
-        )
+        raise UserError(f"--query = {folder} holds no images ({', '.join(SUFFIXES)}): add some.")
     return sorted(queries, key=lambda query: query.name)
 
 
@@ -220,15 +214,15 @@ def _check_folder(folder: pathlib.Path, option: str) -> None:
         raise UserError(f"{option} = {folder}: there is no such folder.")
 
 
-# ----------------------------------------------------------------------------- the work
+# ----------------------------------------------------------------------------- segmentation
 
 
 def _show(segmenter: Segmenter, supports: Supports) -> None:
-    """Encodes the supports, and says how long that took."""
+    """Encodes the supports, and logs how long it took."""
     start = time.perf_counter()
     images, labels = zip(*supports.images, strict=True)
     segmenter.fit(images, masks=labels, classes=supports.classes)
-    jax.block_until_ready(jax.live_arrays())  # JAX would do it in the background
+    jax.block_until_ready(jax.live_arrays())  # JAX computes in the background
     logger.info(
         "%d supports of %s, encoded in %.1f s",
         *(len(images), ", ".join(supports.classes), time.perf_counter() - start),
@@ -238,7 +232,7 @@ def _show(segmenter: Segmenter, supports: Supports) -> None:
 def _segment(
     segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
 ) -> tuple[int, float]:
-    """Segments photographs and writes what comes out; how many were skipped, and the seconds."""
+    """Segments images and writes the results; returns the number of skipped images, and seconds."""
     results = segmenter.stream(
         (query.path for query in queries),
         return_probabilities=True,
@@ -253,7 +247,7 @@ def _segment(
             label, probabilities = result
             image = read_image(query.path)
             if image.shape[:2] != label.shape:
-                raise UserError(f"{query.path} was changed meanwhile: start the command again.")
+                raise UserError(f"{query.path} has changed meanwhile: start the command again.")
         except UserError as error:
             return error
         return predictions.write(query, image, label, probabilities)
@@ -262,7 +256,7 @@ def _segment(
     waiting: collections.deque[tuple[Query, Future]] = collections.deque()
     with (
         ThreadPoolExecutor(cores()) as pool,
-        tqdm(total=len(queries), desc="photographs", unit="photo", delay=1) as progress,
+        tqdm(total=len(queries), desc="images", unit="image", delay=1) as progress,
     ):
 
         def settle() -> int:

@@ -1,12 +1,12 @@
 """Makes PASCAL-5i from its archives: python -m fsseg_jax.data.prepare pascal5i --root=data
 
 VOC 2012 and SBD are downloaded and unpacked, and their labels merged into the folders
-SegmentationClassAug and SegmentationObjectAug. Where both label a photograph, VOC's label is taken,
+SegmentationClassAug and SegmentationObjectAug. For images that both label, VOC's label is used,
 whose objects have borders of ignored pixels (255); SBD's labels have none. The list trainaug holds
-the training photographs of VOC and all of SBD without VOC's validation photographs.
+the training images of VOC and all images of SBD except VOC's validation images.
 
-What is done already is skipped: the command continues after an interruption, and takes archives
-and unpacked folders that others brought.
+Finished steps are skipped: the command continues after an interruption, and uses existing archives
+and unpacked folders.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from fsseg_jax.files import write_bytes
 
 
 class Archive(NamedTuple):
-    """A tar file of the network, and what of it is needed."""
+    """A tar file on the network, and the parts of it that are needed."""
 
     url: str
     md5: str
@@ -65,23 +65,22 @@ SBD_ARCHIVE = Archive(
     "benchmark_RELEASE/dataset",
     ("cls", "inst", "train.txt", "val.txt"),
 )
-# VOC's folders, and those of SBD for the same with the variable in their files.
+# VOC's folders, with the corresponding folders of SBD and the variable in their files.
 _FOLDERS = {"SegmentationClass": ("cls", "GTcls"), "SegmentationObject": ("inst", "GTinst")}
 
-# Not __name__, which is __main__ when this file is run.
-# Python before 3.11.4 knows no filter of what an archive may write.
+# Python before 3.11.4 cannot restrict what an archive writes.
 _SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
-logger = logging.getLogger("fsseg_jax.prepare")
+logger = logging.getLogger("fsseg_jax.prepare")  # as a program, the module has another name
 
 
 class Prepared(NamedTuple):
-    """A data set that is ready to be used."""
+    """A data set that is ready for use."""
 
     root: pathlib.Path  # for config.data.root
-    training: int  # photographs
+    training: int  # number of images
     validation: int
-    from_voc: int  # labels
+    from_voc: int  # number of labels
     from_sbd: int
 
 
@@ -91,17 +90,17 @@ def prepare_pascal5i(
     expected: tuple[int, int] = (10_582, 1_449),
     archives: tuple[Archive, Archive] = (VOC_ARCHIVE, SBD_ARCHIVE),
 ) -> Prepared:
-    """Makes PASCAL-5i, or completes what is there; see the module's docstring.
+    """Makes PASCAL-5i, or completes it; see the module's docstring.
 
     Args:
         root: the folder to make it in; it may be or hold an unpacked VOC2012.
-        downloads: the folder of the archives; `downloads` in `root` by default.
-        expected: how many training and validation photographs there must be.
-        archives: VOC's and SBD's.
+        downloads: the folder of the archives; by default `downloads` in `root`.
+        expected: the numbers of training and validation images that there must be.
+        archives: the archives of VOC and SBD.
 
     Raises:
-        UserError: an archive cannot be had or is another file, a label is broken or does not fit
-            its photograph, a list names what is not there, or the counts are not the expected.
+        UserError: an archive cannot be downloaded or is another file, a label is broken or does not
+            fit its image, a list names a missing file, or the numbers are not the expected ones.
     """
     root = pathlib.Path(root).expanduser()
     downloads = pathlib.Path(downloads).expanduser() if downloads else root / "downloads"
@@ -122,8 +121,8 @@ def prepare_pascal5i(
     if (len(trainaug), len(val)) != expected:
         raise UserError(
             f"the lists in {lists} and {sbd} give {len(trainaug):,} training and {len(val):,} "
-            f"validation photographs instead of {expected[0]:,} and {expected[1]:,}, so one of "
-            "them is not the original: remove these lists and run again to unpack them anew."
+            f"validation images instead of {expected[0]:,} and {expected[1]:,}, so one of them is "
+            "not the original: remove these lists and run again to unpack them anew."
         )
     _merge(voc, sbd, train | val, trainaug - train)
     content = "".join(f"{name}\n" for name in sorted(trainaug)).encode()
@@ -163,14 +162,14 @@ def _unpack(archive: Archive, folder: pathlib.Path, downloads: pathlib.Path) -> 
         shutil.rmtree(partial)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be unpacked into {folder} ({error}): see that there is space and "
-            "leave to write, and run again."
+            f"{path} cannot be unpacked into {folder} ({error}): check the disk space and the "
+            "permissions, and run again."
         ) from None
     logger.info("unpacked %s of %s into %s", ", ".join(missing), path.name, folder)
 
 
 def _find_archive(archive: Archive, downloads: pathlib.Path) -> pathlib.Path:
-    """The file of an archive, downloaded if it is not there."""
+    """The file of an archive, which is downloaded if it does not exist."""
     path = downloads / archive.url.rpartition("/")[2]
     if path.is_file():
         if (md5 := _md5(path)) != archive.md5:
@@ -186,13 +185,13 @@ def _find_archive(archive: Archive, downloads: pathlib.Path) -> pathlib.Path:
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"{archive.url} cannot be downloaded ({getattr(error, 'reason', error)}): run again "
-            f"to continue, or bring the file from elsewhere and put it at {path}."
+            f"to continue, or copy the file from elsewhere to {path}."
         ) from None
     if (md5 := _md5(partial)) != archive.md5:
         partial.unlink()
         raise UserError(
             f"{archive.url} gave a file whose md5 is {md5} instead of {archive.md5}: run again, "
-            f"or bring the file from elsewhere and put it at {path}."
+            f"or copy the file from elsewhere to {path}."
         )
     partial.replace(path)
     logger.info("downloaded %s", path)
@@ -200,7 +199,10 @@ def _find_archive(archive: Archive, downloads: pathlib.Path) -> pathlib.Path:
 
 
 def _download(url: str, partial: pathlib.Path) -> None:
-    """Downloads into `partial`, continuing what is there if the server can."""
+    """Downloads into `partial`, continuing an interrupted download if the server can.
+
+    This is the reason not to use pooch, which starts again.
+    """
     start = partial.stat().st_size if partial.is_file() else 0
     headers = {"User-Agent": "fsseg_jax"} | ({"Range": f"bytes={start}-"} if start else {})
     request = urllib.request.Request(url, headers=headers)
@@ -208,7 +210,7 @@ def _download(url: str, partial: pathlib.Path) -> None:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is left to download
+            return  # it is complete
         raise
     with response:
         continued = response.status == http.HTTPStatus.PARTIAL_CONTENT
@@ -236,7 +238,7 @@ def _md5(path: pathlib.Path) -> str:
 def _progress(
     file: IO[bytes], method: Literal["read", "write"], description: str, size: int, start: int = 0
 ) -> AbstractContextManager[Any]:
-    """The file with a progress bar of the bytes that are read from or written to it."""
+    """The file, with a progress bar of the bytes that are read or written."""
     return tqdm.wrapattr(
         file, method, size or None, desc=description, initial=start, delay=1, mininterval=0.5
     )
@@ -246,19 +248,19 @@ def _progress(
 
 
 def _read_list(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> set[str]:
-    """The names in a list, for each of which there must be a file in each of `folders`."""
+    """The names in a list; each of `folders` must have a file for each of them."""
     names = set(path.read_text().split())
     for folder in folders:
         if absent := sorted(names - {file.stem for file in folder.iterdir()}):
             raise UserError(
-                f"{path} names {absent[0]}, which {folder} lacks ({len(absent):,} such in all): "
-                "remove both and run again to unpack them anew."
+                f"{path} names {absent[0]}, which is missing in {folder} ({len(absent):,} are "
+                "missing in all): remove both and run again to unpack them anew."
             )
     return names
 
 
 def _merge(voc: pathlib.Path, sbd: pathlib.Path, own: set[str], others: set[str]) -> None:
-    """Writes the labels that are not there yet: VOC's of `own`, SBD's of `others`."""
+    """Writes missing labels: those of `own` from VOC, and those of `others` from SBD."""
     wanted = []
     for folder in _FOLDERS:
         written = {path.stem for path in (voc / f"{folder}Aug").glob("*.png")}
@@ -294,18 +296,18 @@ def _read_mat(path: pathlib.Path, variable: str) -> UInt8[np.ndarray, "height wi
         values = content[variable]["Segmentation"][0, 0]
         label = values.astype(np.uint8)
         if label.ndim != 2 or (label != values).any():
-            raise ValueError(f"{variable}.Segmentation is no matrix of 8-bit numbers")
-    except Exception as error:  # SciPy raises errors of many kinds about broken files
+            raise ValueError(f"{variable}.Segmentation is not a matrix of 8-bit numbers")
+    except Exception as error:  # SciPy raises errors of many kinds for broken files
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
         raise UserError(
-            f"{path} is none of SBD's files ({reason}): remove the folder {path.parent} and run "
+            f"{path} is not a file of SBD ({reason}): remove the folder {path.parent} and run "
             "again to unpack it anew."
         ) from None
     return label
 
 
 def _colour_map() -> list[int]:
-    """VOC's colours: the bits of a number, dealt to red, green, blue, from the highest on."""
+    """VOC's colours: the bits of a number go to red, green and blue in turn, as their high bits."""
     numbers = np.arange(256, dtype=np.uint8)[:, None]
     bits = np.unpackbits(numbers, axis=1, count=9, bitorder="little").reshape(256, 3, 3)
     return ([128, 64, 32] @ bits).ravel().tolist()
@@ -318,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Without a network, bring these files into the folder of --downloads:\n"
+        epilog="Without a network, copy these files into the folder of --downloads:\n"
         f"  {VOC_ARCHIVE.url}\n  {SBD_ARCHIVE.url}",
     )
     parser.add_argument("dataset", choices=["pascal5i"], help="the data set to make")
@@ -328,17 +330,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--downloads",
         metavar="DIR",
-        help="the folder of the archives, which may be removed afterwards (by default, the folder "
+        help="the folder of the archives, which can be removed afterwards (by default, the folder "
         "downloads in --root)",
     )
     arguments = parser.parse_args(argv)
     made = prepare_pascal5i(arguments.root, arguments.downloads)
     contents = {
-        "JPEGImages": "the photographs",
+        "JPEGImages": "the images",
         "SegmentationClassAug": f"labels: {made.from_voc:,} of VOC and {made.from_sbd:,} of SBD",
-        "SegmentationObjectAug": "object masks of the same photographs",
-        "ImageSets/Segmentation/trainaug.txt": f"{made.training:,} training photographs",
-        "ImageSets/Segmentation/val.txt": f"{made.validation:,} validation photographs",
+        "SegmentationObjectAug": "object masks of the same images",
+        "ImageSets/Segmentation/trainaug.txt": f"{made.training:,} training images",
+        "ImageSets/Segmentation/val.txt": f"{made.validation:,} validation images",
     }
     print(f"PASCAL-5i is ready: --config.data.root={made.root}")
     for name, content in contents.items():

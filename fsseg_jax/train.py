@@ -54,13 +54,13 @@ from fsseg_jax.training.stop import Stopped, StopRequest
 
 logger = logging.getLogger("fsseg_jax.train")  # as a program, the module has another name
 
-# Steps in flight (but at least one dispatch): enough to keep the devices busy, and few enough that
-# progress is true, a loss that is not finite is noticed at once, and SIGTERM need not wait.
+# Steps in flight (but at least one dispatch): enough to keep the devices busy, and few enough for
+# accurate progress, early notice of a loss that is not finite, and a quick stop on SIGTERM.
 IN_FLIGHT = 2
 
 
 def main() -> int:
-    """The program; returns its exit status."""
+    """Runs the program; returns its exit status."""
     arguments, overrides = command_line.parse(__doc__)
     if arguments.config is None:
         raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
@@ -75,10 +75,10 @@ def main() -> int:
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Trains as `config` says, from the newest checkpoint in `workdir` if there is one.
+    """Trains, continuing from the newest checkpoint in `workdir` if there is one.
 
     Returns:
-        whether training is complete; False if SIGTERM ended it, with a checkpoint.
+        whether training is complete; False if SIGTERM stopped it, with a checkpoint.
 
     Raises:
         UserError: the configuration or the data are wrong, or the loss became infinite or NaN.
@@ -86,7 +86,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
     check_divides(config.train.batch_size, mesh, config.train.accumulate)
-    create_model(config)  # wrong options are told before the data are read
+    create_model(config)  # reports wrong options before the data are read
     data = open_data(config)
     config = with_steps(config, data.epoch)
     checkpoints = open_checkpoints(config, workdir, data)
@@ -110,28 +110,28 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 class Data(NamedTuple):
-    """What a training learns from and is tested on."""
+    """The data for training and testing."""
 
-    source: Source  # of training photographs
-    test: Source  # of the others
-    items: Items  # of training, see `training_items`
-    epoch: int  # episodes of one pass over them
-    base: list[str]  # names of the classes that are trained on
+    source: Source  # training images
+    test: Source  # images for tests and selection
+    items: Items  # training items, see `training_items`
+    epoch: int  # number of episodes in one pass over them
+    base: list[str]  # names of the training classes
 
 
 def open_data(config: ConfigDict) -> Data:
-    """The data of a configuration.
+    """Opens the data of a configuration.
 
     Raises:
-        UserError: they are not as they should be, or selection would score what training sees.
+        UserError: the data are broken, or selection would score images that training sees.
     """
     source, test = open_source(config.data, "train"), open_source(config.data, "test")
     shared = set(source.ids) & set(test.ids)
     if shared and "base" in config.train.select_on and config.data.split:
         raise UserError(
-            f"data.split = {config.data.split}: selection on base classes would score photographs "
-            "that training sees: choose another data.split, or train.select_on = novel (a protocol "
-            "that tests on them is for evaluate)."
+            f"data.split = {config.data.split}: selection on base classes would score images that "
+            "training sees: choose another data.split, or train.select_on = novel (use protocols "
+            "that test on training images only in evaluate)."
         )
     items = training_items(config.data, source)
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
@@ -139,10 +139,10 @@ def open_data(config: ConfigDict) -> Data:
 
 
 def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> Checkpoints:
-    """The checkpoints of a run, without those that its configuration no longer asks for.
+    """Opens the checkpoints of a run, and deletes those that its configuration no longer selects.
 
     Raises:
-        UserError: they are of another training, or of more steps.
+        UserError: they are from a different training, or from more steps.
     """
     checkpoints = Checkpoints(workdir, trained_on=data.base)
     for which in (LAST, BEST):
@@ -156,11 +156,11 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
     start = checkpoints.step(LAST) or 0
     if start > config.train.steps:
         raise UserError(
-            f"train.steps = {config.train.steps}, but {workdir} is at step {start} already: raise "
+            f"train.steps = {config.train.steps}, but {workdir} is already at step {start}: raise "
             "it or choose another --workdir."
         )
     for name in set(checkpoints.names()) - {LAST, *selected(config.train.select_on)}:
-        logger.info("the checkpoint %s, which train.select_on no longer names, is deleted", name)
+        logger.info("deleting the checkpoint %s, which train.select_on no longer names", name)
         checkpoints.delete(name)
     return checkpoints
 
@@ -168,19 +168,19 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
 def begin_or_resume(
     config: ConfigDict, checkpoints: Checkpoints, data: Data, mesh: Mesh
 ) -> tuple[Method, TrainState]:
-    """The model, and the state of the newest checkpoint, or a fresh one where there is none.
+    """The model, and the state of the newest checkpoint, or the initial one if there is none.
 
-    `config.model.stages` is filled in if it was empty.
+    `config.model.stages` is filled in if it is empty.
 
     Raises:
-        UserError: pretrained weights cannot be had or do not fit.
+        UserError: pretrained weights cannot be loaded or do not fit.
     """
     count = len(data.items.image)
     start = checkpoints.step(LAST)
     if start:
         saved, _ = checkpoints.describe(LAST)
         for name, (old, new) in differences(saved, config).items():
-            logger.info("changed since the checkpoint: %s was %s and is %s", name, old, new)
+            logger.info("changed since the checkpoint: %s was %s and is now %s", name, old, new)
         model = create_model(config)
         state = checkpoints.restore(LAST, abstract_state(model, config, count), replicated(mesh))
         logger.info("resuming from step %d of %s", start, checkpoints.folder.parent)
@@ -190,7 +190,7 @@ def begin_or_resume(
     parts = split_frozen(model, state.variables["params"])
     learnable, frozen = (sum(x.size for x in jax.tree.leaves(part)) / 1e6 for part in parts)
     logger.info(
-        "%s on %s: %.2f M learnable parameters, %.2f M frozen; %d photographs, %d items of %d base "
+        "%s on %s: %.2f M learnable parameters, %.2f M frozen; %d images, %d items of %d base "
         "classes",
         *(config.method, config.backbone, learnable, frozen),
         *(len(data.source), count, len(data.items.class_id)),
@@ -199,7 +199,7 @@ def begin_or_resume(
 
 
 def check_stored_predictions(config: ConfigDict, state: TrainState) -> None:
-    """Raises UserError where queries are moved, of which a method stores predictions."""
+    """Raises UserError if augmentation moves queries whose predictions the method stores."""
     augment = config.data.augment
     moved = augment.flip or augment.rotation or tuple(augment.scale) != (1, 1)
     if state.rows is not None and augment.query and moved:
@@ -210,16 +210,7 @@ def check_stored_predictions(config: ConfigDict, state: TrainState) -> None:
 
 
 class Loop:
-    """The steps of a training, with checkpoints, selections and summaries for TensorBoard.
-
-    Args:
-        config: of the run, with `train.steps`.
-        workdir: the folder of the run.
-        data: what it learns from.
-        mesh: the devices.
-        checkpoints: of the run.
-        model: a method.
-    """
+    """The training loop, with checkpoints, selection and summaries for TensorBoard."""
 
     def __init__(
         self,
@@ -232,7 +223,7 @@ class Loop:
     ) -> None:
         self.config, self.workdir, self.checkpoints = config, workdir, checkpoints
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
-        self.start, self.spent = checkpoints.step(LAST) or 0, 0.0  # seconds of the steps until now
+        self.start, self.spent = checkpoints.step(LAST) or 0, 0.0  # seconds of earlier steps
         if self.start:
             self.spent = checkpoints.describe(LAST)[1].get("seconds", 0.0)
         self.pipeline = training_pipeline(config, data.source, data.items, mesh, self.start)
@@ -256,20 +247,17 @@ class Loop:
             purge_step=self.start + 1,
             write_to_disk=is_first_process(),
         )
-        # What the last checkpoint tells of the training.
-        self.known = {
-            "epoch": data.epoch,
-            "batch_size": self.batch_size,
-            "devices": describe(mesh),
-        }
+        # Information about training for the last checkpoint.
+        known = {"epoch": data.epoch, "batch_size": self.batch_size, "devices": describe(mesh)}
+        self.known = known
         self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self.losses: list[Any] = []  # since the last summary
 
     def run(self, state: TrainState) -> bool:
-        """Does the steps; returns whether all were done, and not stopped by SIGTERM."""
+        """Trains; returns whether all steps were done, or False if SIGTERM stopped it."""
         train, step = self.config.train, self.start
         self.log_time = time.perf_counter()
-        self.began = self.log_time - self.spent  # as if all steps were done without a pause
+        self.began = self.log_time - self.spent  # as if there had been no interruption
         per_dispatch = train.steps_per_dispatch
         progress = tqdm(
             total=self.steps * self.batch_size,
@@ -280,12 +268,12 @@ class Loop:
         )
         with StopRequest() as stop, progress, self.writer, contextlib.suppress(Stopped):
             if step and (step % train.eval_every == 0 or step == self.steps):
-                self.select(state, step, stop)  # the run may have been stopped before it was done
+                self.select(state, step, stop)  # the run may have been stopped before selection
             while step < self.steps:
-                # A run may resume from a step between two dispatches.
+                # A run may resume from a step within a dispatch.
                 count = per_dispatch - step % per_dispatch
                 fed = self.pipeline.feed(count)
-                with jax.transfer_guard("disallow"):  # all that a step needs is on the mesh
+                with jax.transfer_guard("disallow"):  # all inputs are on the mesh already
                     state, metrics = self.dispatch(state, fed, count)
                 self.in_flight.append((step + 1, metrics))
                 self.settle(max(1, IN_FLIGHT // per_dispatch))
@@ -310,7 +298,7 @@ class Loop:
         return True
 
     def settle(self, leave: int = 0) -> None:
-        """Waits until at most `leave` dispatches are in flight, and checks their losses.
+        """Waits until at most `leave` dispatches are in flight, and checks losses and gradients.
 
         Raises:
             UserError: one is infinite or NaN.
@@ -332,7 +320,7 @@ class Loop:
             self.losses.append(metrics)
 
     def summarise(self, step: int) -> float:
-        """Writes means of what the steps since the last summary measured; returns the loss."""
+        """Writes the mean metrics of the steps since the last summary; returns the loss."""
         self.settle()
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *self.losses)
         means = {name: values.mean() for name, values in whole.items()}
@@ -342,22 +330,22 @@ class Loop:
         means["episodes_per_second"] = rate
         for name, value in means.items():
             self.writer.add_scalar(f"train/{name}", value, step)
-        self.writer.flush()  # a run that is killed has its curves up to here
+        self.writer.flush()  # a run that is killed keeps its curves up to here
         self.losses, self.log_time = [], now
         return means["loss"]
 
     def save(self, state: TrainState) -> None:
-        """Writes the last checkpoint; its seconds are of steps alone."""
+        """Writes the last checkpoint; its `seconds` count only training steps."""
         self.settle()
         seconds = time.perf_counter() - self.began
         self.checkpoints.save(LAST, state, self.config, **self.known, seconds=seconds)
 
     def select(self, state: TrainState, step: int, stop: StopRequest) -> None:
-        """Scores a state on the classes that select checkpoints; SIGTERM may interrupt, as what is
-        needed to resume is saved by now.
+        """Scores a state on the classes that select checkpoints. SIGTERM may interrupt it, because
+        the state is already saved.
 
         Raises:
-            Stopped: it has come.
+            Stopped: SIGTERM was received.
         """
         paused = time.perf_counter()
         stop.at_once = True
@@ -370,7 +358,7 @@ class Loop:
             if score is not None:
                 self.writer.add_scalar(f"selection/{name}", score, step)
         self.writer.flush()
-        paused = time.perf_counter() - paused  # which is no time of training
+        paused = time.perf_counter() - paused  # not counted as training time
         self.log_time, self.began = self.log_time + paused, self.began + paused
 
 

@@ -89,9 +89,9 @@ def to_pytorch(variables):
 
 
 def features(weights, image, layers, stride_in_1x1=False, training=False):
-    """Features `(n, channel, h, w)` after each layer, 1 to `layers`, of photographs `(n, 3, ...)`.
+    """Features `(n, channel, h, w)` after each layer, 1 to `layers`, of images `(n, 3, ...)`.
 
-    With `training`, batch-norm takes the statistics of these photographs, and moves the stored
+    With `training`, batch-norm takes the statistics of these images, and moves the stored
     ones in `weights` by a tenth towards them.
     """
 

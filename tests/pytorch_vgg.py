@@ -47,7 +47,7 @@ def from_pytorch(weights):
 
 
 def features(weights, image):
-    """Features `(n, 512, h, w)` of photographs `(n, 3, height, width)`."""
+    """Features `(n, 512, h, w)` of images `(n, 3, height, width)`."""
 
     def convolution(x, number, dilation=1):
         kernel, bias = (weights[f"features.{number}.{name}"] for name in ("weight", "bias"))

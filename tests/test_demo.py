@@ -26,7 +26,7 @@ def get_config():
     config.image_size = 96
     return config
 """
-SIZE = (400, 300)  # of photographs, width and height
+SIZE = (400, 300)  # of images, width and height
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def config_file(tmp_path_factory):
 
 
 def disc(centre, radius):
-    """Where a photograph shows a disc."""
+    """Where an image shows a disc."""
     columns, rows = np.meshgrid(*map(np.arange, SIZE))
     return np.hypot(columns - centre[0], rows - centre[1]) < radius
 
@@ -62,7 +62,7 @@ def stroke(size, points, width):
 def test_a_support_is_1_where_any_layer_is_painted():
     image = painting(disc((200, 150), 80))
     layers = [stroke(SIZE, points, 9)[0] for points in ([50, 60, 90, 60], [200, 99, 200, 180])]
-    # The editor gives photographs an alpha channel; a transparent one is seen on white.
+    # The editor gives images an alpha channel; a transparent one is seen on white.
     transparent = np.dstack([image, np.where(disc((0, 0), 30), 0, 255).astype(np.uint8)])
     drawing = {"background": transparent, "layers": layers, "composite": None}
     support = demo.support_from(drawing, boxed=False)
@@ -86,7 +86,7 @@ def test_a_box_is_the_one_around_all_that_is_painted(points):
 def test_what_is_missing_in_the_editor_is_told():
     image = painting(disc((200, 150), 80))
     for empty in (None, {"background": None, "layers": []}):
-        with pytest.raises(UserError, match="no photograph that the browser can read"):
+        with pytest.raises(UserError, match="no image that the browser can read"):
             demo.support_from(empty, boxed=False)
     unpainted = np.zeros((*image.shape[:2], 4), np.uint8)
     for layers in ([], [unpainted]):
@@ -232,7 +232,7 @@ class Visitor:
     def __init__(self, chromium, address):
         self.chromium = chromium
         chromium.get(address)
-        self.find("#drawing button[aria-label=Image].highlight")  # ready for a photograph
+        self.find("#drawing button[aria-label=Image].highlight")  # ready for an image
 
     def until(self, condition):
         """What a condition on the page is, as soon as it is true."""
@@ -255,10 +255,10 @@ class Visitor:
         self.find(f"{selector} input[type=file]").send_keys("\n".join(map(str, files)))
 
     def paint(self, *moves, start):
-        """A stroke on the photograph in the editor, in pixels of the screen from its middle."""
+        """A stroke on the image in the editor, in pixels of the screen from its middle."""
         from selenium.webdriver import ActionChains
 
-        self.find("#drawing button[aria-label=Brush].highlight")  # the photograph is there
+        self.find("#drawing button[aria-label=Brush].highlight")  # the image is there
         mouse = ActionChains(self.chromium)
         mouse.move_to_element_with_offset(self.find("#drawing canvas"), *start).click_and_hold()
         for move in moves:
@@ -291,7 +291,7 @@ def blocks(picture):
 
 
 def tinted(picture, original):
-    """In which blocks a photograph is coloured."""
+    """In which blocks an image is coloured."""
     return np.abs(blocks(picture) - blocks(original)).max(axis=-1) > 15
 
 
@@ -307,7 +307,7 @@ def test_a_painted_thing_is_found_in_another_image(
     visitor.paint(*rows, *rows, (140, 0), start=(-70, -60))
     visitor.press("#add")
     support = visitor.picture("#supports")
-    # Coloured in the photograph's middle, where the stroke was, and nowhere else.
+    # Coloured in the image's middle, where the stroke was, and nowhere else.
     coloured, cover = tinted(support, painting(inside)), blocks(inside)[..., 0]
     assert coloured[15, 20]
     assert 0.5 < coloured[cover == 1].mean() < 1
@@ -361,7 +361,7 @@ def test_a_stroke_from_corner_to_corner_is_a_box(tmp_path, chromium, address):
     coloured = tinted(support, image)
     left, top, right, bottom = Image.fromarray(coloured).getbbox()
     assert coloured[top:bottom, left:right].all()
-    # On the screen the box is 160 x 100 pixels and a brush's width, in the photograph's middle.
+    # On the screen the box is 160 x 100 pixels and a brush's width, in the image's middle.
     assert abs(left + right - 40) <= 1
     assert abs(top + bottom - 30) <= 1
     assert 1.2 < (right - left) / (bottom - top) < 1.6

@@ -15,29 +15,32 @@ from fsseg_jax.devices import check_divides, choose_platform, describe, make_mes
 from fsseg_jax.errors import UserError
 
 
-def test_more_devices_than_there_are_is_an_error():
-    with pytest.raises(UserError, match="devices = 9, but there are 8"):
-        make_mesh(9)
-
-
-def test_batch_must_divide_into_the_devices():
-    check_divides(16, make_mesh(8))
-    with pytest.raises(UserError, match="6 does not divide into 8 devices: make it a multiple of"):
-        check_divides(6, make_mesh(8))
-    check_divides(32, make_mesh(8), accumulate=4)
-    with pytest.raises(UserError, match=r"16 in train\.accumulate = 4 parts .* multiple of 32"):
-        check_divides(16, make_mesh(8), accumulate=4)
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: make_mesh(9), "devices = 9, but there are 8"),
+        (
+            lambda: check_divides(6, make_mesh(8)),
+            "6 is not divisible by 8 devices: make it a multiple of",
+        ),
+        (
+            lambda: check_divides(16, make_mesh(8), accumulate=4),
+            r"16 in train\.accumulate = 4 parts .* multiple of 32",
+        ),
+        (lambda: choose_platform("gpus"), "platform = 'gpus': choose cpu, gpu, tpu"),
+    ],
+)
+def test_what_there_is_not_is_told(call, sentence):
+    with pytest.raises(UserError, match=sentence):
+        call()
 
 
 def test_mesh_takes_all_devices_by_default_and_says_what_they_are():
     mesh = make_mesh()
     assert mesh.size == 8
     assert describe(mesh).startswith("devices: 8 x cpu")
-
-
-def test_unknown_and_absent_platforms_are_errors():
-    with pytest.raises(UserError, match="platform = 'gpus': choose cpu, gpu, tpu"):
-        choose_platform("gpus")
+    check_divides(16, mesh)
+    check_divides(32, mesh, accumulate=4)
     assert choose_platform("cpu") is None
 
 

@@ -7,12 +7,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from small_models import make_config, random_variables
 
 from fsseg_jax import load
-from fsseg_jax.config import config_file, load_config
 from fsseg_jax.errors import UserError
 from fsseg_jax.export import export, main
-from fsseg_jax.models import create_model, init_variables
 from fsseg_jax.prediction import sharing
 
 SIZE = 32
@@ -37,19 +36,8 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("flax", "orba
 
 
 def save_model(folder, method, ways=1, shots=1):
-    config = load_config(config_file(f"shapes:{method}"))
-    config.image_size = SIZE
-    if method != "panet":
-        config.model.width = 8
-    model, rng = create_model(config), np.random.default_rng(0)
-
-    def draw(shape):
-        deviation = np.sqrt(2 / max(np.prod(shape.shape[:-1]), 1))
-        return rng.normal(len(shape.shape) < 2, deviation, shape.shape).astype(np.float32)
-
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), ways, shots))
-    config.ways, config.shots = ways, shots
-    sharing.save(folder, config, jax.tree.map(draw, shapes))
+    config = make_config(method, ways=ways, shots=shots)
+    sharing.save(folder, config, random_variables(config))
     return folder
 
 
@@ -139,15 +127,18 @@ def test_platforms_and_shapes_are_those_asked_for(exported):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (["--out={model}/config.json/below"], "cannot be written"),
         (["--ways=0"], "ways = 0: it must be at least 1"),
         (["--shots=-2"], "shots = -2: it must be at least 1"),
-        (["--platforms=cpu,gpu"], "platforms: 'gpu' is none; choose among cpu, cuda"),
+        (["--platforms=cpu,gpu"], "platforms: 'gpu' is unknown; use cpu, cuda"),
         (["--config.image_siez=64"], "did you mean --config.image_size"),
         (["--config.image_size"], "--config.image_size: expected --config.field=value"),
     ],
 )
 def test_wrong_options_are_told_and_nothing_is_written(exported, tmp_path, options, sentence):
-    command = [f"--workdir={exported['panet'][0]}", f"--out={tmp_path / 'new' / 'file'}"]
+    model = exported["panet"][0]
+    command = [f"--workdir={model}", f"--out={tmp_path / 'new' / 'file'}"]
+    options = [option.format(model=model) for option in options]
     with pytest.raises(UserError, match=re.escape(sentence)):
         main([*command, *options, "--config.compilation_cache=False"])
     assert not list(tmp_path.iterdir())
@@ -157,10 +148,3 @@ def test_ways_that_the_model_cannot_take_are_told(tmp_path):
     model = save_model(tmp_path, "mfnet", ways=2)
     with pytest.raises(UserError, match="3 ways with 1 shots: the parameters of this MFNet"):
         export(load(model), ways=3)
-
-
-def test_a_file_that_cannot_be_written_is_told(exported, tmp_path):
-    (tmp_path / "file").write_text("")
-    command = [f"--workdir={exported['panet'][0]}", f"--out={tmp_path / 'file' / 'below'}"]
-    with pytest.raises(UserError, match="cannot be written"):
-        main([*command, "--config.compilation_cache=False"])

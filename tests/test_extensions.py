@@ -36,7 +36,7 @@ class Network(nn.Module):
 PICTURES = """
 import numpy as np
 
-from fsseg_jax.data.source import ClassTable, Photograph, Source
+from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 
 
 class Pictures(Source):
@@ -59,7 +59,7 @@ class Pictures(Source):
         row, column = rng.integers(4, 20, 2)
         label[row : row + 20, column : column + 20] = number
         image = np.where(label > 0, 55 * label, rng.integers(0, 40, label.shape))
-        return Photograph(np.stack([image] * 3, -1).astype(np.uint8), label)
+        return LabelledImage(np.stack([image] * 3, -1).astype(np.uint8), label)
 
     def read(self, index):
         return self.pictures[index]

@@ -27,11 +27,11 @@ def create_backbone(
     Args:
         name: one of `BACKBONES`, or see `extensions.find`.
         dtype: float32 or bfloat16.
-        statistics: of its batch normalisation in training, `config.backbone_statistics`.
-        rematerialise: what its blocks compute in training, instead of keeping it.
+        statistics: those that batch normalisation uses in training, `config.backbone_statistics`.
+        rematerialise: whether blocks compute activations again in the backward pass.
 
     Raises:
-        UserError: the name or the type is unknown, or it has no batch normalisation.
+        UserError: the name or the dtype is unknown, or there is no batch normalisation.
     """
     make = find(name, BACKBONES, "backbone")
     if dtype not in ("float32", "bfloat16"):

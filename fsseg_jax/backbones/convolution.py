@@ -1,4 +1,4 @@
-"""The convolution and the max-pooling of every network here, which know an image's `extent`."""
+"""The convolution and the max-pooling of all networks, which respect an image's `extent`."""
 
 import functools
 from collections.abc import Sequence
@@ -20,38 +20,29 @@ def convolve(
     padding: Any,
     lhs_dilation: Any = None,
     rhs_dilation: Sequence[int] = (1, 1),
-    dimension_numbers: Any = CHANNELS_LAST,
-    feature_group_count: int = 1,
     **options: Any,
 ) -> Float[Array, "batch h w d"]:
-    """`jax.lax.conv_general_dilated` of channels-last maps, whose arguments it takes.
+    """`jax.lax.conv_general_dilated` of channels-last maps, with the same arguments.
 
-    On a CPU only reverse-mode differentiation passes through it. Beyond an `extent` maps are zero,
-    as padding is.
+    On CPUs only reverse-mode differentiation is supported. Maps are zero outside of an `extent`, as
+    padding is.
     """
+    axes = options.pop("dimension_numbers", CHANNELS_LAST)
+    groups = options.pop("feature_group_count", 1)
     if max(rhs.shape[:2]) > 1:
         lhs = masked(lhs)
     if isinstance(padding, str):
         window = [d * (n - 1) + 1 for n, d in zip(rhs.shape[:2], rhs_dilation, strict=True)]
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
-    plain = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        **options,
-    )
-    ordinary = (
-        feature_group_count == 1
-        and set(lhs_dilation or (1,)) == {1}
-        and dimension_numbers == CHANNELS_LAST
-    )
+    ordinary = groups == 1 and set(lhs_dilation or (1,)) == {1} and axes == CHANNELS_LAST
     if jax.default_backend() == "cpu" and ordinary:
         return convolution(lhs, rhs, window_strides, padding, rhs_dilation, **options)
-    return plain(lhs, rhs)
+    return jax.lax.conv_general_dilated(
+        *(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation),
+        dimension_numbers=axes,
+        feature_group_count=groups,
+        **options,
+    )
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
@@ -60,8 +51,8 @@ Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 def max_pool(x: Float[Array, "*batch height width c"], stride: int) -> Float[Array, "*batch h w c"]:
     """The maximum of each 3 x 3 window, padded by 1, as PyTorch's `MaxPool2d(3, stride, 1)`.
 
-    A maximum of maxima by column and by row, which are selections: the gradient goes to the first
-    of equal values, row by row, and is a third of the work of XLA's scatter.
+    It takes the maximum along columns and then along rows, by selections: the gradient goes to the
+    first of equal values in row order, and costs a third of XLA's scatter.
     """
 
     def along(x: Array, axis: int) -> Array:
@@ -77,4 +68,6 @@ def max_pool(x: Float[Array, "*batch height width c"], stride: int) -> Float[Arr
         return best
 
     x = masked(x, -jnp.inf)
-    return masked(along(along(x, x.ndim - 2), x.ndim - 3))  # zeros again: all stays finite
+    return masked(
+        along(along(x, x.ndim - 2), x.ndim - 3)
+    )  # zeros again, so that all values are finite

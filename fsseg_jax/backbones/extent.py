@@ -1,17 +1,17 @@
-"""Photographs of several sizes through one compiled function.
+"""Images of several sizes through one compiled function.
 
-A photograph stands in the upper left corner of a larger canvas, and its height and width are
-arrays. What a network computes of it is what it would compute of the photograph alone, up to the
-rounding of sums, however large the canvas is:
+An image is in the upper left corner of a larger canvas, and its height and width are arrays. What a
+network computes for it is what it would compute for the image alone, whatever the size of the
+canvas, up to the rounding of sums:
 
     with extent((512, 512), shape):
         features = model.apply(variables, image, method="encode")
 
-All that makes maps smaller in this library gives ceil(side / 2), so that the size of a map tells
-how often the canvas was halved, and the photograph's part of it is known. Layers that see more
-than one position ask here what is the photograph's: windows find zeros beyond it, as padding
-would be; means leave the rest out; resizing starts from its corners. What a map holds outside of
-that part means nothing.
+Every layer of this library that makes maps smaller gives ceil(side / 2), so that the size of a map
+tells how often the canvas was halved, and thus which part of the map is the image's. Layers that
+see more than one position ask for that part here: windows see zeros outside of it, like padding;
+means leave the rest out; resizing starts from its corners. The values of a map outside of it are
+undefined.
 """
 
 import contextlib
@@ -33,16 +33,14 @@ _current: contextvars.ContextVar[_Extent | None] = contextvars.ContextVar("exten
 
 @contextlib.contextmanager
 def extent(canvas: tuple[int, ...], shape: Int[Array, "2"]) -> Iterator[None]:
-    """Maps of the canvas, at any resolution, belong to a photograph of `shape` in its corner.
+    """Declares that maps of the canvas, at any resolution, hold an image of `shape` in the corner.
 
-    It holds for what is traced inside it, so it is opened inside the function that is compiled,
-    and a function compiled before must not be called in it. Maps of other sizes, as those of
-    supports, are whole: their sizes must not be among the canvas's (`fits`). Losses and training
-    know nothing of it.
+    It applies to what is traced inside the context, which is therefore opened inside the compiled
+    function; a function compiled earlier must not be called in it. Maps of other sizes, such as
+    those of supports, are whole: their sizes must not be among the canvas's (`fits`). Losses and
+    training do not support it.
 
-    Args:
-        canvas: height and width in pixels.
-        shape: height and width of the photograph, at least 1 and at most those of the canvas.
+    Both are heights and widths in pixels; `shape` is at least 1 and fits the canvas.
     """
     token = _current.set(_Extent(tuple(canvas), jnp.asarray(shape)))
     try:
@@ -57,19 +55,19 @@ def is_open() -> bool:
 
 
 def fits(canvas: tuple[int, ...], size: int) -> bool:
-    """Whether maps of a canvas can be told from those of square supports of `size` pixels.
+    """Whether maps of a canvas can be distinguished from those of square supports of `size` pixels.
 
-    Where it is False, another canvas serves, larger by 32 pixels, say. Supports are never seen
-    below 1/32 of their resolution.
+    If it is False, use a different canvas, for example one larger by 32 pixels. Maps of supports
+    are never below 1/32 of their resolution.
     """
     supports = {_halved((size, size), level) for level in range(6)}
     same = supports & {_halved(canvas, level) for level in _levels(canvas)}
-    return same <= {(1, 1)}  # which is the photograph's, be it alone or on a canvas
+    return same <= {(1, 1)}  # a 1 x 1 map is the image's, with a canvas or without
 
 
 def true_shape(size: tuple[int, ...]) -> Int[Array, "2"] | tuple[int, ...]:
-    """The photograph's part of a map with the given height and width: an array if the map is of
-    the canvas, and else `size` itself."""
+    """The image's part of a map with the given height and width: an array if it is a map of the
+    canvas, `size` itself otherwise."""
     current = _current.get()
     if current is not None:
         for level in _levels(current.canvas):
@@ -79,12 +77,12 @@ def true_shape(size: tuple[int, ...]) -> Int[Array, "2"] | tuple[int, ...]:
 
 
 def inside(x: Float[Array, "*batch h w channel"]) -> Int[Array, "2"] | tuple[int, ...]:
-    """The photograph's part of a map: height and width, see `true_shape`."""
+    """The image's part of a map: height and width, see `true_shape`."""
     return true_shape(x.shape[-3:-1])
 
 
 def positions(x: Float[Array, "*batch h w channel"]) -> Bool[Array, "h w 1"] | None:
-    """Which positions of a map are the photograph's; None for all."""
+    """Which positions of a map are the image's; None if all are."""
     shape = inside(x)
     if isinstance(shape, tuple):
         return None
@@ -95,7 +93,7 @@ def positions(x: Float[Array, "*batch h w channel"]) -> Bool[Array, "h w 1"] | N
 def masked(
     x: Float[Array, "*batch h w channel"], value: float = 0.0
 ) -> Float[Array, "*batch h w channel"]:
-    """A map with `value` where the photograph is not."""
+    """A map with `value` outside of the image."""
     where = positions(x)
     return x if where is None else jnp.where(where, x, jnp.asarray(value, x.dtype))
 
@@ -103,15 +101,15 @@ def masked(
 def average(
     x: Float[Array, "*batch h w channel"], keepdims: bool = False
 ) -> Float[Array, "... channel"]:
-    """The mean of a map over the photograph's positions."""
+    """The mean of a map over the image's positions."""
     return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))
 
 
 def _levels(canvas: tuple[int, ...]) -> range:
-    """How often a canvas may be halved."""
+    """How often a canvas can be halved."""
     return range(max(canvas).bit_length() + 1)
 
 
 def _halved(size: tuple[int, ...], times: int) -> tuple[int, ...]:
-    """A map's height and width after so many layers of stride 2."""
+    """The height and width of a map after `times` layers of stride 2."""
     return tuple(-(-side // 2**times) for side in size)

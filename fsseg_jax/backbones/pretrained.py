@@ -1,4 +1,4 @@
-"""Pretrained weights: torchvision's and timm's names and layouts to Flax variables."""
+"""Pretrained weights of torchvision and timm as Flax variables."""
 
 import pathlib
 import pickle
@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from fsseg_jax.errors import UserError
 
-# Flax's names of a layer's arrays, by collection, and PyTorch's.
+# PyTorch's names of a layer's arrays, by Flax's collection and name.
 _TORCH_NAMES = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -23,7 +23,7 @@ _TORCH_NAMES = {
     ("batch_stats", "var"): "running_var",
 }
 
-# What safetensors, NumPy and PyTorch raise about files that are truncated or something else.
+# What safetensors, NumPy and PyTorch raise for files that are truncated or of another format.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -38,20 +38,20 @@ _UNREADABLE = (
 
 
 def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
-    """A backbone's variables with values from pretrained weights.
+    """A backbone's variables with pretrained values.
 
-    Flax's `features_0/kernel` (height, width, in, out) is PyTorch's `features.0.weight`
-    (out, in, height, width). Arrays of the file that the backbone lacks (a classifier's, say)
-    are left out; float16 becomes float32.
+    Flax's `features_0/kernel` (height, width, in, out) is PyTorch's `features.0.weight` (out, in,
+    height, width). Arrays of the file that the backbone does not have, such as a classifier's, are
+    ignored; float16 becomes float32.
 
     Args:
         init: a `.safetensors`, `.npz` or `.pth` file, or a repository of the Hugging Face hub
             (`timm/vgg16.tv_in1k`) that holds a `model.safetensors`.
-        variables: the backbone's, for names and shapes.
+        variables: the backbone's variables, for their names and shapes.
 
     Raises:
-        UserError: the weights cannot be had, or do not fit: then with all that is missing or has
-            another shape.
+        UserError: the weights cannot be loaded or do not fit; it then names all arrays that are
+            missing or have another shape.
     """
     weights = read_weights(init)
     loaded, missing, misshapen = {}, [], []
@@ -75,16 +75,16 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
         )
     if missing or misshapen:
         reasons = [f"it lacks {', '.join(missing)}"] if missing else []
-        reasons += [f"of another shape are {', '.join(misshapen)}"] if misshapen else []
+        reasons += [f"it has {', '.join(misshapen)}"] if misshapen else []
         raise UserError(
-            f"init = {init} does not fit the backbone: {'; '.join(reasons)}: choose weights of "
+            f"init = {init} does not fit the backbone ({'; '.join(reasons)}): choose weights of "
             "this architecture or another backbone."
         )
     return unflatten_dict(loaded)
 
 
 def read_weights(init: str) -> dict[str, np.ndarray]:
-    """The named arrays of a weights file or a repository of the hub; see `load_pretrained`."""
+    """The arrays of a weights file or a repository of the hub by name; see `load_pretrained`."""
     path = pathlib.Path(init).expanduser()
     if not path.is_file():
         if path.suffix in (".safetensors", ".npz", ".pth", ".pt") or init.count("/") != 1:
@@ -105,7 +105,7 @@ def read_weights(init: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"init = {init} cannot be read ({first_sentence(error)}): replace the file."
         ) from None
-    raise UserError(f"init = {init}: weights are .safetensors, .npz or .pth files.")
+    raise UserError(f"init = {init}: give a .safetensors, .npz or .pth file.")
 
 
 def _download(repository: str) -> pathlib.Path:
@@ -113,14 +113,14 @@ def _download(repository: str) -> pathlib.Path:
         return pathlib.Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"init = {repository} is no file and cannot be downloaded from the Hugging Face hub "
-            f"({first_sentence(error)}): check the name and the network, or give a local "
+            f"init = {repository} is not a file, and cannot be downloaded from the Hugging Face "
+            f"hub ({first_sentence(error)}): check the name and the network, or give a local "
             "weights file."
         ) from None
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of a library's error."""
+    """The first sentence of another library's error."""
     return re.split(r"\n|\. |\.$", str(error))[0] or type(error).__name__
 
 
@@ -129,8 +129,8 @@ def _read_pytorch(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise UserError(
-            f"init = {path}: reading PyTorch's format needs PyTorch (pip install torch); "
-            ".safetensors and .npz files need nothing."
+            f"init = {path}: PyTorch's format needs PyTorch: pip install torch, or give a "
+            ".safetensors or .npz file."
         ) from None
     weights = torch.load(path, map_location="cpu", weights_only=True)
     weights = weights.get("state_dict", weights)

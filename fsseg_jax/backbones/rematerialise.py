@@ -1,4 +1,4 @@
-"""Rematerialisation: the backward pass computes a block's activations again, none are kept."""
+"""Rematerialisation: the backward pass recomputes a block's activations instead of storing them."""
 
 import functools
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import flax.linen as nn
 
 
 def rematerialisable(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's method as a block: where the module's field `rematerialise` is set, only its
+    """Makes a module's method a block: if the module's field `rematerialise` is set, only the
     inputs are kept for the backward pass.
 
-    Parameters, their names, results and draws of dropout are the same either way. Arrays are
-    passed by position, and settings by keyword.
+    Parameters, their names, results and dropout masks are the same either way. Pass arrays by
+    position and settings by keyword.
     """
 
     @functools.wraps(method)

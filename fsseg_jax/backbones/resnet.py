@@ -1,4 +1,4 @@
-"""ResNet-50 with stride 8, as CANet and its successors have it (He et al., CVPR 2016)."""
+"""ResNet-50 (He et al., CVPR 2016) with stride 8, as in CANet and its successors."""
 
 import functools
 from typing import ClassVar
@@ -11,23 +11,23 @@ from fsseg_jax.backbones.convolution import Conv, max_pool
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import BATCH_AXIS
 
-# (bottlenecks, their width, stride, dilation) of layer1 to layer4. From layer3 on the resolution
-# stays, and all blocks of a layer are dilated, the first one too.
+# (bottlenecks, width, stride, dilation) of layer1 to layer4. From layer3 on the resolution stays
+# the same, and all blocks of a layer are dilated, including the first.
 LAYERS = ((3, 64, 1, 1), (4, 128, 2, 1), (6, 256, 1, 2), (3, 512, 1, 4))
 
 
 class ResNet50(nn.Module):
     """The stem and up to four layers; 417 px give 53 x 53, and layer n has 2^(n + 7) channels.
 
-    Layers and arrays are named as torchvision names them (`layer1_0`, `bn1`). Layers beyond those
-    asked for are neither computed nor given parameters.
+    Layers and arrays have torchvision's names (`layer1_0`, `bn1`). Layers after the requested ones
+    are not computed and have no parameters.
     """
 
     dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
-    # Where a layer's stride sits: on the 3 x 3 convolution of its first block, as in torchvision's
+    # Where a layer's stride is: on the 3 x 3 convolution of its first block, as in torchvision's
     # and timm's weights, or on the first 1 x 1, as in those of the original Caffe model.
     stride_in_1x1: bool = False
-    # Normalise training photographs with statistics of their own batch, as CANet's and PFENet's
+    # Normalise training images with statistics of their own batch, as CANet's and PFENet's
     # published codes do even with a frozen backbone, instead of the stored ones (HSNet's).
     batch_statistics: bool = False
     rematerialise: bool = False  # each bottleneck; see `rematerialisable`
@@ -41,7 +41,8 @@ class ResNet50(nn.Module):
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:
-        """Features of normalised RGB photographs after each of `stages` (layer1 is 1), or 4."""
+        """Features of normalised RGB images after each of `stages` (layer1 is 1), or after
+        layer4."""
         stages = stages or (len(LAYERS),)
         norm = functools.partial(
             nn.BatchNorm,
@@ -74,12 +75,12 @@ class ResNet50(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1 to `width`, 3 x 3, 1 x 1 to four times that, and the way around them."""
+    """Convolutions of 1 x 1 to `width`, 3 x 3, and 1 x 1 to four times that, with a shortcut."""
 
     width: int
     stride: int
     dilation: int
-    shortcut: bool  # a convolution on the way around
+    shortcut: bool  # whether the shortcut has a convolution
     stride_in_1x1: bool
     norm: functools.partial
     convolution: functools.partial

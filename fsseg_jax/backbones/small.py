@@ -1,4 +1,4 @@
-"""A small encoder that learns from scratch in minutes, for trying things out and for tests."""
+"""A small encoder that can be trained from scratch in minutes, for experiments and tests."""
 
 from typing import ClassVar
 
@@ -14,8 +14,8 @@ from fsseg_jax.backbones.rematerialise import rematerialisable
 class Small(nn.Module):
     """A strided stem and dilated residual blocks at stride 4.
 
-    Group normalisation keeps photographs independent of each other, so that there is nothing to
-    average over a batch. There is no ReLU at the end: cosine similarity needs both signs.
+    Group normalisation keeps images independent of each other: there are no batch statistics. There
+    is no ReLU at the end: cosine similarity needs both signs.
     """
 
     width: int = 64
@@ -31,7 +31,7 @@ class Small(nn.Module):
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:
-        """Features of normalised RGB photographs after each of `stages`: 2 to 4 are the residual
+        """Features of normalised RGB images after each of `stages`: 2 to 4 are the residual
         blocks, and 5, the last, is linear."""
         stages = stages or (5,)
         x = image.astype(self.dtype)
@@ -60,7 +60,7 @@ class Small(nn.Module):
             use_bias=False,
             dtype=self.dtype,
         )(x)
-        # Named axes: the default takes the first axis for a batch, even where there is none.
+        # Explicit axes: by default the first axis is a batch, even if there is none.
         axes = (-3, -2, -1)
         mask = positions(x)
         if mask is not None:

@@ -1,4 +1,4 @@
-"""VGG-16 with stride 8, as PANet's published code has it."""
+"""VGG-16 with stride 8, as in PANet's published code."""
 
 from typing import ClassVar
 
@@ -22,9 +22,9 @@ STAGES = (
 class VGG16(nn.Module):
     """13 convolutions in 5 stages, 512 channels out; 417 px give 53 x 53.
 
-    Max-pools are 3 x 3 with padding 1, the fourth has stride 1, the fifth stage is dilated by 2
-    and there is no ReLU after the last convolution. Layers are named as torchvision numbers them
-    (`features_0` to `features_28`); stages beyond those asked for have none.
+    Max-pools are 3 x 3 with padding 1, the fourth has stride 1, the fifth stage is dilated by 2,
+    and there is no ReLU after the last convolution. Layers have torchvision's numbers (`features_0`
+    to `features_28`); stages after the requested ones have none.
     """
 
     dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
@@ -39,8 +39,8 @@ class VGG16(nn.Module):
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:
-        """Features of normalised RGB photographs after each of `stages`, its pooling included, or
-        after the fifth."""
+        """Features of normalised RGB images after each of `stages`, including its pooling, or after
+        the fifth."""
         stages = stages or (len(STAGES),)
         x = image.astype(self.dtype)
         outputs = {}

@@ -1,4 +1,4 @@
-"""The configuration: every field and its meaning, files, overrides, and what is wrong with one."""
+"""The configuration: its fields and their meaning, files, overrides and checks."""
 
 from fsseg_jax.config.checks import check
 from fsseg_jax.config.fields import FIELDS, default_config

@@ -1,4 +1,4 @@
-"""Every field of the configuration but `model`, whose fields are those of the method."""
+"""All fields of the configuration except those of `model`, which depend on the method."""
 
 from ml_collections import ConfigDict
 
@@ -44,7 +44,7 @@ FIELDS: dict[str, Field] = {
     "shots": Field(1, "Support images of each class.", least=1),
     "support_annotation": Field(
         "dense",
-        "What outlines the class in supports, in training and evaluation: a dense mask, the box "
+        "Annotation of the class in supports, in training and evaluation: a dense mask, the box "
         "of one random object (PANet sec. 4.4), the largest_box (PANet's published code), a "
         "scribble along the skeleton of the class and one in the background, one_scribble in a "
         "class (PANet's published code, with annotation_width = 1), or a point inside.",
@@ -63,7 +63,7 @@ FIELDS: dict[str, Field] = {
     "platform": Field("", "cpu, gpu or tpu; empty for the best one that JAX finds."),
     "devices": Field(0, "Number of devices to use; 0 for all.", least=0),
     "distributed": Field(
-        False, "Several processes work on this run together, as the scripts in launch/ start them."
+        False, "Run as one of several processes, which the scripts in launch/ start."
     ),
     "compilation_cache": Field(
         True,
@@ -73,7 +73,9 @@ FIELDS: dict[str, Field] = {
     # ------------------------------------------------------------------ data
     "data.name": Field("voc", "The data set: voc, coco, fss1000, folder, tfds or shapes."),
     "data.root": Field("", "The folder of the data set; shapes needs none."),
-    "data.fold": Field(0, "The fold: which classes are held out from training, for the test."),
+    "data.fold": Field(
+        0, "The fold, that is, which classes are held out from training, for the test."
+    ),
     "data.folds": Field(
         4,
         "Number of folds into which the classes of a folder or of a TFDS data set are dealt, in "
@@ -96,8 +98,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.tfds.name": Field(
         "",
-        "Of data.name = tfds: a data set that is prepared as ArrayRecord; data.root is its "
-        "data_dir.",
+        "With data.name = tfds: a data set prepared as ArrayRecord; data.root is its data_dir.",
     ),
     "data.tfds.image": Field("image", "Name of the feature that holds images."),
     "data.tfds.label": Field("segmentation", "Name of the feature that holds class ids."),
@@ -107,16 +108,16 @@ FIELDS: dict[str, Field] = {
     "data.pipeline": Field(
         "tfdata",
         "Where training batches are made: by tfdata on the host, for data sets of any size, or on "
-        "the device, which holds all images and leaves nothing to the host.",
+        "the device, which holds all images and needs no work from the host.",
         choices=("tfdata", "device"),
     ),
     "data.device.size": Field(
         0,
         "Side of the squares that the device pipeline holds; 0 for image_size. A larger one keeps "
-        "detail, which shows where data.augment.scale enlarges.",
+        "detail that data.augment.scale can enlarge.",
         least=0,
     ),
-    "data.device.sharded": Field(False, "Each device holds its part of the images, not all."),
+    "data.device.sharded": Field(False, "Each device holds a part of the images instead of all."),
     "data.device.cache": Field(True, "Keep decoded images in the user's cache folder."),
     "data.train_split": Field(
         "",
@@ -150,9 +151,9 @@ FIELDS: dict[str, Field] = {
     ),
     "data.border": Field(
         "ignored",
-        "What the label 255 of training images counts as (the border of objects on VOC, crowds on "
-        "COCO): ignored, as in PANet's code, or background, as in CANet's. What augmentation "
-        "leaves outside of an image is ignored in any case.",
+        "What the label 255 of training images counts as (the border of objects on VOC, crowds "
+        "on COCO): ignored, as in PANet's code, or background, as in CANet's. Pixels outside of "
+        "an image after augmentation are always ignored.",
         choices=BORDER,
     ),
     "data.augment.flip": Field(True, "Flip horizontally, half the time (PANet sec. 4.1)."),
@@ -160,40 +161,37 @@ FIELDS: dict[str, Field] = {
         (1.0, 1.0), "Resize to a random multiple of image_size in this range, and crop."
     ),
     "data.augment.rotation": Field(
-        0.0, "Rotate by up to so many degrees in either direction.", least=0
+        0.0, "Rotate by up to this many degrees in either direction.", least=0
     ),
     "data.augment.query": Field(True, "Augment queries too, not only supports."),
     "data.augment.crop_query": Field(
         True,
-        "False leaves scale out of the queries' augmentation, so that no crop takes the object "
-        "away.",
+        "False: do not scale queries, so that no crop removes the object.",
     ),
-    "data.shapes.train": Field(2000, "Of data.name = shapes: training images."),
-    "data.shapes.val": Field(600, "Validation images."),
+    "data.shapes.train": Field(2000, "With data.name = shapes: number of training images."),
+    "data.shapes.val": Field(600, "Number of validation images."),
     "data.shapes.pixels": Field(96, "Side of an image."),
     # ------------------------------------------------------------------ training
-    "train.steps": Field(
-        30_000, "Number of steps (PANet sec. 4.1); 0 where epochs says it.", least=0
-    ),
+    "train.steps": Field(30_000, "Number of steps (PANet sec. 4.1); 0 if epochs is set.", least=0),
     "train.epochs": Field(
         0,
-        "Instead of steps: passes over the items of the base classes, one episode an item (or "
-        "over their images, one episode each, with data.sampling = photographs).",
+        "Instead of steps: passes over the items of the base classes, one episode per item (or, "
+        "with data.sampling = photographs, over their images, one episode per image).",
         least=0,
     ),
-    "train.batch_size": Field(1, "Episodes a step, over all devices.", least=1),
+    "train.batch_size": Field(1, "Episodes per step, over all devices.", least=1),
     "train.accumulate": Field(
         1,
-        "Compute a batch in so many parts, one after another, and add up their gradients: the "
-        "memory of one part, the same step (but for batch statistics, which are those of a part).",
+        "Compute a batch in this many parts, one after another, and accumulate their gradients: "
+        "the memory of one part for the same step (except for batch statistics, which are per "
+        "part).",
         least=1,
     ),
     "train.steps_per_dispatch": Field(
         1,
-        "Steps of one call of the compiled function. More of them keep a fast accelerator from "
-        "waiting for the host between steps; a CPU gains nothing, and compiles each of them. "
-        "SIGTERM waits for those under way, two calls at most; tfdata puts all their batches on "
-        "the device.",
+        "Steps per call of the compiled function. More of them keep a fast accelerator from "
+        "waiting for the host between steps; CPUs gain nothing, and compile each of them. SIGTERM "
+        "waits for the calls in flight, at most two; tfdata puts all their batches on the device.",
         least=1,
     ),
     "train.learning_rate": Field(1e-3, "The learning rate (PANet sec. 4.1)."),
@@ -201,16 +199,16 @@ FIELDS: dict[str, Field] = {
         1.0, "Multiplies the learning rate of all parameters but the backbone's."
     ),
     "train.schedule": Field(
-        "step", "How the learning rate falls.", choices=("step", "poly", "constant")
+        "step", "How the learning rate decays.", choices=("step", "poly", "constant")
     ),
-    "train.decay_every": Field(10_000, "Of the step schedule: steps between decays.", least=1),
-    "train.decay_factor": Field(0.1, "Of the step schedule: what each decay multiplies by."),
-    "train.poly_power": Field(0.9, "Of the poly schedule: its exponent."),
+    "train.decay_every": Field(10_000, "Step schedule: steps between decays.", least=1),
+    "train.decay_factor": Field(0.1, "Step schedule: the factor of each decay."),
+    "train.poly_power": Field(0.9, "Poly schedule: the exponent."),
     "train.warmup": Field(0, "Steps of linear warm-up from 0.", least=0),
     "train.momentum": Field(0.9, "Momentum of SGD."),
-    "train.weight_decay": Field(5e-4, "Weight decay, added to the gradient as PyTorch does."),
+    "train.weight_decay": Field(5e-4, "Weight decay, added to the gradient as in PyTorch."),
     "train.log_every": Field(
-        50, "Steps between summaries, which is also when losses are checked.", least=1
+        50, "Steps between summaries, at which losses are checked too.", least=1
     ),
     "train.save_every": Field(1000, "Steps between checkpoints.", least=1),
     "train.eval_every": Field(
@@ -221,49 +219,48 @@ FIELDS: dict[str, Field] = {
         "base",
         "Classes that select the best checkpoint: base (validation images of training classes), "
         "those that the data set keeps for validation (fss1000; coco with folds = canet), or "
-        "novel, as published codes do, which leaks the test into the training. base+novel keeps "
-        "the best checkpoint by either, so that both figures can be reported; best means the "
-        "first.",
+        "novel, as published code does, which leaks the test into training. base+novel keeps the "
+        "best checkpoint by either, so that both figures can be reported; best means the first.",
         choices=("base", "validation", "novel", "base+novel", "validation+novel"),
     ),
     "train.test_before_and_after": Field(
-        False, "Evaluate on the held-out classes before the first step and after the last too."
+        False, "Also evaluate on the held-out classes before the first step and after the last."
     ),
     # ------------------------------------------------------------------ evaluation
     "eval.protocol": Field(
         "",
         "A published protocol (panet, canet, pfenet, hsnet, bam or mfnet): sets the fields that "
-        "fsseg_jax/config/presets.py lists, before any that are given beside it.",
+        "fsseg_jax/config/presets.py lists; other overrides take precedence.",
     ),
     "eval.setup": Field(
         "one_of_ways",
-        "Queries show at least one_of_ways; or all images of an episode show person and one other "
-        "held-out class (metaseg, MFNet sec. IV-B).",
+        "one_of_ways: a query shows at least one class of its episode; metaseg: all images of an "
+        "episode show person and one other held-out class (MFNet sec. IV-B).",
         choices=("one_of_ways", "metaseg"),
     ),
     "eval.sampling": Field(
         "classes",
         "How queries are drawn, see data.sampling. PANet's code takes classes, CANet's and "
-        "HSNet's items, so that classes count as often as they occur, PFENet's photographs.",
+        "HSNet's items, which weights classes by how often they occur, PFENet's photographs.",
         choices=SAMPLING,
     ),
     "eval.scored_at": Field(
         "network",
         "Compare masks at the size of the network's input, as PANet's and HSNet's codes do, or at "
-        "that of each photograph, as CANet's and PFENet's do.",
+        "that of each image, as CANet's and PFENet's do.",
         choices=("network", "photograph"),
     ),
     "eval.fit": Field(
         "stretch",
         "How images become squares of image_size: stretched; or letterboxed, the longer side at "
         "image_size, both sides multiples of 8, the rest black and ignored (PFENet). own leaves "
-        "queries at their own size and stretches supports alone (CANet's best figure).",
+        "queries at their own size and stretches only supports (CANet's best figure).",
         choices=("stretch", "letterbox", "own"),
     ),
     "eval.buckets": Field(
         4,
-        "With eval.fit = own, images of about the same size share one compiled function, in this "
-        "many groups: fewer take longer to compute, more to compile; no figure depends on it.",
+        "With eval.fit = own, images of similar sizes share a compiled function, in this many "
+        "groups: fewer take longer to run, more take longer to compile; figures do not change.",
         least=1,
     ),
     "eval.scales": Field(
@@ -274,56 +271,56 @@ FIELDS: dict[str, Field] = {
     "eval.border": Field(
         "ignored",
         "What the label 255 of queries (the border of objects on VOC) counts as: ignored or, as "
-        "in CANet's published code, background. Results report both, and this one first.",
+        "in CANet's published code, background. Results report both, this one first.",
         choices=BORDER,
     ),
     "eval.threshold": Field(
         "",
-        "Also report the figures at the threshold that is best on validation images of base "
-        "classes (or those kept for validation): how much of a difference is one of calibration.",
+        "Also report figures at the threshold that is best on validation images of base classes "
+        "(or of validation classes), which shows how much of a difference is due to calibration.",
         choices=("", "base", "validation"),
     ),
     "eval.crf.iterations": Field(
         0,
         "Iterations of DenseCRF on every prediction (CANet table 4), which needs the extra crf; 0 "
-        "leaves it out. CANet gives no settings: the following are those of the library's example.",
+        "for none. CANet gives no settings: the following are those of the library's example.",
         least=0,
     ),
-    "eval.crf.smooth": Field((3.0, 3.0), "How far neighbours agree, in pixels, and how strongly."),
+    "eval.crf.smooth": Field((3.0, 3.0), "Smoothness kernel: range in pixels, and weight."),
     "eval.crf.colour": Field(
         (80.0, 13.0, 10.0),
-        "How far neighbours of like colours agree, in pixels and in grey levels, and how strongly.",
+        "Colour kernel: range in pixels, range in grey levels, and weight.",
     ),
     "eval.checkpoint": Field(
         "best",
         "The checkpoint: last, best, or, of a run that keeps several best ones, best_base, "
-        "best_validation or best_novel; where a run has no such checkpoint, the nearest to it is "
-        "taken, and named.",
+        "best_validation or best_novel; if a run has no such checkpoint, the closest one is used "
+        "and reported.",
         choices=("best", "last", "best_base", "best_validation", "best_novel"),
     ),
     "eval.runs": Field(5, "Runs with different seeds (PANet sec. 4.1).", least=1),
-    "eval.episodes": Field(1000, "Episodes of a run.", least=1),
-    "eval.seed": Field(0, "Seed of the first run; the others count on."),
-    "eval.episodes_file": Field("", "Score this list of episodes instead, in one run."),
+    "eval.episodes": Field(1000, "Episodes per run.", least=1),
+    "eval.seed": Field(0, "Seed of the first run; later runs count up from it."),
+    "eval.episodes_file": Field("", "Score this list of episodes instead, as one run."),
     "eval.batch_size": Field(
         8, "Episodes scored at a time; changes memory and speed, not the score.", least=1
     ),
     "eval.together": Field(
         1,
-        "Images and episodes that a device computes as one batch. More of them are faster on an "
-        "accelerator, but what is computed together may differ in the last digits.",
+        "Images and episodes that a device computes as one batch. More are faster on accelerators, "
+        "but results may differ in the last digits.",
         least=1,
     ),
     "eval.feature_dtype": Field(
         "float16",
-        "The dtype in which encoded images are kept.",
+        "The dtype in which encoded images are stored.",
         choices=("float16", "bfloat16", "float32"),
     ),
     "eval.cache": Field(
         8.0,
-        "GiB of encoded images that each device holds at a time. Where all of them need more, "
-        "episodes are scored in parts, class by class; what parts share is kept in a temporary "
-        "file.",
+        "GiB of encoded images that each device holds at a time. If all of them need more, "
+        "episodes are scored in parts, class by class; images that parts share are kept in a "
+        "temporary file.",
         above=0,
     ),
     "eval.gallery": Field(4, "Best, median and worst episodes in the report.", least=0),
@@ -331,7 +328,7 @@ FIELDS: dict[str, Field] = {
 
 
 def default_config(method: str = "panet") -> ConfigDict:
-    """All fields with their defaults, for the files in `configs/` to change.
+    """All fields with their defaults, which the files in `configs/` change.
 
     Args:
         method: see `models.METHODS`.

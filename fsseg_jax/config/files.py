@@ -14,14 +14,14 @@ from fsseg_jax.errors import UserError
 
 
 def config_names() -> list[str]:
-    """Names of the published settings, and of whatever else is in `configs/`."""
+    """Names of the configurations in `configs/`."""
     return sorted(path.stem for folder in _config_folders() for path in folder.glob("*.py"))
 
 
 def config_file(name: str) -> str | None:
-    """The file of a configuration, given itself or by its name in `configs/`; None if neither.
+    """The file of a configuration, given as a file or by its name in `configs/`; None if neither.
 
-    An argument after a colon stays: see `load_config`.
+    An argument after a colon is kept: see `load_config`.
     """
     if pathlib.Path(name.rsplit(":", 1)[0]).suffix == ".py":
         return name
@@ -33,7 +33,7 @@ def config_file(name: str) -> str | None:
 
 
 def _config_folders() -> list[pathlib.Path]:
-    """Where `configs/` is: beside the package, or where an installation puts it."""
+    """The folder `configs/`: next to the package, or where it was installed."""
     beside = pathlib.Path(__file__).resolve().parents[2] / "configs"
     return [beside] if beside.is_dir() else [pathlib.Path(sys.prefix) / "share/fsseg_jax/configs"]
 
@@ -49,7 +49,7 @@ def load_config(path: str) -> ConfigDict:
         raise UserError(f"--config = {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"--config = {path}: a config is a Python file with get_config().")
+        raise UserError(f"--config = {path}: a config must be a Python file with get_config().")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not isinstance(getattr(module, "get_config", None), types.FunctionType):
@@ -57,16 +57,17 @@ def load_config(path: str) -> ConfigDict:
     try:
         return _with_protocol(module.get_config(*argument))
     except (AttributeError, KeyError, TypeError) as error:
-        while error.args and isinstance(error.args[0], Exception):  # ml_collections nests them
+        while error.args and isinstance(error.args[0], Exception):  # ml_collections nests errors
             error = error.args[0]
         first, *others = str(error.args[0]).splitlines()
-        # Between the two, it prints the whole config.
+        # The lines between the two are the whole config.
         words = [first.split(" Other fields present")[0], *others[-1:]]
         raise UserError(f"--config = {path}: {' '.join(words).rstrip('.')}.") from None
 
 
 def _with_protocol(config: ConfigDict) -> ConfigDict:
-    """A file's configuration with what its `eval.protocol` sets, but for what the file changed."""
+    """The configuration with the fields that `eval.protocol` sets, except those the file
+    changed."""
     if config.eval.protocol:
         preset, default = default_config(config.method), default_config(config.method)
         preset.data.name, preset.data.tfds.name = config.data.name, config.data.tfds.name

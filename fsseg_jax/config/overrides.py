@@ -1,4 +1,4 @@
-"""Overrides of the command line, and comparing configurations."""
+"""Command-line overrides, and differences between configurations."""
 
 import difflib
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             raise UserError(f"{name}: there is no such config key; {hint}")
     changed = _parse(config, arguments)
     if any(argument.startswith("--config.eval.protocol=") for argument in arguments):
-        # The protocol of the data that is asked for, and then again what is given beside it.
+        # The protocol for the requested data set, and then the other overrides again.
         preset = ConfigDict(original.to_dict())
         preset.data.name, preset.data.tfds.name = changed.data.name, changed.data.tfds.name
         apply_preset(preset, changed.eval.protocol)
@@ -37,19 +37,19 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     for name, (old, new) in differences(original, changed).items():
         if name == "eval.scales" and {*map(type, new)} - {int, float}:
             raise UserError(f"eval.scales = {new}: it must be one or more positive numbers.")
-        if name in ("model.stages", "eval.scales"):  # as many as one likes
+        if name in ("model.stages", "eval.scales"):  # tuples of any length
             old = (0,) * len(new)
         if isinstance(old, tuple) and list(map(_kind, old)) != list(map(_kind, new)):
-            raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, as {old}.")
-    # Who sets the steps does not want the epochs of the file, and the other way round.
+            raise UserError(f"--config.{name} = {new}: expected {len(old)} numbers, such as {old}.")
+    # Explicit steps override the file's epochs, and vice versa.
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         before, after = original.train, changed.train
         if after[name] and after[name] != before[name] and after[other] == before[other]:
             after[other] = 0
     if changed.method != original.method:
         raise UserError(
-            f"method = {changed.method}: the method is chosen by the config file, as its options "
-            "are."
+            f"method = {changed.method}: the config file determines the method and its options; "
+            "choose another file."
         )
     check(changed)
     return changed
@@ -58,8 +58,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 def joined(arguments: Sequence[str]) -> list[str]:
     """Arguments as `--config.field=value`, each field once.
 
-    `--config.field value` is joined. Of a field that is given twice the last value counts, where
-    the library would append to a tuple.
+    `--config.field value` is joined. If a field is given twice the last value counts, where the
+    library would append to a tuple.
     """
     joined: dict[str, str] = {}
     for argument in arguments:
@@ -73,7 +73,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """A copy of `config` with the arguments' values, unchecked."""
+    """A copy of `config` with the values of the arguments, unchecked."""
     values = flags.FlagValues()
     command = ["fsseg_jax", *arguments]
     copy = ConfigDict(config.to_dict())

@@ -1,9 +1,10 @@
-"""Published protocols by name: what `config.eval.protocol` sets.
+"""Published protocols by name: the fields that `config.eval.protocol` sets.
 
-Each is how the code that bears its name makes and scores test episodes, and which checkpoint it
-tests; what the network sees (`image_size`, `ways`, `shots`) is the configuration's own. Files and
-lines are those of the published repositories. Where papers and codes say nothing, the field keeps
-its default. Episodes come in an order of our own random numbers, not in that of theirs.
+A protocol is how the published code of that name draws and scores test episodes, and which
+checkpoint it tests; the input of the network (`image_size`, `ways`, `shots`) is left to the
+configuration. Comments cite files and lines of the published repositories. Fields on which papers
+and code are silent keep their defaults. Episodes are drawn with our own random numbers, not with
+theirs.
 """
 
 from typing import Any
@@ -12,71 +13,71 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.errors import UserError
 
-# The rule of PFENet, which later codes share (util/dataset.py, line 60): 2 x 32 x 32 pixels of a
-# class make an item. Of OSLSM's, which CANet's lists were made by, it reproduces 97 %.
+# The rule of PFENet, which later code shares (util/dataset.py, line 60): an image is an item of a
+# class of which it has 2 x 32 x 32 pixels. It reproduces 97 % of OSLSM's lists, which CANet uses.
 _AREA = {"data.min_pixels": 2048}
 _IMAGE = {"eval.scored_at": "photograph"}
-# The epoch that is best on the held-out classes, which leaks the test into the training.
+# The epoch that is best on the held-out classes, which leaks the test into training.
 _LEAKING = {"eval.checkpoint": "best_novel"}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # PANet's code: classes and photographs at random (dataloaders/common.py, 147), five seeds
-    # (config.py, 64), no area filter (voc_classwise_filenames.py, 52), test photographs from
-    # `trainaug`, which training on other classes has seen too (config.py, 108), squares scored as
-    # such (dataloaders/transforms.py, 49), the last snapshot (config.py, 63).
+    # PANet's code: random classes and images (dataloaders/common.py, 147), five seeds (config.py,
+    # 64), no area filter (voc_classwise_filenames.py, 52), test images from `trainaug`, which
+    # training on other classes has seen too (config.py, 108), masks compared as squares
+    # (dataloaders/transforms.py, 49), the last snapshot (config.py, 63).
     "panet": {
         **{"eval.runs": 5, "eval.episodes": 1000, "data.min_pixels": 1},
         **{"eval.checkpoint": "last"},
     },
-    # CANet's code: 1,000 items from its list, again and again (dataset_mask_val.py, 24), whose
-    # masks have no ignored border (134), the epoch that is best on the held-out fold (train.py,
-    # 266), and in it the best number of refinement passes (255), which is not done here: the
-    # number is `model.refinements`. Its author's word on the paper's figures (issue 4 of its
-    # repository): photographs at their own size times 0.7, 1 and 1.3.
+    # CANet's code: 1,000 items from its list, repeatedly (dataset_mask_val.py, 24), masks without
+    # an ignored border (134), the epoch that is best on the held-out fold (train.py, 266), and for
+    # it the best number of refinement passes (255), which is not done here: the number is
+    # `model.refinements`. According to its author, the paper's figures use images at 0.7, 1 and 1.3
+    # times their own size (issue 4 of the repository).
     "canet": {
         **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
         **{"eval.fit": "own", "eval.scales": (0.7, 1.0, 1.3), **_IMAGE},
         **{"eval.border": "background", **_LEAKING},
     },
-    # PFENet's code: one pool of 5,000 (test.py, 176; line 184 lets one more in, which is left out
-    # here as in its paper), photographs in turn with a class that they
-    # show (util/dataset.py, 157), the longer side at the network's size and both sides multiples of
-    # 8 (util/transform.py, 70), masks at the longer side's own size (test.py, 196), the best epoch
-    # on the held-out classes (train.py, 224).
+    # PFENet's code: one set of 5,000 (test.py, 176; line 184 admits one more, which is left out
+    # here as in its paper), images in turn with a class that they show (util/dataset.py, 157), the
+    # longer side at the network's size and both sides multiples of 8 (util/transform.py, 70), masks
+    # at the longer side's own size (test.py, 196), the best epoch on the held-out classes
+    # (train.py, 224).
     "pfenet": {
         **{"eval.runs": 1, "eval.episodes": 5000, "eval.sampling": "photographs", **_AREA},
         **{"eval.fit": "letterbox", **_IMAGE, **_LEAKING},
     },
-    # HSNet's code: items in turn, 1,000 of them (data/pascal.py, 30), squares scored as such (39),
-    # ignored borders (common/evaluation.py, 15), the best epoch on its validation photographs,
-    # which show the held-out classes (train.py, 95).
+    # HSNet's code: 1,000 items in turn (data/pascal.py, 30), masks compared as squares (39),
+    # ignored borders (common/evaluation.py, 15), the best epoch on its validation images, which
+    # show the held-out classes (train.py, 95).
     "hsnet": {
         **{"eval.runs": 1, "eval.episodes": 1000, "eval.sampling": "items", **_AREA},
         **_LEAKING,
     },
-    # BAM's code draws and scores as PFENet's (util/dataset.py, 236; test.py, 239), in five runs of
-    # 1,000 (test.py, 37 and 194), and trains without the photographs that show held-out classes
+    # BAM's code draws and scores like PFENet's (util/dataset.py, 236; test.py, 239), in five runs
+    # of 1,000 (test.py, 37 and 194), and trains without images that show held-out classes
     # (util/dataset.py, 59).
     "bam": {
         **{"eval.runs": 5, "eval.episodes": 1000, "eval.sampling": "photographs", **_AREA},
         **{"eval.fit": "letterbox", **_IMAGE, **_LEAKING},
         **{"data.held_out_photographs": "drop"},
     },
-    # MFNet sec. IV-A: as PANet's episodes, on validation photographs. It has no code; which
-    # checkpoint it tests is not said.
+    # MFNet sec. IV-A: episodes as in PANet, on validation images. There is no code, and the paper
+    # does not say which checkpoint is tested.
     "mfnet": {"eval.runs": 5, "eval.episodes": 1000, **_AREA, "eval.checkpoint": "best"},
 }
-# What a protocol does otherwise on other data.
+# Differences between the data sets of a protocol.
 _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     ("panet", "voc"): {"data.split": "trainaug"},
-    ("panet", "pascal5i"): {"data.split": "train"},  # the same, as TFDS calls it
-    # dataloaders/coco.py, 29 and 52, and customized.py, 115: a query shows the drawn class alone.
+    ("panet", "pascal5i"): {"data.split": "train"},  # the same images, by their name in TFDS
+    # dataloaders/coco.py, 29 and 52, and customized.py, 115: a query's mask is of one class.
     ("panet", "coco"): {"data.split": "train2014", "data.coco.masks": "category"}
     | {"data.coco.folds": "a"},
-    # Labels of 255 are no border there, but crowds of any class; which classes are tested is the
-    # configuration's, as the methods that use this protocol have several ways.
+    # There 255 labels crowds of any class instead of borders. The test classes are left to the
+    # configuration, because methods that use this protocol differ in them.
     ("canet", "coco"): {"data.split": "val2014", "eval.border": "ignored"},
-    # Photographs of 224 pixels are not filtered, and some classes are for selection.
+    # Images of 224 pixels are not filtered, and some classes are reserved for selection.
     ("canet", "fss1000"): {"data.min_pixels": 1, "eval.checkpoint": "best_validation"},
     # test.py, 174; config/coco/coco_split0_resnet101.yaml.
     ("pfenet", "coco"): {"data.split": "val2014", "eval.episodes": 20_000, "data.coco.folds": "b"},
@@ -84,12 +85,12 @@ _BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     # data/coco.py, 84 and 62.
     ("hsnet", "coco"): {"data.split": "val2014", "eval.sampling": "classes"}
     | {"data.coco.folds": "b"},
-    # data/fss.py, 32 and 107: each of 2,400 photographs once; selection by its own classes.
+    # data/fss.py, 32 and 107: each of 2,400 images once; selection on the validation classes.
     ("hsnet", "fss1000"): {"eval.episodes": 2400, "data.min_pixels": 1}
     | {"eval.checkpoint": "best_validation"},
     ("mfnet", "coco"): {"data.split": "val2014", "eval.episodes": 10_000, "data.coco.folds": "a"},
 }
-# What every protocol sets, so that one does not leave traces in another.
+# Fields that every protocol sets, so that none depends on the protocol set before.
 _COMMON = {
     "data.split": "",
     "data.coco.masks": "label",
@@ -107,7 +108,7 @@ _COMMON = {
 
 
 def apply_preset(config: ConfigDict, name: str) -> None:
-    """Sets the fields of `config` that the protocol `name` is about.
+    """Sets the fields of `config` that belong to the protocol `name`.
 
     Raises:
         UserError: there is no such protocol.
@@ -119,7 +120,7 @@ def apply_preset(config: ConfigDict, name: str) -> None:
     if name:
         of_data = _BY_DATA.get((name, "coco" if data == "coco20i" else data), {})
         fields = _COMMON | PRESETS[name] | of_data
-    if data == "coco20i" and fields:  # whose splits have names of their own, and one mask a pixel
+    if data == "coco20i" and fields:  # its splits have other names, and its labels no overlaps
         split = "train" if fields["data.split"] == "train2014" else ""
         fields |= {"data.split": split, "data.coco.masks": "label"}
     config.eval.protocol = name

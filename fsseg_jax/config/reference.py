@@ -1,4 +1,4 @@
-"""The fields of the configuration as text: for `--help`, and as the page docs/config.md."""
+"""The fields of the configuration as text, for `--help` and docs/config.md."""
 
 import textwrap
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ SECTIONS = {
 
 
 def sections() -> Iterator[tuple[str, dict[str, Field]]]:
-    """Titles, and the fields below each by their names."""
+    """Titles of the sections, with the fields of each by name."""
     for prefix, title in SECTIONS.items():
         yield (
             title,
@@ -28,7 +28,7 @@ def sections() -> Iterator[tuple[str, dict[str, Field]]]:
 
 
 def as_text() -> str:
-    """All fields for a terminal."""
+    """All fields as text for a terminal."""
     lines = []
     for title, fields in sections():
         lines += ["", f"{title}:"]
@@ -40,12 +40,13 @@ def as_text() -> str:
 
 
 def as_markdown() -> str:
-    """All fields as a page."""
+    """All fields as a Markdown page."""
     lines = [
         "# Configuration",
         "",
-        "Every field, its default and its meaning; a file in [`configs/`](../configs/README.md) "
-        "changes some of them, and so does the command line: `--config.train.steps=500`.",
+        "All fields, with their defaults and meanings. Files in "
+        "[`configs/`](../configs/README.md) and the command line change them: "
+        "`--config.train.steps=500`.",
         "(Written by `python -m fsseg_jax.config > docs/config.md`.)",
     ]
     for title, fields in sections():
@@ -61,7 +62,7 @@ def _written(value: object) -> str:
 
 
 def _limits(field: Field) -> list[str]:
-    """What values a field may have, in words."""
+    """The values that a field may have, in words."""
     words = []
     if field.choices:
         choices = ", ".join(choice or "''" for choice in field.choices)

@@ -1,4 +1,4 @@
-"""Configurations as checkpoints and saved models hold them, of earlier versions too."""
+"""Reads the configurations in checkpoints and saved models, including those of earlier versions."""
 
 import logging
 from typing import Any
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def from_saved(saved: dict[str, Any]) -> ConfigDict:
-    """The configuration that a checkpoint holds; fields that it lacks have their defaults."""
+    """The configuration of a checkpoint; missing fields have their defaults."""
     config = default_config(saved["method"])
     saved = {**saved, "model": _renewed(saved["method"], saved.get("model", {}))}
     with config.unlocked():
         _update(config, saved)
-        if "queries" in config.eval:  # what it was called in checkpoints of version 0.1
+        if "queries" in config.eval:  # its name in checkpoints of version 0.1
             renamed = {"uniform": "classes", "each": "items"}
             config.eval.sampling = renamed[config.eval.queries]
             del config.eval.queries
@@ -25,26 +25,27 @@ def from_saved(saved: dict[str, Any]) -> ConfigDict:
 
 
 def _renewed(method: str, model: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a method in checkpoints of version 0.1, as they are called and chosen now."""
+    """The fields of a method in a checkpoint of version 0.1, with current names and values."""
     model = {**model}
     if method == "ltafnet" and isinstance(model.get("adaption"), bool):
         model["adaption"] = "concatenation" if model["adaption"] else "none"
         model |= {"before_aspp": "plain", "dropout": 0.0}
         logger.warning(
             "this LTAF-Net was trained by version 0.1, whose refinement left out the last row and "
-            "column of odd maps: its figures may differ by a few tenths now"
+            "column of odd maps: its figures may now differ by a few tenths"
         )
     if method == "sst" and "inner_reduction" in model:
         reduction, rate = model.pop("inner_reduction"), model.pop("inner_rate")
-        # The rate was another one. At up to 1 the inner loop moved the prototype by about 1 %.
+        # The rate had another meaning. Up to 1, the inner loop moved the prototype by about 1 %.
         if model.get("tuning", True):
             if reduction != "mean" or rate > 1:
                 raise UserError(
-                    "this SST has an inner loop of version 0.1, which is no more: train it anew."
+                    "this SST has an inner loop of version 0.1, which is no longer supported: "
+                    "train it again."
                 )
             logger.warning(
-                "this SST was trained by version 0.1, whose inner loop changed next to nothing: it "
-                "is evaluated without"
+                "this SST was trained by version 0.1, whose inner loop had almost no effect: it is "
+                "evaluated without the loop"
             )
             model["tuning"] = False
     return model
@@ -55,5 +56,5 @@ def _update(config: ConfigDict, saved: dict[str, Any]) -> None:
         if isinstance(value, dict):
             _update(config[name], value)
         else:
-            # JSON knows lists only.
+            # JSON has no tuples.
             config[name] = tuple(value) if isinstance(value, list) else value

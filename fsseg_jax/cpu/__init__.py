@@ -1,1 +1,1 @@
-"""What CPUs need and accelerators do not; none of it changes a result by more than rounding."""
+"""Workarounds and faster code for CPUs; none of it changes a result by more than rounding."""

@@ -1,10 +1,11 @@
 """A convolution whose gradients are fast on CPUs.
 
-XLA computes a kernel's gradient as a convolution whose window is a whole feature map: on a CPU at
-a fifth of the forward pass's speed, and inside a compiled loop almost not at all, as the gradient
-by the input too (https://github.com/jax-ml/jax/issues/12868; so in jax 0.10.2 and 0.12.0). Here the
-first is a few matrix products, and the second a convolution with the kernel turned round.
-Convolutions of 1 x 1 are products from the start, and wide ones of 3 x 3 are `winograd`'s.
+XLA computes the gradient with respect to the kernel as a convolution whose window is a whole
+feature map: on a CPU at a fifth of the forward pass's speed, and far slower still inside a compiled
+loop, as it does the gradient with respect to the input (https://github.com/jax-ml/jax/issues/12868;
+seen in jax 0.10.2 and 0.12.0). Here the former is a few matrix products, and the latter a
+convolution with the flipped kernel. Convolutions of 1 x 1 are matrix products from the start, and
+wide ones of 3 x 3 use `winograd`.
 """
 
 import functools
@@ -31,13 +32,8 @@ def convolution(
 ) -> Float[Array, "batch h w d"]:
     """`jax.lax.conv_general_dilated` of channels-last maps.
 
-    Only reverse-mode differentiation passes through it.
-
-    Args:
-        lhs: what is convolved.
-        rhs: the kernel.
-        strides, padding, dilation: by axis.
-        **options: further ones of `jax.lax.conv_general_dilated`.
+    Only reverse-mode differentiation is supported. Strides, padding and dilation are given for each
+    axis; other options are those of `jax.lax.conv_general_dilated`.
     """
     if rhs.shape[:2] == (1, 1) and not np.any(padding):
         rows, columns = strides
@@ -66,26 +62,37 @@ def convolution(
     def backward(residuals: tuple[Array, Array], y: Array) -> tuple[Array, Array]:
         x, kernel = residuals
         if fast is plain:
-            shape = kernel.shape[:2]
-            gradient = kernel_gradient(x, y, shape, strides, padding, dilation)
+            gradient = kernel_gradient(x, y, kernel.shape[:2], strides, padding, dilation)
         else:
             (gradient,) = jax.vjp(functools.partial(fast, x), kernel)[1](y)
-        return input_gradient(x, kernel, y), gradient.astype(kernel.dtype)
-
-    def input_gradient(x: Array, kernel: Array, y: Array) -> Array:
-        turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-        spread, pads = y, []
-        for axis, stride in enumerate(strides, start=1):
-            between = [(0, 0, stride - 1) if i == axis else (0, 0, 0) for i in range(4)]
-            spread = jax.lax.pad(spread, jnp.zeros((), y.dtype), between)
-            reach = dilation[axis - 1] * (kernel.shape[axis - 1] - 1)
-            before = reach - padding[axis - 1][0]
-            pads.append((before, x.shape[axis] + reach - spread.shape[axis] - before))
-        # Itself, and not the plain one, for whoever differentiates the gradient (SST does).
-        return convolution(spread, turned, (1, 1), pads, dilation, **options)
+        spread, pads = transposed(y, x.shape, kernel.shape, strides, padding, dilation)
+        flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+        # `convolution`, and not the plain one, for code that differentiates the gradient (SST's).
+        by_input = convolution(spread, flipped, (1, 1), pads, dilation, **options)
+        return by_input, gradient.astype(kernel.dtype)
 
     convolve.defvjp(forward, backward)
     return convolve(lhs, rhs)
+
+
+def transposed(
+    y: Float[Array, "batch h w d"],
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> tuple[Float[Array, "batch height width d"], list[tuple[int, int]]]:
+    """The input and the padding of the convolution that gives the gradient with respect to x: the
+    cotangent `y` of the result, with zeros between its positions where there are strides."""
+    pads = []
+    for axis, stride in enumerate(strides, start=1):
+        between = [(0, 0, stride - 1) if i == axis else (0, 0, 0) for i in range(4)]
+        y = jax.lax.pad(y, jnp.zeros((), y.dtype), between)
+        reach = dilation[axis - 1] * (kernel_shape[axis - 1] - 1)
+        before = reach - padding[axis - 1][0]
+        pads.append((before, x_shape[axis] + reach - y.shape[axis] - before))
+    return y, pads
 
 
 def kernel_gradient(
@@ -96,24 +103,19 @@ def kernel_gradient(
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
 ) -> Float[Array, "rows columns c d"]:
-    """The gradient of sum(convolution(x, kernel) * y) by the kernel, by matrix products.
-
-    Args:
-        x: what is convolved.
-        y: the cotangent of the result.
-        shape: rows and columns of the kernel.
-        strides, padding, dilation: of the convolution, by axis.
-    """
+    """The gradient of sum(convolution(x, kernel) * y) with respect to a kernel whose rows and
+    columns are `shape`, as matrix products."""
     batch, height, width, after = y.shape
     padded = jnp.pad(x, [(0, 0), *padding, (0, 0)])
 
     def seen(array: Array, axis: int, position: int, count: int) -> Array:
-        """What one row or column of the kernel is multiplied with."""
+        """The positions that one row or column of the kernel is multiplied with."""
         first, step = position * dilation[axis - 1], strides[axis - 1]
         last = first + step * (count - 1) + 1
         return jax.lax.slice_in_dim(array, first, last, step, axis)
 
-    # All columns of the kernel side by side: larger products, and only as many copies of x.
+    # The columns of the kernel are side by side: the products are larger, and x is copied only once
+    # per column.
     beside = [seen(padded, 2, column, width) for column in range(shape[1])]
     beside = jnp.concatenate(beside, axis=-1)
     cotangent = y.reshape(batch * height * width, after)

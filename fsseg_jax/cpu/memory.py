@@ -1,4 +1,4 @@
-"""Memory of the machine, which is that of a CPU's arrays."""
+"""Host memory, which is also where arrays on a CPU are."""
 
 import ctypes
 import math
@@ -13,21 +13,21 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> None:
-    """Lets freed memory stay with the process, where the C library is glibc.
+    """Makes glibc keep freed memory in the process; does nothing with other C libraries.
 
-    XLA on a CPU frees its temporaries after each call. glibc would give large ones back to the
-    system at once, which then clears each page of them anew: up to half of a training step's time.
+    XLA on a CPU frees its temporaries after each call. glibc would return large ones to the system,
+    which then clears every page again: up to half of a training step's time.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     mallopt = getattr(libc, "mallopt", None)
     if mallopt is not None:
-        # All threads share one heap (they would get others, of limited size), nothing is mapped
-        # by itself, and the heap does not shrink.
+        # All threads share one heap (others would be of limited size), no allocation has a mapping
+        # of its own, and the heap does not shrink.
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
             mallopt(option, value)
 
 
 def shared_bytes(shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-    """An array of zeros in pages of its own, unlike NumPy's: JAX takes such an array for its own on
-    a CPU, instead of copying it."""
+    """An array of zeros in pages of its own, unlike NumPy's: on a CPU, JAX uses such an array as it
+    is instead of copying it."""
     return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)

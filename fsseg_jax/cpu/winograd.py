@@ -1,4 +1,4 @@
-"""Convolutions of 3 x 3 with less than half of the multiplications."""
+"""3 x 3 convolutions with less than half of the multiplications."""
 
 import functools
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ def suits_winograd(
     strides: Sequence[int],
     dilation: Sequence[int],
 ) -> bool:
-    """Whether `winograd` can compute a convolution, and takes less time than XLA's own.
+    """Whether `winograd` can compute a convolution, and does it faster than XLA.
 
-    Measured on two cores with AVX-512: 0.6 to 0.9 of the time from 256 channels on, and more than
-    all of it below, where preparing the maps outweighs the products.
+    On two cores with AVX-512 it takes 0.6 to 0.9 of the time from 256 channels on, and longer than
+    XLA below, where preparing the maps outweighs the products.
     """
     return (
         kernel.shape[:2] == (3, 3)
@@ -26,11 +26,11 @@ def suits_winograd(
         and tuple(strides) == (1, 1)
         and dilation[0] == dilation[1]
         and min(kernel.shape[2:]) >= 256
-        and min(x.shape[1:3]) >= 16 * dilation[0]  # smaller maps are mostly tiles' overlap
+        and min(x.shape[1:3]) >= 16 * dilation[0]  # smaller maps are mostly overlap of tiles
     )
 
 
-@functools.partial(jax.jit, static_argnames=("padding", "dilation"))  # traced once for a shape
+@functools.partial(jax.jit, static_argnames=("padding", "dilation"))  # traced once per shape
 def winograd(
     x: Float[Array, "batch height width c"],
     kernel: Float[Array, "3 3 c d"],
@@ -40,18 +40,12 @@ def winograd(
     """A convolution by Winograd's F(2 x 2, 3 x 3): 16 products for four positions instead of 36.
 
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016), sec. 4.1. The
-    result is as exact as that of sums in another order: divisions are by 2 alone.
-
-    Args:
-        x: what is convolved.
-        kernel: of the convolution.
-        padding: by axis.
-        dilation: of the kernel; the positions that a dilated one sees together are maps of their
-            own.
+    result is as exact as that of sums in another order: all divisions are by 2. The positions that
+    a dilated kernel sees together are treated as separate maps.
     """
 
     def inputs(x: Array, axis: int) -> list[Array]:
-        """Of each tile of 4, which overlap by 2, the four combinations."""
+        """The four combinations of each tile of 4; tiles overlap by 2."""
         count = x.shape[axis] // 2 - 1
         a, b, c, d = (
             jax.lax.slice_in_dim(x, first, first + 2 * count - 1, 2, axis) for first in range(4)

@@ -1,4 +1,4 @@
-"""The pure function from an episode's supports and queries to logits, whatever the method."""
+"""The pure function from supports and queries to logits, for any method."""
 
 import functools
 import itertools
@@ -25,27 +25,27 @@ def forward(
     support_labels: UInt8[Array, "way shot height width"],
     query_images: Num[Array, "query height width 3"],
 ) -> Float[Array, "query height width class"]:
-    """Logits of queries, a pure function that composes with `jit`, `vmap` and `grad`.
+    """Logits of queries, as a pure function that composes with `jit`, `vmap` and `grad`.
 
-    Where the variables were trained for other numbers of ways or shots, and depend on them, the
-    model segments by single ways, joined as MFNet sec. IV-C does, or by single shots, whose
-    probabilities are averaged.
+    If the variables depend on the numbers of ways or shots and were trained for others, the model
+    segments way by way and joins the results as in MFNet sec. IV-C, or shot by shot and averages
+    the probabilities.
 
     Args:
-        model: a method.
-        variables: its.
-        support_images: N ways by K shots, RGB in 0..255, uint8 or float; of any size that the
-            model takes.
-        support_labels: 0 background, n where way n's class is, 255 ignored, 254 where nobody has
-            marked anything.
-        query_images: as the supports.
+        model: the method.
+        variables: the model's variables.
+        support_images: N ways by K shots, RGB in 0..255, uint8 or float, of any size that the model
+            accepts.
+        support_labels: 0 for the background, n for the class of way n, 255 for ignored pixels, 254
+            for pixels without an annotation.
+        query_images: RGB in 0..255, like the supports.
 
     Returns:
-        a channel a class, the background first, at the queries' size.
+        one channel per class, the background first, at the size of the queries.
 
     Raises:
-        UserError: shapes do not fit each other; or the variables are for other ways or shots, and
-            no part of the episode has those.
+        UserError: shapes do not match, or the variables are for numbers of ways or shots into which
+            the episode cannot be divided.
     """
     shapes = support_images.shape, support_labels.shape, query_images.shape
     if [*map(len, shapes)] != [5, 4, 4] or shapes[0][:4] != shapes[1]:
@@ -63,7 +63,7 @@ def forward(
 def encode_supports(
     model: Method, variables: Any, images: Num[Array, "way shot height width 3"]
 ) -> Any:
-    """Features of supports: arrays with the axes way and shot."""
+    """Features of supports, with the leading axes way and shot."""
     flat = normalise(images.reshape(-1, *images.shape[2:]))
     features = model.apply(variables, flat, method="encode")
     return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), features)
@@ -76,7 +76,7 @@ def segment(
     labels: UInt8[Array, "way shot height width"],
     queries: Num[Array, "query height width 3"],
 ) -> Float[Array, "query h w class"]:
-    """Logits of queries at the resolution of the model's own."""
+    """Logits of queries at the model's own resolution."""
     images = normalise(queries)
     query_features = model.apply(variables, images, method="encode")
     ways, shots = labels.shape[:2]
@@ -96,7 +96,7 @@ def segment(
     def by_ways(query: tuple[Any, Array]) -> Array:
         if not one_way:
             return by_shots(features, labels, query)
-        # The other ways are background, as in binary passes (`support_labels`).
+        # In a binary pass, the other ways are background.
         way = jnp.arange(1, ways + 1)[:, None, None, None]
         marked = (labels == IGNORE) | (labels == UNLABELLED)
         binary = jnp.where(marked, labels, labels == way).astype(jnp.uint8)
@@ -107,11 +107,11 @@ def segment(
 
 
 def _each(function: Callable[[Any], Array], rows: Any) -> Array:
-    """`function` of each row: of all at once, but on CPUs of one after another.
+    """Applies `function` to each row: to all at once, but on CPUs to one after another.
 
-    A CPU gains nothing from more at once. And maps of ways, shots and queries in a `jax.vmap` would
-    have more axes than some versions of jaxlib bear: `avoid_corruption` would help, but is not
-    there where an exported program runs.
+    A CPU gains nothing from batching. Besides, with `jax.vmap` over ways, shots and queries arrays
+    would have more axes than some versions of jaxlib support, and an exported program runs without
+    `avoid_corruption`.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.map(function, rows)
@@ -119,11 +119,11 @@ def _each(function: Callable[[Any], Array], rows: Any) -> Array:
 
 
 def passes(model: Method, variables: Any, ways: int, shots: int) -> tuple[bool, bool]:
-    """Whether an episode has to be segmented by single ways, and by single shots."""
+    """Whether an episode must be segmented way by way, and shot by shot."""
     have = {name: x.shape for name, x in flatten_dict(variables).items()}
     for one_way, one_shot in itertools.product((False, True), repeat=2):
         given = 1 if one_way else ways, 1 if one_shot else shots
-        # Flax gives modules a hash.
+        # Flax makes modules hashable.
         needed = _needed(model, *given)  # pyright: ignore[reportArgumentType]
         if needed.items() <= have.items():
             return one_way, one_shot
@@ -135,6 +135,6 @@ def passes(model: Method, variables: Any, ways: int, shots: int) -> tuple[bool, 
 
 @functools.cache
 def _needed(model: Method, ways: int, shots: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Shapes of the variables that episodes of these ways and shots are segmented with."""
+    """Shapes of the variables that a model for so many ways and shots has."""
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), ways, shots))
     return {name: x.shape for name, x in flatten_dict(shapes).items()}

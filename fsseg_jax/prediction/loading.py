@@ -1,4 +1,4 @@
-"""Loads a model: of a run, as `save_pretrained` wrote it, from the hub, or not trained at all."""
+"""Loads a model: from a run, a saved model, the hub, or a configuration without training."""
 
 import functools
 import os
@@ -11,11 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fsseg_jax.config import FIELDS, config_file, config_names, load_config, override
-from fsseg_jax.devices import (
-    choose_platform,
-    make_mesh,
-    replicated,
-)
+from fsseg_jax.devices import choose_platform, make_mesh, replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method, create_model, init_variables
 from fsseg_jax.prediction import sharing
@@ -23,21 +19,21 @@ from fsseg_jax.prediction.segmenter import Segmenter
 
 
 def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) -> Segmenter:
-    """Loads a model to segment photographs with.
+    """Loads a model for segmenting images.
 
     Args:
         model: the folder of a run (`runs/panet`), a model that `Segmenter.save_pretrained` wrote,
-            in a folder or on the Hugging Face hub (`owner/name`), or a configuration: a file, or
-            the name of one in `configs/`. "panet_vgg16" is useful with no training at all: PANet
-            has no parameters but those of its ImageNet backbone.
-        checkpoint: of a run: "best", "last" or another of `config.eval.checkpoint`; where it is
-            not there, the nearest to it.
-        **settings: fields of the configuration to change, as `image_size=321` or
+            as a folder or on the Hugging Face hub (`owner/name`), or a configuration: a file, or
+            the name of one in `configs/`. "panet_vgg16" is useful without any training: PANet's
+            only parameters are those of its ImageNet-pretrained backbone.
+        checkpoint: of a run: "best", "last" or another choice of `config.eval.checkpoint`; if the
+            run has no such checkpoint, the closest one is loaded.
+        **settings: fields of the configuration to change, such as `image_size=321` or
             `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`. All devices
-            of the best platform are used, unless `devices` or `platform` are among them.
+            of the best platform are used unless `devices` or `platform` are set.
 
     Raises:
-        UserError: there is no such model, a setting does not exist, or the weights cannot be had.
+        UserError: there is no such model, a setting does not exist, or weights cannot be loaded.
     """
     if checkpoint not in FIELDS["eval.checkpoint"].choices:
         words = " or ".join(FIELDS["eval.checkpoint"].choices)
@@ -52,7 +48,7 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
 
 
 def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> tuple[ConfigDict, Method, Any]:
-    """What `load` loads."""
+    """The configuration, the model and its variables, as `load` finds them."""
     path = pathlib.Path(model).expanduser()
     if (path / sharing.CONFIG).is_file():
         return sharing.read(path, arguments)
@@ -70,7 +66,7 @@ def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> tuple[Confi
 
 
 def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:
-    """A configuration with the variables that training would begin with."""
+    """The initial model of a configuration, before any training."""
     model = create_model(config)
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, config.init)
@@ -78,8 +74,8 @@ def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:
     if own or not config.init:
         what = ", ".join(own) if config.init else "its backbone"
         warnings.warn(
-            f"this {config.method} is not trained: {what} has random weights, and its masks mean "
-            "nothing.",
+            f"this {config.method} is not trained: {what} has random weights, and its masks are "
+            "meaningless.",
             stacklevel=4,
         )
     return config, model, variables
@@ -89,15 +85,15 @@ def _of_run(
     folder: pathlib.Path, checkpoint: str, arguments: Sequence[str]
 ) -> tuple[ConfigDict, Method, Any]:
     """The model of a run, from its checkpoint."""
-    # Here, because optimisers and checkpoints take seconds to import.
+    # Imported here, because optimisers and checkpoints take seconds to import.
     from fsseg_jax.training.checkpoints import Checkpoints, available
 
     checkpoints = Checkpoints(folder)
     which = available(checkpoints, checkpoint)
     if which is None:
         raise UserError(
-            f"{folder} holds neither checkpoints nor a {sharing.CONFIG}: it is not the folder of "
-            "a run, nor of a saved model."
+            f"{folder} holds neither checkpoints nor a {sharing.CONFIG}: give the folder of a run "
+            "or of a saved model."
         )
     saved, _ = checkpoints.describe(which)
     config = sharing.changed(saved, arguments)

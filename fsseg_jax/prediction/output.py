@@ -1,7 +1,7 @@
 """The folder that `predict` writes: masks, overlays, and one file in COCO's format for all of them.
 
-A journal has a line for each photograph that is done, written when its pictures are in place, so
-that a run that was stopped goes on where it was.
+A journal gets a line for each image once its mask and overlay are written, so that a stopped run
+can continue.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,27 +22,28 @@ from pycocotools import mask as coco_mask
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
-from fsseg_jax.files import lock, replacing, writing
+from fsseg_jax.files import lock, replacing, write_text, writing
 from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = "masks", "overlays"
 PREDICTIONS, JOURNAL, MADE_BY = "predictions.json", "journal.jsonl", "made_by.json"
-LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, and a fraction of a photograph's file
-# Of masks: the background black, classes as in the overlays. All 256, so that a pixel is a byte.
+LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, at a fraction of the image's file size
+# Of masks: black background, classes as in the overlays. All 256 colours, so that a pixel is a
+# byte.
 PALETTE = bytes([0, 0, 0, *itertools.chain(*itertools.islice(itertools.cycle(WAY_COLOURS), 255))])
 
 
 class Query(NamedTuple):
-    """A photograph to segment."""
+    """An image to segment."""
 
     path: pathlib.Path
     name: str  # its path below the folder of queries, with slashes
     size: int  # bytes
-    changed: int  # when, in nanoseconds
+    changed: int  # time of the last change, in nanoseconds
 
 
 class _Entry(NamedTuple):
-    """What is known of a photograph that was done."""
+    """What the journal says about an image that is done."""
 
     output: str
     size: int
@@ -51,13 +52,7 @@ class _Entry(NamedTuple):
 
 
 def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict[str, Any]:
-    """What predictions depend on, besides the photographs.
-
-    Args:
-        segmenter: the model.
-        classes: names of the supports' classes.
-        supports: a digest of these.
-    """
+    """What predictions depend on besides the images, as JSON; `supports` is a digest of these."""
     digest = hashlib.sha256()
     arrays = flatten_dict(jax.device_get(segmenter.variables), sep="/")
     for name in sorted(arrays):
@@ -67,54 +62,77 @@ def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict
     own = ("method", "backbone", "dtype", "image_size", "eval.fit")
     settings = {name: x for name, x in fields.items() if name in own or name.startswith("model.")}
     facts = {"classes": classes, "supports": supports, "weights": digest.hexdigest()[:16]}
-    return json.loads(json.dumps(settings | facts))  # as they will be read again
+    return json.loads(json.dumps(settings | facts))  # as it will be read back
+
+
+class _Journal:
+    """A file with a line of JSON for each image that is done; one process at a time has it open."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        with writing(folder):
+            self.file = (folder / JOURNAL).open("a+b")
+        lock(self.file.fileno(), folder)
+        self.entries: dict[str, _Entry] = {}  # by the image's name
+        self.file.seek(0)
+        end = 0
+        for line in self.file:
+            if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
+                break
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self._enter(json.loads(line), end)
+            end += len(line)
+        with writing(folder):
+            self.file.truncate(end)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line."""
+        with writing(self.folder):
+            place = self.file.seek(0, os.SEEK_END)
+            self.file.write(json.dumps(record).encode() + b"\n")
+            self.file.flush()
+        self._enter(record, place)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The line of an image."""
+        self.file.seek(self.entries[name].place)
+        return json.loads(self.file.readline())
+
+    def _enter(self, record: Mapping[str, Any], place: int) -> None:
+        known = (record[field] for field in ("output", "size", "changed"))
+        self.entries[record["photograph"]] = _Entry(*known, place=place)
 
 
 class Predictions:
-    """The folder of predictions, new or begun before; a context.
+    """The folder of predictions, new or continued; a context.
 
     Args:
-        folder: where; it is made if need be.
+        folder: the folder, which is made if it does not exist.
         made_by: see `made_by`.
 
     Raises:
-        UserError: the folder holds something else or what something else has predicted, it cannot
-            be written to, or another process does so.
+        UserError: the folder holds something else or predictions made by something else, it cannot
+            be written to (in all methods), or another process is writing to it.
     """
 
     def __init__(self, folder: pathlib.Path, made_by: Mapping[str, Any]) -> None:
         self.folder = folder
         self._check(made_by)
-        with writing(folder):
-            self._journal = (folder / JOURNAL).open("a+b")
-        lock(self._journal.fileno(), folder)
-        self._entries: dict[str, _Entry] = {}
-        self._journal.seek(0)
-        end = 0
-        for line in self._journal:
-            if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
-                break
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                known = (record[field] for field in ("output", "size", "changed"))
-                self._entries[record["photograph"]] = _Entry(*known, place=end)
-            end += len(line)
-        with writing(folder):
-            self._journal.truncate(end)
-        self._outputs = {name: entry.output for name, entry in self._entries.items()}
+        self._journal = _Journal(folder)
+        self._outputs = {name: entry.output for name, entry in self._journal.entries.items()}
         self._taken = {output.casefold() for output in self._outputs.values()}
 
     def __enter__(self) -> "Predictions":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._journal.close()
+        self._journal.file.close()
 
     def choose_names(self, queries: Iterable[Query]) -> None:
-        """Names the masks and overlays of photographs, before anything else is asked of them.
+        """Chooses names for the masks and overlays of images; call before other methods.
 
-        They are named after their photographs, with the suffix only where one before has the name
-        without it. A name is kept when photographs are added.
+        They are named after their images, with the image's suffix only where the name without it is
+        taken. Names do not change when images are added.
         """
         for query in queries:
             if query.name in self._outputs:
@@ -127,20 +145,20 @@ class Predictions:
             self._outputs[query.name] = free
 
     def output(self, query: Query) -> str:
-        """What a photograph's mask and overlay are named."""
+        """The name of an image's mask and overlay."""
         return self._outputs[query.name]
 
     def mask_file(self, query: Query) -> pathlib.Path:
-        """Where the mask of a photograph is, or will be."""
+        """The path of an image's mask, written or not."""
         return self.folder / MASKS / f"{self.output(query)}.png"
 
     def overlay_file(self, query: Query) -> pathlib.Path:
-        """Where its overlay is, or will be."""
+        """The path of an image's overlay, written or not."""
         return self.folder / OVERLAYS / f"{self.output(query)}.jpg"
 
     def done(self, query: Query) -> bool:
-        """Whether a photograph is done, and its file has not changed since."""
-        entry = self._entries.get(query.name)
+        """Whether an image is done, and has not changed since."""
+        entry = self._journal.entries.get(query.name)
         return (
             entry is not None
             and (entry.size, entry.changed) == (query.size, query.changed)
@@ -155,24 +173,14 @@ class Predictions:
         label: UInt8[np.ndarray, "height width"],
         probabilities: Float[np.ndarray, "height width class"],
     ) -> dict[str, Any]:
-        """Writes the mask and the overlay of a photograph; several threads may do so at once.
+        """Writes the mask and the overlay of an image, and returns the record for `note`.
 
-        Returns:
-            what `note` puts into the journal.
-
-        Raises:
-            UserError: the folder cannot be written to.
+        Several threads may call it at once.
         """
-        picture = Image.fromarray(label)
-        picture.putpalette(PALETTE)
         with replacing(self.mask_file(query)) as file:
-            picture.save(file, "png")
-        small = Image.fromarray(image)
-        small.thumbnail((LONG_SIDE, LONG_SIDE))
-        small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
+            save_mask(label, file)
         with replacing(self.overlay_file(query)) as file:
-            tinted = overlay(np.asarray(small), np.asarray(small_label))
-            Image.fromarray(tinted).save(file, "jpeg", quality=90)
+            Image.fromarray(small_overlay(image, label, LONG_SIDE)).save(file, "jpeg", quality=90)
         height, width = label.shape
         return {
             "photograph": query.name,
@@ -185,37 +193,24 @@ class Predictions:
         }
 
     def note(self, record: Mapping[str, Any]) -> None:
-        """Enters a photograph that `write` has written into the journal.
-
-        Raises:
-            UserError: the journal cannot be written to.
-        """
-        with writing(self.folder):
-            place = self._journal.seek(0, os.SEEK_END)
-            self._journal.write(json.dumps(record).encode() + b"\n")
-            self._journal.flush()
-        known = (record[field] for field in ("output", "size", "changed"))
-        self._entries[record["photograph"]] = _Entry(*known, place=place)
+        """Enters an image that `write` has written into the journal."""
+        self._journal.append(record)
 
     def remove(self, query: Query) -> None:
-        """Removes what an earlier file of this name was given, if anything."""
+        """Removes the mask and the overlay of an earlier image of this name, if there are any."""
         with writing(self.folder):
             for file in (self.mask_file(query), self.overlay_file(query)):
                 file.unlink(missing_ok=True)
 
     def write_coco(self, queries: Iterable[Query], classes: Sequence[str]) -> None:
-        """Writes `predictions.json` for those of the photographs that are done.
-
-        Raises:
-            UserError: the folder cannot be written to.
-        """
-        # Runs of masks add up: they are read and written one photograph at a time.
-        done = [self._entries[query.name].place for query in queries if self.done(query)]
-        images = (_image(number, self._record(place)) for number, place in enumerate(done, 1))
+        """Writes `predictions.json` for the images that are done."""
+        # Encoded masks can exceed memory: they are read and written one image at a time.
+        done = [query.name for query in queries if self.done(query)]
+        images = (_image(id_, self._journal.record(name)) for id_, name in enumerate(done, 1))
         objects = (
-            {"image_id": number, **found}
-            for number, place in enumerate(done, 1)
-            for found in self._record(place)["objects"]
+            {"image_id": id_, **found}
+            for id_, name in enumerate(done, 1)
+            for found in self._journal.record(name)["objects"]
         )
         lists = {
             "images": images,
@@ -231,12 +226,8 @@ class Predictions:
                 file.write(b"]")
             file.write(b"}\n")
 
-    def _record(self, place: int) -> dict[str, Any]:
-        self._journal.seek(place)
-        return json.loads(self._journal.readline())
-
     def _check(self, made_by: Mapping[str, Any]) -> None:
-        """Notes in the folder what makes its predictions, or compares."""
+        """Writes `made_by` into a new folder, or compares it with that of an old one."""
         file = self.folder / MADE_BY
         remedy = f"choose another --out, or remove {self.folder}"
         with writing(self.folder):
@@ -246,11 +237,10 @@ class Predictions:
         if not known:
             if others:
                 raise UserError(
-                    f"--out = {self.folder} holds {min(others).name} and no predictions: choose a "
+                    f"--out = {self.folder} holds {min(others).name} but no predictions: choose a "
                     "new or an empty folder."
                 )
-            with replacing(file) as stream:
-                stream.write(json.dumps(made_by, indent=2).encode())
+            write_text(file, json.dumps(made_by, indent=2))
             return
         try:
             before = dict(json.loads(file.read_bytes()))
@@ -264,12 +254,31 @@ class Predictions:
         ]
         if other:
             raise UserError(
-                f"--out = {self.folder} holds predictions with {'; '.join(other)}: {remedy}."
+                f"--out = {self.folder} holds predictions made with {'; '.join(other)}: {remedy}."
             )
 
 
+def save_mask(label: UInt8[np.ndarray, "height width"], file: IO[bytes]) -> None:
+    """Writes a mask as a PNG with the colours of overlays."""
+    picture = Image.fromarray(label)
+    picture.putpalette(PALETTE)
+    picture.save(file, "png")
+
+
+def small_overlay(
+    image: UInt8[np.ndarray, "height width 3"],
+    label: UInt8[np.ndarray, "height width"],
+    long_side: int,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image with its label over it, at most `long_side` pixels long."""
+    small = Image.fromarray(image)
+    small.thumbnail((long_side, long_side))
+    small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
+    return overlay(np.asarray(small), np.asarray(small_label))
+
+
 def _image(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """An image of COCO's format, with the file of its mask."""
+    """An image in COCO's format, with the file of its mask."""
     fields = {name: record[name] for name in ("height", "width")}
     mask_file = f"{MASKS}/{record['output']}.png"
     return {"id": number, "file_name": record["photograph"], "mask_file": mask_file, **fields}
@@ -279,7 +288,7 @@ def _objects(
     label: UInt8[np.ndarray, "height width"],
     probabilities: Float[np.ndarray, "height width class"],
 ) -> list[dict[str, Any]]:
-    """Annotations of COCO's format, but for their ids: one a class that occurs."""
+    """Annotations in COCO's format without their ids, one for each class that occurs."""
     objects = []
     for number in (np.flatnonzero(np.bincount(label.ravel())[1:]) + 1).tolist():
         inside = label == number

@@ -1,4 +1,4 @@
-"""A model as others can have it: one folder with `config.json` and `model.safetensors`."""
+"""Saved models, to share: a folder with `config.json` and `model.safetensors`, or the hub."""
 
 import functools
 import json
@@ -21,9 +21,9 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method, create_model, init_variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-VERSION = 1  # of this format
-# What the hub's library raises: errors of HTTP (of a library that its versions differ in), of
-# connections, of files, of names, of uploads.
+VERSION = 1  # of the format
+# What huggingface_hub raises: errors of HTTP (whose library depends on the version), connections,
+# files, names and uploads.
 _HUB_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
 
 
@@ -35,15 +35,15 @@ def save(
     about: str = "",
     licence: str = "",
 ) -> None:
-    """Writes a model into a folder, which is made if need be; `read` reads it.
+    """Writes a model to a folder, for `read`.
 
     Args:
-        folder: where to; the files of a model that is there are replaced.
-        config: of the model.
-        variables: its.
-        name: of the model, or its owner/name on the hub, for the card.
+        folder: the folder, which is made if it does not exist; a model in it is replaced.
+        config: the model's configuration.
+        variables: the model's variables.
+        name: the model's name, or its owner/name on the hub, for the card.
         about: further sections of the card, in Markdown.
-        licence: of the model as the hub calls it, such as "apache-2.0", for the card.
+        licence: the licence by its name on the hub, such as "apache-2.0", for the card.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -58,7 +58,7 @@ def save(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Everything is written before anything is replaced.
+        # All files are written before any is replaced.
         with tempfile.TemporaryDirectory(prefix=".saving", dir=folder) as temporary:
             for file, content in contents.items():
                 (pathlib.Path(temporary) / file).write_bytes(content)
@@ -73,12 +73,10 @@ def read(
 ) -> tuple[ConfigDict, Method, dict[str, Any]]:
     """The configuration, the model and the variables that `save` wrote.
 
-    Args:
-        folder: of the model.
-        arguments: `--config.field=value`, fields to change.
+    `arguments` change fields, as `--config.field=value`.
 
     Raises:
-        UserError: a file is missing or broken, or the two do not fit each other.
+        UserError: a file is missing or broken, or the two do not match.
     """
     path = folder / CONFIG
     try:
@@ -95,7 +93,7 @@ def read(
         raise UserError(f"{path} cannot be read ({error}): save the model again.") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
-            f"{path} is no configuration of fsseg_jax ({error!r}): save the model again."
+            f"{path} is not a configuration of fsseg_jax ({error!r}): save the model again."
         ) from None
     config = changed(saved, arguments)
     model = create_model(config)
@@ -111,31 +109,31 @@ def read(
     if ours != theirs:
         name = min(name for name, _ in ours.items() ^ theirs.items())
         raise UserError(
-            f"{folder / WEIGHTS} does not fit {path}: {name} is {theirs.get(name, 'missing')} "
-            f"there, and {ours.get(name, 'no array')} in the model; save the model again, or leave "
-            "its settings as they are."
+            f"{folder / WEIGHTS} does not fit {path}: {name} is {theirs.get(name, 'missing')} in "
+            f"the file, and {ours.get(name, 'no array')} in the model; save the model again, or do "
+            "not change its settings."
         )
     return config, model, unflatten_dict(arrays, sep="/")
 
 
 def changed(saved: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """The configuration of trained variables with the fields that `arguments` change.
+    """The configuration of a trained model with the fields that `arguments` change.
 
     Raises:
-        UserError: a field does not exist, or it says what the variables were trained for.
+        UserError: a field does not exist, or cannot change after training.
     """
     config = override(saved, arguments)
     for field in ("ways", "shots"):
         if config[field] != saved[field]:
             raise UserError(
-                f"{field} = {config[field]}: the model was trained for {saved[field]}, which it "
-                "keeps; show it as many supports as you have."
+                f"{field} = {config[field]}: the model was trained for {saved[field]}, which "
+                "cannot change; give it any number of supports instead."
             )
     return config
 
 
 def download(repository: str) -> pathlib.Path:
-    """The folder of a model from the Hugging Face hub, which is kept in the hub's own cache.
+    """Downloads a model from the Hugging Face hub into the hub's cache, and returns its folder.
 
     Raises:
         UserError: there is no such model, or no network.
@@ -144,14 +142,15 @@ def download(repository: str) -> pathlib.Path:
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS])
     except _HUB_ERRORS as error:
         raise UserError(
-            f"model = {repository} is no folder and no configuration, and cannot be downloaded "
-            f"from the Hugging Face hub ({first_sentence(error)}): check the name and the network."
+            f"model = {repository} is neither a folder nor a configuration, and cannot be "
+            f"downloaded from the Hugging Face hub ({first_sentence(error)}): check the name and "
+            "the network."
         ) from None
     return pathlib.Path(folder)
 
 
 def upload(folder: str | pathlib.Path, repository: str, private: bool = False) -> str:
-    """Puts the folder of a model on the Hugging Face hub, as whoever is logged in there.
+    """Uploads the folder of a model to the Hugging Face hub, as the user who is logged in.
 
     Returns:
         the address of the model.
@@ -166,14 +165,14 @@ def upload(folder: str | pathlib.Path, repository: str, private: bool = False) -
         )
     except _HUB_ERRORS as error:
         raise UserError(
-            f"{repository} cannot be put on the Hugging Face hub ({first_sentence(error)}): log in "
-            "with `hf auth login`, and check the name and the network."
+            f"{repository} cannot be uploaded to the Hugging Face hub ({first_sentence(error)}): "
+            "log in with `hf auth login`, and check the name and the network."
         ) from None
     return str(url)
 
 
 def _card(config: ConfigDict, arrays: dict[str, Any], name: str, about: str, licence: str) -> str:
-    """What the hub shows of a model."""
+    """The model card that the hub shows."""
     title = name.split("/")[-1]
     address = name if "/" in name else f"owner/{name}"
     count = sum(array.size for path, array in arrays.items() if path.startswith("params/"))
@@ -188,7 +187,7 @@ tags: [few-shot-segmentation, jax]
 
 # {title}
 
-A few-shot segmenter: {config.method} on {config.backbone}, {count:,} parameters, for photographs as
+A few-shot segmenter: {config.method} on {config.backbone}, {count:,} parameters, for images as
 squares of {config.image_size} pixels; {config.ways}-way {config.shots}-shot, fold
 {config.data.fold} of {data} held out from its training. `config.json` has all its settings.
 

@@ -1,4 +1,4 @@
-"""Supports as users give them, made ready for a network."""
+"""Supports in the forms that users have, prepared for a network."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -15,28 +15,28 @@ from fsseg_jax.prediction.pictures import as_image, as_label, boxes_label, is_im
 
 
 def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
-    """Photographs at their own size, and labels with the classes 1, 2 ...
+    """Images at their own size, with labels of the classes 1, 2 ...
 
     Args:
         images, masks, boxes: see `Segmenter.fit`.
 
     Raises:
-        UserError: there are no photographs, one has no mask, one of another size or an empty one,
-            or numbers of classes are left out.
+        UserError: there are no images, a mask is missing, empty or of another size than its image,
+            or class numbers have gaps.
     """
     if (masks is None) == (boxes is None):
         given = "neither" if masks is None else "both"
-        raise UserError(f"masks and boxes: {given} was given; one of them outlines the class.")
+        raise UserError(f"masks and boxes: {given} was given; give exactly one of them.")
     name, outlines = ("masks", masks) if boxes is None else ("boxes", boxes)
     if is_image(images):
         images, outlines = [images], [outlines]
     images, outlines = _listed(images, "images"), _listed(outlines, name)
     if not images:
-        raise UserError("images = []: at least one photograph must show the class.")
+        raise UserError("images = []: give at least one image that shows the class.")
     if len(images) != len(outlines):
         raise UserError(
-            f"{name} has {len(outlines)} entries, but images has {len(images)}: each photograph "
-            "needs one."
+            f"{name} has {len(outlines)} entries, but images has {len(images)}: give one for each "
+            "image."
         )
     supports = []
     for i, (image, outline) in enumerate(zip(images, outlines, strict=True)):
@@ -45,7 +45,7 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
     numbers = {number for _, label in supports for number in _classes(label)}
     if missing := sorted({*range(1, max(numbers) + 1)} - numbers):
         raise UserError(
-            f"{name}: no photograph shows class {missing[0]}, but one shows class {max(numbers)}: "
+            f"{name}: no image shows class {missing[0]}, but one shows class {max(numbers)}: "
             "number the classes 1, 2 ... without gaps."
         )
     return supports
@@ -53,7 +53,7 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
 
 def _listed(values: Any, name: str) -> list[Any]:
     if not isinstance(values, Iterable) or isinstance(values, str | bytes):
-        raise UserError(f"{name} = {values!r}: give a list, with one entry a photograph.")
+        raise UserError(f"{name} = {values!r}: give a list with one entry per image.")
     return list(values)
 
 
@@ -68,10 +68,10 @@ def _label(
     if label.shape != (height, width):
         raise UserError(
             f"masks[{i}] is {label.shape[1]} x {label.shape[0]} pixels, but images[{i}] is "
-            f"{width} x {height}: they must be of one size."
+            f"{width} x {height}: they must have the same size."
         )
     if not _classes(label):
-        raise UserError(f"masks[{i}] is empty: it must show the class, or be left out.")
+        raise UserError(f"masks[{i}] is empty: mark the class in it, or leave the image out.")
     return label
 
 
@@ -81,10 +81,10 @@ def _classes(label: UInt8[np.ndarray, "height width"]) -> list[int]:
 
 
 def square_support(support: LabelledImage, name: str, size: int, fit: str) -> LabelledImage:
-    """A support as the network's square, in which every class that it shows has pixels.
+    """A support as the network's square, in which each of its classes keeps at least one pixel.
 
     Args:
-        support: at its own size.
+        support: the support at its own size.
         name: what to call it in errors.
         size, fit: see `squares.square`.
 
@@ -101,7 +101,7 @@ def square_support(support: LabelledImage, name: str, size: int, fit: str) -> La
     if hidden := np.setdiff1d(numbers, label).tolist():
         raise UserError(
             f"{name} shows class {hidden[0]} in so few pixels that it coincides with another "
-            f"class at image_size = {size}: crop the photograph, or load the model with a "
+            f"class at image_size = {size}: crop the image, or load the model with a "
             "larger image_size."
         )
     return LabelledImage(image, label)
@@ -110,12 +110,10 @@ def square_support(support: LabelledImage, name: str, size: int, fit: str) -> La
 def episode_rows(
     labels: Sequence[UInt8[np.ndarray, "height width"]],
 ) -> Int[np.ndarray, "way shot"]:
-    """Which supports are the shots of each way: all that show its class.
+    """The numbers of the supports that are the shots of each way: all that show its class.
 
-    Classes that have fewer than the one with most use theirs again.
-
-    Args:
-        labels: of all supports; each class from 1 to the largest number is in one of them.
+    Classes with fewer supports than others repeat theirs. `labels` are those of all supports, and
+    show each class from 1 to the largest number.
     """
     shown = [_classes(label) for label in labels]
     ways = [

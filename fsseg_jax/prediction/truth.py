@@ -1,6 +1,6 @@
-"""Masks that were predicted for files, compared with true ones.
+"""Compares masks predicted for files with true masks.
 
-Pixels are counted as in `metrics`, over all photographs of a class, before anything is divided.
+As in `metrics`, pixels are summed over all images before the ratio is taken.
 """
 
 import pathlib
@@ -19,20 +19,20 @@ from fsseg_jax.prediction.pictures import as_label
 
 
 class Truth:
-    """True masks of photographs that are in files.
+    """True masks of images in files.
 
-    That of a photograph called `name` is `name.png`: an image of class numbers, in which 255 is
-    ignored; or, where there is one class, of any kind that `pictures.as_label` takes. Or it is in
-    folders that are named after the classes, `class/name.png`, each showing where its class is not
-    black; those that are missing show nothing.
+    The mask of an image called `name` is `name.png`: class numbers, where 255 is ignored; or, if
+    there is only one class, any kind of mask that `pictures.as_label` accepts. Alternatively, each
+    class has a folder of its name with masks `class/name.png` that are not black where the class
+    is; a missing file means that the image does not show the class.
 
     Args:
-        folder: of the masks.
-        names: of the photographs.
+        folder: the folder of the masks.
+        names: the name of each image.
         classes: names of the classes 1, 2 ...
 
     Raises:
-        UserError: there is no mask, or one has another size than its photograph.
+        UserError: there is no mask, or one has another size than its image.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Truth:
         if not folder.is_dir():
             raise UserError(f"--truth = {folder}: there is no such folder.")
         self.classes = tuple(classes)
-        # Photograph to the mask of each class; that of class 0 shows all of them.
+        # The mask of each class by image; that of class 0 shows all of them.
         self._files: dict[pathlib.Path, dict[int, pathlib.Path]] = {}
         for image, name in names.items():
             places = [folder, *(folder / of_class for of_class in classes)]
@@ -51,15 +51,15 @@ class Truth:
                 self._files[image] = {0: found[0]} if 0 in found else found
         if not self._files:
             raise UserError(
-                f"--truth = {folder} has no mask of any of the photographs: name them like those, "
+                f"--truth = {folder} has no mask of any of the images: name them after the images, "
                 f"as {next(iter(names.values()))}.png."
             )
-        # Now, since comparing comes when all photographs are segmented.
+        # Checked now, because masks are compared only after all images are segmented.
         parallel_map(self._check_sizes, list(self._files), "sizes of the true masks")
 
     def read(self, image: pathlib.Path) -> UInt8[np.ndarray, "height width"] | None:
-        """The true mask of a photograph, at its size, or None if it has none: 0 background, 1, 2
-        ... the classes, 255 ignored.
+        """The true mask of an image at its size, or None if it has none: 0 for the background, 1, 2
+        ... for classes, 255 for ignored pixels.
 
         Raises:
             UserError: a file cannot be read, has another size, or shows another class.
@@ -75,13 +75,14 @@ class Truth:
                 label[inside] = number
             return label
         path = files[0]
-        # 0 and 255 alone are ambiguous: of one class they show it, but several have numbers.
+        # 255 alone is ambiguous: with one class it is that class, with several it is ignored.
         label = as_label(path, str(path)) if len(self.classes) == 1 else read_label(path)
         check_size(label, str(path), image)
         if other := np.setdiff1d(label, [*range(len(self.classes) + 1), IGNORE]).tolist():
             raise UserError(
                 f"{path} has the number {other[0]}, but the supports show {len(self.classes)} "
-                f"classes: number them as the predicted masks do, and ignore by {IGNORE}."
+                f"classes: number them as in the predicted masks, and use {IGNORE} for ignored "
+                "pixels."
             )
         return label
 
@@ -89,13 +90,13 @@ class Truth:
         """Compares predicted masks with the true ones.
 
         Args:
-            predicted: photograph to the file of its predicted mask.
+            predicted: the file of the predicted mask of each image.
 
         Returns:
-            `per_class`, `mean_iou` and `binary_iou` in percent, as in `metrics.run_metrics` but
-            that every photograph counts for every class (there: `mean_iou_star`), and None for
-            classes that no true mask shows, and for means of nothing; and how many `photographs`
-            were compared, and how many are `without_truth`.
+            `per_class`, `mean_iou` and `binary_iou` in percent, as in `metrics.run_metrics`, except
+            that every image counts for every class (`mean_iou_star` there); None for classes that
+            no true mask shows, and for empty means. `photographs` is the number of images compared,
+            and `without_truth` that of images without a true mask.
 
         Raises:
             UserError: see `read`.
@@ -103,7 +104,7 @@ class Truth:
 
         def count(image: pathlib.Path) -> Int[np.ndarray, "class 3"]:
             label = self.read(image)
-            assert label is not None  # as `known` says
+            assert label is not None  # `known` are the images with true masks
             return pixel_counts(read_label(predicted[image]), label, len(self.classes))
 
         known = [image for image in predicted if image in self._files]
@@ -129,10 +130,10 @@ class Truth:
     def _check_sizes(self, image: pathlib.Path) -> None:
         try:
             image_size(image)
-        except UserError:  # it will be skipped
+        except UserError:  # the image will be skipped
             return
         for path in self._files[image].values():
-            size = np.broadcast_to(False, image_size(path))  # of no memory
+            size = np.broadcast_to(False, image_size(path))  # which takes no memory
             check_size(size, str(path), image)
 
 
@@ -141,9 +142,9 @@ def pixel_counts(
     label: UInt8[np.ndarray, "height width"],
     classes: int,
 ) -> Int[np.ndarray, "class 3"]:
-    """TP, FP and FN of the background and each class, in pixels, where the label is not ignored.
+    """TP, FP and FN of the background and each class, in pixels that are not ignored.
 
-    What `metrics.pixel_counts` is to episodes, for photographs of any size.
+    Like `metrics.pixel_counts`, but for a single image of any size.
     """
     counted = label != IGNORE
     pairs = label[counted].astype(np.int64) * (classes + 1) + prediction[counted]
@@ -153,7 +154,7 @@ def pixel_counts(
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """What `Truth.compare` returns, as lines to print."""
+    """The results of `Truth.compare` as lines to print."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.1f}"
@@ -162,7 +163,7 @@ def table(results: Mapping[str, Any]) -> str:
     mean, binary = number(results["mean_iou"]), number(results["binary_iou"])
     none = results["without_truth"]
     lines.append(
-        f"mean-IoU {mean}, binary-IoU {binary} ({results['photographs']} photographs"
-        f"{f'; {none} more have no true mask' if none else ''})"
+        f"mean-IoU {mean}, binary-IoU {binary} ({results['photographs']} images"
+        f"{f'; {none} more without a true mask' if none else ''})"
     )
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""Checkpoints of a run, by Orbax: the last one, and the best one.
+"""Checkpoints of a run, written with Orbax: the last one, and the best ones.
 
-Each holds the state, the configuration and what is known of it (the step, the score and the
-classes that gave it). Writing is atomic: a run that is killed meanwhile keeps the one before.
+Each holds the state, the configuration and information about it: the step, the score and the
+classes that gave it. Writing is atomic: a run that is killed while writing keeps the previous
+checkpoint.
 """
 
 import functools
@@ -16,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import from_saved
+from fsseg_jax.config import differences, from_saved
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import put, replicated
@@ -24,17 +25,17 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
-LAST, BEST = "last", "best"  # "best_novel" and the like stand beside the best one, see `selected`
+LAST, BEST = "last", "best"  # there can also be "best_novel" and the like, see `selected`
 
 logger = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """Variables to evaluate, and where they come from."""
+    """Variables to evaluate, and their origin."""
 
     variables: Any
-    words: str  # for people
-    config: ConfigDict | None = None  # of the training; None for a freshly initialised model
+    words: str  # the origin, for messages
+    config: ConfigDict | None = None  # of training; None for a freshly initialised model
     checkpoint: str | None = None  # "best", "last", "best_novel" ...
 
 
@@ -43,7 +44,7 @@ class Checkpoints:
 
     Args:
         workdir: the folder of the run.
-        trained_on: the names of the classes that it is trained on, to be kept with what it saves.
+        trained_on: the names of its training classes, which are saved with each checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, trained_on: Sequence[str] = ()) -> None:
@@ -58,17 +59,13 @@ class Checkpoints:
         return self._managers[which]
 
     def step(self, which: str) -> int | None:
-        """The step of a checkpoint, or None where there is none."""
+        """The step of a checkpoint, or None if there is none."""
         return self._manager(which).latest_step() if (self.folder / which).is_dir() else None
 
     def save(self, which: str, state: TrainState, config: ConfigDict, **info: Any) -> None:
-        """Writes a checkpoint in place of the one before; waits until it is complete.
+        """Writes a checkpoint, which replaces the previous one, and waits until it is complete.
 
-        Args:
-            which: LAST, BEST or another of `selected`.
-            state: what to keep.
-            config: of the run.
-            **info: what else is known of it; JSON.
+        `which` is LAST, BEST or another name of `selected`; `info` is further information, as JSON.
         """
         step = int(state.step)
         known = {"step": step, "arrays": _shapes(state.variables)}
@@ -92,12 +89,12 @@ class Checkpoints:
         self._manager(which).delete(step)
 
     def names(self) -> list[str]:
-        """The checkpoints that there are."""
+        """The names of the existing checkpoints."""
         folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         return [path.name for path in folders if self.step(path.name) is not None]
 
     def describe(self, which: str) -> tuple[ConfigDict, dict[str, Any]]:
-        """The configuration and the info of a checkpoint, without its arrays."""
+        """The configuration and the information of a checkpoint, without its arrays."""
         restored = self._manager(which).restore(
             self.step(which),
             args=ocp.args.Composite(config=ocp.args.JsonRestore(), info=ocp.args.JsonRestore()),
@@ -105,15 +102,12 @@ class Checkpoints:
         return from_saved(restored["config"]), restored["info"]
 
     def restore(self, which: str, like: TrainState, sharding: Sharding) -> TrainState:
-        """The state of a checkpoint, on the devices of `sharding`, however many saved it.
+        """The state of a checkpoint on the devices of `sharding`, however many devices saved it.
 
-        Args:
-            which: LAST or BEST.
-            like: a state of the same structure, of arrays or shapes.
-            sharding: of every array.
+        `like` is a state of the same structure, of arrays or shapes.
 
         Raises:
-            UserError: the arrays are not those of `like`.
+            UserError: the arrays do not match `like`.
         """
         variables = self.restore_variables(which, like.variables, sharding)
         return TrainState(
@@ -121,12 +115,12 @@ class Checkpoints:
         )
 
     def restore_variables(self, which: str, like: Any, sharding: Sharding) -> Any:
-        """The variables alone; see `restore`."""
+        """Like `restore`, but only the variables."""
         config, info = self.describe(which)
         ours = _shapes(like)
         saved = info.get("arrays", ours)
         reasons = [f"it lacks {name}" for name in ours if name not in saved]
-        reasons += [f"it has {name} too" for name in saved if name not in ours]
+        reasons += [f"it also has {name}" for name in saved if name not in ours]
         reasons += [
             f"its {name} is {tuple(saved[name])} instead of {tuple(shape)}"
             for name, shape in ours.items()
@@ -135,8 +129,8 @@ class Checkpoints:
         if reasons:
             more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
             raise UserError(
-                f"the checkpoint in {self.folder / which} does not fit the model that the config "
-                f"describes ({reasons[0]}{more}): it was trained for ways = {config.ways}, shots = "
+                f"the checkpoint in {self.folder / which} does not fit the model of the config "
+                f"({reasons[0]}{more}): it was trained for ways = {config.ways}, shots = "
                 f"{config.shots}; use its own config or another --workdir."
             )
         return self._restore(which, "variables", like, sharding)
@@ -158,8 +152,7 @@ class Checkpoints:
     def check_classes(self, which: str, config: ConfigDict, source: Source) -> None:
         """Raises UserError if a checkpoint was trained on classes that `config` tests.
 
-        Of other data that share names with its own, it only warns: what one data set calls a
-        person may be something else in another.
+        It only warns if the data sets differ: the same name may mean different things in them.
         """
         saved, info = self.describe(which)
         names = source.class_names
@@ -173,14 +166,14 @@ class Checkpoints:
         )
         if saved.data.name == config.data.name:
             raise UserError(f"{sentence}: choose another data.fold or --workdir.")
-        logger.warning("%s: they are not new to it.", sentence)
+        logger.warning("%s: it has seen these classes.", sentence)
 
     def check_same(self, which: str, config: ConfigDict, *fields: str) -> None:
-        """Raises UserError unless a checkpoint's configuration has the `fields` of `config`."""
-        saved, _ = self.describe(which)
+        """Raises UserError if `fields` differ between a checkpoint's configuration and `config`."""
+        changed = differences(self.describe(which)[0], config)
         for field in ("method", "backbone", *fields):
-            old, new = (_get(tree, field) for tree in (saved, config))
-            if old != new:
+            if field in changed:
+                old, new = changed[field]
                 raise UserError(
                     f"{self.folder.parent} holds a checkpoint of {field} = {old!r}, but the "
                     f"config asks for {new!r}: choose another --workdir."
@@ -188,20 +181,20 @@ class Checkpoints:
 
 
 def selected(select_on: str) -> dict[str, str]:
-    """The best checkpoints of a run by name, and the classes that select each.
+    """The names of a run's best checkpoints, and the classes that select each.
 
     Args:
-        select_on: `config.train.select_on`: the first classes' is "best", another's "best_novel".
+        select_on: `config.train.select_on`; the first classes select "best", others "best_novel" or
+            the like.
     """
     first, *others = select_on.split("+")
     return {BEST: first, **{f"{BEST}_{other}": other for other in others}}
 
 
 def available(checkpoints: Checkpoints, which: str) -> str | None:
-    """The checkpoint that `config.eval.checkpoint` names, or the nearest one that is there, or
-    None.
+    """The checkpoint that `config.eval.checkpoint` names, or the closest existing one, or None.
 
-    "best_novel" is the best one wherever that was selected on novel classes.
+    "best_novel" is "best" in a run that selects on novel classes only.
     """
     for name in (which, BEST, LAST) if which != LAST else (LAST, BEST):
         if checkpoints.step(name) is not None:
@@ -212,11 +205,11 @@ def available(checkpoints: Checkpoints, which: str) -> str | None:
 def load_variables(
     config: ConfigDict, model: Method, workdir: pathlib.Path, mesh: Mesh, source: Source
 ) -> Loaded:
-    """The variables that `config.eval.checkpoint` names, or fresh ones where there are none.
+    """The variables that `config.eval.checkpoint` names, or initial ones if there is no checkpoint.
 
     Raises:
-        UserError: the checkpoint is another model's, or was trained on the classes of the fold
-            of `source` that `config` tests.
+        UserError: the checkpoint is of another model, or was trained on classes that `config`
+            tests.
     """
     checkpoints = Checkpoints(workdir)
     which = available(checkpoints, config.eval.checkpoint)
@@ -240,17 +233,11 @@ def load_variables(
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """What only training needs of a state."""
+    """The part of a state that only training needs."""
     rest = {"step": state.step, "optimizer": state.optimizer}
     return rest if state.rows is None else {**rest, "rows": state.rows}
 
 
 def _shapes(variables: Any) -> dict[str, list[int]]:
-    """Names and shapes of variables, for JSON."""
+    """The shapes of variables by name, for JSON."""
     return {name: list(x.shape) for name, x in flatten_dict(variables, sep="/").items()}
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    for name in field.split("."):
-        config = config[name]
-    return config

@@ -1,4 +1,4 @@
-"""Learning curves: what a training wrote for TensorBoard, read again and drawn."""
+"""Learning curves: reads what training wrote for TensorBoard, and draws it."""
 
 import math
 import pathlib
@@ -15,23 +15,20 @@ class Point(NamedTuple):
     """One value of a curve."""
 
     value: float
-    time: float  # when it was written, in seconds as `time.time` counts
+    time: float  # when it was written, as `time.time` counts
 
 
 Curve = dict[int, Point]  # by step
-COLOURS = {"base": "#3b5fdb", "validation": "#2a9d6f", "novel": "#e0457b"}  # of classes
+COLOURS = {"base": "#3b5fdb", "validation": "#2a9d6f", "novel": "#e0457b"}  # by classes
 NO_LOSSES = ("learning_rate", "episodes_per_second", "gradient_norm")
-COLUMNS = 3  # of the picture: trainings side by side
+COLUMNS = 3  # of the figure: runs side by side
 
 
 def read(workdir: pathlib.Path) -> dict[str, Curve]:
-    """Values of a run by name, such as "train/loss" or "selection/base_mean_iou", and by step.
+    """The curves of a run by name, such as "train/loss" or "selection/base_mean_iou".
 
-    A run that was stopped has several files, each of which says from which step on it does the
-    steps of those before again.
-
-    Args:
-        workdir: the folder of the run; of one that has not begun there are no values.
+    A run that was stopped and resumed has several files; each states the step from which on it
+    replaces the earlier ones.
     """
     curves: dict[str, Curve] = {}
     for file in sorted(workdir.glob("tensorboard/events*")):
@@ -47,8 +44,11 @@ def read(workdir: pathlib.Path) -> dict[str, Curve]:
 
 
 def _events(content: bytes) -> Iterator[Event]:
-    """The whole events of a file, whose last one may be written at this moment."""
-    while len(content) >= 12:  # the length of a record, its checksum, an event, its checksum
+    """The complete events of a file; the last one may still be being written.
+
+    tensorboardX only writes, and the reader of TensorBoard would be a large dependency.
+    """
+    while len(content) >= 12:  # a record is a length, its checksum, an event, and its checksum
         (length,) = struct.unpack("<Q", content[:8])
         if len(content) < 16 + length:
             return
@@ -57,20 +57,15 @@ def _events(content: bytes) -> Iterator[Event]:
 
 
 def draw(runs: Mapping[str, pathlib.Path], path: pathlib.Path) -> bool:
-    """Draws mean-IoU on base and on held-out classes, and losses, as one picture.
+    """Draws mean-IoU on base and held-out classes, and losses, of runs as one PNG file.
 
-    Args:
-        runs: folders by title; what has written nothing is left out.
-        path: of the PNG.
-
-    Returns:
-        whether there was anything to draw.
+    Runs, which are folders by title, are left out if they have no curves; returns whether any has.
     """
     curves = {title: read(folder) for title, folder in runs.items()}
     curves = {title: own for title, own in curves.items() if own}
     if not curves:
         return False
-    import matplotlib.figure  # takes a second
+    import matplotlib.figure  # here, because it takes a second
 
     columns = min(COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)

@@ -1,4 +1,4 @@
-"""What a training step changes, and the step."""
+"""The training state, and the step that updates it."""
 
 import functools
 import logging
@@ -24,28 +24,24 @@ logger = logging.getLogger(__name__)
 
 @struct.dataclass
 class TrainState:
-    """All that a run needs to continue, beside its configuration."""
+    """Everything that a run needs to continue, apart from its configuration."""
 
     step: Int[Array, ""]
     variables: Any
-    optimizer: optax.OptState  # of what is not frozen
-    # What the method stores for each (class, photograph) item (`Output.row`), one row an item.
+    optimizer: optax.OptState  # of the parameters that are not frozen
+    # What the method stores for each (class, image) item (`Output.row`), one row per item.
     rows: Array | None = None
 
 
 def with_steps(config: ConfigDict, items: int) -> ConfigDict:
-    """A copy of a configuration with `train.steps`, of as many epochs if there were none.
-
-    Args:
-        config: of the run.
-        items: of one epoch, see `Items.epoch`.
-    """
+    """A copy of the configuration with `train.steps`, computed from epochs of `items` if it was
+    0."""
     config = config.copy_and_resolve_references()
     train = config.train
     if not train.steps:
         dispatches = train.epochs * items / (train.batch_size * train.steps_per_dispatch)
         train.steps = math.ceil(dispatches) * train.steps_per_dispatch
-        of = "photographs" if config.data.sampling == "photographs" else "items"
+        of = "images" if config.data.sampling == "photographs" else "items"
         logger.info("%d epochs of %d %s are %d steps", train.epochs, items, of, train.steps)
         train.epochs = 0
     return config
@@ -71,7 +67,7 @@ def learning_rate(train: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum and, as PyTorch has it, weight decay added to the gradient."""
+    """SGD with momentum, and weight decay that is added to the gradient, as in PyTorch."""
     steps = [
         optax.add_decayed_weights(train.weight_decay),
         optax.sgd(learning_rate(train), momentum=train.momentum),
@@ -89,19 +85,15 @@ def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
 
 
 def split_frozen(model: Method, params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters that are trained, and those that the method leaves as they are."""
+    """The trained parameters, and those that the method freezes."""
     frozen = {name: tree for name, tree in params.items() if name in model.frozen}
     return {name: tree for name, tree in params.items() if name not in frozen}, frozen
 
 
 def initial_state(model: Method, config: ConfigDict, init: str, items: int) -> TrainState:
-    """The state before the first step.
+    """The state before the first step, with a row for each of `items` (class, image) items.
 
-    Args:
-        model: a method.
-        config: of the run.
-        init: as `config.init`, or empty for random weights.
-        items: how many (class, photograph) items there are.
+    Weights are those of `init`, which is as `config.init`.
     """
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, init)
@@ -115,7 +107,7 @@ def initial_state(model: Method, config: ConfigDict, init: str, items: int) -> T
 
 
 def abstract_state(model: Method, config: ConfigDict, items: int) -> TrainState:
-    """The shapes of a state, for restoring one."""
+    """The shapes of a state, to restore a checkpoint into."""
     return jax.eval_shape(lambda: initial_state(model, config, "", items))
 
 
@@ -130,22 +122,22 @@ def make_step(
 ) -> Callable[[TrainState, Episode], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """One training step, a pure function.
 
-    What the method stores for an item is given to it when the item comes up again: in the next
+    What the method stores for an item is given back to it when the item comes up again: in the next
     epoch if `data.sampling` is "items" (CANet sec. 4.2). Where the end of one epoch and the
-    beginning of the next share a batch, an item may be in it twice: both read what was stored
-    before, and the later one is stored.
+    beginning of the next share a batch, it may contain an item twice: both occurrences read what
+    was stored before, and the later one is stored.
 
     Args:
-        model: a method.
+        model: the method.
         optimizer: see `make_optimizer`.
         seed: of the method's own randomness, if it has any.
-        items: how many there are in one epoch, see `Items.epoch`.
-        batch_size: episodes a step.
-        accumulate: in how many parts, one after another, their gradient is computed.
+        items: number of items in an epoch, see `Items.epoch`.
+        batch_size: episodes per step.
+        accumulate: number of parts of the batch whose gradients are accumulated.
 
     Returns:
-        a function of the state and a batch; it gives the next state and the loss with its named
-        parts, means over the batch, and the norm of the gradient.
+        a function of the state and a batch, which returns the next state and the metrics: the loss
+        and its named parts, averaged over the batch, and the norm of the gradient.
     """
 
     def step(state: TrainState, batch: Episode) -> tuple[TrainState, dict[str, Array]]:
@@ -154,40 +146,19 @@ def make_step(
         trained, frozen = split_frozen(model, state.variables["params"])
         previous = None if state.rows is None else state.rows[batch.query_index]
 
-        def loss(
-            trained: Any, statistics: Any, batch: Episode, previous: Any, keys: Array
-        ) -> tuple[Array, tuple[Any, ...]]:
-            variables = {**state.variables, **statistics, "params": {**frozen, **trained}}
-
-            def one(episode: Episode, previous: Any, key: Array) -> tuple[Any, ...]:
-                dropout_key, loss_key = jax.random.split(key)
-                output, updated = model.apply(
-                    variables,
-                    episode.normalised(),
-                    previous,
-                    train=True,
-                    rngs={"dropout": dropout_key},
-                    mutable=["batch_stats"],
-                )
-                value, parts = model.loss(output, episode, loss_key, epoch)
-                return value, parts, output.row, updated
-
-            # Statistics are of the whole batch: they have no batch axis.
-            over_batch = jax.vmap(one, out_axes=(0, 0, 0, None), axis_name=BATCH_AXIS)
-            values, parts, rows, updated = over_batch(batch, previous, keys)
-            return values.mean(), (jax.tree.map(jnp.mean, parts), rows, updated)
-
         def part(statistics: Any, drawn: tuple[Episode, Any, Array]) -> tuple[Any, Any]:
-            differentiate = jax.value_and_grad(loss, has_aux=True)
-            (value, (parts, rows, updated)), gradient = differentiate(trained, statistics, *drawn)
+            def loss(trained: Any) -> tuple[Array, tuple[Any, ...]]:
+                variables = {**state.variables, **statistics, "params": {**frozen, **trained}}
+                return batch_loss(model, variables, epoch, *drawn)
+
+            (value, (parts, rows, updated)), gradient = jax.value_and_grad(loss, has_aux=True)(
+                trained
+            )
             return {**statistics, **updated}, (gradient, {"loss": value, **parts}, rows)
 
-        drawn = (batch, previous, keys)
+        run = part if accumulate == 1 else functools.partial(in_parts, part, parts=accumulate)
         statistics = {k: v for k, v in state.variables.items() if k == "batch_stats"}
-        if accumulate == 1:
-            statistics, (gradient, metrics, rows) = part(statistics, drawn)
-        else:
-            statistics, (gradient, metrics, rows) = in_parts(part, statistics, drawn, accumulate)
+        statistics, (gradient, metrics, rows) = run(statistics, (batch, previous, keys))
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
         changed: Any = optax.apply_updates(trained, updates)
         rows = None if state.rows is None else with_rows(state.rows, batch.query_index, rows)
@@ -202,13 +173,42 @@ def make_step(
     return step
 
 
+def batch_loss(
+    model: Method,
+    variables: Any,
+    epoch: Float[Array, ""],
+    batch: Episode,
+    previous: Any,
+    keys: Array,
+) -> tuple[Array, tuple[Any, ...]]:
+    """The mean loss of a batch, with its named parts, the rows to store and the new statistics."""
+
+    def one(episode: Episode, previous: Any, key: Array) -> tuple[Any, ...]:
+        dropout_key, loss_key = jax.random.split(key)
+        output, updated = model.apply(
+            variables,
+            episode.normalised(),
+            previous,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        value, parts = model.loss(output, episode, loss_key, epoch)
+        return value, parts, output.row, updated
+
+    # Statistics are those of the whole batch: they have no batch axis.
+    over_batch = jax.vmap(one, out_axes=(0, 0, 0, None), axis_name=BATCH_AXIS)
+    values, parts, rows, updated = over_batch(batch, previous, keys)
+    return values.mean(), (jax.tree.map(jnp.mean, parts), rows, updated)
+
+
 def with_rows(
     stored: Shaped[Array, " item *shape"],
     items: Integer[AnyArray, " batch"],
     rows: Shaped[Array, " batch *shape"],
 ) -> Shaped[Array, " item *shape"]:
-    """`stored` with new rows for some items, and of several for one item with the last: a scatter
-    may mix them."""
+    """`stored` with new rows for some items. Of several rows for one item it takes the last, as a
+    scatter may mix them."""
     again = jnp.triu(items[:, None] == items, k=1).any(axis=1)
     return stored.at[jnp.where(again, len(stored), items)].set(rows, mode="drop")
 
@@ -219,16 +219,17 @@ def in_parts(
     batch: Any,
     parts: int,
 ) -> tuple[Any, tuple[Any, Any, Any]]:
-    """`part` of each part of a batch in turn: means of its first two results, all of the third.
+    """Applies `part` to each part of a batch in turn: means of its first two results, and all rows
+    of the third.
 
     A part takes every `parts`-th episode, so that each device has its share of each part.
 
     Args:
-        part: a function of a carried value and some rows; it gives the next carried value and two
+        part: a function of a carried value and some rows, which returns the next carried value, two
             trees of means and one of rows.
         carry: the first carried value.
-        batch: a tree of arrays of rows.
-        parts: how many; divides the number of rows.
+        batch: a tree of arrays, one row per episode.
+        parts: number of parts, a divisor of the number of rows.
     """
 
     def deal(x: Array) -> Array:
@@ -256,24 +257,24 @@ def make_dispatch(
     loop: bool | None = None,
     rematerialise: bool = False,
 ) -> Callable[[TrainState, Any, int], tuple[TrainState, dict[str, Float[Array, " step"]]]]:
-    """Some training steps, compiled: episodes split over the mesh, the state on every device.
+    """Compiles several training steps: episodes split over the mesh, the state replicated.
 
     Args:
         step: see `make_step`.
         draw: see `data.Pipeline`.
         mesh: see `devices.make_mesh`.
-        loop: whether steps are a compiled loop or follow one another in the program; by default
-            they are a loop on all but CPUs.
-        rematerialise: whether the step's model rematerialises, which CPUs have to be told.
+        loop: whether the steps are a compiled loop or unrolled; by default they are a loop on all
+            platforms but CPUs.
+        rematerialise: whether the step's model rematerialises, for which CPUs need an option.
 
     Returns:
-        a function of the state, which it consumes, of what the pipeline feeds, and of how many
-        steps to do (each number is compiled once); it gives the new state, and the step's
-        results with one row a step.
+        a function of the state, which it donates, of what the pipeline feeds, and of the number of
+        steps (compiled once for each number); it returns the new state, and the metrics with one
+        row per step.
     """
-    # On a CPU, XLA computes some of SST's operations several times slower inside a loop than
-    # outside (https://github.com/jax-ml/jax/issues/12868; so in 0.10.2 and 0.12.0): there, steps
-    # follow one another.
+    # On CPUs steps are unrolled, as XLA computes some of SST's operations several times slower
+    # inside a loop than outside (https://github.com/jax-ml/jax/issues/12868; seen in 0.10.2 and
+    # 0.12.0).
     on_cpu = mesh.local_devices[0].platform == "cpu"
     if loop is None:
         loop = not on_cpu

@@ -1,4 +1,4 @@
-"""Stopping a training: SIGTERM, on which several processes agree."""
+"""Stops training on SIGTERM, after the same step in all processes."""
 
 import signal
 import threading
@@ -8,14 +8,14 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-    """SIGTERM has come at a moment when nothing needs to be finished."""
+    """SIGTERM was received while nothing needs to be finished."""
 
 
 class StopRequest:
-    """Whether SIGTERM has come, while the context is open; a second one ends the process.
+    """Notices SIGTERM while the context is open; a second one ends the process.
 
-    While `at_once` is set it raises Stopped instead of waiting to be asked. Several processes agree
-    on the step after which all of them stop, whichever has got the signal.
+    While `at_once` is set, the signal raises Stopped immediately; otherwise it sets `received`.
+    Several processes agree on the step after which all of them stop, whichever gets the signal.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self._previous)
 
     def agree(self, step: int) -> None:
-        """Where there are several processes: sets `received` if all stop after this step."""
+        """With several processes: sets `received` if all of them stop after this step."""
         if jax.process_count() > 1:
             self.received = multihost_utils.reached_preemption_sync_point(step)
 

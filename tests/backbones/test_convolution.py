@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, dil
 
 def test_layer_has_the_gradients_of_finite_differences_under_vmap_in_a_loop_and_in_bfloat16():
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((3, 6, 7, 2), np.float32)  # three batches of one photograph
+    x = rng.standard_normal((3, 6, 7, 2), np.float32)  # three batches of one image
     layer = Conv(4, (3, 3), 2, 1)
     params = jax.jit(layer.init)(jax.random.key(0), x[0])
 

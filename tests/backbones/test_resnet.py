@@ -198,7 +198,7 @@ EPISODES *= np.array([0.5, 1.0, 3.0], np.float32)[:, None, None, None, None]  # 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def encode_episodes(batch_statistics, train, variables, episodes):
-    """Features of layer1 and the statistics after it, of a batch of episodes' photographs."""
+    """Features of layer1 and the statistics after it, of a batch of episodes' images."""
     model = ResNet50(batch_statistics=batch_statistics)
 
     def encode_one(images):
@@ -215,7 +215,7 @@ def first_layer(pytorch):
 
 
 def test_batch_statistics_are_those_of_all_episodes_of_the_batch(pytorch, first_layer):
-    """In training: as of one pile of photographs, and the stored ones follow them."""
+    """In training: as of one pile of images, and the stored ones follow them."""
     weights = pytorch.to_pytorch(first_layer)
     pile = to_planes(EPISODES.reshape(-1, *EPISODES.shape[2:]))
     expected = pytorch.features(weights, pile, 1, training=True)[1]

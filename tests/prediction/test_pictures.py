@@ -1,4 +1,4 @@
-"""Photographs, masks and boxes are what they look like, in whatever form they are given."""
+"""Images, masks and boxes are what they look like, in whatever form they are given."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,7 +39,7 @@ def forms(path):
     return path, str(path), Image.open(path)
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 
 def check_image(picture, expected, tolerance=0):
@@ -130,7 +130,7 @@ def test_images_and_masks_are_upright(tmp_path, orientation):
     ],
 )
 def test_what_is_no_image_is_told(array, kind):
-    with pytest.raises(UserError, match=rf"^images\[3\] is an array of {kind}: a photograph is"):
+    with pytest.raises(UserError, match=rf"^images\[3\] is an array of {kind}: an image is"):
         as_image(array, "images[3]")
 
 
@@ -145,7 +145,7 @@ def test_broken_pictures_are_told_by_name(tmp_path, take):
         with pytest.raises(UserError, match=rf"{broken.name} cannot be read \(.*replace the"):
             take(broken, "pictures[2]")
     # Pillow finds out only when the pixels are needed.
-    with pytest.raises(UserError, match=r"^pictures\[2\] cannot be read \(.*replace the picture"):
+    with pytest.raises(UserError, match=r"^pictures\[2\] cannot be read \(.*replace the image"):
         take(Image.open(path), "pictures[2]")
 
 
@@ -261,7 +261,7 @@ def inside(boxes, shape):
         (1, 2, 4, 5),
         [(1, 2, 4, 5)],
         [(0, 0, 2, 2), (1, 1, 5, 3)],
-        (-3, -4, 3, 2),  # as far as the photograph goes
+        (-3, -4, 3, 2),  # as far as the image goes
         (3, 1, 100, 90),
         np.array([[2, 0, 3, 1], [6, 4, 7, 5]]),
     ],
@@ -282,16 +282,19 @@ def test_fractions_of_pixels_are_rounded():
 @pytest.mark.parametrize(
     ("boxes", "sentence"),
     [
-        ((4, 2, 1, 5), r"has the box \(4, 2, 1, 5\), which shows nothing of the photograph of 7 x"),
-        ((1, 2, 1, 5), "which shows nothing"),
-        ((7, 0, 9, 3), r"has the box \(7, 0, 9, 3\), which shows nothing"),
-        ((-9, -9, 0, 0), "which shows nothing"),
+        (
+            (4, 2, 1, 5),
+            r"has the box \(4, 2, 1, 5\), which is empty or outside of the image of 7 x",
+        ),
+        ((1, 2, 1, 5), "which is empty or outside"),
+        ((7, 0, 9, 3), r"has the box \(7, 0, 9, 3\), which is empty or outside"),
+        ((-9, -9, 0, 0), "which is empty or outside"),
         ([(0, 0, 2, 2), (0, 5, 2, 6)], r"has the box \(0, 5, 2, 6\)"),
         ((1, 2, 3), r"= \(1, 2, 3\): boxes are \(left, top, right, bottom\)"),
         ("1 2 3 4", "= '1 2 3 4': boxes are"),
         ((0, 0, float("nan"), 4), "= .*nan.*: boxes are"),
         ([(1, 2, 3, 4), (1, 2)], "boxes are"),
-        (np.zeros((0, 4)), "holds no box"),
+        (np.zeros((0, 4)), "is empty: give a box"),
         ([], "boxes are"),
         (None, "= None: boxes are"),
     ],

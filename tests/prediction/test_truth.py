@@ -22,7 +22,7 @@ def save(path, values, mode=None, palette=False):
 
 @pytest.fixture
 def images(tmp_path):
-    """Names of three photographs, by path."""
+    """Names of three images, by path."""
     names = {tmp_path / "query" / f"{name}.jpg": name for name in ("a", "b", "deep/c")}
     for path in names:
         save(path, np.zeros((*SIZE, 3), np.uint8))
@@ -94,7 +94,7 @@ def test_figures_are_those_of_pixels_counted_by_hand(tmp_path, images):
     assert (results["photographs"], results["without_truth"]) == (2, 1)
     lines = table(results).splitlines()
     assert lines[2].split() == ["eel", "-"]
-    assert lines[3].endswith("(2 photographs; 1 more have no true mask)")
+    assert lines[3].endswith("(2 images; 1 more without a true mask)")
 
 
 def test_counts_are_those_of_episodes():

@@ -16,7 +16,7 @@ RATES = {"panet": 0.05, "canet": 0.01, "sst": 0.003, "ltafnet": 0.01, "mfnet": 0
 
 
 def fixed_batch(size):
-    """One 1-way 1-shot episode of made photographs, as a batch."""
+    """One 1-way 1-shot episode of made images, as a batch."""
     source = Shapes("train", 60, size)
     ids = sample(source.table.items(range(1, 25), 100), 0, np.arange(1), 1, 1).take(0)
     support, query = (source.read(int(i)) for i in (ids.supports[0, 0], ids.query))
@@ -32,7 +32,7 @@ def fixed_batch(size):
 
 
 def evaluate_lists(model, config, variables):
-    """Scores two lists of episodes, the second one with other photographs and classes."""
+    """Scores two lists of episodes, the second one with other images and classes."""
     source = Shapes("val", 80, 32)
     config.eval.batch_size = 2
     for classes, seed in ((range(1, 7), 0), (range(7, 13), 1)):

@@ -1,0 +1,64 @@
+"""A model, folders of images, and the program that runs in this process."""
+
+import os
+
+import pytest
+from drawn import draw, inside, save
+
+import fsseg_jax
+from fsseg_jax import command_line, predict
+from fsseg_jax.prediction.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a saved model with random weights."""
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    with pytest.warns(UserWarning, match="not trained"):
+        segmenter = fsseg_jax.load("shapes:panet", image_size=32, devices=1)
+    segmenter.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(model):
+    return fsseg_jax.load(model, devices=1)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two supports of one class, and five queries: two of one name, two in a folder."""
+    for seed in (0, 1):
+        image, boxes = draw(seed, "red")
+        save(tmp_path / "support" / "red" / f"{seed}.png", image)
+        save(tmp_path / "support" / "red" / f"{seed}_mask.png", inside(boxes["red"]))
+    for seed, name in enumerate(("a.jpg", "a.png", "b.jpeg", "sub/a.JPG", "sub/deep/c.bmp"), 10):
+        save(tmp_path / "query" / name, draw(seed, "red")[0])
+    return tmp_path
+
+
+@pytest.fixture
+def run(folders, segmenter, model, monkeypatch):
+    """A function that runs the program in this process, compiled only once; returns its status.
+    `segmented` of it are the images that the model was asked for."""
+    monkeypatch.setattr(command_line, "start", lambda config: None)
+    monkeypatch.setattr(predict, "load", lambda *_, **__: segmenter)
+    stream = Segmenter.stream
+
+    def counted(self, images, *arguments, **options):
+        for image in images:
+            run.segmented.append(os.path.relpath(image, folders / "query"))
+            run.images.append(image)
+        images, run.images = run.images, []
+        return stream(self, images, *arguments, **options)
+
+    monkeypatch.setattr(Segmenter, "stream", counted)
+
+    def run(*extra, support="support", query="query", out="out"):
+        run.segmented.clear()
+        places = (f"--support={folders / support}", f"--query={folders / query}")
+        arguments = (f"--workdir={model}", *places, f"--out={folders / out}", *extra)
+        return predict.main(list(map(str, arguments)))
+
+    run.segmented, run.images = [], []
+    return run

@@ -1,0 +1,220 @@
+"""The checkpoints of a run: which are kept, which are evaluated, and which are refused."""
+
+import os
+import signal
+
+import jax
+import pytest
+from helpers import message_of
+from runs import assert_identical, flat, initial_state_of, interrupt, saved_state, tiny_config
+
+from fsseg_jax import models
+from fsseg_jax import train as program
+from fsseg_jax.devices import make_mesh
+from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation import selection
+from fsseg_jax.evaluation.scorer import Counts
+from fsseg_jax.models import create_model
+from fsseg_jax.models.panet import PANet
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables, selected
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def test_best_checkpoint_says_which_classes_chose_it(tmp_path):
+    config = tiny_config(steps=2, eval_every=1)
+    assert program.train(config, tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    saved, info = checkpoints.describe(BEST)
+    assert info["selected_on"] == "base"
+    held_out = set(program.open_source(config.data, "test").folds[0])
+    names = program.open_source(config.data, "test").class_names
+    assert not {names[c] for c in held_out} & set(info["classes"])
+    assert saved["train"]["steps"] == 2
+    assert checkpoints.step(BEST) == info["step"]
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """What selections find, one evaluation after another, by the classes that they score."""
+    given = {"base": [10.0, 30.0, 20.0], "novel": [5.0, 2.0, 9.0]}
+    held_out = program.open_source(tiny_config().data, "test").folds[0]
+
+    def run_metrics(counts, classes, names):
+        which = "novel" if set(classes.ravel().tolist()) <= set(held_out) else "base"
+        shown = {names[int(c)]: 50.0 for c in classes.ravel()}
+        return {"mean_iou": given[which].pop(0), "per_class": shown}
+
+    counts = Counts({"ignored": None, "background": None}, None, {})
+    monkeypatch.setattr(selection.Evaluator, "encode", lambda self, variables: None)
+    monkeypatch.setattr(selection.Evaluator, "score", lambda self, variables, caches: counts)
+    monkeypatch.setattr(selection, "run_metrics", run_metrics)
+    return given
+
+
+def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
+    tmp_path, monkeypatch, scores, log
+):
+    """Over a run that is stopped and continues, too; and each can be evaluated."""
+    config = tiny_config(select_on="base+novel", eval_every=2)
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not program.train(config, tmp_path)
+    assert (checkpoints.step(BEST), checkpoints.step("best_novel")) == (4, 2)
+    assert program.train(config, tmp_path)
+    assert scores == {"base": [], "novel": []}  # none was scored twice
+    checkpoints = Checkpoints(tmp_path)
+    assert [checkpoints.step(name) for name in (BEST, "best_novel", LAST)] == [4, 6, 6]
+    source = program.open_source(config.data, "test")
+    held_out = {source.class_names[c] for c in source.folds[0]}
+    for name, which, best in ((BEST, "base", 30), ("best_novel", "novel", 9)):
+        _, info = checkpoints.describe(name)
+        assert (info["selected_on"], info["mean_iou"]) == (which, best)
+        assert held_out.isdisjoint(info["classes"]) == (which == "base")
+
+    model, mesh = create_model(config), make_mesh(1)
+    states = {name: saved_state(config, tmp_path, name) for name in (BEST, "best_novel", LAST)}
+    assert (flat(states[BEST]) != flat(states["best_novel"])).any()
+    for wanted, name, words in (
+        ("best", BEST, "step 4, best on base classes"),
+        ("best_base", BEST, "step 4, best on base classes"),
+        ("best_novel", "best_novel", "step 6, best on novel classes"),
+        ("last", LAST, "step 6, the last"),
+        ("best_validation", BEST, "step 4, best on base classes"),  # there is none
+    ):
+        log.clear()
+        config.eval.checkpoint = wanted
+        loaded = load_variables(config, model, tmp_path, mesh, source)
+        assert (loaded.words, loaded.checkpoint) == (words, name)
+        assert_identical(jax.device_get(loaded.variables), states[name].variables)
+        told = f"{tmp_path} holds no {wanted} checkpoint: using the best (on base classes) one"
+        assert (told in log.text) == (wanted == "best_validation")
+        assert ("holds no" in log.text) == (wanted == "best_validation")
+
+
+def test_a_best_checkpoint_that_is_selected_no_longer_goes(tmp_path, scores, log):
+    config = tiny_config(select_on="base+novel", steps=2, eval_every=2)
+    assert program.train(config, tmp_path)
+    assert Checkpoints(tmp_path).names() == [BEST, "best_novel", LAST]
+    assert program.train(tiny_config(select_on="base", steps=4, eval_every=4), tmp_path)
+    assert Checkpoints(tmp_path).names() == [BEST, LAST]
+    assert "deleting the checkpoint best_novel, which train.select_on no longer names" in log.text
+
+
+def test_a_run_with_one_best_checkpoint_is_evaluated_by_that_and_says_so(tmp_path, log):
+    """Which is the one that was asked for, if the same classes have selected it."""
+    config = tiny_config()
+    model, mesh, source = (
+        create_model(config),
+        make_mesh(1),
+        program.open_source(config.data, "test"),
+    )
+    checkpoints, state = Checkpoints(tmp_path), initial_state_of(config)
+    checkpoints.save(LAST, state, config)
+    config.eval.checkpoint = "best_novel"
+    loaded = load_variables(config, model, tmp_path, mesh, source)
+    assert loaded.checkpoint == LAST
+    assert "holds no best_novel checkpoint: using the last one" in log.text
+    for which in ("base", "novel"):
+        log.clear()
+        if checkpoints.step(BEST) is not None:
+            checkpoints.delete(BEST)
+        checkpoints.save(BEST, state, config, selected_on=which)
+        loaded = load_variables(config, model, tmp_path, mesh, source)
+        assert loaded.checkpoint == BEST
+        assert f"best on {which} classes" in loaded.words
+        told = "holds no best_novel checkpoint: using the best (on base classes) one"
+        assert (told in log.text) == (which == "base")
+
+
+@pytest.mark.parametrize(
+    ("select_on", "expected"),
+    [
+        ("base", {"best": "base"}),
+        ("novel", {"best": "novel"}),
+        ("base+novel", {"best": "base", "best_novel": "novel"}),
+        ("validation+novel", {"best": "validation", "best_novel": "novel"}),
+    ],
+)
+def test_names_of_the_best_checkpoints(select_on, expected):
+    assert selected(select_on) == expected
+
+
+# ----------------------------------------------------------------------------- what is refused
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of two steps."""
+    workdir = tmp_path_factory.mktemp("trained")
+    assert program.train(tiny_config(steps=2), workdir)
+    return workdir
+
+
+@pytest.fixture
+def load(trained):
+    """A function that loads the variables of `trained` for a configuration and a model."""
+
+    source = program.open_source(tiny_config().data, "test")
+
+    def load(config, model=None):
+        return load_variables(config, model or create_model(config), trained, make_mesh(1), source)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("change", "refused", "refused_by_evaluation"),
+    [
+        (
+            {"method": "another"},
+            r"checkpoint of method = 'panet', but .* 'another'",
+            r"checkpoint of method = 'panet', but .* 'another'",
+        ),
+        (
+            {"data.fold": 1},
+            r"checkpoint of data.fold = 0, but the config asks for 1",
+            r"was trained on .* which fold 1 of shapes tests",
+        ),
+        ({"train.steps": 1}, r"train.steps = 1, but .* is already at step 2", None),
+    ],
+)
+def test_other_trainings_are_refused(
+    trained, load, monkeypatch, change, refused, refused_by_evaluation
+):
+    monkeypatch.setitem(models.METHODS, "another", type("Another", (PANet,), {}))
+    config = tiny_config(steps=2)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=refused):
+        program.train(config, trained)
+    if refused_by_evaluation is not None:
+        with pytest.raises(UserError, match=refused_by_evaluation):
+            load(config)
+
+
+def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(load):
+    config = tiny_config()
+    model = create_model(config)
+    message = message_of(load, config, model.clone(backbone=model.backbone.clone(width=32)))
+    assert "does not fit the model" in message
+    assert "instead of" in message
+    assert "trained for ways = 1, shots = 1" in message
+    with pytest.raises(UserError, match=r"it also has params/backbone/\S+ and \d more"):
+        load(config, model.clone(stages=(4,)))
+
+
+def test_classes_that_a_run_was_trained_on_are_never_tested(trained, load, monkeypatch, log):
+    config = tiny_config(steps=2)
+    source = program.open_source(config.data, "test")
+    load(config)
+    # The same fold of the same data, where other classes are held out now.
+    monkeypatch.setattr(type(source), "folds", ((1, 2, 7), *source.folds[1:]))
+    with pytest.raises(UserError, match=f"was trained on {source.classes[6]}, which fold 0"):
+        load(config)
+    with pytest.raises(UserError, match="trained on other classes than shapes has now"):
+        program.train(config, trained)
+    # Other data may mean something else by the same name.
+    config.data.name = "other"
+    load(config)
+    assert "it has seen these classes" in log.text

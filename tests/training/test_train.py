@@ -1,0 +1,310 @@
+"""Whole runs on tiny images: stopping, resuming, devices, and what can go wrong."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from runs import assert_identical, flat, initial_state_of, interrupt, saved_state, tiny_config
+
+from fsseg_jax import train as program
+from fsseg_jax.config import default_config
+from fsseg_jax.devices import make_mesh, replicated
+from fsseg_jax.errors import UserError
+from fsseg_jax.models import create_model
+from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints
+from fsseg_jax.training.state import (
+    abstract_state,
+    initial_state,
+    make_dispatch,
+    make_optimizer,
+    make_step,
+)
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("uninterrupted")
+    assert program.train(config, workdir)
+    return saved_state(config, workdir)
+
+
+def test_run_stopped_by_sigterm_and_resumed_ends_identical(tmp_path, monkeypatch, uninterrupted):
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not program.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) == 3  # not a multiple of save_every: saved at once
+    assert program.train(config, tmp_path)
+    assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(
+    tmp_path, monkeypatch, uninterrupted
+):
+    def die():
+        raise KeyboardInterrupt
+
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6, die)
+        with pytest.raises(KeyboardInterrupt):
+            program.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) == 4
+    assert program.train(config, tmp_path)
+    assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+def on_device(**train):
+    """A run whose images are on the device, with two steps a dispatch."""
+    config = tiny_config(**({"steps_per_dispatch": 2, "eval_every": 6} | train))
+    config.data.pipeline = "device"
+    return config
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_on_device(tmp_path_factory):
+    config, workdir = on_device(), tmp_path_factory.mktemp("on_device")
+    assert program.train(config, workdir)
+    return saved_state(config, workdir)
+
+
+def test_both_pipelines_and_any_steps_per_dispatch_train_alike(
+    uninterrupted, uninterrupted_on_device
+):
+    moved = np.linalg.norm(flat(uninterrupted) - flat(initial_state_of(tiny_config())))
+    distance = np.linalg.norm(flat(uninterrupted_on_device) - flat(uninterrupted))
+    assert distance < 0.02 * moved  # images of 32 pixels, as they are: the same but for sums
+
+
+def test_stopped_run_on_the_device_resumes_and_ends_identical(
+    tmp_path, monkeypatch, uninterrupted_on_device
+):
+    config = on_device()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not program.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) == 4  # a dispatch is not divided
+    assert program.train(config, tmp_path)
+    assert_identical(saved_state(config, tmp_path), uninterrupted_on_device)
+
+
+@pytest.mark.parametrize("method", ["canet", "ltafnet"])
+def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
+    tmp_path, monkeypatch, method
+):
+    """CANet has rows and dropout, LTAF-Net has statistics of its batches."""
+    config = default_config(method)
+    config.update(
+        {name: value for name, value in tiny_config().items() if name not in ("method", "model")}
+    )
+    config.data.pipeline = "device"
+    config.model.update(width=8, stages=(5,))
+    if method == "ltafnet":
+        config.model.refinement_width = 2
+    else:
+        with pytest.raises(UserError, match=r"data.augment.query = True, but canet stores"):
+            program.train(config, tmp_path / "flipped")
+        config.data.augment.query = False
+    config.train.update(steps=4, eval_every=4, save_every=4)
+    states = []
+    for run, stop in enumerate((False, True)):
+        workdir = tmp_path / str(run)
+        if stop:
+            with monkeypatch.context() as patch:
+                interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+                assert not program.train(config, workdir)
+            assert Checkpoints(workdir).step(LAST) == 3
+        assert program.train(config, workdir)
+        source = program.open_source(config.data, "train")
+        items = len(program.training_items(config.data, source).image)
+        like = abstract_state(create_model(config), config, items)
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        states.append(jax.device_get(Checkpoints(workdir).restore(LAST, like, one)))
+    assert_identical(*states)
+    if method == "canet":
+        visited = states[0].rows.any(axis=(1, 2, 3)).sum()
+        assert 0 < visited <= 32
+    else:
+        means = jax.tree.leaves(states[0].variables["batch_stats"])
+        assert any(np.abs(mean).max() > 0 for mean in means)
+
+
+def test_epochs_set_the_number_of_steps():
+    config = tiny_config(steps=0, epochs=3, batch_size=8, steps_per_dispatch=2)
+    assert program.with_steps(config, items=100).train.steps == 38  # 300 episodes, even steps
+    assert config.train.steps == 0
+    # Steps that are asked for are done.
+    assert program.with_steps(tiny_config(steps=6, epochs=3), items=100).train.steps == 6
+
+
+def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, monkeypatch):
+    config = on_device(steps=3, steps_per_dispatch=1, eval_every=3)
+    assert program.train(config, tmp_path)
+    counts = []
+    original = program.make_dispatch
+
+    def make_dispatch(*arguments, **options):
+        dispatch = original(*arguments, **options)
+        return lambda state, fed, count: counts.append(count) or dispatch(state, fed, count)
+
+    monkeypatch.setattr(program, "make_dispatch", make_dispatch)
+    assert program.train(on_device(), tmp_path)
+    assert counts == [1, 2]
+    assert Checkpoints(tmp_path).step(LAST) == 6
+
+
+@pytest.mark.parametrize("pipeline", ["device", "tfdata"])
+def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
+    tmp_path, monkeypatch, caplog, pipeline
+):
+    def compiled():
+        messages = [record.getMessage() for record in caplog.records]
+        return [message for message in messages if "Finished XLA compilation" in message]
+
+    original, counts = program.Selection.score, []
+
+    def score(self, state):
+        result = original(self, state)
+        counts.append(len(compiled()))
+        return result
+
+    monkeypatch.setattr(program.Selection, "score", score)
+    config = on_device(steps=12, log_every=2, save_every=4, eval_every=4)
+    config.data.pipeline = pipeline
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        assert program.train(config, tmp_path)
+    assert len([message for message in compiled() if "jit(dispatch)" in message]) == 1
+    assert counts[0] == counts[1] == counts[2] > 1
+
+
+def test_nothing_is_transferred_inside_the_loop(tmp_path, monkeypatch):
+    """What is still on the host when a dispatch begins is an error, not a silent transfer."""
+    config = on_device()
+    original = program.training_pipeline
+
+    def from_host(*arguments):
+        pipeline = original(*arguments)
+        return pipeline._replace(feed=lambda count: jax.device_get(pipeline.feed(count)))
+
+    monkeypatch.setattr(program, "training_pipeline", from_host)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        program.train(config, tmp_path)
+
+
+def test_run_saved_on_eight_devices_resumes_on_one(tmp_path, uninterrupted):
+    config = tiny_config(steps=4)
+    config.devices = 8
+    assert program.train(config, tmp_path)
+    before = flat(saved_state(config, tmp_path))
+    config = tiny_config()
+    assert program.train(config, tmp_path)
+    # Devices add gradients up in another order, which the steps amplify, most of all through the
+    # decisions of the alignment loss: compare with how far the parameters moved.
+    after, expected = flat(saved_state(config, tmp_path)), flat(uninterrupted)
+    moved = np.linalg.norm(expected - before)
+    assert np.linalg.norm(after - expected) < 0.2 * moved
+
+
+def test_eight_devices_give_one_devices_losses(tmp_path):
+    losses = {}
+    for devices in (1, 8):
+        config = tiny_config()
+        config.devices = devices
+        mesh = make_mesh(devices)
+        assert mesh.size == devices
+        source = program.open_source(config.data, "train")
+        items = program.training_items(config.data, source)
+        pipeline = program.training_pipeline(config, source, items, mesh)
+        model = create_model(config)
+        step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
+        dispatch = make_dispatch(step, pipeline.draw, mesh)
+        state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))
+        losses[devices] = []
+        for _ in range(3):
+            state, metrics = dispatch(state, pipeline.feed(1), 1)
+            losses[devices].append(metrics["loss"].item())
+    np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
+    assert len(set(losses[1])) == 3
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_steps_in_a_compiled_loop_are_the_steps_one_after_another(devices):
+    """Accelerators run the loop, CPUs do not: both on the device pipeline, two steps.
+
+    With a narrow encoder, as a CPU's gradients of convolutions are slow inside a program.
+    """
+    config = on_device()
+    config.devices = devices
+    config.data.device.sharded = devices > 1
+    config.data.augment.rotation = 10.0
+    mesh = make_mesh(devices)
+    source = program.open_source(config.data, "train")
+    pipeline = program.training_pipeline(
+        config, source, program.training_items(config.data, source), mesh
+    )
+    model = create_model(config)
+    model = model.clone(backbone=model.backbone.clone(width=16))
+    step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
+    losses, states = [], []
+    for in_loop in (False, True):
+        dispatch = make_dispatch(step, pipeline.draw, mesh, in_loop)
+        state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))
+        state, metrics = dispatch(state, pipeline.feed(2), 2)
+        losses.append(metrics["loss"])
+        states.append(jax.device_get(state))
+    assert losses[0].shape == (2,)
+    assert len(set(losses[0].tolist())) == 2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert states[1].step == 2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        states[1].variables,
+        states[0].variables,
+    )
+
+
+def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
+    tmp_path, monkeypatch, uninterrupted
+):
+    original, calls = program.Selection.score, []
+
+    def score(self, state):
+        calls.append(int(state.step))
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, state)
+
+    monkeypatch.setattr(program.Selection, "score", score)
+    config = tiny_config()
+    assert not program.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) == 3
+    assert Checkpoints(tmp_path).step(BEST) is None
+    assert program.train(config, tmp_path)
+    assert calls == [3, 3, 6]  # what was interrupted is done again
+    assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train.batch_size": 6, "devices": 8},
+            "train.batch_size = 6 is not divisible by 8 devices: make it a multiple of 8",
+        ),
+        ({"shots": 50}, r"class '\w+' has \d+ \w+, but shots = 50"),
+        (
+            {"train.learning_rate": 1e30, "train.schedule": "constant"},
+            r"(nan|inf) at step [1-4]: lower train.learning",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_told_and_leaves_no_checkpoint(tmp_path, changes, message):
+    config = tiny_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        program.train(config, tmp_path)
+    assert Checkpoints(tmp_path).step(LAST) is None
