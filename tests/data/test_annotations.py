@@ -635,7 +635,7 @@ def test_evaluation_finds_the_objects_of_its_own_squares(fit):
             for side, whole in zip(sides, label.shape, strict=True)
         )
         objects = objects[rows][:, columns]
-        numbers = evaluator.marks[row][: sides[0], : sides[1]]
+        numbers = evaluator.squares.marks[row][: sides[0], : sides[1]]
         pairs = set(zip(objects.ravel().tolist(), numbers.ravel().tolist(), strict=True))
         assert len(pairs) == 7  # three objects of two classes, and background
 
