@@ -17,9 +17,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order
 from skimage.morphology import disk, skeletonize
 
+from fsseg_jax.data.sampling import random_bits
 from fsseg_jax.data.source import LabelledImage, Source
 from fsseg_jax.data.squares import square
-from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, random_bits
+from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray
 
 KINDS = ("dense", "box", "largest_box", "scribble", "one_scribble", "point")
 BOXES = ("box", "largest_box")

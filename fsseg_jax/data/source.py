@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Integer, UInt8
 
-from fsseg_jax.episode import IGNORE, Items
+from fsseg_jax.data.sampling import Items
+from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
 

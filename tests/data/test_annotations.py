@@ -28,9 +28,10 @@ from fsseg_jax.data.annotations import (
 )
 from fsseg_jax.data.pipelines.augment import episode_geometry
 from fsseg_jax.data.pipelines.device import decode
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source, count_classes
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import BATCH_AXIS, Episode, EpisodeIds, sample
+from fsseg_jax.episode import BATCH_AXIS, Episode, EpisodeIds
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.models import METHODS
 from fsseg_jax.models.method import support_labels

@@ -15,10 +15,11 @@ from PIL import Image
 
 from fsseg_jax import Segmenter, forward
 from fsseg_jax.config import default_config
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import IGNORE, Episode, normalise, sample
+from fsseg_jax.episode import IGNORE, Episode, normalise
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.models import METHODS, init_variables

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Integer
 from ml_collections import ConfigDict
 
-from fsseg_jax.episode import IMAGENET_MEAN, AnyArray, random_bits
+from fsseg_jax.data.sampling import random_bits
+from fsseg_jax.episode import IMAGENET_MEAN, AnyArray
 
 # The grey level of what lies outside a photograph: ImageNet's mean brightness. (One level for all
 # colours, because a sum with a colour for each pixel costs tf.data a tenth of its speed.)

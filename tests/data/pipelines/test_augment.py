@@ -10,8 +10,8 @@ from PIL import Image
 
 from fsseg_jax.data.pipelines import device, tfdata
 from fsseg_jax.data.pipelines.augment import Geometry, draw_geometry, episode_geometry
+from fsseg_jax.data.sampling import random_bits
 from fsseg_jax.data.squares import read_square
-from fsseg_jax.episode import random_bits
 
 SEED = 5
 

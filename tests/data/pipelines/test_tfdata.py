@@ -15,10 +15,12 @@ from PIL import Image
 from fsseg_jax.data.annotations import Annotation
 from fsseg_jax.data.pipelines import tfdata
 from fsseg_jax.data.pipelines.augment import OUTSIDE
+from fsseg_jax.data.pipelines.recipe import Recipe
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.squares import read_square
-from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label, sample
+from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label
 from fsseg_jax.errors import UserError
 
 # ----------------------------------------------------------------------------- labels
@@ -158,11 +160,13 @@ def memory_source(make_source):
     return make_source()
 
 
-def stream(source, settings=ALL, **arguments):
-    """Batches with defaults for what a test does not care about."""
+def stream(source, settings=ALL, start=0, process=0, processes=1, **fields):
+    """Batches of a recipe with defaults for what a test does not care about."""
     defaults = {"ways": 2, "shots": 2, "batch_size": 4, "image_size": 32, "seed": 3}
     items = source.table.items(range(1, len(Numbered.classes) + 1))
-    return tfdata.batches(source, items, augmentation=settings, **(defaults | arguments))
+    recipe = Recipe(augmentation=settings, **(defaults | fields))
+    where = {"start": start, "process": process, "processes": processes}
+    return tfdata.batches(source, items, recipe, **where)
 
 
 def take(count, batches):

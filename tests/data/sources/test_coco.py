@@ -17,9 +17,9 @@ from fsseg_jax.data import open_source, training_pipeline
 from fsseg_jax.data.cache import fingerprint
 from fsseg_jax.data.formats import coco_annotations
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.sources.coco import COCO
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import sample
 from fsseg_jax.errors import UserError
 
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of COCO's category ids
