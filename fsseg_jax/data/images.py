@@ -1,4 +1,4 @@
-"""Reading images, labels and masks from files, with errors that name the file."""
+"""Reads images, labels and masks from files; errors name the file."""
 
 import contextlib
 import io
@@ -11,16 +11,16 @@ from PIL import Image, ImageOps
 
 from fsseg_jax.errors import UserError
 
-# A picture: where it is, or what is in its file, which errors call by its `repr`.
+# A path, or the contents of a file, which errors name by its `repr`.
 File = str | os.PathLike | io.BytesIO
 
 
 @contextlib.contextmanager
 def open_picture(path: File) -> Iterator[Image.Image]:
-    """A picture that is open while the context is.
+    """Opens an image within a context.
 
     Raises:
-        UserError: the file is absent or broken, be it found out now or when pixels are decoded.
+        UserError: the file is missing or broken, even if only decoding its pixels shows it.
     """
     try:
         with Image.open(path) as file:
@@ -32,20 +32,19 @@ def open_picture(path: File) -> Iterator[Image.Image]:
 
 
 def read_image(path: File) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads a photograph as RGB, upright (as its EXIF orientation says), on white where it is
-    transparent.
+    """Reads an image as RGB, upright by its EXIF orientation, with transparency on white.
 
     Raises:
-        UserError: the file is absent or broken.
+        UserError: the file is missing or broken.
     """
     with open_picture(path) as file:
         return rgb(file)
 
 
 def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of a picture of any mode, as `read_image` gives them."""
+    """Converts an image of any mode as `read_image` does."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
+    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -54,7 +53,7 @@ def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def read_label(path: File) -> UInt8[np.ndarray, "height width"]:
-    """Reads a PNG of class ids (or object numbers): a palette's indices or grey values."""
+    """Reads a PNG of class ids or instance numbers: a palette's indices or grey values."""
     with open_picture(path) as file:
         if file.mode not in ("P", "L"):
             raise UserError(
@@ -65,14 +64,14 @@ def read_label(path: File) -> UInt8[np.ndarray, "height width"]:
 
 
 def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "height width"]:
-    """Reads where a mask, a PNG of any kind, is not black; transparency does not matter.
+    """Reads a mask from a PNG of any mode: True where it is not black, ignoring transparency.
 
     Args:
-        path: of the mask.
-        above: what grey value, or what value of red, green or blue, still is none of the class.
+        path: path of the mask.
+        above: largest grey, red, green or blue value that still counts as black.
 
     Raises:
-        UserError: the file is absent or broken.
+        UserError: the file is missing or broken.
     """
     with open_picture(path) as file:
         mask = ImageOps.exif_transpose(file)
@@ -85,22 +84,22 @@ def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "heig
 
 
 def image_size(path: File) -> tuple[int, int]:
-    """Height and width of a photograph as `read_image` gives it, without decoding it.
+    """Height and width of an image as `read_image` returns it, without decoding its pixels.
 
     Raises:
-        UserError: the file is absent or broken.
+        UserError: the file is missing or broken.
     """
     with open_picture(path) as file:
-        turned = file.getexif().get(0x0112, 1) > 4  # EXIF's orientations by a quarter
+        turned = file.getexif().get(0x0112, 1) > 4  # EXIF orientations with a quarter turn
         width, height = file.size
         return (width, height) if turned else (height, width)
 
 
 def check_size(label: Shaped[np.ndarray, "height width"], label_name: str, image: File) -> None:
-    """Raises UserError unless a label has the size of its photograph."""
+    """Raises UserError unless a label has the size of its image."""
     height, width = image_size(image)
     if label.shape != (height, width):
         raise UserError(
-            f"{label_name} is {label.shape[1]} x {label.shape[0]} pixels, but its photograph "
-            f"{image} is {width} x {height}: they must be of one size."
+            f"{label_name} is {label.shape[1]} x {label.shape[0]} pixels, but its image "
+            f"{image} is {width} x {height}: they must have the same size."
         )
