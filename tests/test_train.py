@@ -574,5 +574,5 @@ def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
 def test_class_with_too_few_images_is_named(tmp_path):
     config = tiny_config()
     config.shots = 50
-    with pytest.raises(UserError, match=r"class '\w+' has \d+ photographs, but shots = 50"):
+    with pytest.raises(UserError, match=r"class '\w+' has \d+ images, but shots = 50"):
         program.train(config, tmp_path)

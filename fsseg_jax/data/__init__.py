@@ -46,20 +46,18 @@ def _folder(data: ConfigDict, split: str) -> Source:
 
 
 def _tfds(data: ConfigDict, split: str) -> Source:
-    from fsseg_jax.data.sources.tfds import TFDS
+    from fsseg_jax.data.sources.tfds import TFDS, Features
 
     if data.coco.masks != "label":
         raise UserError(
-            f"data.coco.masks = {data.coco.masks} needs COCO's own files, as labels of TFDS have "
-            "one class a pixel: set data.name = coco, or data.coco.masks = label."
+            f"data.coco.masks = {data.coco.masks} needs COCO's own files, as TFDS labels have one "
+            "class per pixel: set data.name = coco, or data.coco.masks = label."
         )
     return TFDS(
         data.tfds.name,
         data.root,
         split or "train",
-        image=data.tfds.image,
-        label=data.tfds.label,
-        instances=data.tfds.instances,
+        Features(data.tfds.image, data.tfds.label, data.tfds.instances),
         folds=data.folds,
         variant=data.coco.folds,
     )

@@ -1,4 +1,4 @@
-"""Boxes, scribbles and points: what is found in a photograph, what episodes make of it, and what
+"""Boxes, scribbles and points: what is found in an image, what episodes make of it, and what
 the methods make of pixels that nobody has marked."""
 
 import functools
@@ -259,7 +259,7 @@ def test_points_lie_deepest_inside(seed):
     label = draw_label(seed, shape=(24, 30))
     drawn = points(label, 1)
     assert not drawn[label == 255].any()
-    framed = np.pad(label.astype(int), 1, constant_values=-1)  # beyond the photograph is outside
+    framed = np.pad(label.astype(int), 1, constant_values=-1)  # beyond the image is outside
     for value in np.setdiff1d(label, [255]):
         (pixel,) = np.argwhere(drawn.astype(bool) & (label == value))
         inside, outside = np.argwhere(framed == value), np.argwhere(framed != value)
@@ -268,11 +268,11 @@ def test_points_lie_deepest_inside(seed):
         assert depth[tuple(pixel.tolist())] == max(depth.values())
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 
 class Objects(Source):
-    """Photographs of two or three objects of each of two classes, by twos side by side, so that
+    """Images of two or three objects of each of two classes, by twos side by side, so that
     connected parts do not tell them apart."""
 
     name = "objects"
@@ -514,7 +514,7 @@ AUGMENT = {"flip": True, "scale": (0.7, 1.5), "rotation": 25.0, "query": True, "
 
 
 def drawn_supports():
-    """Of the batches: the classes and photographs of each episode's supports."""
+    """Of the batches: the classes and images of each episode's supports."""
     ids = sample(Objects().table.items((1, 2)), 7, np.arange(8), 2, 2)
     return ids.classes, ids.supports
 
@@ -534,7 +534,7 @@ def marks_of(index, kind):
 @PIPELINES
 @pytest.mark.parametrize("kind", ["box", "scribble"])
 def test_supports_are_outlined_and_queries_stay_dense(pipeline, kind):
-    """Without augmentation: each support by hand from its photograph."""
+    """Without augmentation: each support by hand from its image."""
     batch, dense = first_batches(pipeline, kind), first_batches(pipeline, "dense")
     classes, supports = drawn_supports()
     for name in ("support_image", "query_image", "query_label", "class_id", "query_index"):
@@ -564,7 +564,7 @@ def test_both_pipelines_outline_the_same(kind):
 
 
 def moved(codes, geometry):
-    """Marks where an augmented photograph shows them; nothing outside of it."""
+    """Marks where an augmented image shows them; nothing outside of it."""
     side, matrix, shift = geometry
     result = np.zeros((32, 32), codes.dtype)
     for row, column in np.ndindex(32, 32):
@@ -652,7 +652,7 @@ class Weighing(PANet):
 
 
 class Pixels(nn.Module):
-    """Photographs for features."""
+    """Images for features."""
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):

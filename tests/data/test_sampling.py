@@ -25,7 +25,7 @@ NAMES = {class_id: f"class {class_id}" for class_id in range(1, 30)}
 
 
 def table_of(rng, counts, images):
-    """A table in which class n + 1 is shown by counts[n] of the photographs, drawn at random."""
+    """A table in which class n + 1 is shown by counts[n] of the images, drawn at random."""
     shown = np.zeros((images, len(counts)), int)
     for column, count in enumerate(counts):
         shown[rng.choice(images, count, replace=False), column] = rng.integers(1, 99, count)
@@ -34,7 +34,7 @@ def table_of(rng, counts, images):
 
 @functools.cache
 def make_items():
-    """Classes of unequal size, the smallest just enough for 5 shots; most photographs show
+    """Classes of unequal size, the smallest just enough for 5 shots; most images show
     several."""
     return table_of(np.random.default_rng(0), [6, 9, 17, 30, 6], 40).items((5, 2, 3, 1))
 
@@ -99,7 +99,7 @@ def test_query_index_is_the_query_in_a_class_of_the_episode(ways):
 
 @pytest.mark.parametrize(("ways", "shots"), SETTINGS)
 def test_classes_of_exactly_enough_images(ways, shots):
-    """All classes are shown by the same photographs, as few as can be: all of them are used."""
+    """All classes are shown by the same images, as few as can be: all of them are used."""
     shown = np.ones((shots + 1, 3), int)
     items = ClassTable.from_counts(shown).items((1, 2, 3))
     check_items(items, NAMES, ways, shots, "min_pixels")
@@ -175,7 +175,7 @@ def test_classes_of_a_hundred_thousand_episodes_are_uniform():
 
 @pytest.mark.parametrize(("ways", "shots"), [(2, 5), (3, 2)])
 def test_no_support_of_any_way_is_the_query(ways, shots):
-    """Where all photographs show several classes, and there are hardly more than are needed."""
+    """Where all images show several classes, and there are hardly more than are needed."""
     rng = np.random.default_rng(3)
     shown = rng.integers(0, 2, (12, 4))
     shown[: shots + 1] = 1

@@ -8,7 +8,7 @@ from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import ClassTable
 from fsseg_jax.data.squares import read_square
 
-# Pixels of classes 1..4 in six photographs.
+# Pixels of classes 1..4 in six images.
 COUNTS = np.array(
     [
         [0, 500, 20, 0],
@@ -22,7 +22,7 @@ COUNTS = np.array(
 
 
 def rows_of(items):
-    """The photographs of each class."""
+    """The images of each class."""
     stops = items.start + items.count
     return {
         int(class_id): items.image[start:stop].tolist()
@@ -70,7 +70,7 @@ def test_images_that_show_other_classes_are_left_out(without):
 
 
 def test_any_pixel_of_another_class_leaves_an_image_out():
-    """`min_pixels` is no threshold for being left out: photograph 0 has 20 pixels of class 3."""
+    """`min_pixels` is no threshold for being left out: image 0 has 20 pixels of class 3."""
     items = ClassTable.from_counts(COUNTS).items((2,), 100, (3,))
     assert rows_of(items) == {2: [2, 4]}
 

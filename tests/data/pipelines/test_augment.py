@@ -1,4 +1,4 @@
-"""The augmentation: its draws, and that both pipelines do with photographs what it says."""
+"""The augmentation: its draws, and that both pipelines do with images what it says."""
 
 import jax
 import jax.numpy as jnp
@@ -91,10 +91,10 @@ def test_queries_may_be_flipped_and_turned_alone():
     assert (drawn.side[:, 2] == 40).all()
     assert not (whole.side[:, 2] == 40).all()
     centre = drawn.matrix[:, 2] @ np.array([20.0, 20.0]) + drawn.shift[:, 2]
-    np.testing.assert_allclose(centre, 20, atol=1e-4)  # of the whole photograph
+    np.testing.assert_allclose(centre, 20, atol=1e-4)  # of the whole image
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 OUTSIDE = np.full(3, round(255 * (0.485 + 0.456 + 0.406) / 3))  # ImageNet's mean brightness
 
@@ -108,7 +108,7 @@ def in_tensorflow(image, label, size, settings):
 
 
 def on_device(image, label, size, settings):
-    """Augments by the device pipeline's functions, from a square of the photograph's own size."""
+    """Augments by the device pipeline's functions, from a square of the image's own size."""
     assert image.shape[0] == image.shape[1]
     pixels = jnp.asarray(np.concatenate([image, label[..., None]], axis=-1))
     if settings.rotation:
@@ -126,7 +126,7 @@ def on_device(image, label, size, settings):
 
 @pytest.fixture(params=[in_tensorflow, on_device])
 def augmented(request):
-    """A function that gives the results of photographs number `numbers`."""
+    """A function that gives the results of images number `numbers`."""
 
     def results(image, label, numbers, size, settings):
         run = request.param(image, label, size, settings)
@@ -144,7 +144,7 @@ def assert_same_picture(result, expected):
 
 @pytest.fixture
 def labelled(make_source):
-    """A square photograph and its label."""
+    """A square image and its label."""
     return read_square(make_source(images=1), 0, 50)
 
 

@@ -73,7 +73,7 @@ def test_both_pipelines_make_the_same_episodes(source, ways, shots):
     np.testing.assert_array_equal(ours.query_index, theirs.query_index)
     for name in ("support_image", "query_image"):
         left, right = (getattr(batch, name).astype(int) for batch in (ours, theirs))
-        assert np.abs(left - right).max() <= 2  # photographs are told apart by far more
+        assert np.abs(left - right).max() <= 2  # images differ by far more
         assert left.std() > 20
     for name in ("support_label", "query_label"):
         left, right = (getattr(batch, name) for batch in (ours, theirs))
@@ -107,7 +107,7 @@ def test_both_pipelines_take_the_same_turns(source, sampling):
 
 @pytest.mark.parametrize("kind", ["dense", "scribble"])
 def test_borders_may_be_background_in_both_pipelines(fresh, kind):
-    """The label 255 of photographs, not what augmentation leaves outside of them."""
+    """The label 255 of images, not what augmentation leaves outside of them."""
     batches = {}
     for pipeline in ("device", "tfdata"):
         for border in ("ignored", "background", "ignored"):  # what is kept is not mixed up
@@ -132,7 +132,7 @@ def test_borders_may_be_background_in_both_pipelines(fresh, kind):
 
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 def test_both_pipelines_augment_alike(source, rotation):
-    """The same window of the same photograph, up to its being resized twice on the device."""
+    """The same window of the same image, up to its being resized twice on the device."""
     pipelines = {}
     for pipeline in ("device", "tfdata"):
         config = make_config(pipeline, image_size=48)
@@ -206,7 +206,7 @@ def test_batches_are_split_and_images_stay_where_they_are(source, sharded):
     batch = draw(pipeline.feed(1), 0, 0)
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
     assert batch.query_image.sharding.is_equivalent_to(spec, 4)
-    # No device is sent the photographs of all others.
+    # No device is sent the images of all others.
     program = draw.lower(pipeline.feed(1), 0, 0).compile().as_text()
     assert not re.search(r"u8\S* all-gather", program)  # of ids it is
     assert ("reduce-scatter" in program or "all-reduce" in program) == sharded
@@ -222,7 +222,7 @@ def test_images_that_do_not_divide_into_the_devices_are_all_there(fresh):
 
 
 class Many(Source):
-    """520 classes, of which each photograph shows two whose low bytes are those of one another,
+    """520 classes, of which each image shows two whose low bytes are those of one another,
     of background, or of what they must not be taken for."""
 
     name = "many"
@@ -230,7 +230,7 @@ class Many(Source):
     pairs = ((44, 300), (254, 510), (256, 511), (1, 257))
     shown = tuple(sorted(sum(pairs, ())))
     folds = (tuple(np.setdiff1d(class_numbers(520), shown).tolist()),)
-    ids = tuple(f"photograph {number}" for number in range(16))
+    ids = tuple(f"image {number}" for number in range(16))
 
     def __init__(self):
         counts = [count_classes(self.read(index).label, "", self) for index in range(16)]
@@ -282,7 +282,7 @@ def test_ids_beyond_a_byte_are_not_taken_for_others(pipeline, rotation):
 
 
 class Colours(nn.Module):
-    """A photograph's colours for features."""
+    """An image's colours for features."""
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):
@@ -365,7 +365,7 @@ def test_an_interrupted_reading_leaves_nothing_behind(fresh, monkeypatch):
     before = set(cache_folder("decoded").glob("*"))
 
     def broken(*_):
-        raise UserError("photograph 3 is broken.")
+        raise UserError("image 3 is broken.")
 
     with monkeypatch.context() as patch:
         patch.setattr(device, "read_square", broken)

@@ -126,7 +126,7 @@ def assert_same_picture(result, expected):
 
 
 class Numbered(Source):
-    """Photographs that can be told apart: number n is of colour (n, left half 200, n)."""
+    """Images that can be told apart: number n is of colour (n, left half 200, n)."""
 
     name = "numbered"
     classes = ("cat", "dog", "horse")
@@ -141,7 +141,7 @@ class Numbered(Source):
 
     def read(self, index):
         if index == self.broken:
-            raise UserError(f"photograph {self.ids[index]} is broken.")
+            raise UserError(f"image {self.ids[index]} is broken.")
         image = np.full((8, 8, 3), index, np.uint8)
         image[:, :4, 1] = 200
         label = np.zeros((8, 8), np.uint8)
@@ -267,7 +267,7 @@ def class_of(items, episodes):
 @pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
 @pytest.mark.parametrize("outline", ["dense", "scribble"])
 def test_borders_may_be_background(request, kind, outline):
-    """The label 255 of photographs, not what augmentation leaves outside of them."""
+    """The label 255 of images, not what augmentation leaves outside of them."""
     source = request.getfixturevalue(kind)
     smaller = ConfigDict(
         {"flip": False, "scale": (0.5, 0.5), "rotation": 0.0, "query": True, "crop_query": True}
@@ -292,7 +292,7 @@ def test_borders_may_be_background(request, kind, outline):
 
 
 def test_no_support_is_the_query():
-    """Photographs are told apart by their colour, whatever the ids say."""
+    """Images are told apart by their colour, whatever the ids say."""
     source = Numbered()
     colours = set()
     for batch in take(20, stream(source, FLIP, image_size=8)):
@@ -310,7 +310,7 @@ def test_images_are_augmented_each_on_its_own():
     for batch in batches:
         supports = batch.support_image[..., 0, 0, 1].reshape(4, -1)
         flips.append(np.concatenate([supports, batch.query_image[:, 0, 0, 1, None]], axis=1) != 200)
-    flips = np.concatenate(flips).astype(float)  # 200 episodes of 5 photographs
+    flips = np.concatenate(flips).astype(float)  # 200 episodes of 5 images
     assert np.abs(flips.mean(axis=0) - 0.5).max() < 0.16  # four standard deviations and a half
     correlation = np.corrcoef(flips.T) - np.eye(5)
     assert np.abs(correlation).max() < 0.32
@@ -374,7 +374,7 @@ def test_a_broken_file_of_objects_is_named_where_boxes_need_it(make_voc, kind):
 
 def test_a_fault_of_a_source_without_files_is_told():
     count, message = steps_until_fault(stream(Numbered(broken=4), batch_size=1))
-    assert message == "photograph e is broken."
+    assert message == "image e is broken."
     items = Numbered().table.items((1, 2, 3))
     ids = sample(items, 3, range(count + 1), 2, 2)
     shown = [{*ids.supports[row].ravel().tolist(), int(ids.query[row])} for row in range(count + 1)]

@@ -134,7 +134,7 @@ class Drawn:
 
 @pytest.fixture
 def drawn(tmp_path):
-    """A split of five photographs with objects of all kinds, one with crowds alone, one empty."""
+    """A split of five images with objects of all kinds, one with crowds alone, one empty."""
     rng = np.random.default_rng(0)
     folder = Drawn(tmp_path / "coco", "train2017", rng)
     ids = [900, 37, 512, 8, 4, 77, 21]
@@ -154,7 +154,7 @@ def drawn(tmp_path):
 
 @pytest.fixture
 def overlapping(tmp_path):
-    """Two photographs, on which nothing is left to chance."""
+    """Two images, on which nothing is left to chance."""
     folder = Drawn(tmp_path / "coco", "val2014", np.random.default_rng(1))
     size = (10, 20)
     folder.add_image(3, size)
@@ -281,7 +281,7 @@ def test_objects_of_a_category_alone_are_hidden_by_no_others(overlapping):
 
 
 def test_episodes_of_masks_of_their_own_hold_the_drawn_class_alone(tmp_path):
-    """No other class of the photograph, and nothing ignored, though all overlap."""
+    """No other class of the image, and nothing ignored, though all overlap."""
     folder = Drawn(tmp_path / "coco", "train2014", np.random.default_rng(1))
     for image_id in range(1, 5):
         folder.add_image(image_id, (32, 32))
@@ -361,7 +361,7 @@ def test_absent_iscrowd_is_no_crowd(overlapping):
     assert CocoAnnotations(overlapping.file).instances(0).max() == 5
 
 
-@pytest.mark.skipif(not TINY.is_dir(), reason="needs photographs of COCO")
+@pytest.mark.skipif(not TINY.is_dir(), reason="needs images of COCO")
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_annotations_are_painted_as_by_the_official_tools(split):
     file = TINY / "annotations" / f"instances_{split}.json"
@@ -516,7 +516,7 @@ def test_a_damaged_cache_is_made_again(drawn, reads, kept, damage):
 def test_without_a_cache_annotations_are_held_in_memory(drawn, monkeypatch, log):
     monkeypatch.setenv("XDG_CACHE_HOME", str(drawn.file))  # no folder: nothing can be put there
     np.testing.assert_array_equal(COCO(drawn.root, "train", "a").read(2).label, drawn.label(512))
-    assert any("cannot be kept" in message for message in log.messages)
+    assert any("cannot be cached" in message for message in log.messages)
 
 
 def test_a_full_disk_leaves_nothing_behind(drawn, kept, monkeypatch, log):
@@ -692,10 +692,10 @@ def test_boxes_outline_what_has_no_segmentation(overlapping, segmentation):
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ([1, 2, 3], "no list of four"),
-        ("box", "no list of four"),
-        ([1, 2, 3, "4"], "no list of four"),
-        ([1, 2, 3, None], "no list of four"),
+        ([1, 2, 3], "not a list of four"),
+        ("box", "not a list of four"),
+        ([1, 2, 3, "4"], "not a list of four"),
+        ([1, 2, 3, None], "not a list of four"),
         ([1e308, 2, 1e308, 4], "not finite"),
         ([20, 2, 3, 4], "shows nothing"),
         ([1, 2, 3, -4], "shows nothing"),

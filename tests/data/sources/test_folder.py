@@ -1,4 +1,4 @@
-"""One's own photographs are read truthfully, however they are annotated, and faults are named."""
+"""One's own images are read truthfully, however they are annotated, and faults are named."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from fsseg_jax.data.images import read_mask
 from fsseg_jax.data.sources import folder as module
 from fsseg_jax.data.sources.folder import Folder
 
-SIZE = (20, 30)  # height and width of most photographs
+SIZE = (20, 30)  # height and width of most images
 SQUARE = [[2, 3], [11, 3], [11, 9], [2, 9]]
 
 
@@ -170,7 +170,7 @@ def test_above_says_what_still_is_black(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", above=127), values > 127)
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16", "RGB keyed"])
@@ -225,7 +225,7 @@ def test_images_of_any_kind_become_rgb(tmp_path, mode):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_upright_and_in_line_with_their_masks(tmp_path, orientation):
-    """The mask and the LabelMe file are drawn on the photograph as it is shown."""
+    """The mask and the LabelMe file are drawn on the image as it is shown."""
     upright = np.full((*SIZE, 3), 20, np.uint8)
     upright[3:10, 4:12] = 220
     turned = {  # how the camera stored it, by EXIF's definition of the first row and column
@@ -278,7 +278,7 @@ def inside(points, height, width):
     [
         [[3.2, 2.6], [40.1, 8.9], [25.7, 33.3]],
         [[5, 5], [45, 5], [45, 35], [25, 12], [5, 35]],  # not convex
-        [[-20.5, 10.0], [30.0, -15.0], [70.0, 20.0], [20.0, 60.0]],  # beyond the photograph
+        [[-20.5, 10.0], [30.0, -15.0], [70.0, 20.0], [20.0, 60.0]],  # beyond the image
     ],
 )
 def test_polygons_cover_what_they_enclose(tmp_path, points):
@@ -353,7 +353,7 @@ def test_flat_folders_leave_out_what_has_no_labelme_file(tmp_path, log):
     assert rows_of(source.table) == {(0, 1, 70)}
     told = [message for message in log.messages if "left out" in message]
     assert len(told) == 1
-    assert "2 photographs" in told[0]
+    assert "2 images" in told[0]
 
 
 def test_first_labelme_files_have_polygons_alone(tmp_path):
@@ -382,7 +382,7 @@ def test_flat_folders_of_masks_show_one_class_named_after_them(tmp_path, monkeyp
     for row, mask in enumerate(masks):
         np.testing.assert_array_equal(source.read(row).label, mask)
         assert source.instances(row) is None
-    assert any("1 photographs without an annotation" in message for message in log.messages)
+    assert any("1 images without an annotation" in message for message in log.messages)
 
 
 def test_flat_masks_and_class_folders_and_labelme_files_may_be_mixed(root):
@@ -601,7 +601,7 @@ def test_roots_that_are_none_are_named(tmp_path):
     assert str(tmp_path / "no") in message_of(Folder, tmp_path / "no", "", 1)
     assert str(tmp_path) in message_of(Folder, tmp_path, "", 1)
     write_image(tmp_path / "1.jpg")
-    assert "no annotated photographs" in message_of(Folder, tmp_path, "", 1)
+    assert "no annotated images" in message_of(Folder, tmp_path, "", 1)
     write_labelme(tmp_path / "1.json")
     assert "no objects" in message_of(Folder, tmp_path, "", 1)
 
@@ -674,7 +674,7 @@ def test_sizes_that_differ_are_named(root):
 
 
 def test_a_text_file_is_no_image(root):
-    (root / "dog" / "b.jpg").write_text("there is no photograph in here")
+    (root / "dog" / "b.jpg").write_text("there is no image in here")
     assert f"{root / 'dog' / 'b.jpg'} cannot be read" in message_of(Folder, root, "", 1)
 
 

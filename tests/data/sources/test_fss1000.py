@@ -12,7 +12,7 @@ SPLITS = {"train": ("fox", "bee", "ant"), "val": ("dog",), "test": ("elk", "cat"
 
 
 def write_class(folder, images=2, side=16, seed=0):
-    """Photographs with masks of varying kinds; returns where the class is in each of them."""
+    """Images with masks of varying kinds; returns where the class is in each of them."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     inside = []
@@ -208,7 +208,7 @@ def test_classes_without_images_are_named(root):
         path.unlink()
     message = message_of(FSS1000, root, "train")
     assert str(root / "bee") in message
-    assert "no photographs" in message
+    assert "no images" in message
 
 
 def test_sizes_that_differ_are_named(root):

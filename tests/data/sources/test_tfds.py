@@ -20,7 +20,7 @@ from helpers import message_of
 
 from fsseg_jax.data.sources import tfds as tfds_source
 from fsseg_jax.data.sources.fss1000 import FSS1000
-from fsseg_jax.data.sources.tfds import TFDS
+from fsseg_jax.data.sources.tfds import TFDS, Features
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
 
@@ -101,10 +101,11 @@ def picture(**options):
 
 
 FEATURES = {"image": tfds.features.Image(), "mask": picture()}
+MASK = Features(label="mask")
 
 
 def make_records(labels, **more):
-    """Records of random photographs with these labels."""
+    """Records of random images with these labels."""
     rng = np.random.default_rng(0)
     return [
         {
@@ -138,7 +139,7 @@ def spots(build):
 def test_any_data_set_is_read_and_counted(spots):
     folder, labels, records = spots
     for split, rows in (("train", range(3)), ("test", range(3, 6))):
-        source = TFDS("spots", folder, split, label="mask", folds=2)
+        source = TFDS("spots", folder, split, features=MASK, folds=2)
         assert source.name == "spots"
         assert source.ids == tuple(f"{split}_00000{number}" for number in range(3))
         assert source.classes == ("class 1", "class 2", "class 3", "class 4", "class 5")
@@ -161,17 +162,17 @@ def test_all_splits_have_the_same_classes(build):
     labels = [np.full((8, 9), value, np.uint8) for value in (1, 2, 6, 255)]
     folder = build(make_records(labels), FEATURES)
     for split in ("train", "test", "train[:1]"):
-        source = TFDS("spots", folder, split, label="mask", folds=2)
+        source = TFDS("spots", folder, split, features=MASK, folds=2)
         assert len(source.classes) == 6
         assert source.folds == ((1, 2, 3), (4, 5, 6))
 
 
 def test_parts_of_a_split_are_splits(spots):
     folder, labels, _ = spots
-    source = TFDS("spots:1.2.0", folder, "train[1:]", label="mask")
+    source = TFDS("spots:1.2.0", folder, "train[1:]", features=MASK)
     assert len(source) == 2
     np.testing.assert_array_equal(source.read(0).label, labels[1])
-    assert rows_of(source.table) != rows_of(TFDS("spots", folder, "train", label="mask").table)
+    assert rows_of(source.table) != rows_of(TFDS("spots", folder, "train", features=MASK).table)
 
 
 def test_records_are_counted_once_and_images_are_not_decoded(spots, monkeypatch):
@@ -182,10 +183,10 @@ def test_records_are_counted_once_and_images_are_not_decoded(spots, monkeypatch)
     monkeypatch.setattr(records, "read", lambda *names: reads.append(names) or spy(*names))
     monkeypatch.setattr(tfds_source, "read_image", None)  # calling it would fail
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    first = TFDS("spots", folder, "test", label="mask")
+    first = TFDS("spots", folder, "test", features=MASK)
     assert reads
     reads.clear()
-    second = TFDS("spots", folder, "test", label="mask")
+    second = TFDS("spots", folder, "test", features=MASK)
     assert not reads
     assert second.ids == first.ids
     assert second.classes == first.classes
@@ -195,11 +196,11 @@ def test_records_are_counted_once_and_images_are_not_decoded(spots, monkeypatch)
 def test_changed_files_are_counted_anew(build):
     labels = make_labels()
     folder = build(make_records(labels), FEATURES)
-    before = TFDS("spots", folder, label="mask")
+    before = TFDS("spots", folder, features=MASK)
     shard = next(folder.glob("spots/*/*train.array_record*"))
     status = shard.stat()
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
-    assert TFDS("spots", folder, label="mask").fingerprint != before.fingerprint
+    assert TFDS("spots", folder, features=MASK).fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize("feature", ["id", "file_name"])
@@ -210,7 +211,7 @@ def test_a_text_feature_names_images_if_it_tells_them_apart(build, feature, uniq
     folder = build(records, FEATURES | {feature: tfds.features.Text()})
     own = tuple(f"train_00000{row}" for row in range(3))
     for _ in range(2):  # the second time from the cache
-        ids = TFDS("spots", folder, label="mask").ids
+        ids = TFDS("spots", folder, features=MASK).ids
         assert ids == (tuple(names[:3]) if unique else own)
 
 
@@ -218,7 +219,7 @@ def test_a_labeled_image_names_the_classes(build):
     names = ["background", "cat", "dog", "cow"]
     features = FEATURES | {"mask": tfds.features.LabeledImage(labels=names)}
     folder = build(make_records(make_labels(largest=2)), features)
-    source = TFDS("spots", folder, label="mask", folds=3)
+    source = TFDS("spots", folder, features=MASK, folds=3)
     assert source.classes == ("cat", "dog", "cow")  # cow is in no label
     assert source.folds == ((1,), (2,), (3,))
 
@@ -230,7 +231,7 @@ def test_classes_beyond_255_skip_the_label_of_ignored_pixels(build, classes):
         label[0, 2] = classes + 1  # the last class: 255 is none
     features = FEATURES | {"mask": picture(dtype=np.uint16)}
     folder = build(make_records([label] * 2), features)
-    source = TFDS("spots", folder, label="mask")
+    source = TFDS("spots", folder, features=MASK)
     assert len(source.classes) == classes
     assert 255 not in source.class_names
     np.testing.assert_array_equal(source.read(0).label, label)
@@ -250,7 +251,7 @@ def test_labels_may_be_tensors(build, shape, dtype):
     for record, label in zip(records, labels, strict=True):
         record["mask"] = label.reshape(shape)
     folder = build(records, FEATURES | {"mask": tfds.features.Tensor(shape=shape, dtype=dtype)})
-    source = TFDS("spots", folder, label="mask")
+    source = TFDS("spots", folder, features=MASK)
     np.testing.assert_array_equal(source.read(0).label, labels[0])
     assert rows_of(source.table) == {(0, 1, int(labels[0].sum()))}
 
@@ -262,10 +263,10 @@ def test_instances_are_read_from_their_feature(build):
         number[0, :3] = 0, 7, 255
     records = make_records(labels, objects=[encoded(number) for number in numbers])
     folder = build(records, FEATURES | {"objects": picture(dtype=np.uint16)})
-    read = TFDS("spots", folder, label="mask", instances="objects").instances(0)
+    read = TFDS("spots", folder, features=MASK._replace(instances="objects")).instances(0)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, np.where(numbers[0] == 300, 0, numbers[0]))
-    assert TFDS("spots", folder, label="mask").instances(0) is None
+    assert TFDS("spots", folder, features=MASK).instances(0) is None
 
 
 # ----------------------------------------------------------------------------- builders
@@ -352,13 +353,13 @@ def test_fss1000_is_its_source(tmp_path):
         assert ours.validation == (2,)
 
 
-def write_coco(root, split, photographs):
-    """A folder of COCO with `photographs` of one rectangle and one crowd each."""
+def write_coco(root, split, images):
+    """A folder of COCO with `images` of one rectangle and one crowd each."""
     rng = np.random.default_rng(0)
     (root / f"{split}2014").mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
-    for number in range(1, photographs + 1):
+    for number in range(1, images + 1):
         width, height = rng.integers(20, 40, 2).tolist()
         name = f"COCO_{number:012d}.jpg"
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -413,7 +414,7 @@ def test_tfrecord_is_told_with_the_command(build):
     folder = build(make_records(make_labels()), FEATURES)
     described = folder / "spots" / "1.2.0" / "dataset_info.json"
     described.write_text(described.read_text().replace("array_record", "tfrecord"))
-    message = message_of(TFDS, "spots", folder, label="mask")
+    message = message_of(TFDS, "spots", folder, features=MASK)
     assert "is prepared as tfrecord" in message
     assert f"tfds convert_format --dataset_version_dir={described.parent}" in message
     assert "tfds build spots --file_format=array_record" in message
@@ -421,19 +422,19 @@ def test_tfrecord_is_told_with_the_command(build):
 
 @pytest.mark.parametrize("split", ["val", "", "train[:x]"])
 def test_unknown_splits_are_told(spots, split):
-    message = message_of(TFDS, "spots", spots[0], split, label="mask")
+    message = message_of(TFDS, "spots", spots[0], split, features=MASK)
     assert f"split = {split!r}" in message
     assert "train, test" in message
 
 
 def test_empty_splits_are_told(spots):
-    assert "no photographs" in message_of(TFDS, "spots", spots[0], "train[:0]", label="mask")
+    assert "no images" in message_of(TFDS, "spots", spots[0], "train[:0]", features=MASK)
 
 
 def test_unknown_features_are_told(spots):
     for argument in ("image", "label", "instances"):
-        options = {"label": "mask"} | {argument: "depth"}
-        message = message_of(TFDS, "spots", spots[0], **options)
+        features = MASK._replace(**{argument: "depth"})
+        message = message_of(TFDS, "spots", spots[0], features=features)
         assert f"{argument} = 'depth'" in message
         assert "image, mask" in message
 
@@ -453,28 +454,27 @@ def test_unknown_features_are_told(spots):
     ],
 )
 def test_features_of_another_kind_are_told(argument, feature):
-    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "odd": feature})
+    features = tfds.features.FeaturesDict(FEATURES | {"odd": feature})
     info = type("Info", (), {"features": features, "full_name": "spots/1.2.0"})
-    with pytest.raises(UserError, match=rf"{argument} = 'odd': in spots/1.2.0 this is") as caught:
-        tfds_source._check_features(info, {argument: "odd"})
-    assert "\n" not in str(caught.value)
+    message = message_of(tfds_source._check_features, info, MASK._replace(**{argument: "odd"}))
+    assert message.startswith(f"{argument} = 'odd': in spots/1.2.0 this is")
 
 
 @pytest.mark.parametrize("folds", [0, 6])
 def test_too_many_folds_are_told(spots, folds):
-    assert "choose 1..5" in message_of(TFDS, "spots", spots[0], label="mask", folds=folds)
+    assert "choose 1..5" in message_of(TFDS, "spots", spots[0], features=MASK, folds=folds)
 
 
 def test_labels_without_classes_are_told(build):
     label = np.array([[0, 255]], np.uint8)
     folder = build(make_records([label] * 2), FEATURES)
-    assert "nothing but background" in message_of(TFDS, "spots", folder, label="mask")
+    assert "nothing but background" in message_of(TFDS, "spots", folder, features=MASK)
 
 
 def test_labels_above_the_classes_are_told(build):
     features = FEATURES | {"mask": tfds.features.LabeledImage(labels=["background", "cat"])}
     folder = build(make_records(make_labels(largest=7)), features)
-    message = message_of(TFDS, "spots", folder, label="mask")
+    message = message_of(TFDS, "spots", folder, features=MASK)
     assert "'mask' of spots/1.2.0 train, train_000000" in message
     assert "label 7" in message
 
@@ -485,14 +485,14 @@ def test_labels_below_zero_are_told(build):
         record["mask"] = np.full((8, 9), -1, np.int32)
     features = FEATURES | {"mask": tfds.features.Tensor(shape=(8, 9), dtype=np.int32)}
     assert "values from -1 to 0" in message_of(
-        TFDS, "spots", build(records, features), label="mask"
+        TFDS, "spots", build(records, features), features=MASK
     )
 
 
 def test_sizes_that_differ_are_told(build):
     records = make_records([np.ones((8, 9), np.uint8)] * 2)
     records[0]["mask"] = encoded(np.ones((8, 10), np.uint8))
-    message = message_of(TFDS, "spots", build(records, FEATURES), label="mask")
+    message = message_of(TFDS, "spots", build(records, FEATURES), features=MASK)
     assert "'mask' of spots/1.2.0 train, train_000000 is 10 x 8" in message
     assert "'image' of spots/1.2.0 train, train_000000 is 9 x 8" in message
 
@@ -500,7 +500,7 @@ def test_sizes_that_differ_are_told(build):
 def test_labels_in_colour_are_told(build):
     records = make_records([np.ones((8, 9), np.uint8)] * 2)
     records[0]["mask"] = encoded(np.ones((8, 9, 3), np.uint8))
-    assert "mode RGB" in message_of(TFDS, "spots", build(records, FEATURES), label="mask")
+    assert "mode RGB" in message_of(TFDS, "spots", build(records, FEATURES), features=MASK)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -515,21 +515,21 @@ def test_broken_files_are_told(build, part, dtype):
         labels=[f"class {number}" for number in range(9)], dtype=dtype
     )
     folder = build(records, FEATURES | {"mask": mask})
-    message = message_of(TFDS, "spots", folder, "test", label="mask")
+    message = message_of(TFDS, "spots", folder, "test", features=MASK)
     assert "'mask' of spots/1.2.0 test, test_000000 cannot be read" in message
     assert "0x" not in message
     with pytest.raises(UserError, match=r"'image' of spots/1\.2\.0 train, train_000000 cannot be"):
-        TFDS("spots", folder, "train", label="mask").read(0)
+        TFDS("spots", folder, "train", features=MASK).read(0)
 
 
 def test_missing_and_truncated_shards_are_told(build):
     folder = build(make_records(make_labels()), FEATURES)
     shard = next(folder.glob("spots/*/*train.array_record*"))
     shard.write_bytes(shard.read_bytes()[:1000])
-    message = message_of(TFDS, "spots", folder, label="mask")
+    message = message_of(TFDS, "spots", folder, features=MASK)
     assert "spots/1.2.0 train, record 0 cannot be read" in message
     shard.unlink()
-    assert f"{shard} is missing" in message_of(TFDS, "spots", folder, label="mask")
+    assert f"{shard} is missing" in message_of(TFDS, "spots", folder, features=MASK)
 
 
 @pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record"])

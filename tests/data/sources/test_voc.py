@@ -244,7 +244,7 @@ def test_unknown_split_names_those_there(root):
 
 def test_empty_split_is_named(root):
     (root / "ImageSets" / "Segmentation" / "empty.txt").write_text("\n")
-    assert "empty.txt names no photographs" in message_of(VOC, root, "empty")
+    assert "empty.txt lists no images" in message_of(VOC, root, "empty")
 
 
 @pytest.mark.parametrize("value", [21, 254])
