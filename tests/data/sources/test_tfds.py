@@ -1,7 +1,6 @@
 """Data sets of TFDS are read truthfully, and our builders store what our sources read."""
 
 import io
-import json
 import os
 import pathlib
 import subprocess
@@ -17,6 +16,7 @@ pytest.importorskip("tensorflow_datasets")
 
 import tensorflow_datasets as tfds
 from helpers import message_of
+from helpers_data import CATEGORIES, Drawn, rectangle, rows_of
 
 from fsseg_jax.data.sources import tfds as tfds_source
 from fsseg_jax.data.sources.fss1000 import FSS1000
@@ -38,11 +38,6 @@ def encoded(values, form="png"):
     file = io.BytesIO()
     Image.fromarray(values).save(file, form)
     return file.getvalue()
-
-
-def rows_of(table):
-    rows = zip(table.image, table.class_id, table.pixels, strict=True)
-    return {tuple(map(int, row)) for row in rows}
 
 
 def assert_same(ours, source):
@@ -353,33 +348,20 @@ def test_fss1000_is_its_source(tmp_path):
         assert ours.validation == (2,)
 
 
-def write_coco(root, split, images):
-    """A folder of COCO with `images` of one rectangle and one crowd each."""
-    rng = np.random.default_rng(0)
-    (root / f"{split}2014").mkdir(parents=True)
-    (root / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
-    for number in range(1, images + 1):
-        width, height = rng.integers(20, 40, 2).tolist()
-        name = f"COCO_{number:012d}.jpg"
-        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"{split}2014" / name)
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
-        annotation = {"image_id": number, "category_id": number, "area": 60, "iscrowd": 0}
-        annotation |= {"bbox": [2, 3, 10, 6], "segmentation": [[2, 3, 12, 3, 12, 9, 2, 9]]}
-        annotations.append(annotation | {"id": number})
-    categories = [{"id": number, "name": f"thing {number}"} for number in range(1, 81)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "annotations" / f"instances_{split}2014.json").write_text(json.dumps(content))
-
-
 def test_coco20i_is_its_source_with_all_lists_of_folds(tmp_path):
     pytest.importorskip("pycocotools")
     from fsseg_jax.data.sources.coco import COCO
     from fsseg_jax.data.tfds_builders.coco20i.coco20i_dataset_builder import Builder
 
-    for split, images in (("train", 4), ("val", 3)):
-        write_coco(tmp_path, split, images)
+    rng = np.random.default_rng(0)
+    for split, count in (("train2014", 4), ("val2014", 3)):
+        folder = Drawn(tmp_path, split, rng)
+        for image_id in range(1, count + 1):
+            size = tuple(rng.integers(20, 40, 2).tolist())
+            folder.add_image(image_id, size)
+            folder.add_object(image_id, CATEGORIES[image_id], rectangle(size, 3, 9, 2, 12))
+            folder.add_object(image_id, CATEGORIES[0], rectangle(size, 0, 5, 0, 5), crowd=True)
+        folder.write()
     prepare(Builder, tmp_path / "out", tmp_path)
     names = {"train": "train", "validation": "val"}
     for split, own in names.items():

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from helpers import message_of
+from helpers_data import rows_of
 from PIL import Image
 
 from fsseg_jax.data.sources import voc
@@ -23,11 +24,6 @@ def label_file(root, number=0):
 
 def image_file(root, number=0):
     return root / "JPEGImages" / f"2007_{number:06d}.jpg"
-
-
-def rows_of(table):
-    rows = zip(table.image, table.class_id, table.pixels, strict=True)
-    return {tuple(map(int, row)) for row in rows}
 
 
 @pytest.fixture
@@ -208,16 +204,6 @@ def test_home_is_expanded(root, monkeypatch):
 # ----------------------------------------------------------------------------- faults
 
 
-def test_empty_root_names_the_key():
-    assert "data.root is empty" in message_of(VOC, "", "train")
-
-
-def test_missing_root_is_named(tmp_path):
-    message = message_of(VOC, tmp_path / "nowhere", "train")
-    assert "data.root" in message
-    assert str(tmp_path / "nowhere") in message
-
-
 @pytest.mark.parametrize(
     "parts",
     [
@@ -236,15 +222,18 @@ def test_missing_parts_are_named(root, parts):
         assert (name in message) == (name in parts)
 
 
-def test_unknown_split_names_those_there(root):
-    message = message_of(VOC, root, "test")
-    assert "test.txt" in message
-    assert "train, val" in message
-
-
-def test_empty_split_is_named(root):
+@pytest.mark.parametrize(
+    ("folder", "split", "expected"),
+    [
+        ("", "train", "data.root is empty"),
+        ("{root}/nowhere", "train", "data.root = {root}/nowhere"),
+        ("{root}", "test", "test.txt is missing: the splits there are empty, train, val"),
+        ("{root}", "empty", "empty.txt lists no images"),
+    ],
+)
+def test_wrong_arguments_are_named(root, folder, split, expected):
     (root / "ImageSets" / "Segmentation" / "empty.txt").write_text("\n")
-    assert "empty.txt lists no images" in message_of(VOC, root, "empty")
+    assert expected.format(root=root) in message_of(VOC, folder.format(root=root), split)
 
 
 @pytest.mark.parametrize("value", [21, 254])
