@@ -18,6 +18,15 @@ def rows_of(table):
     return {tuple(map(int, row)) for row in rows}
 
 
+def chi_square(drawn, options):
+    """Pearson's statistic against the uniform distribution, in standard deviations."""
+    counts = np.array([(drawn == option).sum() for option in options])
+    assert counts.sum() == len(drawn)
+    expected = len(drawn) / len(options)
+    freedom = len(options) - 1
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
 # ----------------------------------------------------------------------------- folders
 
 

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import message_of
+from helpers_data import chi_square
 
-from fsseg_jax.data.sampling import SHUFFLE, Items, _mix, check_items, permuted, random_bits, sample
+from fsseg_jax.data.sampling import Items, check_items, sample
 from fsseg_jax.data.source import ClassTable
-from fsseg_jax.episode import (
-    episodes_hash,
-)
+from fsseg_jax.episode import episodes_hash
 
 SETTINGS = [(1, 1), (1, 5), (2, 1), (2, 5)]
 IN_TURN = ("items", "photographs")
+SETTINGS_IN_TURN = [(sampling, *setting) for sampling in IN_TURN for setting in [(1, 1), (3, 2)]]
+ALL_SETTINGS = [*(("classes", *setting) for setting in SETTINGS), *SETTINGS_IN_TURN]
 NAMES = {class_id: f"class {class_id}" for class_id in range(1, 30)}
 
 
@@ -51,50 +52,42 @@ def assert_equal(left, right):
 # ----------------------------------------------------------------------------- sampling
 
 
-@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
-def test_an_episode_depends_on_seed_and_number_alone(ways, shots):
+@pytest.mark.parametrize(("sampling", "ways", "shots"), ALL_SETTINGS)
+def test_an_episode_depends_on_seed_and_number_alone(sampling, ways, shots):
+    """What a restart draws, and what several processes draw together."""
+    draw = functools.partial(sample, make_items(), 7, ways=ways, shots=shots, sampling=sampling)
+    all_of_them = draw(range(300))
+    some = np.random.default_rng(1).permutation(300)[:50]
+    assert_equal(draw(some), all_of_them.take(some))
+    assert_equal(draw([131]), all_of_them.take(slice(131, 132)))
+    assert_equal(draw(range(131, 300)), all_of_them.take(slice(131, None)))
+
+
+@pytest.mark.parametrize(("sampling", "ways", "shots"), ALL_SETTINGS)
+def test_numpy_and_compiled_jax_draw_the_same_episodes(sampling, ways, shots):
     items = make_items()
-    all_of_them = sample(items, 7, range(200), ways, shots)
-    some = np.random.default_rng(1).permutation(200)[:50]
-    assert_equal(sample(items, 7, some, ways, shots), all_of_them.take(some))
-    assert_equal(sample(items, 7, [131], ways, shots), all_of_them.take(slice(131, 132)))
-    assert_equal(sample(items, 7, range(200), ways, shots), all_of_them)
+    draw = jax.jit(lambda items, index: sample(items, 3, index, ways, shots, jnp, sampling))
+    index = np.concatenate([np.arange(500), 2**31 - 1 - np.arange(200)]).astype(np.int32)
+    expected = sample(items, 3, index, ways, shots, sampling=sampling)
+    assert_equal(draw(items, index), expected)
 
 
-@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
-def test_numpy_and_compiled_jax_draw_the_same_episodes(ways, shots):
+@pytest.mark.parametrize(("sampling", "ways", "shots"), ALL_SETTINGS)
+def test_images_show_their_class_and_are_distinct(sampling, ways, shots):
     items = make_items()
-    draw = jax.jit(lambda items, index: sample(items, 3, index, ways, shots, xp=jnp))
-    index = np.arange(1000, 1500, dtype=np.int32)
-    assert_equal(draw(items, index), sample(items, 3, index, ways, shots))
-
-
-@pytest.mark.parametrize(("ways", "shots"), SETTINGS)
-def test_images_show_their_class_and_are_distinct(ways, shots):
-    items = make_items()
-    episodes = sample(items, 0, range(500), ways, shots)
+    episodes = sample(items, 0, range(500), ways, shots, sampling=sampling)
     assert episodes.classes.shape == (500, ways)
     assert episodes.supports.shape == (500, ways, shots)
     assert episodes.query.shape == episodes.query_index.shape == (500,)
-    of_class = {int(c): images_of(items, c) for c in items.class_id}
-    for row in range(500):
-        classes, query = episodes.classes[row].tolist(), int(episodes.query[row])
-        assert len(set(classes)) == ways
-        assert any(query in of_class[c] for c in classes)
-        for class_id, shown in zip(classes, episodes.supports[row].tolist(), strict=True):
-            assert set(shown) <= of_class[class_id] - {query}
-            assert len(set(shown)) == shots
-
-
-@pytest.mark.parametrize("ways", [1, 3])
-def test_query_index_is_the_query_in_a_class_of_the_episode(ways):
-    items = make_items()
-    episodes = sample(items, 5, range(300), ways, 1)
     np.testing.assert_array_equal(items.image[episodes.query_index], episodes.query)
     drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
-    assert (episodes.classes == drawn_as[:, None]).any(axis=1).all()
-    counts = (episodes.classes == drawn_as[:, None]).sum(axis=0)
-    assert counts.min() > 300 / ways * 0.75  # every way has its turn
+    assert ((episodes.classes == drawn_as[:, None]).sum(axis=1) == 1).all()
+    of_class = {int(c): images_of(items, c) for c in items.class_id}
+    for ids in map(episodes.take, range(500)):
+        assert len(set(ids.classes.tolist())) == ways
+        for class_id, shown in zip(ids.classes.tolist(), ids.supports.tolist(), strict=True):
+            assert set(shown) <= of_class[class_id] - {int(ids.query)}
+            assert len(set(shown)) == shots
 
 
 @pytest.mark.parametrize(("ways", "shots"), SETTINGS)
@@ -107,15 +100,6 @@ def test_classes_of_exactly_enough_images(ways, shots):
     for row in range(100):
         for supports in episodes.supports[row]:
             assert {*supports.tolist(), int(episodes.query[row])} == set(range(shots + 1))
-
-
-def chi_square(drawn, options):
-    """Pearson's statistic against the uniform distribution, in standard deviations."""
-    counts = np.array([(drawn == option).sum() for option in options])
-    assert counts.sum() == len(drawn)
-    expected = len(drawn) / len(options)
-    freedom = len(options) - 1
-    return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 5)])
@@ -192,8 +176,6 @@ def test_no_support_of_any_way_is_the_query(ways, shots):
 
 # ----------------------------------------------------------------------------- queries in turn
 
-SETTINGS_IN_TURN = [(sampling, *setting) for sampling in IN_TURN for setting in [(1, 1), (3, 2)]]
-
 
 def turns(items, sampling):
     """What takes turns, and how to tell it from an episode."""
@@ -217,41 +199,6 @@ def test_everything_is_the_query_once_in_an_epoch(sampling, ways, shots):
     np.testing.assert_array_equal(items.image[episodes.query_index], episodes.query)
     other_seed = told(sample(items, 4, range(count), ways, shots, sampling=sampling))
     assert (other_seed == epochs[0]).mean() < 5 / np.sqrt(count)
-
-
-@pytest.mark.parametrize(("sampling", "ways", "shots"), SETTINGS_IN_TURN)
-def test_supports_of_queries_in_turn_show_their_class(sampling, ways, shots):
-    items = make_items()
-    episodes = sample(items, 5, range(300), ways, shots, sampling=sampling)
-    drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
-    assert ((episodes.classes == drawn_as[:, None]).sum(axis=1) == 1).all()
-    of_class = {int(c): images_of(items, c) for c in items.class_id}
-    for ids in map(episodes.take, range(300)):
-        assert len(set(ids.classes.tolist())) == ways
-        for class_id, supports in zip(ids.classes.tolist(), ids.supports.tolist(), strict=True):
-            assert set(supports) <= of_class[class_id] - {int(ids.query)}
-            assert len(set(supports)) == shots
-
-
-@pytest.mark.parametrize("sampling", IN_TURN)
-def test_an_epoch_may_be_begun_anywhere_and_shared_out(sampling):
-    """What a restart draws, and what several processes draw together."""
-    items = make_items()
-    whole = sample(items, 2, range(300), 2, 1, sampling=sampling)
-    assert_equal(
-        sample(items, 2, range(131, 300), 2, 1, sampling=sampling), whole.take(slice(131, None))
-    )
-    some = np.random.default_rng(1).permutation(300)[:50]
-    assert_equal(sample(items, 2, some, 2, 1, sampling=sampling), whole.take(some))
-
-
-@pytest.mark.parametrize(("sampling", "ways", "shots"), SETTINGS_IN_TURN)
-def test_numpy_and_compiled_jax_take_the_same_turns(sampling, ways, shots):
-    items = make_items()
-    draw = jax.jit(lambda items, index: sample(items, 3, index, ways, shots, jnp, sampling))
-    index = np.concatenate([np.arange(200), 2**31 - 1 - np.arange(200)]).astype(np.int32)
-    expected = sample(items, 3, index, ways, shots, sampling=sampling)
-    assert_equal(draw(items, index), expected)
 
 
 def test_classes_of_items_in_turn_count_as_often_as_they_occur():
@@ -310,28 +257,6 @@ def test_items_know_what_each_image_shows():
     assert told == {0: [1, 3], 2: [1, 2, 3], 3: [2]}
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 64, 1000, 11_394])
-def test_every_number_has_its_place(count):
-    order = permuted(0, np.full(count, 7), np.arange(count), count)
-    assert order.dtype == np.int32
-    np.testing.assert_array_equal(np.sort(order), np.arange(count))
-
-
-def test_a_permutation_is_that_of_the_published_shuffle():
-    """Swap-or-not on the whole table, pair by pair, as the paper's figure 1 draws it."""
-    count, epoch = 10, 3
-    table = list(range(count))  # which number stands at which place
-    for number in range(64):
-        key = int(random_bits(5, np.array([epoch * 64 + number]), SHUFFLE)[0])
-        for place in range(count):
-            partner = (key % count - place) % count
-            mixed = _mix(_mix(np.array([place], np.uint32)) ^ np.uint32(key))
-            if partner < place and mixed[0] >> 31:
-                table = [{place: partner, partner: place}.get(at, at) for at in table]
-    order = permuted(5, np.full(count, epoch), np.arange(count), count)
-    assert order.tolist() == table
-
-
 @pytest.mark.parametrize("sampling", ["classes", "items", "photographs"])
 def test_what_is_compiled_does_not_grow_with_the_data(sampling):
     """XLA may take twice as long for each further round of a search, where it sees them all."""
@@ -346,48 +271,6 @@ def test_what_is_compiled_does_not_grow_with_the_data(sampling):
         programs.append([str(equation.primitive) for equation in jaxpr.jaxpr.eqns])
     assert programs[0] == programs[1]
     assert len(programs[0]) > 20
-
-
-@pytest.mark.parametrize("count", [11_394, 500_000, 2**30])
-def test_numpy_and_compiled_jax_permute_alike(count):
-    position = np.unique(np.linspace(0, count - 1, 5000).astype(np.int32))
-    epoch = (position % 11).astype(np.int32)
-    draw = jax.jit(lambda epoch, position: permuted(8, epoch, position, count, jnp))
-    result = np.asarray(draw(epoch, position))
-    np.testing.assert_array_equal(result, permuted(8, epoch, position, count))
-    assert result.min() >= 0
-    assert result.max() < count
-
-
-def test_places_are_uniform():
-    """Each number's place over many epochs and seeds, and where its neighbours come to stand."""
-    count, epochs = 12, 2000
-    for seed in (0, 1):
-        epoch, position = np.divmod(np.arange(epochs * count), count)
-        orders = permuted(seed, epoch, position, count).reshape(epochs, count)
-        for place in range(count):
-            assert chi_square(orders[:, place], range(count)) < 4.5
-        for step in (1, 2, count // 2):  # pairs of places: distances take any value but 0
-            distance = (orders - np.roll(orders, step, axis=1)) % count
-            assert chi_square(distance.ravel(), range(1, count)) < 4.5
-        # The same place in the next epoch knows nothing of this one.
-        both = orders[:-1, 0] * count + orders[1:, 0]
-        assert chi_square(both, range(count**2)) < 4.5
-    first = np.zeros(1, int)
-    seeds = np.concatenate([permuted(seed, first, first + 5, count) for seed in range(800)])
-    assert chi_square(seeds, range(count)) < 4.5
-
-
-def test_a_large_order_looks_random():
-    """Ascents, fixed points and displacement of one long order, as of a random permutation."""
-    count = 50_000
-    order = permuted(0, np.zeros(count, int), np.arange(count), count)
-    ascents = (np.diff(order) > 0).sum()
-    assert abs(ascents - (count - 1) / 2) < 4.5 * np.sqrt((count + 1) / 12)
-    assert (order == np.arange(count)).sum() < 8  # Poisson, of mean 1
-    assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 4.5 / np.sqrt(count)
-    halves = (order[: count // 2] < count // 2).sum()
-    assert abs(halves - count / 4) < 4.5 * np.sqrt(count / 16)
 
 
 FAR = [0, 1, 999_999, 10**9, 2**31 - 1]
@@ -434,17 +317,6 @@ def test_episodes_are_the_same_in_every_version():
     ids = [str(number) for number in range(20)]
     hashes = [episodes_hash(sample(items, 4, range(100), ways, 2), ids) for ways in (1, 2)]
     assert hashes == ["a5d12ccd", "483899e6"]
-
-
-def test_random_bits_are_balanced_and_uncorrelated():
-    bits = np.stack([random_bits(0, np.arange(4000), draw) for draw in range(4)])
-    ones = (bits[..., None] >> np.arange(32, dtype=np.uint32)) & 1
-    assert abs(ones.mean(axis=1) - 0.5).max() < 0.5 * 4.5 / np.sqrt(4000)
-    correlation = np.corrcoef(np.concatenate([bits, bits[:, ::-1]]).astype(float))
-    np.fill_diagonal(correlation, 0)
-    assert abs(correlation).max() < 4.5 / np.sqrt(4000)
-    shifted = np.corrcoef(bits[0, 1:].astype(float), bits[0, :-1].astype(float))
-    assert abs(shifted[0, 1]) < 4.5 / np.sqrt(4000)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Made images: the same every time, and what few-shot segmentation needs of them."""
+"""Rendered images: the same every time, and what few-shot segmentation needs of them."""
 
 import numpy as np
 import pytest
