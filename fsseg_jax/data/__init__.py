@@ -161,10 +161,7 @@ def training_pipeline(
             f"data.pipeline = tfdata needs {error.name}, which is not installed: "
             "pip install tensorflow, or set data.pipeline = device."
         ) from None
-    process, processes = jax.process_index(), jax.process_count()
-    batches = tfdata.batches(
-        source, items, recipe, start=start, process=process, processes=processes
-    )
+    batches = tfdata.batches(source, items, recipe, start)
     return Pipeline(
         lambda count: put_batches(list(itertools.islice(batches, count)), mesh),
         lambda batches, done, step: jax.tree.map(lambda x: x[done], batches),

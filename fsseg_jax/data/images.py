@@ -1,4 +1,4 @@
-"""Reads images, labels and masks from files; errors name the file."""
+"""Reads images, labels and masks from files; a UserError names a missing or broken file."""
 
 import contextlib
 import io
@@ -32,11 +32,7 @@ def open_picture(path: File) -> Iterator[Image.Image]:
 
 
 def read_image(path: File) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads an image as RGB, upright by its EXIF orientation, with transparency on white.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
+    """Reads an image as RGB, upright by its EXIF orientation, with transparency on white."""
     with open_picture(path) as file:
         return rgb(file)
 
@@ -68,11 +64,7 @@ def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "heig
 
     Args:
         path: path of the mask.
-        above: largest grey, red, green or blue value that still counts as black.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
+        above: largest grey, red, green or blue value that still counts as black."""
     with open_picture(path) as file:
         mask = ImageOps.exif_transpose(file)
         if mask.mode == "1":
@@ -84,11 +76,7 @@ def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "heig
 
 
 def image_size(path: File) -> tuple[int, int]:
-    """Height and width of an image as `read_image` returns it, without decoding its pixels.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
+    """Height and width of an image as `read_image` returns it, without decoding its pixels."""
     with open_picture(path) as file:
         turned = file.getexif().get(0x0112, 1) > 4  # EXIF orientations with a quarter turn
         width, height = file.size

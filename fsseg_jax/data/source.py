@@ -30,6 +30,18 @@ def class_numbers(count: int) -> Int[np.ndarray, " classes"]:
     return numbers + (numbers >= IGNORE)
 
 
+def deal_folds(
+    numbers: Int[np.ndarray, " classes"], folds: int, where: object
+) -> tuple[tuple[int, ...], ...]:
+    """Divides class ids into consecutive groups, as equal as possible; `where` is for errors."""
+    if not 1 <= folds <= len(numbers):
+        raise UserError(
+            f"data.folds = {folds}: {where} has {len(numbers)} classes, of which each fold holds "
+            f"out at least one: choose 1..{len(numbers)}."
+        )
+    return tuple(tuple(fold.tolist()) for fold in np.array_split(numbers, folds))
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
     """How many pixels of each class an image shows: one row per (image, class) that occurs."""

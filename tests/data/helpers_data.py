@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pycocotools.mask
+from ml_collections import ConfigDict
 from PIL import Image
 
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # in COCO's category ids
@@ -25,6 +26,23 @@ def chi_square(drawn, options):
     expected = len(drawn) / len(options)
     freedom = len(options) - 1
     return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+# ----------------------------------------------------------------------------- pipelines
+
+
+def options(flip=False, scale=(1.0, 1.0), rotation=0.0):
+    """An augmentation, of queries too."""
+    drawn = {"flip": flip, "scale": scale, "rotation": rotation}
+    return ConfigDict(drawn | {"query": True, "crop_query": True})
+
+
+ALL = options(flip=True, scale=(0.6, 1.8), rotation=40.0)
+
+
+def assert_same_picture(result, expected):
+    """Up to rounding: Pillow rounds between its two passes too."""
+    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
 
 
 # ----------------------------------------------------------------------------- folders

@@ -143,12 +143,9 @@ def decode(
     """Reads all images of a source in parallel, as squares with their labels.
 
     Args:
-        source: the images.
-        size: side of the squares.
+        source, size, annotation, border: see `load`.
         cache: whether to keep the squares in the user's cache folder, and use those kept there
             (for sources that read files).
-        annotation: how supports are annotated.
-        border: what label 255 counts as; see `squares.bordered`.
 
     Raises:
         UserError: a file is broken, or the squares do not fit into memory.

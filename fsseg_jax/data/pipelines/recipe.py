@@ -3,6 +3,7 @@
 import dataclasses
 from types import ModuleType
 
+import jax
 import numpy as np
 from jaxtyping import Integer
 from ml_collections import ConfigDict
@@ -26,21 +27,22 @@ class Recipe:
     annotation: Annotation = DENSE  # of the supports
     sampling: str = "classes"  # how queries are drawn; see `sampling.sample`
     border: str = "ignored"  # what label 255 of an image counts as; see `squares.bordered`
+    # With tf.data, each of `processes` processes makes its own slice of every batch.
+    process: int = 0
+    processes: int = 1
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Recipe":
-        """The recipe of a configuration."""
-        return cls(
-            config.ways,
-            config.shots,
-            config.train.batch_size,
-            config.image_size,
-            config.seed,
-            config.data.augment,
-            annotation_of(config),
-            config.data.sampling,
-            config.data.border,
-        )
+        """The recipe of a configuration, for this process."""
+        data = config.data
+        sizes = config.ways, config.shots, config.train.batch_size, config.image_size
+        how = data.augment, annotation_of(config), data.sampling, data.border
+        return cls(*sizes, config.seed, *how, jax.process_index(), jax.process_count())
+
+    @property
+    def share(self) -> int:
+        """Episodes per step of this process."""
+        return self.batch_size // self.processes
 
     @property
     def slots(self) -> int:

@@ -7,7 +7,6 @@ augmentation (flip, resize and crop, rotation): the image is shrunk with antiali
 through the map bilinearly, its label at the nearest pixel.
 """
 
-import dataclasses
 import functools
 import itertools
 import os
@@ -137,70 +136,41 @@ def _transform(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Share:
-    """The slice of every batch that one process makes."""
+def batches(source: Source, items: Items, recipe: Recipe, start: int = 0) -> Iterator[Episode]:
+    """Yields this process's slices of all batches from step `start` on, as NumPy arrays.
 
-    items: Items
-    recipe: Recipe
-    process: int
-    processes: int
-
-    @property
-    def size(self) -> int:
-        """Episodes per step."""
-        return self.recipe.batch_size // self.processes
-
-    def numbers(self, step: int) -> np.ndarray:
-        """Numbers of the episodes of a step."""
-        first = step * self.recipe.batch_size + self.process * self.size
-        return first + np.arange(self.size)
-
-    def ids(self, step: int) -> EpisodeIds:
-        """The episodes of a step."""
-        return self.recipe.episodes(self.items, self.numbers(step))
-
-
-def batches(
-    source: Source,
-    items: Items,
-    recipe: Recipe,
-    *,
-    start: int = 0,
-    process: int = 0,
-    processes: int = 1,
-) -> Iterator[Episode]:
-    """Yields the batches from step `start` on, without end, as NumPy arrays.
-
-    Batch number `step` is a pure function of the arguments, whichever step the stream starts at.
-    Each of `processes` processes makes its own slice of every batch.
+    Batch number `step` is a pure function of the source, items and recipe, whichever step the
+    stream starts at.
 
     Args:
         source: the images.
         items: items to draw from.
         recipe: how batches are drawn.
         start: number of the first step.
-        process, processes: number of this process, and how many there are.
 
     Raises:
         UserError: a file is broken (raised at its batch).
     """
-    share = _Share(items, recipe, process, processes)
-    iterator = iter(_dataset(source, share, start).as_numpy_iterator())
+    iterator = iter(_dataset(source, items, recipe, start).as_numpy_iterator())
     for step in itertools.count(start):
         try:
             batch = next(iterator)
         # TensorFlow's messages may quote the file's bytes, which are not always valid UTF-8.
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            _reread(source, share.ids(step), recipe)
+            _reread(source, recipe.episodes(items, _numbers(recipe, step)), recipe)
             raise UserError(f"a file of step {step} cannot be decoded: {error}") from None
         if recipe.marked:
             supports = batch["support_label"], batch.pop("marks")
-            episodes = zip(*supports, recipe.choices(share.numbers(step)), strict=True)
+            episodes = zip(*supports, recipe.choices(_numbers(recipe, step)), strict=True)
             batch["support_label"] = np.stack(
                 [annotated(*episode, recipe.annotation.kind) for episode in episodes]
             )
         yield Episode(**batch)
+
+
+def _numbers(recipe: Recipe, step: int) -> np.ndarray:
+    """Numbers of this process's episodes in a step."""
+    return step * recipe.batch_size + recipe.process * recipe.share + np.arange(recipe.share)
 
 
 def _reread(source: Source, ids: EpisodeIds, recipe: Recipe) -> None:
@@ -211,37 +181,38 @@ def _reread(source: Source, ids: EpisodeIds, recipe: Recipe) -> None:
             source.instances(number)
 
 
-def _dataset(source: Source, share: _Share, start: int) -> tf.data.Dataset:
+def _dataset(source: Source, items: Items, recipe: Recipe, start: int) -> tf.data.Dataset:
     """The steps from `start` on, as dictionaries of an Episode's fields and, if any, `marks`."""
-    recipe, load = share.recipe, _loader(source, share.recipe)
+    load = _loader(source, recipe)
 
     def augmented(number: tf.Tensor, geometry: Geometry) -> tuple[tf.Tensor, ...]:
         image, label, *marks = load(number)
         marks = [nearest(mark, geometry, recipe.image_size, outside=0) for mark in marks]
         return *augment(image, label, geometry, recipe.image_size), *marks
 
-    drawn = tf.data.Dataset.range(start, np.iinfo(np.int64).max).map(_drawing(share))
+    drawn = tf.data.Dataset.range(start, np.iinfo(np.int64).max).map(_drawing(items, recipe))
     images = (
         drawn.map(lambda images, _: images)
         .unbatch()
         .map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(share.size * recipe.slots, drop_remainder=True)
+        .batch(recipe.share * recipe.slots, drop_remainder=True)
     )
     ids = drawn.map(lambda _, ids: ids)
-    assemble = functools.partial(_assemble, share)
+    assemble = functools.partial(_assemble, recipe)
     dataset = tf.data.Dataset.zip(ids, images).map(assemble).prefetch(2)
     options = tf.data.Options()
     options.threading.max_intra_op_parallelism = 1  # images are processed in parallel already
     return dataset.with_options(options)
 
 
-def _drawing(share: _Share) -> Callable[[tf.Tensor], Any]:
+def _drawing(items: Items, recipe: Recipe) -> Callable[[tf.Tensor], Any]:
     """A function of a step: ((image numbers, geometry), (class ids, query indices))."""
-    recipe, count = share.recipe, share.size * share.recipe.slots
+    count = recipe.share * recipe.slots
 
     @functools.lru_cache(maxsize=64)  # the streams of images and of ids are a few steps apart
     def drawn_at(step: int) -> tuple[AnyArray, ...]:
-        ids, geometry = share.ids(step), recipe.geometry(share.numbers(step))
+        numbers = _numbers(recipe, step)
+        ids, geometry = recipe.episodes(items, numbers), recipe.geometry(numbers)
         integers = (ids.images.ravel(), ids.classes, ids.query_index)
         flat = (field.reshape(-1, *field.shape[2:]) for field in geometry)
         return *(field.astype(np.int32) for field in integers), *flat
@@ -253,7 +224,7 @@ def _drawing(share: _Share) -> Callable[[tf.Tensor], Any]:
             (tf.int32,) * 3 + (tf.float32,) * 3,
             stateful=False,
         )
-        shapes = ([count], [share.size, recipe.ways], [share.size])
+        shapes = ([count], [recipe.share, recipe.ways], [recipe.share])
         shapes += ([count], [count, 2, 2], [count, 2])
         images, classes, query_index, *geometry = map(tf.ensure_shape, drawn, shapes)
         return (images, Geometry(*geometry)), (classes, query_index)
@@ -308,12 +279,12 @@ def _file_loader(
 
 
 def _assemble(
-    share: _Share, ids: tuple[tf.Tensor, ...], arrays: tuple[tf.Tensor, ...]
+    recipe: Recipe, ids: tuple[tf.Tensor, ...], arrays: tuple[tf.Tensor, ...]
 ) -> dict[str, tf.Tensor]:
     """A step's fields of an Episode from its ids, and its images, labels and marks in a row."""
-    recipe, size = share.recipe, share.recipe.image_size
-    by_slot = [share.size, recipe.slots, size, size]
-    by_shot = [share.size, recipe.ways, recipe.shots, size, size]
+    size = recipe.image_size
+    by_slot = [recipe.share, recipe.slots, size, size]
+    by_shot = [recipe.share, recipe.ways, recipe.shots, size, size]
     classes, query_index = ids
     images = tf.reshape(arrays[0], [*by_slot, 3])
     labels, *marks = (tf.reshape(array, by_slot) for array in arrays[1:])

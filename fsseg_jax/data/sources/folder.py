@@ -16,7 +16,14 @@ from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.images import check_size, read_image, read_mask
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes, existing_root
+from fsseg_jax.data.source import (
+    LabelledImage,
+    Source,
+    class_numbers,
+    count_classes,
+    deal_folds,
+    existing_root,
+)
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
@@ -67,13 +74,8 @@ class Folder(Source):
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:
             raise UserError(f"{root} has images, but their annotations outline no objects.")
-        if not 1 <= folds <= len(self.classes):
-            raise UserError(
-                f"data.folds = {folds}: {root} has {len(self.classes)} classes, of which each fold "
-                f"holds out at least one: choose 1..{len(self.classes)}."
-            )
         numbers = class_numbers(len(self.classes))
-        self.folds = tuple(tuple(fold.tolist()) for fold in np.array_split(numbers, folds))
+        self.folds = deal_folds(numbers, folds, root)
         self._number_of = {name: number for number, name in self.class_names.items()}
         self._dtype = np.min_scalar_type(numbers[-1])
 

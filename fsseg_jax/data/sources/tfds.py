@@ -18,7 +18,13 @@ from PIL import Image
 from fsseg_jax.data.cache import cache_folder, fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_label
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes
+from fsseg_jax.data.source import (
+    LabelledImage,
+    Source,
+    class_numbers,
+    count_classes,
+    deal_folds,
+)
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import keep
@@ -115,13 +121,8 @@ class TFDS(Source):
             self.name = "-".join(filter(None, (self.name, chosen)))
             self.folds = tuple(map(tuple, lists[chosen]["folds"]))
             self.validation = tuple(lists[chosen]["validation"])
-        elif 1 <= folds <= len(names):
-            self.folds = tuple(tuple(fold.tolist()) for fold in np.array_split(numbers, folds))
         else:
-            raise UserError(
-                f"folds = {folds}: {info.full_name} has {len(names)} classes, of which each fold "
-                f"holds out at least one: choose 1..{len(names)}."
-            )
+            self.folds = deal_folds(numbers, folds, info.full_name)
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the record, if it is broken."""

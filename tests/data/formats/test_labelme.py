@@ -111,3 +111,7 @@ def test_labelme_files_that_are_none_are_named(tmp_path, content, expected):
     message = message_of(read_labelme, path)
     assert str(path) in message
     assert expected in message
+
+
+def test_missing_files_are_named(tmp_path):
+    assert f"{tmp_path / '1.json'} cannot be read" in message_of(read_labelme, tmp_path / "1.json")

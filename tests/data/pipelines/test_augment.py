@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers_data import ALL, assert_same_picture, options
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -15,12 +16,6 @@ from fsseg_jax.data.squares import read_square
 
 SEED = 5
 
-
-def options(flip=False, scale=(1.0, 1.0), rotation=0.0):
-    return ConfigDict({"flip": flip, "scale": scale, "rotation": rotation})
-
-
-ALL = options(flip=True, scale=(0.6, 1.8), rotation=40.0)
 
 # ----------------------------------------------------------------------------- draws
 
@@ -68,7 +63,7 @@ def test_draws_inside_a_compiled_function_are_the_same():
 
 @pytest.mark.parametrize("query", [True, False])
 def test_queries_are_augmented_if_asked_for(query):
-    settings = ConfigDict({**ALL.to_dict(), "query": query, "crop_query": True})
+    settings = ConfigDict({**ALL.to_dict(), "query": query})
     drawn = episode_geometry(SEED, np.arange(50), 3, 40, settings)
     compiled = jax.jit(lambda index: episode_geometry(SEED, index, 3, 40, settings, jnp))
     for here, there in zip(drawn, compiled(np.arange(50)), strict=True):
@@ -81,10 +76,9 @@ def test_queries_are_augmented_if_asked_for(query):
 
 
 def test_queries_may_be_flipped_and_turned_alone():
-    settings = ConfigDict({**ALL.to_dict(), "query": True, "crop_query": False})
+    settings = ConfigDict({**ALL.to_dict(), "crop_query": False})
     drawn = episode_geometry(SEED, np.arange(50), 3, 40, settings)
-    cropped = ConfigDict({**settings, "crop_query": True})
-    whole = episode_geometry(SEED, np.arange(50), 3, 40, cropped)
+    whole = episode_geometry(SEED, np.arange(50), 3, 40, ALL)
     for here, there in zip(drawn, whole, strict=True):
         np.testing.assert_array_equal(here[:, :2], there[:, :2])
     np.testing.assert_array_equal(drawn.matrix, whole.matrix)
@@ -135,11 +129,6 @@ def augmented(request):
             yield run(Geometry(*(field[0] for field in geometry)))
 
     return results
-
-
-def assert_same_picture(result, expected):
-    """Up to rounding: Pillow rounds between its two passes too."""
-    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
 
 
 @pytest.fixture

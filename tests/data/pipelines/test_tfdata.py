@@ -9,18 +9,17 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from ml_collections import ConfigDict
+from helpers_data import ALL, assert_same_picture, options
 from PIL import Image
 
 from fsseg_jax.data.annotations import Annotation
 from fsseg_jax.data.pipelines import tfdata
-from fsseg_jax.data.pipelines.augment import OUTSIDE
 from fsseg_jax.data.pipelines.recipe import Recipe
 from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.squares import read_square
-from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label
+from fsseg_jax.episode import episode_label
 from fsseg_jax.errors import UserError
 
 # ----------------------------------------------------------------------------- labels
@@ -109,20 +108,7 @@ def test_labels_of_a_data_set_are_decoded_as_pillow_does(voc_source):
 
 # ----------------------------------------------------------------------------- batches
 
-NONE = ConfigDict(
-    {"flip": False, "scale": (1.0, 1.0), "rotation": 0.0, "query": True, "crop_query": True}
-)
-FLIP = ConfigDict(
-    {"flip": True, "scale": (1.0, 1.0), "rotation": 0.0, "query": True, "crop_query": True}
-)
-ALL = ConfigDict(
-    {"flip": True, "scale": (0.6, 1.8), "rotation": 40.0, "query": True, "crop_query": True}
-)
-
-
-def assert_same_picture(result, expected):
-    """Up to rounding: Pillow rounds between its two passes too."""
-    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
+NONE, FLIP = options(), options(flip=True)
 
 
 class Numbered(Source):
@@ -160,13 +146,12 @@ def memory_source(make_source):
     return make_source()
 
 
-def stream(source, settings=ALL, start=0, process=0, processes=1, **fields):
+def stream(source, settings=ALL, start=0, **fields):
     """Batches of a recipe with defaults for what a test does not care about."""
     defaults = {"ways": 2, "shots": 2, "batch_size": 4, "image_size": 32, "seed": 3}
     items = source.table.items(range(1, len(Numbered.classes) + 1))
     recipe = Recipe(augmentation=settings, **(defaults | fields))
-    where = {"start": start, "process": process, "processes": processes}
-    return tfdata.batches(source, items, recipe, **where)
+    return tfdata.batches(source, items, recipe, start)
 
 
 def take(count, batches):
@@ -230,78 +215,6 @@ def test_batches_hold_the_images_that_the_sampler_names(request, kind, ways, sho
             for result, label in pairs:
                 expected = episode_label(label, ids.classes[row])
                 assert (result != expected).mean() < 0.005
-
-
-@pytest.mark.parametrize("sampling", ["items", "photographs"])
-def test_everything_is_the_query_once_in_an_epoch(sampling):
-    """Over two processes, each with its slice of every batch, and from a restart on."""
-    source = Numbered()
-    count = {"items": 18, "photographs": 9}[sampling]  # batches of 4 end within an epoch
-    settings = {"sampling": sampling, "image_size": 8}
-    slices = [
-        [
-            *take(3, stream(source, NONE, process=process, processes=2, **settings)),
-            *take(6, stream(source, NONE, process=process, processes=2, start=3, **settings)),
-        ]
-        for process in range(2)
-    ]
-    in_order = itertools.chain.from_iterable(zip(*slices, strict=True))
-    episodes = jax.tree.map(lambda *x: np.concatenate(x), *in_order)
-    image = episodes.query_image[:, 0, 0, 2]
-    told = episodes.query_index if sampling == "items" else image
-    epochs = told.reshape(-1, count)
-    assert len(epochs) == 36 // count
-    for epoch in epochs:
-        assert sorted(epoch.tolist()) == list(range(count))
-    assert (epochs[0] != epochs[1]).any()
-    items = source.table.items((1, 2, 3))
-    np.testing.assert_array_equal(items.image[episodes.query_index], image)
-    assert {0, 1} <= set(np.argmax(episodes.class_id == class_of(items, episodes), axis=1))
-
-
-def class_of(items, episodes):
-    """The class that each query was drawn as."""
-    return np.repeat(items.class_id, items.count)[episodes.query_index][:, None]
-
-
-@pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
-@pytest.mark.parametrize("outline", ["dense", "scribble"])
-def test_borders_may_be_background(request, kind, outline):
-    """The label 255 of images, not what augmentation leaves outside of them."""
-    source = request.getfixturevalue(kind)
-    smaller = ConfigDict(
-        {"flip": False, "scale": (0.5, 0.5), "rotation": 0.0, "query": True, "crop_query": True}
-    )
-    annotation = Annotation(outline, 3, 32)
-    settings = {"annotation": annotation, "ways": 1, "shots": 1, "batch_size": 8}
-    ignored, background = (
-        take(1, stream(source, smaller, border=border, **settings))[0]
-        for border in ("ignored", "background")
-    )
-    np.testing.assert_array_equal(ignored.query_image, background.query_image)
-    outside = (ignored.query_image == OUTSIDE).all(axis=-1)
-    inside = ~outside
-    assert (ignored.query_label[inside] == IGNORE).any()
-    assert not (background.query_label[inside] == IGNORE).any()
-    assert (background.query_label[outside] == IGNORE).mean() > 0.99
-    expected = np.where(inside & (ignored.query_label == IGNORE), 0, ignored.query_label)
-    assert (background.query_label == expected).mean() > 0.99
-    outside = (ignored.support_image == OUTSIDE).all(axis=-1)
-    marked = background.support_label[~outside]
-    assert set(np.unique(marked)) == {"dense": {0, 1}, "scribble": {0, 1, UNLABELLED}}[outline]
-
-
-def test_no_support_is_the_query():
-    """Images are told apart by their colour, whatever the ids say."""
-    source = Numbered()
-    colours = set()
-    for batch in take(20, stream(source, FLIP, image_size=8)):
-        supports = batch.support_image[..., 0, 0, 2]
-        query = batch.query_image[..., 0, 0, 2]
-        assert (supports != query[:, None, None]).all()
-        assert (supports[..., 0] != supports[..., 1]).all()  # nor are shots of a way the same
-        colours |= {*supports.ravel().tolist(), *query.tolist()}
-    assert colours == set(range(9))
 
 
 def test_images_are_augmented_each_on_its_own():

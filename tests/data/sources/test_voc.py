@@ -72,15 +72,6 @@ def test_read_gives_image_and_class_ids(root):
         assert source.instances(number) is None
 
 
-def test_grey_images_are_read_as_rgb(root):
-    with Image.open(image_file(root)) as picture:
-        grey = picture.convert("L")
-    grey.save(image_file(root))
-    image = VOC(root, "train").read(0).image
-    assert image.shape == (grey.height, grey.width, 3)
-    np.testing.assert_array_equal(image[..., 0], image[..., 2])
-
-
 def test_instances_are_read_where_they_exist(make_voc):
     root = make_voc(train=2, val=1, objects=True)
     (root / "SegmentationObject" / "2007_000001.png").unlink()
@@ -141,10 +132,6 @@ def test_changed_images_are_checked_anew(root):
     Image.new("RGB", (10, 10)).save(image_file(root))
     with pytest.raises(UserError, match=r"10 x 10"):
         VOC(root, "train")
-
-
-def test_splits_have_their_own_tables(root):
-    assert rows_of(VOC(root, "train").table) != rows_of(VOC(root, "val").table)
 
 
 def test_a_changed_list_has_its_own_table(root):
