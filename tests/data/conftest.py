@@ -1,4 +1,4 @@
-"""Data sets in COCO's format that several tests read."""
+"""Data sets in COCO's format for several tests."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from fsseg_jax.data.formats import coco_annotations
 
 @pytest.fixture
 def drawn(tmp_path):
-    """A split of five images with objects of all kinds, one with crowds alone, one empty."""
+    """Five images with objects of all kinds, one with only a crowd, and an empty one."""
     rng = np.random.default_rng(0)
     folder = Drawn(tmp_path / "coco", "train2017", rng)
     ids = [900, 37, 512, 8, 4, 77, 21]
@@ -29,7 +29,7 @@ def drawn(tmp_path):
 
 @pytest.fixture
 def overlapping(tmp_path):
-    """Two images, on which nothing is left to chance."""
+    """An image of overlapping rectangles, without randomness."""
     folder = Drawn(tmp_path / "coco", "val2014", np.random.default_rng(1))
     size = (10, 20)
     folder.add_image(3, size)
@@ -43,7 +43,7 @@ def overlapping(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The sections of annotation files that are read from now on."""
+    """The sections of annotation files read since."""
     sections = []
     read = coco_annotations._section
 

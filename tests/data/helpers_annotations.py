@@ -1,4 +1,4 @@
-"""Labels, objects and annotations by hand, for the tests of weak annotations."""
+"""Labels, objects and reference annotations for the tests of weak annotations."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from fsseg_jax.data.source import ClassTable, LabelledImage, Source, count_class
 
 
 def parts_of(mask):
-    """The connected parts of a mask, corners counting as contact: lists of pixels."""
+    """The 8-connected parts of a mask, as lists of pixels."""
     left = set(zip(*np.nonzero(mask), strict=True))
     parts = []
     while left:
@@ -27,7 +27,7 @@ def parts_of(mask):
 
 
 def draw_label(seed=0, shape=(40, 50), values=(3, 7, 3, 200, 7), border=255):
-    """Rectangles and ellipses at random places, whose borders are `border`."""
+    """Random rectangles and ellipses with borders of value `border`."""
     rng = np.random.default_rng(seed)
     image = Image.new("L", shape[::-1])
     for number, value in enumerate(values):
@@ -40,8 +40,8 @@ def draw_label(seed=0, shape=(40, 50), values=(3, 7, 3, 200, 7), border=255):
 
 
 class Objects(Source):
-    """Images of two or three objects of each of two classes, by twos side by side, so that
-    connected parts do not tell them apart."""
+    """Images with two or three objects of each of two classes, which touch, so that they differ
+    from connected parts."""
 
     name = "objects"
     classes = ("cat", "dog")
@@ -76,7 +76,7 @@ class Objects(Source):
 
 
 def shrunk(array, size):
-    """To the pixels that lie under the middles of a square's pixels."""
+    """Samples the pixels under the centres of a square's pixels."""
     rows, columns = (
         np.floor((np.arange(size) + 0.5) * side / size).astype(int) for side in array.shape
     )
@@ -91,7 +91,7 @@ def in_episode_numbering(label, classes):
 
 
 def box_of(mask):
-    """The least rectangle around the true pixels, as a mask; None where there are none."""
+    """The bounding box of the true pixels, as a mask; None if there are none."""
     if not mask.any():
         return None
     box = np.zeros(mask.shape, bool)
@@ -106,7 +106,7 @@ def boxes_of(label, marks, way):
 
 
 def possible_boxes(label, marks, ways, way):
-    """What a support of `way` may look like: one possibility an object of it."""
+    """All possible labels of a support of `way`, one per object."""
     outside = np.ones(label.shape, bool)
     for other in range(1, ways + 1):
         outside[label == other] = False

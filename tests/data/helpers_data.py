@@ -1,4 +1,4 @@
-"""Files of data sets that several tests write, and what they are compared with."""
+"""Data set files to write, and reference values, for several tests."""
 
 import json
 
@@ -41,7 +41,7 @@ ALL = options(flip=True, scale=(0.6, 1.8), rotation=40.0)
 
 
 def assert_same_picture(result, expected):
-    """Up to rounding: Pillow rounds between its two passes too."""
+    """Up to rounding, as Pillow also rounds between its two passes."""
     assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
 
 
@@ -56,7 +56,7 @@ def write_image(path, size=SIZE, seed=0):
 
 
 def write_mask(path, box=(3, 4, 10, 12), size=SIZE, value=255):
-    """A mask of the rows and columns `box`; returns it."""
+    """Writes and returns a mask of the rows and columns `box`."""
     mask = np.zeros(size, bool)
     mask[box[0] : box[2], box[1] : box[3]] = True
     Image.fromarray((mask * value).astype(np.uint8)).save(path)
@@ -97,14 +97,14 @@ def write_coco(path, file_names, annotations, categories, size=SIZE):
 
 
 def runs_of(mask):
-    """Lengths of the runs of equal pixels, down the columns, of which the first is outside."""
+    """Column-wise run lengths of a mask, starting outside of it."""
     flat = np.concatenate([[0], mask.ravel(order="F"), [2]])
     edges = np.flatnonzero(np.diff(flat.astype(int)))
     return np.diff(np.concatenate([[0], edges])).tolist()
 
 
 def segmentation_of(kind, mask):
-    """A mask in one of COCO's three ways; as polygons it must be a rectangle."""
+    """A mask in one of COCO's three encodings; polygons require a rectangle."""
     if kind == "polygon":
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         left, right, top, bottom = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
@@ -137,7 +137,7 @@ def random_object(rng, size, kind):
 
 
 class Drawn:
-    """A COCO folder, and what it shows: (category, crowd, mask) of each object of an image."""
+    """A COCO folder, with the (category, crowd, mask) of each object in an image."""
 
     def __init__(self, root, split, rng):
         self.root, self.split, self.objects = root, split, {}
@@ -183,7 +183,7 @@ class Drawn:
         return self.root / self.split / f"{image_id:012d}.jpg"
 
     def label(self, image_id, categories=CATEGORIES):
-        """Of the objects on a pixel the smallest shows, of equal ones the last."""
+        """Each pixel shows its smallest object, and the last of equally small ones."""
         objects = [part for part in self.objects[image_id] if part[0] in categories]
         size = next((i["height"], i["width"]) for i in self.json["images"] if i["id"] == image_id)
         label = np.zeros(size, np.uint8)

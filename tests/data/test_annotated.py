@@ -1,4 +1,4 @@
-"""What episodes make of the marks in their supports."""
+"""Episodes annotate their supports by the marks as documented."""
 
 import functools
 
@@ -79,7 +79,7 @@ def test_dense_labels_are_left_alone():
 @SHAPES
 @pytest.mark.parametrize("kind", ["box", "scribble", "one_scribble"])
 def test_compiled_annotations_are_those_of_numpy(ways, shots, kind):
-    """As the device pipeline has it: a batch of episodes inside a compiled function."""
+    """On a batch of episodes inside a compiled function, as in the device pipeline."""
     labels, marks = map(
         np.stack, zip(*(draw_supports(s, ways, shots) for s in range(12)), strict=True)
     )
@@ -92,7 +92,7 @@ def test_compiled_annotations_are_those_of_numpy(ways, shots, kind):
 
 
 def test_all_objects_of_a_way_get_the_box_equally_often():
-    """Whatever their sizes, and none of another way."""
+    """Regardless of their sizes, and never an object of another way."""
     shots = 3000
     label, marks = np.zeros((2, 2, shots, 10, 10), np.uint8)
     areas = [(slice(0, 7), slice(0, 6)), (slice(8, 10), slice(0, 3)), (slice(9, 10), slice(9, 10))]
@@ -123,8 +123,7 @@ def test_largest_box_is_that_of_the_largest_object_whatever_the_bits():
 
 @SHAPES
 def test_one_scribble_is_one_of_the_parts_of_its_own_way(ways, shots):
-    """Of every class the strokes are those of "scribble"; one of them is left, and the
-    background's."""
+    """The strokes are those of "scribble", of which one and the background's remain."""
     annotation, values = Annotation("one_scribble", 1, 40), (1, 2, 1, 3, 2, 200)
     several = 0
     for seed in range(6):

@@ -1,4 +1,4 @@
-"""Boxes, scribbles and points: the marks that are found in an image."""
+"""The marks of boxes, scribbles and points that are computed for an image."""
 
 import numpy as np
 import pytest
@@ -65,8 +65,8 @@ def test_at_most_so_many_objects_of_a_class_are_numbered():
 
 
 def test_known_objects_override_connected_parts():
-    """Two that touch are two, one in two parts is one, small ones are no fragments, and what is
-    known of one class says nothing of another."""
+    """Touching objects stay apart, an object in two parts is one, small objects are no fragments,
+    and classes are independent."""
     label, objects = np.zeros((2, 30, 40), np.uint8)
     label[:10, :30] = 5
     objects[:10, :10], objects[:10, 10:30] = 40, 7  # side by side

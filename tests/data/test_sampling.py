@@ -1,4 +1,4 @@
-"""Episodes are what the sampler promises, and the same everywhere."""
+"""The sampler draws episodes as documented, and identically everywhere."""
 
 import functools
 import itertools
@@ -31,8 +31,7 @@ def table_of(rng, counts, images):
 
 @functools.cache
 def make_items():
-    """Classes of unequal size, the smallest just enough for 5 shots; most images show
-    several."""
+    """Unequal classes, the smallest barely large enough for 5 shots; most images show several."""
     return table_of(np.random.default_rng(0), [6, 9, 17, 30, 6], 40).items((5, 2, 3, 1))
 
 
@@ -50,7 +49,7 @@ def assert_equal(left, right):
 
 @pytest.mark.parametrize(("sampling", "ways", "shots"), ALL_SETTINGS)
 def test_an_episode_depends_on_seed_and_number_alone(sampling, ways, shots):
-    """What a restart draws, and what several processes draw together."""
+    """So that runs can resume anywhere and be divided between processes."""
     draw = functools.partial(sample, make_items(), 7, ways=ways, shots=shots, sampling=sampling)
     all_of_them = draw(range(300))
     some = np.random.default_rng(1).permutation(300)[:50]
@@ -88,7 +87,7 @@ def test_images_show_their_class_and_are_distinct(sampling, ways, shots):
 
 @pytest.mark.parametrize(("ways", "shots"), SETTINGS)
 def test_classes_of_exactly_enough_images(ways, shots):
-    """All classes are shown by the same images, as few as can be: all of them are used."""
+    """All classes share the fewest possible images, all of which each episode uses."""
     shown = np.ones((shots + 1, 3), int)
     items = ClassTable.from_counts(shown).items((1, 2, 3))
     check_items(items, NAMES, ways, shots, "min_pixels")
@@ -117,7 +116,7 @@ def test_classes_and_images_are_uniform(ways, shots):
 
 
 def test_pairs_of_query_and_support_are_uniform():
-    """No support is favoured where the draw steps over the query."""
+    """Stepping over the query favours no support."""
     items = ClassTable.from_counts(np.ones((5, 1), int)).items((1,))
     episodes = sample(items, 11, range(20_000), 1, 2)
     triples = np.stack([episodes.query, *episodes.supports[:, 0].T], axis=-1) @ [25, 5, 1]
@@ -138,7 +137,7 @@ def test_seeds_give_different_episodes():
 
 
 def test_classes_of_a_hundred_thousand_episodes_are_uniform():
-    """Every ordered set of ways as often as any other, and the query in every way."""
+    """All ordered sets of classes are equally frequent, and so is each way of the query."""
     items = make_items()
     for ways in (1, 2, 3):
         episodes = sample(items, 1, range(100_000), ways, 1)
@@ -155,7 +154,7 @@ def test_classes_of_a_hundred_thousand_episodes_are_uniform():
 
 @pytest.mark.parametrize(("ways", "shots"), [(2, 5), (3, 2)])
 def test_no_support_of_any_way_is_the_query(ways, shots):
-    """Where all images show several classes, and there are hardly more than are needed."""
+    """Even if all images show several classes and are barely enough."""
     rng = np.random.default_rng(3)
     shown = rng.integers(0, 2, (12, 4))
     shown[: shots + 1] = 1
@@ -174,7 +173,7 @@ def test_no_support_of_any_way_is_the_query(ways, shots):
 
 
 def turns(items, sampling):
-    """What takes turns, and how to tell it from an episode."""
+    """What takes turns, and a function that finds it in episodes."""
     if sampling == "items":
         return list(range(len(items.image))), lambda episodes: episodes.query_index
     return np.unique(items.image).tolist(), lambda episodes: episodes.query
@@ -219,7 +218,7 @@ def test_classes_of_images_in_turn_are_uniform_among_those_shown():
 
 @pytest.mark.parametrize("sampling", IN_TURN)
 def test_the_class_of_a_query_in_turn_is_any_way(sampling):
-    """A network that sees it always in one place would learn the place."""
+    """A network would learn its place if that were always the same."""
     items = make_items()
     episodes = sample(items, 6, range(30_000), 3, 1, sampling=sampling)
     drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
@@ -255,7 +254,7 @@ def test_items_know_what_each_image_shows():
 
 @pytest.mark.parametrize("sampling", ["classes", "items", "photographs"])
 def test_what_is_compiled_does_not_grow_with_the_data(sampling):
-    """XLA may take twice as long for each further round of a search, where it sees them all."""
+    """Unrolled, each further round of a search may double XLA's compilation time."""
     programs = []
     for count in (16, 5000):
         images = np.arange(count, dtype=np.int32)
@@ -273,7 +272,7 @@ FAR = [0, 1, 999_999, 10**9, 2**31 - 1]
 
 
 def test_episodes_far_away_are_made_directly():
-    """Not by way of those before, which would take hours."""
+    """Without drawing the preceding ones, which would take hours."""
     items = make_items()
     far = sample(items, 0, FAR, 2, 2)
     for row, number in enumerate(FAR):
@@ -288,7 +287,7 @@ def test_episodes_far_away_are_made_directly():
 
 
 def test_episodes_are_the_same_in_every_version():
-    """Published figures name their episodes by hash: a change here makes them incomparable."""
+    """Published figures name their episodes by hash, so that a change makes them incomparable."""
     items = ClassTable.from_counts(np.ones((20, 3), int)).items((1, 2, 3))
     ids = [str(number) for number in range(20)]
     hashes = [episodes_hash(sample(items, 4, range(100), ways, 2), ids) for ways in (1, 2)]

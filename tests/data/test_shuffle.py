@@ -1,4 +1,4 @@
-"""Random bits and the shuffle by them are uniform, and the same in NumPy and JAX."""
+"""The counter-based random bits and shuffle are uniform, and identical in NumPy and JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def test_every_number_has_its_place(count):
 
 
 def test_a_permutation_is_that_of_the_published_shuffle():
-    """Swap-or-not on the whole table, pair by pair, as the paper's figure 1 draws it."""
+    """Swap-or-not on the whole table, pair by pair, as in the paper's figure 1."""
     count, epoch = 10, 3
     table = list(range(count))  # which number stands at which place
     for number in range(64):
@@ -43,7 +43,7 @@ def test_numpy_and_compiled_jax_permute_alike(count):
 
 
 def test_places_are_uniform():
-    """Each number's place over many epochs and seeds, and where its neighbours come to stand."""
+    """Each number's place, and its distance from others, over many epochs and seeds."""
     count, epochs = 12, 2000
     for seed in (0, 1):
         epoch, position = np.divmod(np.arange(epochs * count), count)
@@ -62,7 +62,7 @@ def test_places_are_uniform():
 
 
 def test_a_large_order_looks_random():
-    """Ascents, fixed points and displacement of one long order, as of a random permutation."""
+    """Its ascents, fixed points and displacements are those of a random permutation."""
     count = 50_000
     order = permuted(0, np.zeros(count, int), np.arange(count), count)
     ascents = (np.diff(order) > 0).sum()

@@ -1,4 +1,4 @@
-"""The class table gives exactly the items that the rules allow."""
+"""The class table yields exactly the items that the filters allow."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_images_that_show_other_classes_are_left_out(without):
 
 
 def test_any_pixel_of_another_class_leaves_an_image_out():
-    """`min_pixels` is no threshold for being left out: image 0 has 20 pixels of class 3."""
+    """`min_pixels` does not apply to excluded classes: image 0 has 20 pixels of class 3."""
     items = ClassTable.from_counts(COUNTS).items((2,), 100, (3,))
     assert rows_of(items) == {2: [2, 4]}
 

@@ -1,4 +1,4 @@
-"""Our builders store what our sources read, and reading it needs no TensorFlow."""
+"""The builders store what the sources read, and reading it needs no TensorFlow."""
 
 import io
 import pathlib
@@ -31,7 +31,7 @@ importlib.machinery.PathFinder.find_spec = (
 
 
 def assert_same(ours, source):
-    """The data set holds what the source reads."""
+    """Asserts that a data set holds what a source reads."""
     assert ours.ids == source.ids
     assert ours.classes == source.classes
     assert ours.folds == source.folds
@@ -59,7 +59,7 @@ def voc_root(make_voc):
 
 @pytest.fixture(scope="module")
 def pascal(voc_root, tmp_path_factory):
-    """PASCAL-5i as `tfds build` prepares it; the command itself needs Apache Beam too."""
+    """PASCAL-5i as `tfds build` prepares it, without Apache Beam, which the command needs."""
     from tensorflow_datasets.scripts.cli import build, cli_utils
 
     folder = tmp_path_factory.mktemp("pascal")

@@ -32,8 +32,8 @@ def interpolated(masks, shape, align_corners):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("size", "features"), [((17, 17), (5, 5)), ((32, 24), (8, 6))])
 def test_no_pixel_vanishes_between_the_positions_of_features(size, features, align_corners):
-    """One mask a pixel: it is left to interpolation where that sees it, and to the positions
-    around the pixel where it does not."""
+    """Masks of one pixel are interpolated if that retains them, and otherwise assigned to the
+    positions around the pixel."""
     masks = np.eye(np.prod(size), dtype=np.float32).reshape(-1, *size)
     result = np.asarray(resize_masks(masks, features, align_corners))
     expected = interpolated(masks, features, align_corners)
@@ -85,8 +85,7 @@ def features_of(method, x):
 
 
 def compiled(method, **options):
-    """A function of a support label: logits and loss in training, without what supports do not
-    touch."""
+    """A function from a support label to the logits and the loss in training."""
     small = {"width": 8, "heads": 2, "dropout": 0.0, "refinement": False, "scales": 2}
     small["metric_positives"] = "none"
     fields = METHODS[method].__dataclass_fields__
@@ -140,7 +139,7 @@ BACKGROUND_COUNTS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_unmarked_pixels_are_neither_the_class_nor_background(method):
-    """They are what ignored ones are, where these are not background."""
+    """They are treated as ignored pixels are, unless these count as background."""
     options = {"ignored_is_background": False} if method == "panet" else {}
     run = compiled(method, **options)
     label = partly_marked()
@@ -157,7 +156,7 @@ def test_unmarked_pixels_are_neither_the_class_nor_background(method):
 
 
 def test_panet_averages_marked_pixels_alone():
-    """Its published treatment of 255 as background does not extend to what nobody has marked."""
+    """It treats 255 as background, as published, but not unmarked pixels."""
     label = partly_marked()
     rng = np.random.default_rng(0)
     support = rng.standard_normal((2, 2, 6, 7, 8), np.float32)

@@ -1,4 +1,4 @@
-"""COCO's annotations are painted truthfully, read once, and their faults are named."""
+"""COCO's annotations are painted correctly and read once, and errors name their faults."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_boxes_outline_what_has_no_segmentation(overlapping, segmentation):
 
 @pytest.fixture
 def kept(cache_home, drawn):
-    """Where what the annotation file says is kept."""
+    """The cache folder of the annotation file."""
     return lambda: cache_home / "fsseg_jax" / "coco" / fingerprint([drawn.file])
 
 

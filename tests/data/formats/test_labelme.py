@@ -11,7 +11,7 @@ from fsseg_jax.data.formats.labelme import read_labelme
 
 
 def inside(points, height, width):
-    """Even-odd rule at the pixels' positions, and their distance to the outline."""
+    """Which pixels are inside by the even-odd rule, and their distance to the outline."""
     row, column = np.mgrid[:height, :width].astype(float)
     within = np.zeros((height, width), bool)
     distance = np.full((height, width), np.inf)

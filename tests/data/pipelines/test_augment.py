@@ -1,4 +1,4 @@
-"""The augmentation: its draws, and that both pipelines do with images what it says."""
+"""Augmentations are drawn as documented, and both pipelines apply them."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ SEED = 5
 
 
 def test_draws_have_the_documented_distributions():
-    """Quantiles of scale, offset, angle and flip, read off the map itself."""
+    """By quantiles of scale, offset, angle and flip, derived from the map."""
     count, size = 4000, 200
     geometry = draw_geometry(SEED, np.arange(count), size, ALL)
     (a, b), (c, d) = np.moveaxis(geometry.matrix, 0, -1)
@@ -120,7 +120,7 @@ def on_device(image, label, size, settings):
 
 @pytest.fixture(params=[in_tensorflow, on_device])
 def augmented(request):
-    """A function that gives the results of images number `numbers`."""
+    """A function that augments an image as number `numbers`."""
 
     def results(image, label, numbers, size, settings):
         run = request.param(image, label, size, settings)
@@ -212,7 +212,7 @@ def test_outside_is_ignored_and_of_mean_brightness(augmented, labelled):
 
 @pytest.mark.parametrize("rotation", [0.0, 40.0])
 def test_image_and_label_share_the_geometry(augmented, rotation):
-    """Colours tell the labels: they still do inside of objects."""
+    """Inside of objects, colours and labels still correspond."""
     colours = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
     label = np.zeros((90, 90), np.uint8)
     label[10:50, 5:30], label[20:80, 40:60], label[60:85, 5:35] = 1, 2, 3
@@ -229,7 +229,7 @@ def test_image_and_label_share_the_geometry(augmented, rotation):
 
 
 def by_documented_steps(label, number, size):
-    """Resize, rotate about the window's centre, cut, flip: each on its own, in NumPy."""
+    """Resizes, rotates about the window's centre, crops and flips step by step in NumPy."""
     bits = [int(random_bits(SEED, np.array([number]), 1000 + draw)[0]) for draw in range(5)]
     draws = [(b >> 8) / 2**24 for b in bits]
     height, width = label.shape
@@ -258,7 +258,7 @@ def test_label_is_sampled_where_the_documented_steps_lead(augmented):
 
 
 def test_images_that_are_not_square_are_made_so(make_source):
-    """tf.data reads files; what the device holds is square already."""
+    """For tf.data only, as the device holds squares."""
     for number in range(4):
         image, label = make_source(images=4).read(number)
         assert image.shape[0] != image.shape[1]

@@ -27,7 +27,7 @@ def source(make_voc):
 
 @pytest.fixture
 def fresh(make_voc):
-    """A source that nothing is known of yet."""
+    """A source of which nothing is cached."""
     return VOC(make_voc(train=8, val=1), "train")
 
 
@@ -44,7 +44,7 @@ def make_config(pipeline="device", **fields):
 
 
 def first_batches(config, source, count=3, devices=1):
-    """The first batches as NumPy arrays, episode after episode."""
+    """The first batches, concatenated, as NumPy arrays."""
     mesh = make_mesh(devices)
     pipeline = training_pipeline(config, source, training_items(config.data, source), mesh)
     draw = jax.jit(pipeline.draw)
@@ -80,7 +80,7 @@ def test_both_pipelines_make_the_same_episodes(source, ways, shots):
 
 @pytest.mark.parametrize("sampling", ["items", "photographs"])
 def test_both_pipelines_take_the_same_turns(source, sampling):
-    """An epoch and a part of the next one, from the compiled step."""
+    """Over an epoch and part of the next, from the compiled step."""
     config = make_config(ways=2)
     config.data.sampling, config.data.fold = sampling, 3
     items = training_items(config.data, source)
@@ -100,7 +100,7 @@ def test_both_pipelines_take_the_same_turns(source, sampling):
 
 @pytest.mark.parametrize("kind", ["dense", "scribble"])
 def test_borders_may_be_background_in_both_pipelines(fresh, kind):
-    """The label 255 of images, not what augmentation leaves outside of them."""
+    """Label 255 of images becomes background; pixels outside of images stay ignored."""
     batches = {}
     for pipeline in ("device", "tfdata"):
         for border in ("ignored", "background", "ignored"):  # what is kept is not mixed up
@@ -125,7 +125,7 @@ def test_borders_may_be_background_in_both_pipelines(fresh, kind):
 
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 def test_both_pipelines_augment_alike(source, rotation):
-    """The same window of the same image, up to its being resized twice on the device."""
+    """They show the same window of the same image, although the device resizes it twice."""
     pipelines = {}
     for pipeline in ("device", "tfdata"):
         config = make_config(pipeline, image_size=48)
@@ -156,7 +156,7 @@ def test_batches_are_those_of_the_sampler_whatever_the_step_before(source):
 
 
 def test_more_detail_may_be_held_than_is_shown(source):
-    """Twice enlarged from squares of 64 pixels: close to tf.data's, which reads the file."""
+    """Enlarging squares of 64 pixels twice comes close to tf.data, which reads the file."""
     errors = {}
     for size in (0, 64):
         config = make_config()
@@ -209,8 +209,8 @@ def test_batches_are_split_and_images_stay_where_they_are(source, sharded):
 
 
 class Many(Source):
-    """520 classes, of which each image shows two whose low bytes are those of one another,
-    of background, or of what they must not be taken for."""
+    """520 classes; each image shows two whose low bytes equal one another's, those of background,
+    or those of reserved labels."""
 
     name = "many"
     classes = tuple(f"class {number}" for number in range(520))
@@ -269,7 +269,7 @@ def test_ids_beyond_a_byte_are_not_taken_for_others(pipeline, rotation):
 
 
 class Colours(nn.Module):
-    """An image's colours for features."""
+    """Uses an image's colours as features."""
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):
@@ -278,7 +278,7 @@ class Colours(nn.Module):
 
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_evaluation_tells_ids_beyond_a_byte_apart(scored_at):
-    """Each class and the background have their own colour: nothing is to be found wrong."""
+    """As each class and the background has its own colour, the prediction is perfect."""
     many = Many()
     config = make_config()
     config.eval.scored_at = scored_at

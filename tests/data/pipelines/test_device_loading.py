@@ -1,4 +1,4 @@
-"""What the device pipeline holds, keeps in the cache, and refuses to load."""
+"""What the device pipeline loads, caches and refuses to load."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from fsseg_jax.errors import UserError
 
 @pytest.fixture
 def fresh(make_voc):
-    """A source that nothing is known of yet."""
+    """A source of which nothing is cached."""
     return VOC(make_voc(train=8, val=1), "train")
 
 

@@ -112,7 +112,7 @@ NONE, FLIP = options(), options(flip=True)
 
 
 class Numbered(Source):
-    """Images that can be told apart: number n is of colour (n, left half 200, n)."""
+    """Distinguishable images: number n has the colour (n, 200 in the left half, n)."""
 
     name = "numbered"
     classes = ("cat", "dog", "horse")
@@ -147,7 +147,7 @@ def memory_source(make_source):
 
 
 def stream(source, settings=ALL, start=0, **fields):
-    """Batches of a recipe with defaults for what a test does not care about."""
+    """Batches of a recipe with defaults for irrelevant fields."""
     defaults = {"ways": 2, "shots": 2, "batch_size": 4, "image_size": 32, "seed": 3}
     items = source.table.items(range(1, len(Numbered.classes) + 1))
     recipe = Recipe(augmentation=settings, **(defaults | fields))
@@ -155,7 +155,7 @@ def stream(source, settings=ALL, start=0, **fields):
 
 
 def take(count, batches):
-    """The first batches, in copies: a pipeline may use their memory again."""
+    """Copies of the first batches, whose memory a pipeline may reuse."""
     return [jax.tree.map(np.array, batch) for batch in itertools.islice(batches, count)]
 
 
@@ -233,7 +233,7 @@ def test_images_are_augmented_each_on_its_own():
 
 
 def steps_until_fault(batches, limit=50):
-    """How many batches come before the one UserError, and what it says."""
+    """The number of batches before a UserError, and its message."""
     for count in range(limit):
         try:
             next(batches)

@@ -27,7 +27,7 @@ AUGMENT = {"flip": True, "scale": (0.7, 1.5), "rotation": 25.0, "query": True, "
 
 @functools.cache
 def first_batches(pipeline, kind, augmented=False):
-    """Two batches of 2-way 2-shot episodes at 32 pixels, one after the other."""
+    """Two batches of 2-way 2-shot episodes at 32 pixels, concatenated."""
     config = default_config()
     config.update(ways=2, shots=2, image_size=32, seed=7, support_annotation=kind)
     config.annotation_width = 2
@@ -43,7 +43,7 @@ def first_batches(pipeline, kind, augmented=False):
 
 
 def drawn_supports():
-    """Of the batches: the classes and images of each episode's supports."""
+    """The classes and the support images of each episode in these batches."""
     ids = sample(Objects().table.items((1, 2)), 7, np.arange(8), 2, 2)
     return ids.classes, ids.supports
 
@@ -56,7 +56,7 @@ def marks_of(index, kind):
 @PIPELINES
 @pytest.mark.parametrize("kind", ["box", "scribble"])
 def test_supports_are_outlined_and_queries_stay_dense(pipeline, kind):
-    """Without augmentation: each support by hand from its image."""
+    """Without augmentation, each support follows from its image."""
     batch, dense = first_batches(pipeline, kind), first_batches(pipeline, "dense")
     classes, supports = drawn_supports()
     for name in ("support_image", "query_image", "query_label", "class_id", "query_index"):
@@ -80,13 +80,13 @@ def test_supports_are_outlined_and_queries_stay_dense(pipeline, kind):
 
 @pytest.mark.parametrize("kind", ["box", "scribble", "one_scribble"])
 def test_both_pipelines_outline_the_same(kind):
-    """The same object has the box, too, and the same part the scribble."""
+    """Including the choice of the object for the box, and of the part for the scribble."""
     ours, theirs = (first_batches(pipeline, kind) for pipeline in ("device", "tfdata"))
     np.testing.assert_array_equal(ours.support_label, theirs.support_label)
 
 
 def moved(codes, geometry):
-    """Marks where an augmented image shows them; nothing outside of it."""
+    """Marks as an augmented image shows them, and 0 outside of it."""
     side, matrix, shift = geometry
     result = np.zeros((32, 32), codes.dtype)
     for row, column in np.ndindex(32, 32):
@@ -164,7 +164,7 @@ def test_evaluation_finds_the_objects_of_its_own_squares(fit):
 
 
 class Weighing(PANet):
-    """Tells two numbers of the support labels that it is given."""
+    """Measures two properties of its support labels."""
 
     def segment(self, *arguments, **options):
         label = arguments[1].astype(jnp.float32)
@@ -174,7 +174,7 @@ class Weighing(PANet):
 
 
 class Pixels(nn.Module):
-    """Images for features."""
+    """Uses images as features."""
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):

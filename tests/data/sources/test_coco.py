@@ -1,4 +1,4 @@
-"""COCO's folders become the classes, folds and labels that are documented."""
+"""COCO's folder has the documented classes, folds and labels, and errors name its faults."""
 
 import os
 import pathlib
@@ -82,7 +82,7 @@ def test_objects_beyond_the_254th_are_none(tmp_path):
 
 
 def test_every_category_may_have_a_mask_of_its_own(drawn):
-    """As PANet's code reads COCO: nothing hides anything, and crowds belong to their category."""
+    """As in PANet's code: objects hide no others, and crowds belong to their category."""
     source = COCO(drawn.root, "train", "a", "category")
     assert source.name == "coco-20i-category-a"
     expected, table = {}, set()
@@ -120,7 +120,7 @@ def test_objects_of_a_category_alone_are_hidden_by_no_others(overlapping):
 
 
 def test_episodes_of_masks_of_their_own_hold_the_drawn_class_alone(tmp_path):
-    """No other class of the image, and nothing ignored, though all overlap."""
+    """No other class, and no ignored pixels, although all objects overlap."""
     folder = Drawn(tmp_path / "coco", "train2014", np.random.default_rng(1))
     for image_id in range(1, 5):
         folder.add_image(image_id, (32, 32))

@@ -1,4 +1,4 @@
-"""A folder of one's own images is read truthfully, however annotated, and faults are named."""
+"""Folders of one's own images are read correctly, and errors name their faults."""
 
 import pathlib
 
@@ -77,7 +77,7 @@ def test_class_folders(root):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_upright_and_in_line_with_their_masks(tmp_path, orientation):
-    """The mask and the LabelMe file are drawn on the image as it is shown."""
+    """Masks and LabelMe files are drawn on the upright image."""
     upright = np.full((*SIZE, 3), 20, np.uint8)
     upright[3:10, 4:12] = 220
     turned = {  # how the camera stored it, by EXIF's definition of the first row and column

@@ -1,4 +1,4 @@
-"""A folder of one's own images that a COCO file annotates."""
+"""Folders of one's own images that a COCO file annotates."""
 
 import json
 

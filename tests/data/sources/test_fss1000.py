@@ -1,4 +1,4 @@
-"""FSS-1000's folder is read truthfully, its lists say which class is for what, faults are named."""
+"""FSS-1000's folder and lists are read correctly, and errors name their faults."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SPLITS = {"train": ("fox", "bee", "ant"), "val": ("dog",), "test": ("elk", "cat"
 
 
 def write_class(folder, images=2, side=16, seed=0):
-    """Images with masks of varying kinds; returns where the class is in each of them."""
+    """Writes images with masks of varying kinds; returns the true masks."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     inside = []

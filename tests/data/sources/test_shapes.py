@@ -1,4 +1,4 @@
-"""Rendered images: the same every time, and what few-shot segmentation needs of them."""
+"""Rendered images are reproducible and suit few-shot segmentation."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_instances_divide_the_objects(shapes):
 
 
 def test_colour_does_not_tell_the_class(shapes):
-    """The mean colours of a class's objects scatter far more than the classes' means differ."""
+    """Colours vary far more within classes than between them."""
     colours = {c: [] for c in shapes.class_names}
     for index in range(len(shapes)):
         image, label = shapes.read(index)

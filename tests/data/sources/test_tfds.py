@@ -1,4 +1,4 @@
-"""Data sets of TFDS are read truthfully, and our builders store what our sources read."""
+"""Data sets of TFDS are read correctly, and errors name their faults."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def encoded(values, form="png"):
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """A function that prepares a data set of the records it is given, and returns its folder."""
+    """A function that prepares a data set of given records, and returns its folder."""
 
     def build(records, features):
         def info(self):
@@ -97,7 +97,7 @@ def make_labels(count=6, largest=5, seed=0):
 
 @pytest.fixture(scope="module")
 def spots(build):
-    """A data set that says nothing about its classes, and its labels and records."""
+    """A data set that does not declare its classes, and its labels and records."""
     labels = make_labels()
     records = make_records(labels)
     return build(records, FEATURES), labels, records

@@ -1,4 +1,4 @@
-"""A VOCdevkit folder is read truthfully, counted once, and its faults are named."""
+"""A VOCdevkit folder is read correctly and counted once, and errors name its faults."""
 
 import os
 
@@ -28,7 +28,7 @@ def image_file(root, number=0):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The label files that are read from now on."""
+    """The label files read since, by name."""
     names = []
     read_label = voc.read_label
 
