@@ -59,14 +59,7 @@ def square_marks(
     annotation: Annotation,
     fit: str = "stretch",
 ) -> UInt8[np.ndarray, "size size"]:
-    """Computes the marks of the image number `index`.
-
-    Args:
-        source: the images.
-        index: number of the image.
-        label: the image's label, resized to a square.
-        annotation: how supports are annotated.
-        fit: how the square was made; see `squares.square`.
+    """Computes the marks of the image number `index`, whose square `label` was made with `fit`.
 
     Returns:
         for boxes, the objects of each class numbered from 1, the largest first; for scribbles and

@@ -37,8 +37,7 @@ def kept_table(
     """Computes a class table, or reads it from the user's cache folder.
 
     Args:
-        name: name of the source.
-        key: changes whenever the table does.
+        name, key: name of the source, and a key that changes whenever the table does.
         count: counts the pixels of each class in one image, classes in the source's order.
         arguments: arguments of `count`, one per image.
     """

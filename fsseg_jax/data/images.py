@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Integer, Shaped, UInt8
 from PIL import Image, ImageOps
 
 from fsseg_jax.errors import UserError
@@ -48,10 +48,12 @@ def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     return np.asarray(image.convert("RGB"))
 
 
-def read_label(path: File) -> UInt8[np.ndarray, "height width"]:
+def read_label(
+    path: File, modes: tuple[str, ...] = ("P", "L")
+) -> Integer[np.ndarray, "height width"]:
     """Reads a PNG of class ids or instance numbers: a palette's indices or grey values."""
     with open_picture(path) as file:
-        if file.mode not in ("P", "L"):
+        if file.mode not in modes:
             raise UserError(
                 f"{path} is an image of mode {file.mode}, not of class ids: labels are 8-bit "
                 "palette or greyscale PNGs."
@@ -62,9 +64,8 @@ def read_label(path: File) -> UInt8[np.ndarray, "height width"]:
 def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "height width"]:
     """Reads a mask from a PNG of any mode: True where it is not black, ignoring transparency.
 
-    Args:
-        path: path of the mask.
-        above: largest grey, red, green or blue value that still counts as black."""
+    `above` is the largest grey, red, green or blue value that still counts as black.
+    """
     with open_picture(path) as file:
         mask = ImageOps.exif_transpose(file)
         if mask.mode == "1":

@@ -66,11 +66,7 @@ def check_items(
 ) -> None:
     """Raises UserError unless every class has enough images for `ways` ways and `shots` shots.
 
-    Args:
-        items: items to draw from.
-        names: class names by class id.
-        ways, shots: N and K.
-        filter_name: the configuration field that filters images, named in the remedy.
+    The message contains the class's name, and the name of the field that filters images.
     """
     if len(items.class_id) < ways:
         raise UserError(

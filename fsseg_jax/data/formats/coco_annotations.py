@@ -107,9 +107,7 @@ class CocoAnnotations:
     def instances(self, row: int, category: int | None = None) -> UInt8[np.ndarray, "height width"]:
         """Numbers the 254 largest objects of an image from 1, the largest first, without crowds.
 
-        Args:
-            row: number of the image.
-            category: the only category to include, or None for all.
+        If given, `category` is the only category to include.
         """
         counts = ~self._of_image(row, "crowd")
         if category is not None:

@@ -201,16 +201,9 @@ def _open(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def draw_batch(
     data: DeviceData, step: Int[Array, ""], recipe: Recipe, *, mesh: Mesh, sharded: bool
 ) -> Episode:
-    """Makes batch number `step` inside a compiled function.
+    """Makes batch number `step`, split over the mesh, inside a compiled function.
 
-    Args:
-        data: the data set.
-        step: number of the batch.
-        recipe: how batches are drawn.
-        mesh, sharded: as given to `load`.
-
-    Returns:
-        the batch, its episodes split over the mesh; images are uint8.
+    `mesh` and `sharded` are those given to `load`.
     """
     index = step * recipe.batch_size + jnp.arange(recipe.batch_size)
     ids = recipe.episodes(data.items, index, jnp)

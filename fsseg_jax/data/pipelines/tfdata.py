@@ -139,17 +139,8 @@ def _transform(
 def batches(source: Source, items: Items, recipe: Recipe, start: int = 0) -> Iterator[Episode]:
     """Yields this process's slices of all batches from step `start` on, as NumPy arrays.
 
-    Batch number `step` is a pure function of the source, items and recipe, whichever step the
-    stream starts at.
-
-    Args:
-        source: the images.
-        items: items to draw from.
-        recipe: how batches are drawn.
-        start: number of the first step.
-
-    Raises:
-        UserError: a file is broken (raised at its batch).
+    A batch is a pure function of the source, items, recipe and its step, whichever step the stream
+    starts at. At the batch of a broken file, UserError is raised.
     """
     iterator = iter(_dataset(source, items, recipe, start).as_numpy_iterator())
     for step in itertools.count(start):

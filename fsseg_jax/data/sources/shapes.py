@@ -101,10 +101,7 @@ def _paint(
 def render(split: str, index: int, pixels: int) -> tuple[Pixels, Pixels, Pixels]:
     """Renders an image, its label and its instances, deterministically.
 
-    Args:
-        split: train or val.
-        index: number of the image, from 0. Classes take turns as the main one.
-        pixels: side of the image. Images of different sides show the same scene.
+    Classes take turns as the main one. The same image at another side shows the same scene.
     """
     rng = np.random.default_rng([SPLITS.index(split), index])
     canvas = _background(rng, pixels)

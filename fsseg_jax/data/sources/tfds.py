@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image
 
 from fsseg_jax.data.cache import cache_folder, fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_label
@@ -258,7 +257,7 @@ class _Value(NamedTuple):
     def values(self) -> Integer[np.ndarray, "height width"]:
         """Class ids or instance numbers."""
         if isinstance(self.content, bytes):
-            return _read_values(self.file())
+            return read_label(self.file(), ("P", "L", "I;16"))
         values = np.asarray(self.content)
         low, high = values.min(initial=0), values.max(initial=0)
         if low < 0 or high >= 2**16:
@@ -275,18 +274,6 @@ class _File(io.BytesIO):
 
     def __repr__(self) -> str:
         return self._title
-
-
-def _read_values(file: _File) -> Integer[np.ndarray, "height width"]:
-    """Reads class ids or instance numbers, as `read_label` does, also of 16 bits."""
-    try:
-        with Image.open(file) as picture:
-            if picture.mode == "I;16":
-                return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{file} cannot be read ({error}): prepare it again.") from None
-    file.seek(0)
-    return read_label(file)
 
 
 def _kept(name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
