@@ -22,9 +22,9 @@ from tqdm import tqdm
 from fsseg_jax import command_line
 from fsseg_jax.config import differences, load_config, override
 from fsseg_jax.data import class_ids, open_source, training_items, training_pipeline
+from fsseg_jax.data.sampling import Items
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import check_divides, describe, is_first_process, make_mesh, put, replicated
-from fsseg_jax.episode import Items
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.selection import Selection

@@ -114,7 +114,7 @@ def test_choices_of_a_protocol_are_compared(run, tmp_path, config_file):
         ("train", ["--config.trian.steps=3"], "did you mean --config.train.steps"),
         ("train", ["--config.platform=gpu"], "platform = gpu is not available on this machine"),
         ("evaluate", ["--config.platform=gpu"], "platform = gpu is not available on this machine"),
-        ("train", ["--config.shots=50"], "but shots = 50 needs 51"),
+        ("train", ["--config.shots=50"], "images, but shots = 50 needs 51"),
         ("train", ["--config.data.name=voc"], "data.root is empty"),
         ("train", ["--config.init=missing.npz"], "init = missing.npz: there is no such file"),
     ],
@@ -165,7 +165,7 @@ def test_trains_and_evaluates_without_tensorflow(tmp_path, voc_config):
         "train", f"--config={voc_config}", f"--workdir={tmp_path / 'run'}"
     )
     assert trained.returncode == 0, trained.stderr
-    assert "of 32 x 32 pixels on the device: 0.00 GiB" in trained.stderr
+    assert "30 images of 32 x 32 pixels on the device: 0.00 GiB" in trained.stderr
     assert "held-out classes after training: mean-IoU" in trained.stderr
     evaluated = run_without_tensorflow("evaluate", f"--workdir={tmp_path / 'run'}")
     assert evaluated.returncode == 0, evaluated.stderr

@@ -1,4 +1,4 @@
-"""Sources by name, and the training batches that are made from them."""
+"""Opens sources by name, and makes training batches from them."""
 
 import functools
 import itertools
@@ -10,13 +10,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from fsseg_jax.data.annotations import annotation_of
 from fsseg_jax.data.pipelines import device
+from fsseg_jax.data.pipelines.recipe import Recipe
+from fsseg_jax.data.sampling import Items, check_items
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.data.sources.voc import VOC
-from fsseg_jax.devices import put_batches
-from fsseg_jax.episode import Episode, Items, check_items
+from fsseg_jax.devices import put, put_batches, replicated
+from fsseg_jax.episode import Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.extensions import find
 
@@ -26,8 +27,8 @@ def _coco(data: ConfigDict, split: str) -> Source:
 
     if data.coco.masks == "category" and data.held_out_photographs == "drop":
         raise UserError(
-            "data.held_out_photographs = drop asks what else a photograph shows, which "
-            "data.coco.masks = category leaves out: set data.held_out_photographs = keep."
+            "data.held_out_photographs = drop needs all classes of an image, but "
+            "data.coco.masks = category keeps only one: set data.held_out_photographs = keep."
         )
     return COCO(data.root, split, data.coco.folds, data.coco.masks)
 
@@ -45,20 +46,18 @@ def _folder(data: ConfigDict, split: str) -> Source:
 
 
 def _tfds(data: ConfigDict, split: str) -> Source:
-    from fsseg_jax.data.sources.tfds import TFDS
+    from fsseg_jax.data.sources.tfds import TFDS, Features
 
     if data.coco.masks != "label":
         raise UserError(
-            f"data.coco.masks = {data.coco.masks} needs COCO's own files, as labels of TFDS have "
-            "one class a pixel: set data.name = coco, or data.coco.masks = label."
+            f"data.coco.masks = {data.coco.masks} needs COCO's own files, as TFDS labels have one "
+            "class per pixel: set data.name = coco, or data.coco.masks = label."
         )
     return TFDS(
         data.tfds.name,
         data.root,
         split or "train",
-        image=data.tfds.image,
-        label=data.tfds.label,
-        instances=data.tfds.instances,
+        Features(data.tfds.image, data.tfds.label, data.tfds.instances),
         folds=data.folds,
         variant=data.coco.folds,
     )
@@ -79,7 +78,7 @@ SOURCES = {
 
 
 def test_split(data: ConfigDict) -> str:
-    """The split of tests and selection: that of `data.split`, or what the data set calls it."""
+    """The split for tests and selection: `data.split`, or the data set's own name for it."""
     if data.split:
         return data.split
     name = data.tfds.name if data.name == "tfds" else data.name
@@ -89,15 +88,15 @@ def test_split(data: ConfigDict) -> str:
 
 
 def open_source(data: ConfigDict, which: str) -> Source:
-    """The source that `config.data` names.
+    """Opens the source that `config.data` names.
 
     Args:
         data: `config.data`; its `name` is one of `SOURCES`, or a function or class elsewhere that
-            takes `config.data` and a split, see `extensions.find`.
-        which: "train" for the photographs that training sees, "test" for the others.
+            takes `config.data` and a split; see `extensions.find`.
+        which: "train" for the training split, "test" for the split of tests and selection.
 
     Raises:
-        UserError: the name is unknown, the fold is, or the data are not as they should be.
+        UserError: the name or the fold is unknown, or the data are invalid.
     """
     split = data.train_split if which == "train" else test_split(data)
     source = find(data.name, SOURCES, "data.name")(data, split)
@@ -107,8 +106,8 @@ def open_source(data: ConfigDict, which: str) -> Source:
 
 
 def class_ids(source: Source, fold: int, which: str) -> tuple[int, ...]:
-    """The classes that a fold holds out for the test ("novel"), those that the source keeps for
-    selection ("validation"), or all others ("base")."""
+    """The classes that a fold holds out for the test ("novel"), those that the source reserves
+    for selection ("validation"), or all others ("base")."""
     novel, validation = source.folds[fold], source.validation
     if which == "novel":
         return novel
@@ -118,7 +117,7 @@ def class_ids(source: Source, fold: int, which: str) -> tuple[int, ...]:
 
 
 def training_items(data: ConfigDict, source: Source) -> Items:
-    """What training draws from: the base classes, by `config.data`'s rules."""
+    """The items of the base classes, filtered as `config.data` specifies."""
     held_out = (*class_ids(source, data.fold, "novel"), *source.validation)
     without = held_out if data.held_out_photographs == "drop" else ()
     base = class_ids(source, data.fold, "base")
@@ -126,9 +125,9 @@ def training_items(data: ConfigDict, source: Source) -> Items:
 
 
 class Pipeline(NamedTuple):
-    """Where training gets its batches from: a half on the host, and one in the compiled step."""
+    """Makes training batches, partly on the host and partly in the compiled step."""
 
-    # How many steps -> what they need, on the mesh.
+    # Number of steps -> what `draw` needs for them, on the mesh.
     feed: Callable[[int], Any]
     # That, how many of these steps are done, and the step's number -> the step's batch.
     draw: Callable[[Any, Int[Array, ""], Int[Array, ""]], Episode]
@@ -137,50 +136,32 @@ class Pipeline(NamedTuple):
 def training_pipeline(
     config: ConfigDict, source: Source, items: Items, mesh: Mesh, start: int = 0
 ) -> Pipeline:
-    """The pipeline that `config.data.pipeline` names, for the steps from `start` on.
+    """Opens the pipeline that `config.data.pipeline` names, for the steps from `start` on.
 
     Raises:
-        UserError: a class has too few photographs, a file is broken, TensorFlow is missing
-            ("tfdata"), or the photographs do not fit into memory ("device").
+        UserError: a class has too few images, a file is broken, TensorFlow is not installed
+            ("tfdata"), or the images do not fit into memory ("device").
     """
     check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
-    settings = {
-        "ways": config.ways,
-        "shots": config.shots,
-        "batch_size": config.train.batch_size,
-        "image_size": config.image_size,
-        "seed": config.seed,
-        "augmentation": config.data.augment,
-        "annotation": annotation_of(config),
-        "sampling": config.data.sampling,
-    }
-    border = config.data.border
+    recipe = Recipe.from_config(config)
     if config.data.pipeline == "device":
         sharded, cache = config.data.device.sharded, config.data.device.cache
         size = config.data.device.size or config.image_size
-        data = device.load(
-            source, items, size, mesh, settings["annotation"], border, sharded=sharded, cache=cache
+        pixels = device.load(
+            source, size, mesh, recipe.annotation, recipe.border, sharded=sharded, cache=cache
         )
-        draw = functools.partial(device.draw_batch, mesh=mesh, sharded=sharded, **settings)
+        data = device.DeviceData(pixels, put(items, replicated(mesh)))
+        draw = functools.partial(device.draw_batch, recipe=recipe, mesh=mesh, sharded=sharded)
         return Pipeline(lambda count: data, lambda data, done, step: draw(data, step))
 
-    try:  # TensorFlow is imported here alone, so that everything else works without it.
+    try:  # imported only here, so that everything else works without TensorFlow
         from fsseg_jax.data.pipelines import tfdata
     except ModuleNotFoundError as error:
         raise UserError(
             f"data.pipeline = tfdata needs {error.name}, which is not installed: "
             "pip install tensorflow, or set data.pipeline = device."
         ) from None
-    process, processes = jax.process_index(), jax.process_count()
-    batches = tfdata.batches(
-        source,
-        items,
-        border=border,
-        start=start,
-        process=process,
-        processes=processes,
-        **settings,
-    )
+    batches = tfdata.batches(source, items, recipe, start)
     return Pipeline(
         lambda count: put_batches(list(itertools.islice(batches, count)), mesh),
         lambda batches, done, step: jax.tree.map(lambda x: x[done], batches),

@@ -1,9 +1,9 @@
-"""Supports outlined with less work than a mask: a box, a scribble or a point.
+"""Weak annotations of supports: boxes, scribbles and points, derived from dense labels.
 
-What a photograph's outlines look like is found once, when it is read (`square_marks`): numbers of
-its objects for boxes, drawn pixels for scribbles and points, numbered ones where one scribble is
-to be chosen. Episodes then pick from that inside the compiled function (`annotated`). Pixels that
-nobody has marked are 254 (`UNLABELLED`): neither the class nor the background.
+An image's marks are computed once, when it is read (`square_marks`): object numbers for boxes,
+drawn pixels for scribbles and points, numbered strokes if a single scribble is to be chosen.
+Episodes then choose among them inside the compiled function (`annotated`). Unmarked pixels are 254
+(`UNLABELLED`): neither the class nor the background.
 """
 
 from types import ModuleType
@@ -17,37 +17,38 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order
 from skimage.morphology import disk, skeletonize
 
+from fsseg_jax.data.sampling import random_bits
 from fsseg_jax.data.source import LabelledImage, Source
 from fsseg_jax.data.squares import square
-from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, random_bits
+from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray
 
 KINDS = ("dense", "box", "largest_box", "scribble", "one_scribble", "point")
 BOXES = ("box", "largest_box")
-RANDOM = ("box", "one_scribble")  # those that an episode chooses at random
-# Of one class in one photograph that can get boxes, or the one scribble: the largest ones.
+RANDOM = ("box", "one_scribble")  # kinds that choose an object at random per episode
+# Objects of a class in an image that may be chosen for the box or the one scribble: the largest.
 OBJECTS = 16
-BACKGROUND = 255  # instead of a number: the background's scribbles, where one scribble is chosen
-# A connected part smaller than this share of the class's largest one is no object of its own but
-# a fragment behind something: nobody would draw a box around it, or a stroke in it.
+BACKGROUND = 255  # mark of the background's scribbles for "one_scribble"
+# A connected part smaller than this share of the class's largest one is not an object but a
+# fragment of one that is partly hidden, which gets neither a box nor a stroke.
 FRAGMENT = 0.05
-DRAW = 2000  # number of the draw that chooses a box; episodes and augmentation have lower ones
+DRAW = 2000  # draw number that chooses objects; episodes and augmentation use lower ones
 
 _NEIGHBOURS = np.ones((3, 3), bool)
 
 
 class Annotation(NamedTuple):
-    """How supports are outlined."""
+    """How supports are annotated."""
 
     kind: str = "dense"  # one of `KINDS`
     width: int = 5  # of scribbles and points, in pixels of the network's input
-    size: int = 417  # the side of that input
+    size: int = 417  # side of the network's input
 
 
 DENSE = Annotation()
 
 
 def annotation_of(config: ConfigDict) -> Annotation:
-    """How a configuration outlines supports."""
+    """The annotation that a configuration specifies."""
     return Annotation(config.support_annotation, config.annotation_width, config.image_size)
 
 
@@ -58,19 +59,12 @@ def square_marks(
     annotation: Annotation,
     fit: str = "stretch",
 ) -> UInt8[np.ndarray, "size size"]:
-    """What is known of the outlines in the photograph number `index`.
-
-    Args:
-        source: the photographs.
-        index: of the photograph.
-        label: its label, resized to a square.
-        annotation: how supports are outlined.
-        fit: how the square was made; see `squares.square`.
+    """Computes the marks of the image number `index`, whose square `label` was made with `fit`.
 
     Returns:
-        for boxes, each class's objects numbered from 1, the largest first, and 0; for scribbles
-        and points 1 where something is drawn, and 0; for one scribble the number of the class's
-        part that it is drawn in, or `BACKGROUND`, and 0; zeros for dense annotations.
+        for boxes, the objects of each class numbered from 1, the largest first; for scribbles and
+        points, 1 where something is drawn; for "one_scribble", the number of the part that a
+        stroke is drawn in, or `BACKGROUND`; and 0 elsewhere, and for dense annotations.
     """
     kind, width, size = annotation
     if kind == "dense":
@@ -94,9 +88,9 @@ def object_numbers(
     label: Integer[np.ndarray, "height width"],
     objects: UInt8[np.ndarray, "height width"] | None = None,
 ) -> UInt8[np.ndarray, "height width"]:
-    """Numbers the objects of each class from 1, the largest first; all but `OBJECTS` are 0.
+    """Numbers the `OBJECTS` largest objects of each class from 1, the largest first.
 
-    Where `objects` says nothing of a class, its connected parts stand in for objects.
+    A class without any known `objects` is divided into its connected parts instead.
     """
     numbers = np.zeros(label.shape, np.uint8)
     for class_id in np.setdiff1d(label, [0, IGNORE]):
@@ -116,10 +110,10 @@ def object_numbers(
 def strokes(
     label: Integer[np.ndarray, "height width"], width: int
 ) -> UInt8[np.ndarray, "height width"]:
-    """Scribbles: in each part of each class, and of the background, one stroke `width` pixels wide.
+    """Draws a stroke `width` pixels wide in each part of each class and of the background.
 
-    It is the longest line along the part's skeleton; compact parts, whose skeleton is next to
-    nothing, have a straight one through their middle.
+    The stroke is the longest line along the part's skeleton; compact parts, whose skeleton is
+    tiny, get a straight line through their middle.
     """
     drawn = np.zeros(label.shape, np.uint8)
     for value in np.setdiff1d(label, [IGNORE]):
@@ -140,8 +134,8 @@ def strokes(
 def points(
     label: Integer[np.ndarray, "height width"], width: int
 ) -> UInt8[np.ndarray, "height width"]:
-    """One click in each class, and in the background: a disc `width` pixels wide around the pixel
-    that lies deepest inside."""
+    """Draws a disc `width` pixels wide around the innermost pixel of each class and of the
+    background."""
     drawn = np.zeros(label.shape, np.uint8)
     for value in np.setdiff1d(label, [IGNORE]):
         mask = label == value
@@ -153,7 +147,7 @@ def points(
 
 
 def _parts(mask: Bool[np.ndarray, "height width"]) -> Int[np.ndarray, "height width"]:
-    """Numbers the connected parts of a mask that are no fragments."""
+    """Numbers the connected parts of a mask, except fragments."""
     parts, count = ndimage.label(mask, _NEIGHBOURS)
     area = np.bincount(parts.ravel(), minlength=count + 1)
     area[0] = 0
@@ -161,7 +155,7 @@ def _parts(mask: Bool[np.ndarray, "height width"]) -> Int[np.ndarray, "height wi
 
 
 def _longest_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """The longest of the shortest paths along the skeleton of a connected mask."""
+    """The longest of all shortest paths along the skeleton of a connected mask."""
     skeleton = skeletonize(np.pad(mask, 1))[1:-1, 1:-1]
     rows, columns = np.nonzero(skeleton)
     count = len(rows)
@@ -173,20 +167,20 @@ def _longest_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "h
         pairs.append(np.stack([np.flatnonzero(neighbour >= 0), neighbour[neighbour >= 0]]))
     one, other = np.concatenate(pairs, axis=1)
     graph = coo_array((np.ones(len(one)), (one, other)), (count, count)).tocsr()
-    # What is found last is farthest: from anywhere to one end of the line, from there to the other.
+    # A breadth-first search ends at the farthest pixel: first one end of the line, then the other.
     end = breadth_first_order(graph, 0, directed=False)[0][-1]
     order, previous = breadth_first_order(graph, end, directed=False)
     line = np.zeros(mask.shape, bool)
     pixel = order[-1]
     while pixel >= 0:
         line[rows[pixel], columns[pixel]] = True
-        pixel = previous[pixel]  # a negative number ends the line
+        pixel = previous[pixel]  # negative at the end of the line
     return line
 
 
 def _straight_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """A line through the pixel that lies deepest in a mask, in the direction in which the mask
-    extends most, half as long as the side of a square of its area."""
+    """A line through the innermost pixel of a mask, along the mask's principal axis, half as long
+    as the side of a square of the mask's area."""
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     middle = np.unravel_index(depth.argmax(), depth.shape)
     _, directions = np.linalg.eigh(np.cov(np.nonzero(mask)))
@@ -200,7 +194,7 @@ def _straight_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "
 
 
 def _thicken(mask: Bool[np.ndarray, "height width"], width: int) -> Bool[np.ndarray, "..."]:
-    """Draws a disc of `width` pixels around each pixel."""
+    """Dilates a mask by a disc `width` pixels wide."""
     brush = disk(width // 2)
     if width % 2 == 0:  # a disc around the corner between four pixels
         brush = ndimage.binary_dilation(np.pad(disk(width // 2 - 1), (1, 0)), np.ones((2, 2)))
@@ -214,28 +208,28 @@ def annotated(
     kind: str,
     xp: ModuleType = np,
 ) -> UInt8[AnyArray, "way shot height width"]:
-    """The labels of an episode's supports as `kind` of annotation tells them.
+    """Reduces the labels of an episode's supports to an annotation of this kind.
 
-    A box is that of one random object of the support's own way, or of the largest; the background
-    is what lies outside of all boxes of the episode's classes (PANet sec. 4.4, for one way),
-    where 255 stays ignored. A scribble or a point of a class that is not in the episode marks
-    background. "one_scribble" is what PANet's published code takes (`getMask` in
-    dataloaders/customized.py, lines 50 to 60; its scribbles are not widened): a random one of the
-    support's own way, and those of the background, where nothing but background is.
+    "box" fills the box of one random object of the support's own way, "largest_box" that of the
+    largest; the background is everything outside the boxes of all the episode's classes (PANet
+    sec. 4.4, for one way), where 255 stays ignored. A scribble or point of a class that is not in
+    the episode marks background. "one_scribble" follows PANet's published code (`getMask` in
+    dataloaders/customized.py, lines 50 to 60, whose scribbles are not widened): a random scribble
+    of the support's own way, and the scribbles on pure background.
 
     Args:
         label: the supports' dense labels in episode numbering.
-        marks: see `square_marks`.
-        bits: random, one a support: they choose the object.
+        marks: the supports' marks; see `square_marks`.
+        bits: random bits, one per support, that choose the object.
         kind: one of `KINDS`.
-        xp: `numpy`, or `jax.numpy` inside a compiled function; both give the same.
+        xp: `numpy`, or `jax.numpy` inside a compiled function; results are the same.
     """
     if kind == "dense":
         return label
     if kind in ("scribble", "point"):
         return xp.where(marks > 0, label, UNLABELLED).astype(np.uint8)
     if kind == "largest_box":
-        bits = xp.zeros_like(bits)  # objects are in the order of their sizes
+        bits = xp.zeros_like(bits)  # objects are sorted by size
     ways = label.shape[0]
     way = xp.arange(1, ways + 1)[:, None, None, None]
     numbers = xp.arange(1, OBJECTS + 1)[:, None, None]
@@ -245,7 +239,7 @@ def annotated(
         stroke = (inside & chosen[..., None, None]).any(2)
         rest = xp.where(marks == BACKGROUND, 0, UNLABELLED)
         return xp.where(stroke, way, rest).astype(np.uint8)
-    # Every way's objects in every support: (m, n, k, object, ...), n the support's own way.
+    # Objects of every way m in every support: (m, n, k, object, ...), where n is its own way.
     each_way = xp.arange(1, ways + 1)[:, None, None, None, None, None]
     inside = (label == each_way[:, 0])[:, :, :, None] & (marks[:, :, None] == numbers)
     rows, columns = (_between(inside.any(axis), xp) for axis in (-1, -2))
@@ -256,7 +250,7 @@ def annotated(
     chosen = _choice(rows.any(-1), bits, xp)
     rows, columns = ((x & chosen[..., None]).any(2) for x in (rows, columns))
     box = rows[..., :, None] & columns[..., None, :]
-    # Objects beyond the numbered ones have no box, but are no background either.
+    # Objects beyond the numbered ones have no box, but are not background either.
     shown = (label > 0) & (label <= ways)
     outside = xp.where(label == IGNORE, IGNORE, 0)
     result = xp.where(boxes | shown, UNLABELLED, outside)
@@ -266,13 +260,13 @@ def annotated(
 def _choice(
     present: Bool[AnyArray, "*batch n"], bits: Integer[AnyArray, "*batch"], xp: ModuleType
 ) -> Bool[AnyArray, "*batch n"]:
-    """One of the true positions, by random bits; none where there is none."""
+    """Chooses one of the true positions, if any, by random bits."""
     wanted = (bits % xp.maximum(present.sum(-1), 1).astype(np.uint32)).astype(np.int32) + 1
     return present & (xp.cumsum(present, axis=-1) == wanted[..., None])
 
 
 def _between(line: Bool[AnyArray, "*batch n"], xp: ModuleType) -> Bool[AnyArray, "*batch n"]:
-    """From the first to the last true position."""
+    """True from the first to the last true position."""
     behind = xp.cumsum(line, axis=-1)
     return (behind > 0) & (behind - line < behind[..., -1:])
 
@@ -280,7 +274,7 @@ def _between(line: Bool[AnyArray, "*batch n"], xp: ModuleType) -> Bool[AnyArray,
 def choose(
     seed: int, index: Integer[AnyArray, " batch"], ways: int, shots: int, xp: ModuleType = np
 ) -> Integer[AnyArray, "batch way shot"]:
-    """The random bits of `annotated` for the episodes number `index` of `seed`."""
+    """Draws the random bits of `annotated` for the episodes number `index` of `seed`."""
     slots = ways * shots
     number = xp.asarray(index)[:, None] * slots + xp.arange(slots)
     return random_bits(seed, number, DRAW, xp).reshape(-1, ways, shots)

@@ -1,4 +1,4 @@
-"""What is kept between runs in the user's cache folder, until a file of the data set changes."""
+"""Caches results in the user's cache folder until a file of the data set changes."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ from fsseg_jax.files import keep
 
 
 def fingerprint(files: Iterable[str | os.PathLike]) -> str:
-    """A hash of the files' names in their order, sizes and times of change."""
+    """Hashes the files' names, in order, their sizes and their modification times."""
     files = [os.fspath(path) for path in files]
     digest = hashlib.sha256("\n".join(files).encode())
     wanted = {}
     for path in files:
         wanted.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
     for folder in sorted(wanted):
-        with os.scandir(folder or ".") as entries:  # one call a folder, not one a file
+        with os.scandir(folder or ".") as entries:  # one call per folder, not per file
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name in wanted[folder]:
                     status = entry.stat()
@@ -34,13 +34,12 @@ def fingerprint(files: Iterable[str | os.PathLike]) -> str:
 def kept_table(
     name: str, key: str, count: Callable[[Any], np.ndarray], arguments: Sequence[Any]
 ) -> ClassTable:
-    """The class table, kept in the user's cache folder.
+    """Computes a class table, or reads it from the user's cache folder.
 
     Args:
-        name: of the source.
-        key: changes when the table does.
-        count: gives the pixels of each class in one photograph, classes in the source's order.
-        arguments: of `count`, one a photograph.
+        name, key: name of the source, and a key that changes whenever the table does.
+        count: counts the pixels of each class in one image, classes in the source's order.
+        arguments: arguments of `count`, one per image.
     """
     cache = cache_folder("class_tables") / f"{name}-{key}.npz"
     if cache.is_file():
@@ -53,5 +52,5 @@ def kept_table(
 
 
 def cache_folder(kind: str) -> pathlib.Path:
-    """Where things of a kind that can be made again are kept on this machine."""
+    """The folder for cached results of a kind."""
     return pathlib.Path(platformdirs.user_cache_dir("fsseg_jax")) / kind

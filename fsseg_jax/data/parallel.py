@@ -1,4 +1,4 @@
-"""Work on all processor cores, with a progress bar."""
+"""Parallel work on all processor cores, with a progress bar."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     limited = hasattr(os, "sched_getaffinity")  # not on macOS
     return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
 
@@ -17,9 +17,9 @@ def cores() -> int:
 def parallel_map(
     function: Callable[[Any], Any], arguments: Sequence[Any], description: str, unit: str = "photo"
 ) -> list[Any]:
-    """`function` of each argument, in order, on all cores, with a progress bar.
+    """Maps `function` over the arguments, in order, on all cores, with a progress bar.
 
-    Threads suffice: decoding, resizing and file access release Python's lock.
+    Threads suffice, as decoding, resizing and file access release the GIL.
     """
     with ThreadPoolExecutor(cores()) as pool:
         return list(
@@ -28,7 +28,7 @@ def parallel_map(
                 description,
                 total=len(arguments),
                 unit=unit,
-                delay=1,  # nothing to show for work of less than a second
+                delay=1,  # no bar for work of less than a second
                 mininterval=0.5,
             )
         )

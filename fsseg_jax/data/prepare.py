@@ -1,6 +1,6 @@
 """Makes PASCAL-5i from its archives: python -m fsseg_jax.data.prepare pascal5i --root=data
 
-The program is `fsseg_jax.prepare`; here it is for commands that name it so.
+An alias of the program `fsseg_jax.prepare`, for commands that use this name.
 """
 
 import runpy

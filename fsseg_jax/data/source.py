@@ -1,4 +1,4 @@
-"""A source: random access to labelled photographs, and the table of which shows which class."""
+"""A source: random access to labelled images, and the table of the classes that each shows."""
 
 import abc
 import dataclasses
@@ -11,35 +11,48 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Integer, UInt8
 
-from fsseg_jax.episode import IGNORE, Items
+from fsseg_jax.data.sampling import Items
+from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
 
 class LabelledImage(NamedTuple):
-    """One labelled photograph at its own size."""
+    """A labelled image at its own size."""
 
     image: UInt8[np.ndarray, "height width 3"]  # RGB
-    # Class id, 0 background, 255 ignored; uint16 where there are more classes than uint8 holds.
+    # Class ids, 0 background, 255 ignored; uint16 if there are too many classes for uint8.
     label: Integer[np.ndarray, "height width"]
 
 
 def class_numbers(count: int) -> Int[np.ndarray, " classes"]:
-    """The ids of `count` classes: 1, 2, ... without 255, which is the label of ignored pixels."""
+    """The ids of `count` classes: 1, 2, ..., skipping 255, the label of ignored pixels."""
     numbers = np.arange(1, count + 1)
     return numbers + (numbers >= IGNORE)
 
 
+def deal_folds(
+    numbers: Int[np.ndarray, " classes"], folds: int, where: object
+) -> tuple[tuple[int, ...], ...]:
+    """Divides class ids into consecutive groups, as equal as possible; `where` is for errors."""
+    if not 1 <= folds <= len(numbers):
+        raise UserError(
+            f"data.folds = {folds}: {where} has {len(numbers)} classes, of which each fold holds "
+            f"out at least one: choose 1..{len(numbers)}."
+        )
+    return tuple(tuple(fold.tolist()) for fold in np.array_split(numbers, folds))
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """How many pixels of each class each photograph shows: one row a pair that occurs."""
+    """How many pixels of each class an image shows: one row per (image, class) that occurs."""
 
     image: Int[np.ndarray, " rows"]  # row of the source
     class_id: Int[np.ndarray, " rows"]
-    pixels: Int[np.ndarray, " rows"]  # at the photograph's own size
+    pixels: Int[np.ndarray, " rows"]  # at the image's own size
 
     @classmethod
     def from_counts(cls, counts: Sequence[Int[np.ndarray, " classes"]]) -> "ClassTable":
-        """From the pixels of each class in each photograph, classes in the source's order."""
+        """Builds the table from each image's pixels of each class, in the source's order."""
         table = np.asarray(counts)
         image, column = np.nonzero(table)
         return cls(image, class_numbers(table.shape[1])[column], table[image, column])
@@ -51,17 +64,17 @@ class ClassTable:
         without: Sequence[int] = (),
         sampling: str = "classes",
     ) -> Items:
-        """What can be drawn: photographs with at least `min_pixels` of one of `class_ids`.
+        """The items to draw from: images with at least `min_pixels` of one of `class_ids`.
 
-        Where "photographs" take turns, a query may be asked for any of the classes that such a
-        photograph shows, by however few pixels; supports may not. (So in PFENet's and BAM's codes,
-        util/dataset.py, lines 157 and 220.)
+        If `sampling` is "photographs", queries of such an image may be drawn for any class that
+        it shows, however few its pixels; supports may not (as in PFENet's and BAM's code,
+        util/dataset.py, lines 157 and 220).
 
         Args:
-            class_ids: the classes to draw, in any order.
-            min_pixels: the least area, in pixels at the photograph's own size.
-            without: photographs that show any of these classes are left out.
-            sampling: see `episode.sample`.
+            class_ids: ids of the classes to draw, in any order.
+            min_pixels: least area in pixels, at the image's own size.
+            without: classes whose images are excluded.
+            sampling: see `sampling.sample`.
         """
         banned = self.image[np.isin(self.class_id, without)]
         keep = (self.pixels >= min_pixels) & ~np.isin(self.image, banned)
@@ -79,18 +92,18 @@ class ClassTable:
 
 
 class Source(abc.ABC):
-    """Labelled photographs by number. Class ids are label values: see `class_numbers`.
+    """Labelled images by number. Class ids are the values of labels; see `class_numbers`.
 
     Attributes:
-        name: as in `config.data.name`, with what distinguishes data sets of one kind.
-        classes: their names.
-        folds: the class ids that each fold holds out for testing.
-        validation: class ids that are held out from training and testing, to select by.
-        ids: the photographs' names, unique; episode lists use them.
-        table: which photograph shows which class.
-        files: (photograph, label) paths for pipelines that decode files themselves, or None.
-        fingerprint: changes when a file of the source does: a key for what is kept in
-            `cache_folder`; None where there are no files.
+        name: as in `config.data.name`, with a suffix for variants of a data set.
+        classes: names of the classes.
+        folds: class ids that each fold holds out for testing.
+        validation: class ids held out from training and testing, for selection.
+        ids: unique names of the images, which episode lists use.
+        table: which image shows which class.
+        files: (image, label) paths for pipelines that decode files themselves, or None.
+        fingerprint: changes whenever a file of the source does, as a key for `cache_folder`; None
+            if there are no files.
     """
 
     name: str
@@ -104,18 +117,18 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> LabelledImage:
-        """The photograph number `index`. Raises UserError, naming the file, if it is broken."""
+        """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
-        """The objects of the photograph number `index`, numbered from 1 in any order, where they
-        are known; 0 and 255 are none."""
+        """The instances of the image number `index`, numbered from 1 in any order, or None if
+        unknown; 0 and 255 are no instances."""
         return None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def digest(self) -> str:
-        """Eight hexadecimal digits that tell data apart: names, and the pixels of each class."""
+        """Identifies the data by names and class areas, in eight hexadecimal digits."""
         digest = hashlib.sha256(repr((self.classes, self.ids)).encode())
         for column in dataclasses.astuple(self.table):
             digest.update(np.asarray(column, np.int64).tobytes())
@@ -123,7 +136,7 @@ class Source(abc.ABC):
 
     @property
     def class_names(self) -> dict[int, str]:
-        """Class id to name."""
+        """Class names by class id."""
         numbers = class_numbers(len(self.classes)).tolist()
         return dict(zip(numbers, self.classes, strict=True))
 
@@ -131,10 +144,10 @@ class Source(abc.ABC):
 def count_classes(
     label: Integer[np.ndarray, "height width"], label_name: str, source: Source | type[Source]
 ) -> Int[np.ndarray, " classes"]:
-    """Pixels of each class in one label.
+    """Counts the pixels of each class in a label.
 
     Raises:
-        UserError: a value of the label is no class of the source.
+        UserError: the label has a value that is no class of the source.
     """
     count = len(source.classes)
     numbers = class_numbers(count)
@@ -149,7 +162,7 @@ def count_classes(
 
 
 def existing_root(root: str | os.PathLike, what: str) -> pathlib.Path:
-    """`data.root`, with `~` expanded; raises UserError where there is no folder."""
+    """Expands `~` in `data.root`; raises UserError if there is no such folder."""
     if not str(root):
         raise UserError(f"data.root is empty: set it to the {what}.")
     root = pathlib.Path(root).expanduser()

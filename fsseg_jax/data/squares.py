@@ -8,13 +8,13 @@ from fsseg_jax.episode import IGNORE
 
 
 def square(whole: LabelledImage, size: int, fit: str = "stretch") -> LabelledImage:
-    """A photograph resized to a square: bilinear with antialiasing, as PIL does it, and its label
-    to the nearest pixel.
+    """Resizes an image to a square by Pillow's antialiased bilinear filter, and its label by the
+    nearest pixel.
 
     Args:
-        whole: the image at its own size.
+        whole: image at its own size.
         size: side of the square.
-        fit: "stretch", or "letterbox" to keep its proportions: the photograph stands in the upper
+        fit: "stretch", or "letterbox" to keep the aspect ratio: the image is placed in the upper
             left corner (see `fitted`), and the rest is black and ignored.
     """
     height, width = shape = fitted(whole.label.shape, size, fit)
@@ -28,12 +28,12 @@ def square(whole: LabelledImage, size: int, fit: str = "stretch") -> LabelledIma
 
 
 def fitted(shape: tuple[int, int], size: int, fit: str) -> tuple[int, int]:
-    """Height and width of a photograph of `shape` in the square that `square` makes of it.
+    """Height and width of an image of `shape` within the result of `square`.
 
     "letterbox" is PFENet's `Resize` (util/transform.py, lines 70 to 122): the longer side becomes
-    `size`, the other one follows, and then both are floored to multiples of 8.
+    `size`, the other keeps the aspect ratio, and both are floored to multiples of 8.
     """
-    if fit != "letterbox":  # "own" is about queries: all that become squares are stretched
+    if fit != "letterbox":  # "own" concerns queries only: squares are stretched
         return size, size
     ratio, longer = size / max(shape), max(shape)
     height, width = (size if side == longer else int(side * ratio) for side in shape)
@@ -41,7 +41,7 @@ def fitted(shape: tuple[int, int], size: int, fit: str) -> tuple[int, int]:
 
 
 def bordered(image: LabelledImage, border: str) -> LabelledImage:
-    """A photograph whose pixels of label 255 stay "ignored", or are "background"."""
+    """An image whose pixels of label 255 stay "ignored" or become "background"."""
     if border == "ignored":
         return image
     label = image.label
@@ -49,5 +49,5 @@ def bordered(image: LabelledImage, border: str) -> LabelledImage:
 
 
 def read_square(source: Source, index: int, size: int, border: str = "ignored") -> LabelledImage:
-    """The photograph number `index` as a square; see `bordered` and `square`."""
+    """Reads the image number `index` as a square; see `bordered` and `square`."""
     return square(bordered(source.read(index), border), size)

@@ -13,14 +13,9 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.data import class_ids, test_split
 from fsseg_jax.data.annotations import BOXES, RANDOM
+from fsseg_jax.data.sampling import Items, check_items, sample
 from fsseg_jax.data.source import Source
-from fsseg_jax.episode import (
-    EpisodeIds,
-    Items,
-    check_items,
-    read_episodes,
-    sample,
-)
+from fsseg_jax.episode import EpisodeIds, read_episodes
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import sample
 from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics

@@ -8,8 +8,8 @@ import pytest
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import sample
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import crf
 from fsseg_jax.evaluation.evaluator import Evaluator

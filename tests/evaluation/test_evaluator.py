@@ -11,16 +11,10 @@ import pytest
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import (
-    Episode,
-    EpisodeIds,
-    episodes_hash,
-    normalise,
-    read_episodes,
-    sample,
-)
+from fsseg_jax.episode import Episode, EpisodeIds, episodes_hash, normalise, read_episodes
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import run as evaluation_run
 from fsseg_jax.evaluation import scoring

@@ -514,7 +514,7 @@ def test_images_of_no_base_class_select_by_validation_classes(make_source):
         ("validation", {}, "memory keeps no validation classes from the test: choose another"),
         ("novel", {"ways": 4}, "ways = 4, but there are only 3 classes"),
         ("novel", {"shots": 30}, "lower shots or data.min_pixels"),
-        ("base", {"data.min_pixels": 9000}, "has 0 photographs, but shots = 1 needs 2"),
+        ("base", {"data.min_pixels": 9000}, "has 0 images, but shots = 1 needs 2"),
         ("novel", {"shots": 30, "eval.sampling": "items"}, "lower shots or data.min_pixels"),
         ("novel", {"shots": 30, "eval.sampling": "photographs"}, "lower shots or data.min_pixels"),
     ],

@@ -12,10 +12,11 @@ from PIL import Image
 
 from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import empty_episode, normalise, sample
+from fsseg_jax.episode import empty_episode, normalise
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.parts import scaled_side

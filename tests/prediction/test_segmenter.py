@@ -20,10 +20,10 @@ from segmenters import (
 )
 
 from fsseg_jax import Segmenter
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import sample
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.models.panet import PANet

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from fsseg_jax.config import default_config
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import Episode, episode_label, sample
+from fsseg_jax.episode import Episode, episode_label
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.models import METHODS, create_model
 from fsseg_jax.training.state import initial_state, make_optimizer, make_step

@@ -8,8 +8,9 @@ import optax
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
 from fsseg_jax.data import training_items, training_pipeline
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.devices import make_mesh, replicated, split
-from fsseg_jax.episode import Episode, sample
+from fsseg_jax.episode import Episode
 from fsseg_jax.models import Method, create_model
 from fsseg_jax.models.output import Output
 from fsseg_jax.training.state import (

@@ -1,4 +1,4 @@
-"""Files of COCO's format, read once with little memory and kept in a compact form."""
+"""Reads COCO's JSON files once, with little memory, and caches them in a compact form."""
 
 import array
 import contextlib
@@ -21,37 +21,37 @@ from fsseg_jax.data.cache import cache_folder, fingerprint
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
-# What is kept of an annotation file: all but `counts` and what is of images and categories is of
-# annotations, which are in the order of their images, and of painting within an image.
+# Cached arrays: of images and categories, then of annotations, sorted by image and, within an
+# image, in painting order (`counts` joins the run lengths of all annotations).
 ARRAYS = (
     *("image_ids", "sizes", "file_names", "category_ids", "category_names"),
     *("photograph", "category", "crowd", "start", "stop", "counts"),
 )
-LONGEST_SIDE = 2**16 - 1  # of an image: run lengths are 32-bit
-FARTHEST = 1e5  # coordinate of a corner: pycocotools walks along every edge
+LONGEST_SIDE = 2**16 - 1  # of an image, as run lengths are 32-bit
+FARTHEST = 1e5  # largest coordinate of a corner, as pycocotools walks along every edge
 
 logger = logging.getLogger(__name__)
 
 
 class CocoAnnotations:
-    """A JSON file of COCO's format: who is where in which image.
+    """The objects in the images of a JSON file in COCO's format.
 
-    The file is streamed, never held as a whole. What it says is kept in the user's cache folder
-    until the file changes, with every mask run-length encoded, and mapped into memory from there.
-    An annotation that has a `bbox` and no segmentation, or an empty one, is all of its box.
+    The file is streamed, never held in memory as a whole. Its contents, with run-length encoded
+    masks, are kept in the user's cache folder until the file changes, and memory-mapped from
+    there. An annotation with a `bbox` and no segmentation, or an empty one, fills its box.
 
     Args:
-        path: of a JSON object with the lists `images`, `annotations` and `categories`.
+        path: path of a JSON object with the lists `images`, `annotations` and `categories`.
 
     Attributes:
-        file_names: of the images, in the file's order.
-        image_ids: theirs in the file.
-        sizes: (height, width) of each, in pixels.
-        categories: category id to name, in the order of the ids.
+        file_names: file names of the images, in the file's order.
+        image_ids: the images' ids in the file.
+        sizes: (height, width) of each image, in pixels.
+        categories: category names by category id, in ascending order of the ids.
 
     Raises:
-        UserError: the file is absent, broken, or no such object; an id occurs twice or nowhere;
-            a segmentation or a box cannot be read.
+        UserError: the file is missing, broken or not in COCO's format, an id is unknown or
+            occurs twice, or a segmentation or box is invalid.
     """
 
     file_names: tuple[str, ...]
@@ -72,11 +72,11 @@ class CocoAnnotations:
         self._first = np.searchsorted(kept["photograph"], np.arange(len(self.file_names) + 1))
 
     def rows_with_objects(self) -> Int[np.ndarray, " rows"]:
-        """The images that have an annotation other than crowds."""
+        """The images that have an annotation other than a crowd."""
         return np.unique(self._kept["photograph"][~self._kept["crowd"]])
 
     def pairs(self) -> Int[np.ndarray, "pairs 2"]:
-        """The images and the category ids that have annotations there, crowds among them."""
+        """All (image, category id) pairs that have annotations, including crowds."""
         pairs = np.stack([self._kept["photograph"], self._kept["category"]], axis=1)
         return np.unique(pairs, axis=0)
 
@@ -87,14 +87,13 @@ class CocoAnnotations:
         dtype: DTypeLike = np.uint8,
         crowds_are_ignored: bool = True,
     ) -> Integer[np.ndarray, "height width"]:
-        """The class ids of one image: the smaller object lies on the larger, and crowds below all
-        objects.
+        """Paints the class ids of an image: smaller objects over larger ones, over crowds.
 
         Args:
             row: number of the image.
-            number_of: category id to class id; the other categories are background.
-            dtype: of the label.
-            crowds_are_ignored: rather than of their category.
+            number_of: class ids by category id; other categories are background.
+            dtype: dtype of the label.
+            crowds_are_ignored: whether crowds are ignored instead of belonging to their category.
         """
         category, crowd = (self._of_image(row, name).tolist() for name in ("category", "crowd"))
         values = [
@@ -106,12 +105,9 @@ class CocoAnnotations:
         return self._paint(row, values, dtype)
 
     def instances(self, row: int, category: int | None = None) -> UInt8[np.ndarray, "height width"]:
-        """The objects of one image, numbered from 1 from the largest to the smallest; crowds are
-        none, nor are those beyond the 254 largest.
+        """Numbers the 254 largest objects of an image from 1, the largest first, without crowds.
 
-        Args:
-            row: number of the image.
-            category: the only one whose objects count, or None for all of them.
+        If given, `category` is the only category to include.
         """
         counts = ~self._of_image(row, "crowd")
         if category is not None:
@@ -122,15 +118,15 @@ class CocoAnnotations:
         return self._paint(row, values, np.uint8)
 
     def _of_image(self, row: int, name: str) -> Shaped[np.ndarray, " annotations"]:
-        """What is kept of the annotations of one image, as they are painted."""
+        """The entries of an annotation array that belong to an image, in painting order."""
         return self._kept[name][slice(*self._first[row : row + 2])]
 
     def _paint(
         self, row: int, values: Iterable[int | None], dtype: DTypeLike
     ) -> Integer[np.ndarray, "height width"]:
-        """Paints the annotations of one image, in their order, those that have a value."""
+        """Paints the annotations of an image, in order, except those whose value is None."""
         size = self.sizes[row].tolist()
-        canvas = np.zeros(size, dtype, order="F")  # as masks come out of pycocotools
+        canvas = np.zeros(size, dtype, order="F")  # the layout of pycocotools's masks
         starts, stops = self._of_image(row, "start"), self._of_image(row, "stop")
         for start, stop, value in zip(starts, stops, values, strict=True):
             if value is not None:
@@ -143,12 +139,12 @@ class CocoAnnotations:
 
 
 def _kept(path: pathlib.Path, folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The ARRAYS of an annotation file, memory-mapped from `folder`, where they are put first."""
+    """Memory-maps the ARRAYS of an annotation file from `folder`, converting it first if needed."""
 
     def opened() -> dict[str, np.ndarray]:
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
 
-    with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
         return opened()
     arrays = _convert(path)
     temporary = None
@@ -161,14 +157,14 @@ def _kept(path: pathlib.Path, folder: pathlib.Path) -> dict[str, np.ndarray]:
         os.rename(temporary, folder)
         return opened()
     except OSError as error:
-        logger.warning("what %s says cannot be kept for the next time: %s", path, error)
+        logger.warning("the contents of %s cannot be cached: %s", path, error)
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
         return arrays
 
 
 def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The ARRAYS of an annotation file."""
+    """Converts an annotation file to its ARRAYS."""
     file_names, sizes, row_of, categories = [], [], {}, {}
     for where, entry in _section(path, "images"):
         row_of[_new_id(entry, row_of, where)] = len(row_of)
@@ -220,7 +216,7 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
-    """The entries of one list of the file, each with what to call it, one at a time."""
+    """Yields the entries of a list in the file, each with its name for errors."""
     number = -1
     try:
         with (
@@ -245,16 +241,16 @@ def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
 
 
 def _field(entry: Any, name: str, kind: type, where: str) -> Any:
-    """A field of an entry, of the kind it must have."""
+    """A field of an entry; raises UserError unless it is of this kind."""
     value = entry.get(name) if isinstance(entry, dict) else None
     if not isinstance(value, kind) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
-        must_be = "a whole number" if kind is int else "a text"
+        must_be = "an integer" if kind is int else "a string"
         raise UserError(f"{where}.{name} = {value!r}, but it must be {must_be}.")
     return value
 
 
 def _new_id(entry: Any, known: Mapping[int, Any], where: str) -> int:
-    """The id of an entry, which no entry before may have."""
+    """The id of an entry; raises UserError if it is already known."""
     number = _field(entry, "id", int, where)
     if number in known:
         raise UserError(f"{where}.id = {number} occurs twice: ids must be unique.")
@@ -262,11 +258,10 @@ def _new_id(entry: Any, known: Mapping[int, Any], where: str) -> int:
 
 
 def _outline(entry: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
-    """Where an annotation's object is, as compressed run lengths; of one that is outlined by a
-    `bbox` alone, all of that.
+    """An annotation's mask as compressed run lengths: its segmentation or, without one, its box.
 
     Raises:
-        UserError: neither can be read.
+        UserError: the segmentation or box is invalid.
     """
     segmentation, box = entry.get("segmentation"), entry.get("bbox")
     if segmentation in (None, [], [[]]) and box is not None:
@@ -290,11 +285,11 @@ def _compress_box(box: Any, height: int, width: int) -> dict[str, Any]:
     """A box (x, y, width, height) as pycocotools's compressed run lengths.
 
     Raises:
-        TypeError, ValueError, OverflowError: the box is none.
+        TypeError, ValueError, OverflowError: the box is invalid.
     """
     numbers = isinstance(box, list) and [x for x in box if isinstance(x, int | float)]
     if not numbers or len(box) != 4 or numbers != box:
-        raise ValueError("it is no list of four numbers")
+        raise ValueError("it is not a list of four numbers")
     left, top, box_width, box_height = map(float, box)
     corners = np.array([left, top, left + box_width, top + box_height])
     if not np.isfinite(corners).all():
@@ -308,10 +303,10 @@ def _compress_box(box: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A mask as pycocotools's compressed run lengths, checked: pycocotools trusts what it gets.
+    """A mask as pycocotools's compressed run lengths, validated, which pycocotools does not do.
 
     Raises:
-        TypeError, ValueError, OverflowError: the segmentation is none.
+        TypeError, ValueError, OverflowError: the segmentation is invalid.
     """
     if isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
@@ -328,17 +323,17 @@ def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     runs = segmentation.get("counts")
     runs = _decompress(runs) if isinstance(runs, str) else runs
     if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
-        raise ValueError("its counts are no run lengths")
+        raise ValueError("its counts are not run lengths")
     if sum(runs) != height * width:
         raise ValueError(f"its counts cover {sum(runs)} pixels, not {height * width}")
     return mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
 
 
 def _decompress(counts: str) -> list[int]:
-    """The run lengths of COCO's compressed text: numbers of base 32, the lowest digit first.
+    """Decodes COCO's compressed run lengths: base-32 numbers, the lowest digit first.
 
-    A digit's bit 5 says that another one follows, bit 4 of the last that the number is negative;
-    from the fourth run on it is the difference from the run before the last.
+    Bit 5 of a digit means that another follows, and bit 4 of the last one that the number is
+    negative. From the fourth run on, numbers are differences from the run before the last.
     """
     runs, value, bits = [], 0, 0
     for byte in counts.encode():

@@ -1,4 +1,4 @@
-"""LabelMe's files: the outlines of objects that a person has drawn on a photograph."""
+"""Reads LabelMe's files: hand-drawn outlines of the objects in an image."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from fsseg_jax.errors import UserError
 
-POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # how many a shape needs
-FARTHEST = 1e5  # from the corner of the photograph, in pixels, that any of them can be
+POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # fewest points of each kind of shape
+FARTHEST = 1e5  # largest coordinate of a point, in pixels
 
 
 class Shape(NamedTuple):
@@ -21,22 +21,21 @@ class Shape(NamedTuple):
 
     label: str
     kind: str  # one of POINTS
-    # x and y in pixels: of the polygon's corners, of two or more corners of the rectangle, or of
-    # the circle's centre and of any point on it.
+    # x and y in pixels: a polygon's corners, two or more corners of a rectangle, or a circle's
+    # centre and any point on it.
     points: Float[np.ndarray, "points 2"]
 
 
 class LabelMe(NamedTuple):
-    """What a LabelMe file says about its photograph."""
+    """The contents of a LabelMe file."""
 
-    size: tuple[int, int]  # height and width of the photograph
+    size: tuple[int, int]  # height and width of the image
     shapes: tuple[Shape, ...]
 
     def draw(self) -> Int[np.ndarray, "height width"]:
-        """The number of the shape that each pixel shows, from 1 in the file's order; 0 for none.
+        """Draws the number of each pixel's shape, from 1 in the file's order; 0 is none.
 
-        Pixels are those that LabelMe's own converters give. Where shapes overlap, the smaller one
-        is on top.
+        Pixels are those of LabelMe's own converters. Smaller shapes are drawn over larger ones.
         """
         height, width = self.size
         canvas = Image.new("I", (width, height))
@@ -57,11 +56,11 @@ class LabelMe(NamedTuple):
 
 
 def read_labelme(path: str | os.PathLike) -> LabelMe:
-    """Reads a LabelMe file; the photograph that it may contain is ignored.
+    """Reads a LabelMe file, ignoring the image that it may contain.
 
     Raises:
-        UserError: the file is absent, is no LabelMe file, or has a shape that is none of POINTS or
-            has too few points.
+        UserError: the file is missing or no LabelMe file, or has a shape of an unknown kind or
+            with too few points.
     """
     content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
@@ -70,33 +69,34 @@ def read_labelme(path: str | os.PathLike) -> LabelMe:
     if not all(type(side) is int and side > 0 for side in size):
         raise UserError(
             f"{path} has imageHeight {size[0]} and imageWidth {size[1]}: they must be the size of "
-            "its photograph."
+            "its image."
         )
     shapes = (_shape(fields, f"{path}, shape {i}") for i, fields in enumerate(content["shapes"], 1))
     return LabelMe(size, tuple(shapes))
 
 
 def _shape(fields: Any, name: str) -> Shape:
-    """One shape of a LabelMe file; raises UserError if it is not as it should be."""
+    """Parses a shape of a LabelMe file; raises UserError if it is invalid."""
     fields = fields if isinstance(fields, dict) else {}
     label, points = fields.get("label"), fields.get("points")
-    kind = fields.get("shape_type") or "polygon"  # the first versions had nothing else
+    kind = fields.get("shape_type") or "polygon"  # the first versions knew no other type
     if not (isinstance(label, str) and label.strip()):
         raise UserError(f"{name}, has the label {label!r}: it must be the name of a class.")
-    if kind not in tuple(POINTS):  # which may be a list, that no dictionary can look up
+    if kind not in tuple(POINTS):  # may be an unhashable list
         raise UserError(
-            f"{name}, is of the type {kind!r}: draw a {', a '.join(POINTS)} instead, or remove it."
+            f"{name}, is of type {kind!r}: draw a {', a '.join(POINTS)} instead, or remove it."
         )
     try:
         points = np.array(points, np.float64)
     except (OverflowError, TypeError, ValueError):
         points = np.array([])
-    # False for NaN too; and a circle of a million pixels takes Pillow a minute.
+    # False for NaN too. The bound exists because Pillow draws a circle of a million pixels for a
+    # minute.
     near = points.ndim == 2 and points.shape[1] == 2 and (np.abs(points) < FARTHEST).all()
     if not near:
         raise UserError(
-            f"{name}, has points that are no pairs of pixels in or near the photograph: draw it "
-            "again, or remove it."
+            f"{name}, has points that are not coordinates in or near the image: draw it again, or "
+            "remove it."
         )
     if len(points) < POINTS[kind] or (kind == "circle" and len(points) > 2):
         raise UserError(
@@ -107,7 +107,7 @@ def _shape(fields: Any, name: str) -> Shape:
 
 
 def _area(shape: Shape) -> float:
-    """In pixels."""
+    """The area of a shape in pixels."""
     if shape.kind == "circle":
         return math.pi * math.dist(*shape.points) ** 2
     if shape.kind == "rectangle":

@@ -1,7 +1,7 @@
-"""Augmentation as numbers: which flip, resize, crop and rotation a photograph gets.
+"""Draws augmentations: the flip, resize, crop and rotation of each image, as an affine map.
 
-Both pipelines take them from here, so that for one seed they augment alike; how pixels are then
-sampled is each one's own business.
+Both pipelines draw them here, so that they augment alike for the same seed; each samples pixels in
+its own way.
 """
 
 from types import ModuleType
@@ -11,19 +11,20 @@ import numpy as np
 from jaxtyping import Float, Integer
 from ml_collections import ConfigDict
 
-from fsseg_jax.episode import IMAGENET_MEAN, AnyArray, random_bits
+from fsseg_jax.data.sampling import random_bits
+from fsseg_jax.episode import IMAGENET_MEAN, AnyArray
 
-# The grey level of what lies outside a photograph: ImageNet's mean brightness. (One level for all
-# colours, because a sum with a colour for each pixel costs tf.data a tenth of its speed.)
+# Grey level of pixels outside an image: ImageNet's mean brightness. (A single level, because
+# separate levels for the three channels slow tf.data down by a tenth.)
 OUTSIDE = round(255 * float(IMAGENET_MEAN.mean()))
 
 
 class Geometry(NamedTuple):
-    """An affine map from the network's square window to the resized photograph, in pixels.
+    """An affine map from the network's square window to the resized image, in pixels.
 
-    The photograph is resized to a square of `side` pixels; the window's point (x, y), counted
-    from its upper left corner, shows the square's point `matrix @ (x, y) + shift`. Without
-    rotation, pixels of the window fall on pixels of the square.
+    The image is resized to a square of `side` pixels. The window's point (x, y), measured from
+    its upper left corner, shows the square's point `matrix @ (x, y) + shift`. Without rotation,
+    pixels of the window coincide with pixels of the square.
     """
 
     side: Float[AnyArray, "*batch"]
@@ -38,20 +39,20 @@ def draw_geometry(
     options: ConfigDict,
     xp: ModuleType = np,
 ) -> Geometry:
-    """The augmentation of the photographs number `number` of `seed`.
+    """Draws the augmentation of the images number `number` of `seed`.
 
-    The photograph is resized to s x `size` pixels, s uniform in `options.scale`, rotated about
-    the centre of a random window of `size` pixels by an angle uniform in +-`options.rotation`
-    degrees, cut to the window, and flipped half the time if `options.flip`.
+    An image is resized to s x `size` pixels, with s uniform in `options.scale`, rotated about the
+    centre of a random window of `size` pixels by an angle uniform in +-`options.rotation` degrees,
+    cropped to the window and, if `options.flip`, mirrored half the time.
 
     Args:
         seed: any integer.
-        number: any integers, one a photograph.
+        number: any integers, one per image.
         size: side of the window.
         options: `config.data.augment`.
-        xp: `numpy`, or `jax.numpy` inside a compiled function; both draw the same.
+        xp: `numpy`, or `jax.numpy` inside a compiled function; results are the same.
     """
-    # Draws from 1000 on: the first ones choose the episodes.
+    # Draw numbers from 1000 on; lower ones choose the episodes.
     bits = [random_bits(seed, number, 1000 + draw, xp) for draw in range(5)]
     scale, right, down, turn, coin = ((b >> 8).astype(np.float32) / 2**24 for b in bits)
     low, high = options.scale
@@ -63,7 +64,7 @@ def draw_geometry(
     rows = [[cosine * mirror, -sine], [sine * mirror, cosine]]
     matrix = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2).astype(np.float32)
     half = size / 2
-    shift = half + offset - matrix.sum(axis=-1) * half  # the centre stays where it is
+    shift = half + offset - matrix.sum(axis=-1) * half  # the centre stays in place
     return Geometry(side.astype(np.float32), matrix, shift.astype(np.float32))
 
 
@@ -75,19 +76,19 @@ def episode_geometry(
     options: ConfigDict,
     xp: ModuleType = np,
 ) -> Geometry:
-    """The augmentation of all photographs of the episodes number `index`: (batch, slots).
+    """Draws the augmentation of all images of the episodes number `index`: (batch, slots).
 
     Args:
         seed, size, options, xp: see `draw_geometry`.
         index: numbers of the episodes.
-        slots: photographs an episode, the query last; it is only resized unless `options.query`,
-            and not scaled and cropped unless `options.crop_query`.
+        slots: images per episode, the query last. Queries are augmented only if `options.query`,
+            and scaled and cropped only if `options.crop_query` too.
     """
     number = xp.asarray(index)[:, None] * slots + xp.arange(slots)
     drawn = draw_geometry(seed, number, size, options, xp)
     if options.query and options.crop_query:
         return drawn
-    if options.query:  # turned and flipped as they were
+    if options.query:  # with the same rotation and flip
         of_query = draw_geometry(
             seed, number, size, ConfigDict({**options, "scale": (1.0, 1.0)}), xp
         )

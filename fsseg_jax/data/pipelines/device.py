@@ -1,9 +1,9 @@
 """Episodes on the device: the whole data set as uint8 in the accelerators' memory.
 
-Photographs and labels are read once, resized to squares and put on the mesh. Drawing the i-th
-episode, gathering and augmenting then happen inside the compiled step, so that the host does
-nothing between logs. Needs no TensorFlow, and makes the episodes that the tf.data pipeline makes:
-the same photographs, augmented alike.
+Images and labels are read once, resized to squares and put on the mesh. Drawing, gathering and
+augmenting episodes then happen inside the compiled step, so that the host is idle between logs.
+This pipeline needs no TensorFlow and makes the episodes of the tf.data pipeline: the same images,
+augmented alike.
 """
 
 import functools
@@ -20,34 +20,35 @@ from flax import struct
 from jax.scipy.ndimage import map_coordinates
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
-from ml_collections import ConfigDict
 
 from fsseg_jax.cpu.memory import shared_bytes
-from fsseg_jax.data.annotations import DENSE, Annotation, annotated, choose, square_marks
+from fsseg_jax.data.annotations import DENSE, Annotation, annotated, square_marks
 from fsseg_jax.data.cache import cache_folder
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry, episode_geometry
+from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry
+from fsseg_jax.data.pipelines.recipe import Recipe
+from fsseg_jax.data.sampling import Items
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.squares import read_square
-from fsseg_jax.devices import AXIS, put, replicated, split
-from fsseg_jax.episode import IGNORE, AnyArray, Episode, Items, episode_label, sample
+from fsseg_jax.devices import AXIS, replicated, split
+from fsseg_jax.episode import IGNORE, AnyArray, Episode, episode_label
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import keep
 
-FORMAT = 1  # of the files in the cache: raise it when their contents mean something else
+FORMAT = 1  # version of the cached files: increase it when the meaning of their contents changes
 
 logger = logging.getLogger(__name__)
 
 
 @struct.dataclass
 class DeviceData:
-    """A data set on the mesh, and what to draw.
+    """A data set on the mesh, and the items to draw from.
 
-    A pixel's channels are red, green, blue, the class id (two of them, the low byte first, where
-    there are more than 254 classes) and, where supports are not outlined densely, the marks.
+    A pixel's channels are red, green, blue, the class id (in two bytes, the low one first, if
+    there are more than 254 classes) and, for weak annotations, the marks.
     """
 
-    pixels: UInt8[Array, "photograph stored stored channel"]
+    pixels: UInt8[Array, "image stored stored channel"]
     items: Items
 
 
@@ -55,7 +56,7 @@ class DeviceData:
 
 
 def channels(source: Source, annotation: Annotation) -> int:
-    """How many bytes a pixel has; see `DeviceData`."""
+    """Bytes per pixel; see `DeviceData`."""
     return 3 + _label_bytes(source) + (annotation.kind != "dense")
 
 
@@ -65,7 +66,6 @@ def _label_bytes(source: Source) -> int:
 
 def load(
     source: Source,
-    items: Items,
     size: int,
     mesh: Mesh,
     annotation: Annotation = DENSE,
@@ -73,24 +73,23 @@ def load(
     *,
     sharded: bool,
     cache: bool,
-) -> DeviceData:
+) -> UInt8[Array, "image stored stored channel"]:
     """Reads a source, resized to squares, and puts it on the mesh.
 
     Args:
-        source: the photographs.
-        items: what to draw.
+        source: the images.
         size: side of the squares.
         mesh: the devices.
-        annotation: how supports are outlined.
-        border: what pixels of label 255 count as, see `squares.bordered`.
-        sharded: whether each device holds its part of the photographs, or all of them.
-        cache: whether to keep the squares in the user's cache folder for the next time.
+        annotation: how supports are annotated.
+        border: what label 255 counts as; see `squares.bordered`.
+        sharded: whether each device holds a part of the images instead of all of them.
+        cache: whether to keep the squares in the user's cache folder.
 
     Raises:
-        UserError: they do not fit into the memory of the devices, or a file is broken.
+        UserError: the images do not fit into the devices' memory, or a file is broken.
     """
     parts = mesh.size if sharded else 1
-    rows = math.ceil(len(source) / parts) * parts  # devices hold equally many
+    rows = math.ceil(len(source) / parts) * parts  # each device holds equally many
     shape = (rows, size, size, channels(source, annotation))
     check_memory(shape, parts, mesh)
     pixels = decode(source, size, cache, annotation, border)
@@ -99,24 +98,24 @@ def load(
         block = pixels[index]
         first, last, _ = index[0].indices(rows)
         missing = last - first - len(block)
-        # A CPU takes the block itself for its own: nothing is copied that need not be.
+        # Pad only where necessary: a CPU device uses the block itself, without a copy.
         return np.pad(block, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else block
 
     sharding = split(mesh) if sharded else replicated(mesh)
     placed = jax.make_array_from_callback(shape, sharding, part)
     logger.info(
-        "%d photographs of %d x %d pixels on the device%s: %.2f GiB each",
+        "%d images of %d x %d pixels on the device%s: %.2f GiB each",
         *(len(source), size, size, "" if mesh.size == 1 else "s"),
         math.prod(shape) / parts / 2**30,
     )
-    return DeviceData(placed, put(items, replicated(mesh)))
+    return placed
 
 
 def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:
-    """Raises UserError unless there is room for such an array, `1 / parts` of it on each device."""
+    """Raises UserError unless an array of this shape fits, `1 / parts` of it on each device."""
     device, needed, free = mesh.local_devices[0], math.prod(shape), None
     if device.platform == "cpu":
-        device = "this machine"  # whose devices share one memory, and one array
+        device = "this machine"  # all CPU devices share its memory and one array
         free = psutil.virtual_memory().available
     else:
         needed /= parts
@@ -127,7 +126,7 @@ def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:
         share = parts == 1 and mesh.size > 1 and not isinstance(device, str)
         raise UserError(
             f"data.pipeline = device needs {needed / 2**30:.2f} GiB of memory for {shape[0]} "
-            f"photographs of {shape[1]} x {shape[2]} pixels, but {device} has "
+            f"images of {shape[1]} x {shape[2]} pixels, but {device} has "
             f"{free / 2**30:.2f} GiB free: lower image_size or data.device.size, "
             + "set data.device.sharded = True to share them out, " * share
             + "or use data.pipeline = tfdata."
@@ -140,19 +139,16 @@ def decode(
     cache: bool,
     annotation: Annotation = DENSE,
     border: str = "ignored",
-) -> UInt8[np.ndarray, "photograph size size channel"]:
-    """All photographs of a source as squares with their labels, read in parallel.
+) -> UInt8[np.ndarray, "image size size channel"]:
+    """Reads all images of a source in parallel, as squares with their labels.
 
     Args:
-        source: the photographs.
-        size: side of the squares.
-        cache: whether to take them from the user's cache folder, and to put them there if they
-            are not there yet. (What comes from no files is not kept there.)
-        annotation: how supports are outlined.
-        border: what pixels of label 255 count as, see `squares.bordered`.
+        source, size, annotation, border: see `load`.
+        cache: whether to keep the squares in the user's cache folder, and use those kept there
+            (for sources that read files).
 
     Raises:
-        UserError: a file is broken, or there is no memory for all of them.
+        UserError: a file is broken, or the squares do not fit into memory.
     """
     shape = (len(source), size, size, channels(source, annotation))
     file = None
@@ -165,8 +161,8 @@ def decode(
             return kept
     if math.prod(shape) > (free := psutil.virtual_memory().available):
         raise UserError(
-            f"{shape[0]} photographs of {size} x {size} pixels need {math.prod(shape) / 2**30:.2f} "
-            f"GiB of this machine's memory while they are read, but {free / 2**30:.2f} GiB are "
+            f"{shape[0]} images of {size} x {size} pixels need {math.prod(shape) / 2**30:.2f} GiB "
+            f"of this machine's memory while they are read, but {free / 2**30:.2f} GiB are "
             "free: lower image_size or data.device.size, or use data.pipeline = tfdata."
         )
     array = shared_bytes(shape)
@@ -180,22 +176,22 @@ def decode(
 
     parallel_map(read, range(len(source)), f"reading {source.name}")
     if file:
-        keep(file, "decoded photographs", lambda opened: np.save(opened, array))
+        keep(file, "decoded images", lambda opened: np.save(opened, array))
     return array
 
 
 def _open(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """What `_keep` wrote, mapped into memory, or None where there is nothing, or something else."""
+    """Maps a cached array into memory; None if it is missing, damaged or of another shape."""
     try:
         array = np.load(file, mmap_mode="r")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s cannot be read (%s): made again.", file, error)
+        logger.warning("%s cannot be read (%s) and will be replaced.", file, error)
         return None
     if (array.shape, array.dtype) != (shape, np.uint8):
         return None
-    logger.info("decoded photographs: %s (may be deleted; data.device.cache)", file)
+    logger.info("decoded images: %s (may be deleted; data.device.cache)", file)
     return array
 
 
@@ -203,51 +199,29 @@ def _open(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def draw_batch(
-    data: DeviceData,
-    step: Int[Array, ""],
-    *,
-    mesh: Mesh,
-    sharded: bool,
-    ways: int,
-    shots: int,
-    batch_size: int,
-    image_size: int,
-    seed: int,
-    augmentation: ConfigDict,
-    annotation: Annotation = DENSE,
-    sampling: str = "classes",
+    data: DeviceData, step: Int[Array, ""], recipe: Recipe, *, mesh: Mesh, sharded: bool
 ) -> Episode:
-    """Batch number `step`, inside a compiled function: episodes step * batch_size and on.
+    """Makes batch number `step`, split over the mesh, inside a compiled function.
 
-    Args:
-        data: see `load`.
-        step: the number of the batch.
-        mesh, sharded: as `load` had them.
-        ways, shots, batch_size, image_size, seed, augmentation, annotation, sampling: as
-            `tfdata.batches` has them.
-
-    Returns:
-        the batch, its episodes split over the mesh; photographs are uint8.
+    `mesh` and `sharded` are those given to `load`.
     """
-    index = step * batch_size + jnp.arange(batch_size)
-    ids = sample(data.items, seed, index, ways, shots, jnp, sampling)
+    index = step * recipe.batch_size + jnp.arange(recipe.batch_size)
+    ids = recipe.episodes(data.items, index, jnp)
     pixels = gather(data.pixels, ids.images, mesh, sharded)
-    slots = ways * shots + 1
-    geometry = episode_geometry(seed, index, slots, image_size, augmentation, jnp)
-
-    resample = functools.partial(upright, size=image_size)
+    size, augmentation = recipe.image_size, recipe.augmentation
+    resample = functools.partial(upright, size=size)
     if augmentation.rotation:
-        largest = math.ceil(image_size * augmentation.scale[1])
-        resample = functools.partial(rotated, size=image_size, largest=largest)
-    images, codes = jax.vmap(jax.vmap(resample))(pixels, geometry)
+        largest = math.ceil(size * augmentation.scale[1])
+        resample = functools.partial(rotated, size=size, largest=largest)
+    images, codes = jax.vmap(jax.vmap(resample))(pixels, recipe.geometry(index, jnp))
     labels, marks = codes[..., 0], codes[:, :-1, ..., -1]
-    if codes.shape[-1] - (annotation.kind != "dense") > 1:
+    if codes.shape[-1] - recipe.marked > 1:
         labels = labels + 256 * codes[..., 1].astype(jnp.int32)
     labels = jax.vmap(episode_label)(labels, ids.classes)
-    shape = (batch_size, ways, shots, image_size, image_size)
-    outline = functools.partial(annotated, kind=annotation.kind, xp=jnp)
+    shape = (recipe.batch_size, recipe.ways, recipe.shots, size, size)
+    outline = functools.partial(annotated, kind=recipe.annotation.kind, xp=jnp)
     support_labels = jax.vmap(outline)(
-        labels[:, :-1].reshape(shape), marks.reshape(shape), choose(seed, index, ways, shots, jnp)
+        labels[:, :-1].reshape(shape), marks.reshape(shape), recipe.choices(index, jnp)
     )
     return Episode(
         support_image=images[:, :-1].reshape(*shape, 3),
@@ -260,15 +234,15 @@ def draw_batch(
 
 
 def gather(
-    pixels: UInt8[Array, "photograph stored stored channel"],
+    pixels: UInt8[Array, "image stored stored channel"],
     images: Integer[AnyArray, "batch slot"],
     mesh: Mesh,
     sharded: bool,
 ) -> UInt8[Array, "batch slot stored stored channel"]:
-    """The `photographs` of a batch, which is split over the mesh.
+    """Gathers the images of a batch, which is split over the mesh.
 
-    Where each device holds a part of all photographs, it offers those that it has, and only
-    these travel between devices.
+    If each device holds a part of all images, it contributes those it has, and only the batch's
+    images travel between devices.
     """
 
     def take(pixels: Array, images: AnyArray) -> Array:
@@ -292,19 +266,19 @@ def gather(
 def upright(
     pixels: UInt8[Array, "stored stored channel"], geometry: Geometry, size: int
 ) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size code"]]:
-    """Resamples a photograph and its codes through a map without rotation: two matrix products.
+    """Resamples an image and its codes through a map without rotation, by two matrix products.
 
-    Bilinear, with antialiasing where the photograph shrinks, as Pillow does it; codes (class ids
-    and marks) to the nearest pixel. What lies outside the photograph is grey (`OUTSIDE`), with
-    the first code 255 and the others 0.
+    Colours are sampled bilinearly, with antialiasing where the image shrinks, as in Pillow, and
+    codes (class ids and marks) at the nearest pixel. Pixels outside the image are grey (`OUTSIDE`),
+    with the first code 255 and the others 0.
 
     Args:
-        pixels: colours and codes of the photograph; see `DeviceData`.
-        geometry: where the window lies on it; see `Geometry`.
+        pixels: colours and codes of the image; see `DeviceData`.
+        geometry: where the window lies on the image.
         size: side of the window.
     """
     stored = pixels.shape[0]
-    step = stored / geometry.side  # stored pixels a pixel of the window
+    step = stored / geometry.side  # stored pixels per pixel of the window
     centres = jnp.arange(size) + 0.5
     matrices, indices, insides = [], [], []
     for axis in (1, 0):  # rows go with y
@@ -329,18 +303,18 @@ def upright(
 def rotated(
     pixels: UInt8[Array, "stored stored channel"], geometry: Geometry, size: int, largest: int
 ) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size code"]]:
-    """As `upright`, through any map: the resized square first, then bilinear samples of it.
+    """As `upright` for any map: resizes the square first, then samples it bilinearly.
 
     Args:
         pixels, geometry, size: see `upright`.
-        largest: the greatest side that `geometry` can have.
+        largest: upper bound of `geometry.side`.
     """
     stored = pixels.shape[0]
     whole = geometry._replace(matrix=jnp.eye(2), shift=jnp.zeros(2))
     square, _ = upright(pixels, whole, largest)
     centres = jnp.arange(size) + 0.5
     window = jnp.stack(jnp.meshgrid(centres, centres))
-    # In full precision: rounded factors, as accelerators have them, would move pixels.
+    # Full precision, because the rounded factors that accelerators use by default move pixels.
     x, y = geometry.shift[:, None, None] + jnp.einsum(
         "ij,jhw->ihw", geometry.matrix, window, precision=jax.lax.Precision.HIGHEST
     )
@@ -356,7 +330,7 @@ def rotated(
 def _masked(
     codes: UInt8[Array, "height width code"], inside: Bool[Array, "height width"]
 ) -> UInt8[Array, "height width code"]:
-    """Codes inside a photograph; outside of it the label is 255, and nothing is marked."""
+    """Codes inside an image; outside of it the label is 255 and nothing is marked."""
     outside = np.array([IGNORE] + [0] * (codes.shape[-1] - 1), np.uint8)
     return jnp.where(inside[..., None], codes, outside)
 

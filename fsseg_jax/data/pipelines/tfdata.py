@@ -1,32 +1,35 @@
-"""Batches of episodes by tf.data: decoding and augmentation in TensorFlow ops, in parallel.
+"""Batches of episodes by tf.data: TensorFlow ops decode and augment images in parallel.
 
-The only pipeline module that imports TensorFlow, which it keeps off every accelerator.
+This is the only pipeline module that imports TensorFlow, which it keeps off every accelerator.
 
-One affine map a photograph, from the network's square to the file's own pixels, is the single
-description of an augmentation (flip, resize and crop, rotation): the photograph is shrunk with
-antialiasing and sampled through it bilinearly, its label to the nearest pixel.
+A single affine map per image, from the network's square to the file's own pixels, describes its
+augmentation (flip, resize and crop, rotation): the image is shrunk with antialiasing and sampled
+through the map bilinearly, its label at the nearest pixel.
 """
 
 import functools
+import itertools
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, not notes on how it was built
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # log errors only, not build details
 
 import tensorflow as tf
-from ml_collections import ConfigDict
 
-from fsseg_jax.data.annotations import BOXES, DENSE, Annotation, annotated, choose, square_marks
-from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry, episode_geometry
+from fsseg_jax.data.annotations import BOXES, annotated, square_marks
+from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry
+from fsseg_jax.data.pipelines.recipe import Recipe
+from fsseg_jax.data.sampling import Items
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.squares import bordered, square
-from fsseg_jax.episode import IGNORE, AnyArray, Episode, Items, sample
+from fsseg_jax.episode import IGNORE, AnyArray, Episode, EpisodeIds
 from fsseg_jax.errors import UserError
 
-for kind in ("GPU", "TPU"):  # the accelerators belong to JAX, memory included
+for kind in ("GPU", "TPU"):  # leave the accelerators and their memory to JAX
     tf.config.set_visible_devices([], kind)
 
 _BYTES = [bytes([value]) for value in range(256)]
@@ -38,9 +41,9 @@ _GREY_CHECKSUM = zlib.crc32(bytes(17)) ^ zlib.crc32(bytes(13) + b"\x03" + bytes(
 def decode_label(png: tf.Tensor) -> tf.Tensor:
     """Decodes a PNG of class ids to (height, width, 1) uint8.
 
-    TensorFlow's decoder returns a palette's colours. Its indices are what the file stores, so a
-    palette file is first declared grey: the colour type and the checksum of its header change,
-    and what stands between header and pixels (the palette) is left out.
+    TensorFlow's decoder maps a palette's indices to colours. To keep the indices, a palette file
+    is first declared greyscale: the colour type and checksum of its header change, and everything
+    between the header and the pixels (the palette) is dropped.
     """
     depth = tf.io.decode_raw(tf.strings.substr(png, 24, 1), tf.uint8)[0]
     is_palette = tf.equal(tf.strings.substr(png, 25, 1), b"\x03")
@@ -64,7 +67,7 @@ def decode_label(png: tf.Tensor) -> tf.Tensor:
         )
 
     label = tf.io.decode_png(tf.cond(is_palette, as_grey, lambda: png), channels=1)
-    # Grey values of 1, 2 and 4 bits come stretched to 0..255; indices must not.
+    # The decoder stretches grey values of 1, 2 and 4 bits to 0..255: undo this for indices.
     step = 255 // (tf.bitwise.left_shift(1, tf.cast(depth, tf.int32)) - 1)
     return tf.where(is_palette, label // tf.cast(step, tf.uint8), label)
 
@@ -72,18 +75,18 @@ def decode_label(png: tf.Tensor) -> tf.Tensor:
 def augment(
     image: tf.Tensor, label: tf.Tensor, geometry: Geometry, size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Flip, resize and crop, rotation; the same geometry for photograph and label.
+    """Applies the same flip, resize and crop, and rotation to an image and its label.
 
-    What lies outside the photograph is grey (`OUTSIDE`) with label 255.
+    Pixels outside the image are grey (`OUTSIDE`) with label 255.
 
     Args:
         image: (height, width, 3) uint8.
         label: (height, width, 1) uint8 or int32.
-        geometry: of this photograph, as tensors.
+        geometry: the image's augmentation, as tensors.
         size: side of the result.
 
     Returns:
-        (size, size, 3) uint8 and (size, size) as the label.
+        (size, size, 3) uint8, and (size, size) of the label's dtype.
     """
     side, matrix, shift = geometry
     image_size = tf.cast(tf.shape(image)[:2], tf.float32)
@@ -96,19 +99,19 @@ def augment(
         antialias=True,
     )
     image = _transform(square, matrix, shift, size, "BILINEAR", fill=OUTSIDE)
-    # Casting truncates: half a grey level rounds. No value leaves 0..255, as all weights are
-    # positive and sum to 1.
+    # Adding half a grey level turns the cast's truncation into rounding. Weights are positive
+    # and sum to 1, so that values stay in 0..255.
     image = tf.cast(image + 0.5, tf.uint8)
 
     return image[0], nearest(label, geometry, size, outside=IGNORE)
 
 
 def nearest(codes: tf.Tensor, geometry: Geometry, size: int, outside: int) -> tf.Tensor:
-    """The codes, (height, width, 1), on which the window's pixels fall: (size, size)."""
+    """Samples codes, (height, width, 1), at the nearest pixel to each of (size, size)."""
     side, matrix, shift = geometry
     to_file = (tf.cast(tf.shape(codes)[:2], tf.float32) / side)[::-1]
     matrix, shift = matrix * to_file[:, None], shift * to_file
-    # The operation fills with 0: what is to be there is taken away before, and added again.
+    # The operation fills with 0, so subtract the wanted fill value first and add it afterwards.
     outside = tf.cast(outside, codes.dtype)
     moved = _transform(codes[None] - outside, matrix, shift, size, "NEAREST", fill=0) + outside
     return moved[0, ..., 0]
@@ -117,8 +120,10 @@ def nearest(codes: tf.Tensor, geometry: Geometry, size: int, outside: int) -> tf
 def _transform(
     images: tf.Tensor, matrix: tf.Tensor, shift: tf.Tensor, size: int, interpolation: str, fill: int
 ) -> tf.Tensor:
-    """Samples `images` at matrix @ (x, y) + shift; coordinates start at the corner, not at a
-    pixel's centre, which is where TensorFlow's op counts from."""
+    """Samples `images` at matrix @ (x, y) + shift.
+
+    Coordinates start at the corner of the image, whereas the op counts from a pixel's centre.
+    """
     shift += tf.reduce_sum(matrix, axis=1) * 0.5 - 0.5
     rows = tf.concat([matrix, shift[:, None]], axis=1)
     return tf.raw_ops.ImageProjectiveTransformV3(
@@ -131,173 +136,161 @@ def _transform(
     )
 
 
-def batches(
-    source: Source,
-    items: Items,
-    *,
-    ways: int,
-    shots: int,
-    batch_size: int,
-    image_size: int,
-    seed: int,
-    augmentation: ConfigDict,
-    annotation: Annotation = DENSE,
-    sampling: str = "classes",
-    border: str = "ignored",
-    start: int = 0,
-    process: int = 0,
-    processes: int = 1,
-) -> Iterator[Episode]:
-    """Batches of episodes number start * batch_size and on, without end, as NumPy arrays.
+def batches(source: Source, items: Items, recipe: Recipe, start: int = 0) -> Iterator[Episode]:
+    """Yields this process's slices of all batches from step `start` on, as NumPy arrays.
 
-    A pure function of the arguments: batch number `step` is the same whether the stream started
-    there or earlier. Each of `processes` processes makes its own slice of every batch.
-
-    Args:
-        source: the photographs.
-        items: what to draw.
-        ways, shots: N and K.
-        batch_size: episodes a step, over all processes.
-        image_size: side of the square that photographs are resized to.
-        seed: of the episodes and of the augmentation.
-        augmentation: `config.data.augment`.
-        annotation: how supports are outlined.
-        sampling: how queries come, see `episode.sample`.
-        border: what pixels of label 255 count as, see `source.bordered`; those outside of the
-            photographs are ignored all the same.
-        start: the first step.
-        process, processes: this process's number and how many there are.
-
-    Raises:
-        UserError: a file is broken (at its batch).
+    A batch is a pure function of the source, items, recipe and its step, whichever step the stream
+    starts at. At the batch of a broken file, UserError is raised.
     """
-    local_size = batch_size // processes
-    slots = ways * shots + 1  # photographs an episode: way by way, and the query last
-
-    def numbers(step: int) -> np.ndarray:
-        return step * batch_size + process * local_size + np.arange(local_size)
-
-    @functools.lru_cache(maxsize=64)  # photographs and ids are two streams, a few steps apart
-    def drawn_at(step: int) -> tuple[AnyArray, ...]:
-        index = numbers(step)
-        ids = sample(items, seed, index, ways, shots, sampling=sampling)
-        geometry = episode_geometry(seed, index, slots, image_size, augmentation)
-        geometry = (field.reshape(-1, *field.shape[2:]) for field in geometry)
-        integers = (ids.images.ravel(), ids.classes, ids.query_index)
-        return *(field.astype(np.int32) for field in integers), *geometry
-
-    def draw(step: np.ndarray) -> tuple[AnyArray, ...]:
-        return drawn_at(int(step))
-
-    def names(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        drawn = tf.numpy_function(draw, [step], (tf.int32,) * 3 + (tf.float32,) * 3, stateful=False)
-        count = local_size * slots
-        shapes = ([count], [local_size, ways], [local_size], [count], [count, 2, 2], [count, 2])
-        photographs, classes, query_index, *geometry = map(tf.ensure_shape, drawn, shapes)
-        return (photographs, Geometry(*geometry)), (classes, query_index)
-
-    marked = annotation.kind != "dense"
-    if source.files and not marked:
-        image_files, label_files = (tf.constant(paths) for paths in zip(*source.files, strict=True))
-
-        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # The accurate transform gives the very pixels that Pillow gives the evaluation.
-            image = tf.io.decode_jpeg(
-                tf.io.read_file(image_files[photograph]),
-                channels=3,
-                dct_method="INTEGER_ACCURATE",
-            )
-            label = decode_label(tf.io.read_file(label_files[photograph]))
-            if border == "background":
-                label = tf.where(label == IGNORE, tf.zeros_like(label), label)
-            return image, label
-    else:
-        # TensorFlow's operation knows no uint16.
-        label_type = tf.uint8 if max(source.class_names) < IGNORE else tf.int32
-
-        def read(photograph: np.ndarray) -> tuple[np.ndarray, ...]:
-            whole = bordered(source.read(int(photograph)), border)
-            arrays = [whole.image, whole.label[..., None].astype(label_type.as_numpy_dtype)]
-            if marked:
-                label = square(whole, image_size).label
-                marks = square_marks(source, int(photograph), label, annotation)
-                arrays.append(marks[..., None])
-            return tuple(arrays)
-
-        def load(photograph: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            types = (tf.uint8, label_type, tf.uint8)[: 2 + marked]
-            image, *codes = tf.numpy_function(read, [photograph], types, stateful=False)
-            image.set_shape([None, None, 3])
-            for code in codes:
-                code.set_shape([None, None, 1])
-            return image, *codes
-
-    def photograph(number: tf.Tensor, geometry: Geometry) -> tuple[tf.Tensor, ...]:
-        image, label, *marks = load(number)
-        marks = [nearest(mark, geometry, image_size, outside=0) for mark in marks]
-        return *augment(image, label, geometry, image_size), *marks
-
-    def assemble(
-        ids: tuple[tf.Tensor, ...], photographs: tuple[tf.Tensor, ...]
-    ) -> dict[str, tf.Tensor]:
-        classes, query_index = ids
-        images, labels, *marks = photographs
-        images = tf.reshape(images, [local_size, slots, image_size, image_size, 3])
-        labels = tf.reshape(labels, [local_size, slots, image_size, image_size])
-        renumbered = tf.cast(tf.where(labels == IGNORE, IGNORE, 0), tf.uint8)
-        for way in range(ways):
-            is_class = labels == tf.cast(classes[:, way, None, None, None], labels.dtype)
-            renumbered = tf.where(is_class, tf.cast(way + 1, tf.uint8), renumbered)
-        shape = [local_size, ways, shots, image_size, image_size]
-        episodes = {
-            "support_image": tf.reshape(images[:, :-1], [*shape, 3]),
-            "support_label": tf.reshape(renumbered[:, :-1], shape),
-            "query_image": images[:, -1],
-            "query_label": renumbered[:, -1],
-            "class_id": classes,
-            "query_index": query_index,
-        }
-        if marked:
-            whole = tf.reshape(marks[0], [local_size, slots, image_size, image_size])
-            episodes["marks"] = tf.reshape(whole[:, :-1], shape)
-        return episodes
-
-    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-    drawn = steps.map(names)
-    ids = drawn.map(lambda _, ids: ids)
-    photographs = (
-        drawn.map(lambda photographs, _: photographs)
-        .unbatch()
-        .map(photograph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(local_size * slots, drop_remainder=True)
-    )
-    dataset = tf.data.Dataset.zip(ids, photographs).map(assemble).prefetch(2)
-    options = tf.data.Options()
-    options.threading.max_intra_op_parallelism = 1  # photographs are parallel already
-    dataset = dataset.with_options(options)
-
-    iterator = iter(dataset.as_numpy_iterator())
-    step = start
-    while True:
+    iterator = iter(_dataset(source, items, recipe, start).as_numpy_iterator())
+    for step in itertools.count(start):
         try:
             batch = next(iterator)
-        # Messages that quote the file are not always text.
+        # TensorFlow's messages may quote the file's bytes, which are not always valid UTF-8.
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            # The decoder does not say which file: read this batch's again, one by one.
-            ids = sample(items, seed, numbers(step), ways, shots, sampling=sampling)
-            for number in np.unique(ids.images):
-                source.read(number)
-                if annotation.kind in BOXES:
-                    source.instances(number)
+            _reread(source, recipe.episodes(items, _numbers(recipe, step)), recipe)
             raise UserError(f"a file of step {step} cannot be decoded: {error}") from None
-        if marked:
-            labels, marks = batch["support_label"], batch.pop("marks")
-            bits = choose(seed, numbers(step), ways, shots)
+        if recipe.marked:
+            supports = batch["support_label"], batch.pop("marks")
+            episodes = zip(*supports, recipe.choices(_numbers(recipe, step)), strict=True)
             batch["support_label"] = np.stack(
-                [
-                    annotated(*episode, annotation.kind)
-                    for episode in zip(labels, marks, bits, strict=True)
-                ]
+                [annotated(*episode, recipe.annotation.kind) for episode in episodes]
             )
         yield Episode(**batch)
-        step += 1
+
+
+def _numbers(recipe: Recipe, step: int) -> np.ndarray:
+    """Numbers of this process's episodes in a step."""
+    return step * recipe.batch_size + recipe.process * recipe.share + np.arange(recipe.share)
+
+
+def _reread(source: Source, ids: EpisodeIds, recipe: Recipe) -> None:
+    """Reads a batch's images one by one, to raise the UserError that names the broken file."""
+    for number in np.unique(ids.images):
+        source.read(number)
+        if recipe.annotation.kind in BOXES:
+            source.instances(number)
+
+
+def _dataset(source: Source, items: Items, recipe: Recipe, start: int) -> tf.data.Dataset:
+    """The steps from `start` on, as dictionaries of an Episode's fields and, if any, `marks`."""
+    load = _loader(source, recipe)
+
+    def augmented(number: tf.Tensor, geometry: Geometry) -> tuple[tf.Tensor, ...]:
+        image, label, *marks = load(number)
+        marks = [nearest(mark, geometry, recipe.image_size, outside=0) for mark in marks]
+        return *augment(image, label, geometry, recipe.image_size), *marks
+
+    drawn = tf.data.Dataset.range(start, np.iinfo(np.int64).max).map(_drawing(items, recipe))
+    images = (
+        drawn.map(lambda images, _: images)
+        .unbatch()
+        .map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(recipe.share * recipe.slots, drop_remainder=True)
+    )
+    ids = drawn.map(lambda _, ids: ids)
+    assemble = functools.partial(_assemble, recipe)
+    dataset = tf.data.Dataset.zip(ids, images).map(assemble).prefetch(2)
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1  # images are processed in parallel already
+    return dataset.with_options(options)
+
+
+def _drawing(items: Items, recipe: Recipe) -> Callable[[tf.Tensor], Any]:
+    """A function of a step: ((image numbers, geometry), (class ids, query indices))."""
+    count = recipe.share * recipe.slots
+
+    @functools.lru_cache(maxsize=64)  # the streams of images and of ids are a few steps apart
+    def drawn_at(step: int) -> tuple[AnyArray, ...]:
+        numbers = _numbers(recipe, step)
+        ids, geometry = recipe.episodes(items, numbers), recipe.geometry(numbers)
+        integers = (ids.images.ravel(), ids.classes, ids.query_index)
+        flat = (field.reshape(-1, *field.shape[2:]) for field in geometry)
+        return *(field.astype(np.int32) for field in integers), *flat
+
+    def draw(step: tf.Tensor) -> Any:
+        drawn = tf.numpy_function(
+            lambda step: drawn_at(int(step)),
+            [step],
+            (tf.int32,) * 3 + (tf.float32,) * 3,
+            stateful=False,
+        )
+        shapes = ([count], [recipe.share, recipe.ways], [recipe.share])
+        shapes += ([count], [count, 2, 2], [count, 2])
+        images, classes, query_index, *geometry = map(tf.ensure_shape, drawn, shapes)
+        return (images, Geometry(*geometry)), (classes, query_index)
+
+    return draw
+
+
+def _loader(source: Source, recipe: Recipe) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """A function of an image's number: the image, its label and, if any, its marks."""
+    if source.files and not recipe.marked:
+        return _file_loader(source.files, recipe.border)
+    # Not uint16, which TensorFlow's projective transform does not support.
+    label_type = tf.uint8 if max(source.class_names) < IGNORE else tf.int32
+
+    def read(number: np.ndarray) -> tuple[np.ndarray, ...]:
+        whole = bordered(source.read(int(number)), recipe.border)
+        arrays = [whole.image, whole.label[..., None].astype(label_type.as_numpy_dtype)]
+        if recipe.marked:
+            label = square(whole, recipe.image_size).label
+            marks = square_marks(source, int(number), label, recipe.annotation)
+            arrays.append(marks[..., None])
+        return tuple(arrays)
+
+    def load(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        types = (tf.uint8, label_type, tf.uint8)[: 2 + recipe.marked]
+        image, *codes = tf.numpy_function(read, [number], types, stateful=False)
+        image.set_shape([None, None, 3])
+        for code in codes:
+            code.set_shape([None, None, 1])
+        return image, *codes
+
+    return load
+
+
+def _file_loader(
+    files: Sequence[tuple[str, str]], border: str
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """As `_loader`, decoding (JPEG, PNG label) files in TensorFlow."""
+    image_files, label_files = (tf.constant(paths) for paths in zip(*files, strict=True))
+
+    def load(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # The accurate transform gives exactly Pillow's pixels, which evaluation uses.
+        image = tf.io.decode_jpeg(
+            tf.io.read_file(image_files[number]), channels=3, dct_method="INTEGER_ACCURATE"
+        )
+        label = decode_label(tf.io.read_file(label_files[number]))
+        if border == "background":
+            label = tf.where(label == IGNORE, tf.zeros_like(label), label)
+        return image, label
+
+    return load
+
+
+def _assemble(
+    recipe: Recipe, ids: tuple[tf.Tensor, ...], arrays: tuple[tf.Tensor, ...]
+) -> dict[str, tf.Tensor]:
+    """A step's fields of an Episode from its ids, and its images, labels and marks in a row."""
+    size = recipe.image_size
+    by_slot = [recipe.share, recipe.slots, size, size]
+    by_shot = [recipe.share, recipe.ways, recipe.shots, size, size]
+    classes, query_index = ids
+    images = tf.reshape(arrays[0], [*by_slot, 3])
+    labels, *marks = (tf.reshape(array, by_slot) for array in arrays[1:])
+    renumbered = tf.cast(tf.where(labels == IGNORE, IGNORE, 0), tf.uint8)
+    for way in range(recipe.ways):
+        is_class = labels == tf.cast(classes[:, way, None, None, None], labels.dtype)
+        renumbered = tf.where(is_class, tf.cast(way + 1, tf.uint8), renumbered)
+    episodes = {
+        "support_image": tf.reshape(images[:, :-1], [*by_shot, 3]),
+        "support_label": tf.reshape(renumbered[:, :-1], by_shot),
+        "query_image": images[:, -1],
+        "query_label": renumbered[:, -1],
+        "class_id": classes,
+        "query_index": query_index,
+    }
+    if marks:
+        episodes["marks"] = tf.reshape(marks[0][:, :-1], by_shot)
+    return episodes

@@ -1,4 +1,4 @@
-"""COCO's photographs and instance annotations, from the official folder: the base of COCO-20i."""
+"""COCO's images and instance annotations, from the official folder: the basis of COCO-20i."""
 
 import os
 import pathlib
@@ -22,29 +22,29 @@ VALIDATION = {"canet": tuple(range(41, 61))}
 
 
 class COCO(Source):
-    """One split of COCO's folder: the photographs with at least one object that is no crowd, for
+    """One split of COCO's folder: the images with at least one object other than a crowd, as
     the others can never be drawn.
 
-    The 80 categories, in the order of their ids, are the classes 1..80. COCO-20i comes in two
-    kinds: "a" (PANet, MFNet) holds out 20 classes in a row in each fold, "b" (FWB, HSNet) every
-    fourth class. "canet" is CANet's one fold: its lists of 40 training, 20 validation and 20 test
-    classes were never published, so the classes are taken in their order.
+    The 80 categories, in ascending order of their ids, are the classes 1..80. COCO-20i has two
+    variants: "a" (PANet, MFNet) holds out 20 consecutive classes in each fold, "b" (FWB, HSNet)
+    every fourth class. "canet" is CANet's single fold: its lists of 40 training, 20 validation and
+    20 test classes were never published, so the classes are taken in order.
 
-    With `masks` = "category" a photograph counts once for each category that it shows, with that
-    category's mask alone: crowds belong to it, and so does what lies under other objects. So
-    PANet's published code reads COCO (dataloaders/coco.py, lines 53 to 64).
+    With `masks` = "category" an image occurs once per category that it shows, with that category's
+    mask alone, which includes crowds and what other objects cover. This is how PANet's published
+    code reads COCO (dataloaders/coco.py, lines 53 to 64).
 
     Args:
-        root: the folder that holds `annotations` and the photographs' folders (`train2014`, ...,
-            there or in `images`).
+        root: folder with `annotations` and the image folders (`train2014`, ..., there or in
+            `images`).
         split: "train2014", "val2017", ... as in `annotations/instances_*.json`; "train" or "val"
-            where there is only one year; empty for "train".
+            if there is only one year; empty for "train".
         folds: "a", "b" or "canet".
-        masks: "label" for one class a pixel, crowds ignored, or "category".
+        masks: "label" for one class per pixel and crowds ignored, or "category".
 
     Raises:
-        UserError: parts are missing, the annotations are broken or of other categories, or a
-            photograph does not have the size that they say.
+        UserError: parts are missing, the annotations are broken or have other categories, or an
+            image does not have its annotated size.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class COCO(Source):
         self._number_of = dict(zip(categories, class_numbers(80).tolist(), strict=True))
         self._rows = self._annotations.rows_with_objects().tolist()
         if not self._rows:
-            raise UserError(f"{self._json} has no photograph with an object other than crowds.")
+            raise UserError(f"{self._json} has no image with an object other than crowds.")
         self._category: list[int | None] = [None] * len(self._rows)
         if masks == "category":
             self._rows, self._category = self._annotations.pairs().T.tolist()
@@ -83,18 +83,18 @@ class COCO(Source):
             self.fingerprint = fingerprint([self._json, *dict.fromkeys(self.images)])
         except OSError as error:
             raise UserError(
-                f"{error.filename} cannot be read ({error.strerror}): {self._json} has "
-                "photographs there."
+                f"{error.filename} cannot be read ({error.strerror}): {self._json} expects "
+                "an image there."
             ) from None
         rows = range(len(self.ids))
         self.table = kept_table(kind, self.fingerprint, self._count, rows)
 
     def read(self, index: int) -> LabelledImage:
-        """The photograph number `index`; raises UserError, naming the file, if it is broken."""
+        """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
         return LabelledImage(read_image(self.images[index]), self._label(index))
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        """The objects of the photograph number `index`."""
+        """The instances of the image number `index`."""
         return self._annotations.instances(self._rows[index], self._category[index])
 
     def _label(self, index: int) -> UInt8[np.ndarray, "height width"]:
@@ -105,7 +105,7 @@ class COCO(Source):
         return self._annotations.label(row, alone, crowds_are_ignored=False)
 
     def _count(self, index: int) -> np.ndarray:
-        """Pixels of each class in one label, checked against its photograph."""
+        """Counts the pixels of each class in a label, and checks its size."""
         label = self._label(index)
         label_name = f"image {self._annotations.image_ids[self._rows[index]]} of {self._json}"
         check_size(label, label_name, self.images[index])
@@ -113,7 +113,7 @@ class COCO(Source):
 
 
 def _find_split(root: str | os.PathLike, split: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """The annotation file of a split, and the folder of its photographs."""
+    """Finds the annotation file of a split and the folder of its images."""
     root = existing_root(root, "folder of COCO")
     if not (root / "annotations").is_dir():
         raise UserError(f"data.root = {root} lacks annotations: it must be COCO's folder.")
@@ -132,7 +132,7 @@ def _find_split(root: str | os.PathLike, split: str) -> tuple[pathlib.Path, path
     folder = root / name if (root / name).is_dir() else root / "images" / name
     if not folder.is_dir():
         raise UserError(
-            f"data.root = {root} lacks {name} (or images/{name}): it must hold the photographs "
-            f"of {file.name}."
+            f"data.root = {root} lacks {name} (or images/{name}): it must hold the images of "
+            f"{file.name}."
         )
     return file, folder

@@ -1,4 +1,4 @@
-"""One's own photographs: class folders with masks, LabelMe files, or a COCO file."""
+"""A folder of one's own images: class folders with masks, LabelMe files, or a COCO file."""
 
 import functools
 import logging
@@ -16,48 +16,56 @@ from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.images import check_size, read_image, read_mask
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes, existing_root
+from fsseg_jax.data.source import (
+    LabelledImage,
+    Source,
+    class_numbers,
+    count_classes,
+    deal_folds,
+    existing_root,
+)
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of photographs
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of images
 SPLITS = ("train", "val", "test")
 
 logger = logging.getLogger(__name__)
 
 
 class Folder(Source):
-    """One's own photographs, annotated in one of these ways:
+    """A folder of images that are annotated in one of these ways:
 
-    - Class folders: `cat/1.jpg` with a mask beside it, which shows where the folder's class is
-      (`cat/1.png` or `cat/1_mask.png`, see `read_mask`), or with a LabelMe file (`cat/1.json`),
-      which may outline objects of other classes too.
-    - Masks beside photographs that are in no class folder: they show one class, which is named
-      after `root` (there must be no splits). Or LabelMe files beside them, which name their own
-      classes. Photographs without an annotation are left out.
-    - One COCO file, with any name, whose photographs lie beside it or in `images`.
+    - Class folders: `cat/1.jpg` with a mask of the folder's class beside it (`cat/1.png` or
+      `cat/1_mask.png`, see `read_mask`), or with a LabelMe file (`cat/1.json`), which may outline
+      objects of other classes too.
+    - Masks beside images that are in no class folder: they show one class, named after `root`,
+      which must have no splits. Or LabelMe files beside them, which name their own classes. Images
+      without an annotation are skipped.
+    - One COCO file, of any name, with its images beside it or in `images`.
 
-    Classes are what masks and LabelMe files show, or the COCO file's categories, sorted by name;
-    they are the same for all splits. If `root` has a folder `train`, `val` or `test`, then all its
-    folders are splits, each annotated as above; otherwise every split is all photographs. Names
-    that begin with a dot are ignored.
+    Classes are those of the masks and LabelMe files, or the COCO file's categories, sorted by name;
+    they are the same for all splits. If `root` has a folder `train`, `val` or `test`, all its
+    folders are splits, each annotated as above; otherwise every split has all images. Names that
+    begin with a dot are ignored.
 
     Args:
         root: the folder.
-        split: a folder of `root`, if that has splits; empty for `train`. None: `root` has none,
-            whatever its folders are named.
-        folds: how many: the classes, in their order, are dealt into so many groups as equal as
-            possible, and each fold holds out one of them. 1 holds out all, for tests alone.
+        split: a folder of `root`, if that has splits; empty for `train`. None if `root` has no
+            splits, whatever the names of its folders.
+        folds: number of folds; each holds out one of as many groups of consecutive classes, as
+            equal as possible. 1 holds out all classes, for tests only.
 
     Raises:
         UserError: the folder, the split or an annotation is missing, an annotation is broken,
-            empty, ambiguous or not of its photograph's size, or there are more folds than classes.
+            empty, ambiguous or of another size than its image, or there are more folds than
+            classes.
     """
 
     name = "folder"
 
     def __init__(self, root: str | os.PathLike, split: str | None, folds: int) -> None:
-        self._root = root = existing_root(root, "folder of your photographs")
+        self._root = root = existing_root(root, "folder of your images")
         folders = _splits(root, split)
         contents = {name: _contents(folder, root) for name, folder in folders.items()}
         folder = folders[split or "train"]
@@ -65,36 +73,31 @@ class Folder(Source):
         names = [_class_names(annotated, coco, root) for annotated, coco in contents.values()]
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:
-            raise UserError(f"{root} has photographs, but their annotations outline no objects.")
-        if not 1 <= folds <= len(self.classes):
-            raise UserError(
-                f"data.folds = {folds}: {root} has {len(self.classes)} classes, of which each fold "
-                f"holds out at least one: choose 1..{len(self.classes)}."
-            )
+            raise UserError(f"{root} has images, but their annotations outline no objects.")
         numbers = class_numbers(len(self.classes))
-        self.folds = tuple(tuple(fold.tolist()) for fold in np.array_split(numbers, folds))
+        self.folds = deal_folds(numbers, folds, root)
         self._number_of = {name: number for number, name in self.class_names.items()}
         self._dtype = np.min_scalar_type(numbers[-1])
 
         ids = [path.relative_to(folder).with_suffix("").as_posix() for path, _ in self._annotated]
         self.ids = tuple(ids)
         files = dict.fromkeys(path for pair in self._annotated for path in pair)
-        # Other splits may bring other classes, which renumber these.
+        # Classes of other splits may renumber these.
         self.fingerprint = f"{fingerprint(files)}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(ids)))
 
     @property
     def annotations(self) -> tuple[pathlib.Path, ...]:
-        """The masks, LabelMe files or COCO file, one a photograph."""
+        """The mask, LabelMe file or COCO file of each image."""
         return tuple(path for _, path in self._annotated)
 
     def read(self, index: int) -> LabelledImage:
-        """The photograph number `index`; raises UserError, naming the file, if it is broken."""
+        """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
         return LabelledImage(read_image(self._annotated[index][0]), self._label(index))
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
-        """The objects of the photograph number `index`, unless it has a mask: LabelMe's shapes
-        (those after the 254th are none) or COCO's annotations."""
+        """The instances of the image number `index`: the first 254 shapes of LabelMe, or COCO's
+        annotations; None if it has a mask."""
         _, annotation = self._annotated[index]
         if self._coco:
             return self._coco.instances(index)
@@ -116,7 +119,7 @@ class Folder(Source):
         return np.array(numbers, self._dtype)[labelme.draw()]
 
     def _count(self, index: int) -> np.ndarray:
-        """Pixels of each class in one label, checked against its photograph."""
+        """Counts the pixels of each class in a label, and checks its size."""
         image, annotation = self._annotated[index]
         name = f"{annotation} (for {image.name})" if self._coco else str(annotation)
         label = self._label(index)
@@ -128,7 +131,7 @@ class Folder(Source):
 
 # ----------------------------------------------------------------------------- folders
 
-# Photographs and what annotates them, sorted by the former.
+# Images with their annotations, sorted by image.
 Pairs = list[tuple[pathlib.Path, pathlib.Path]]
 
 
@@ -138,7 +141,7 @@ def _log_once(message: str) -> None:
 
 
 def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
-    """The folders of the splits, by name; see `Folder`."""
+    """The folders of the splits by name; see `Folder`."""
     folders = {folder.name: folder for folder in _folders(root)}
     if split is None:
         return {"train": root}
@@ -146,12 +149,12 @@ def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
     if not folders.keys() & set(SPLITS):
         if split not in SPLITS:
             raise UserError(
-                f"split = {split!r}: {root} has no such folder, and no splits at all: leave "
+                f"split = {split!r}: {root} has no folder of this name, and no splits: leave "
                 "data.split and data.train_split empty."
             )
         _log_once(
-            f"{root} has no folders train, val and test: every split is all its photographs, "
-            "and training differs from selection and test by the classes alone."
+            f"{root} has no folders train, val and test: every split has all its images, "
+            "and training, selection and test differ by their classes alone."
         )
         return {split: root}
     if split not in folders:
@@ -163,8 +166,7 @@ def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
 
 
 def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
-    """The annotated photographs of a split, and its COCO file, if that annotates them (then the
-    photographs are in its order)."""
+    """The annotated images of a split and its COCO file, if any, whose order they then follow."""
     beside = _beside(folder)
     class_folders = {below: _beside(below) for below in _folders(folder)}
     stems = {image.stem for image in beside}
@@ -192,31 +194,31 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
 
     pairs = []
     for image, annotations in beside.items():
-        # Within a split they would be of a class that is named after the split.
+        # In a split, masks without a class folder would name their class after the split.
         found = [path for path in annotations if folder == root or not _is_mask(path)]
         if found:
             pairs.append((image, _only(image, found)))
     if pairs and len(pairs) < len(beside):
         left_out = len(beside) - len(pairs)
-        _log_once(f"{folder}: {left_out} photographs without an annotation are left out.")
+        _log_once(f"{folder}: {left_out} images without an annotation are skipped.")
     for below, images in class_folders.items():
         if not images:
             raise UserError(
-                f"{below} holds no photographs ({', '.join(SUFFIXES)}): add some, or remove it."
+                f"{below} holds no images ({', '.join(SUFFIXES)}): add some, or remove it."
             )
         for image, annotations in images.items():
             pairs.append((image, _only(image, annotations)))
     if not pairs:
         raise UserError(
-            f"{folder} holds no annotated photographs: it needs folders named after classes, with "
-            "a mask beside each photograph, or such masks of one class without a class folder, or "
-            "LabelMe files, or a COCO file."
+            f"{folder} holds no annotated images: it needs folders named after classes, with a "
+            "mask beside each image, or such masks of one class without a class folder, or LabelMe "
+            "files, or a COCO file."
         )
     return pairs, None
 
 
 def _only(image: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
-    """What annotates a photograph in a class folder."""
+    """The annotation of an image; raises UserError unless there is exactly one."""
     if len(annotations) > 1:
         found = " and ".join(path.name for path in annotations)
         raise UserError(f"{image} has {found} beside it: keep one of them.")
@@ -233,7 +235,7 @@ def _only(image: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
 
 
 def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
-    """A COCO file and its photographs, in its order."""
+    """The images of a COCO file, in its order, and the file."""
     coco = CocoAnnotations(file)
     pairs = []
     for name in coco.file_names:
@@ -241,7 +243,7 @@ def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise UserError(
-                f"{file} names the photograph {name}: put it beside the file or into images."
+                f"{file} lists the image {name}: put it beside the file or into images."
             )
         pairs.append((found, file))
     _check_ids(image for image, _ in pairs)
@@ -249,7 +251,7 @@ def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
 
 
 def _class_names(pairs: Pairs, coco: CocoAnnotations | None, root: pathlib.Path) -> set[str]:
-    """The classes that annotations show."""
+    """The names of the annotated classes."""
     if coco:
         return set(coco.categories.values())
     names = {_class_of(image, root) for image, path in pairs if _is_mask(path)}
@@ -266,9 +268,9 @@ def _class_of(image: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def _beside(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
-    """The photographs in a folder, each with the masks and LabelMe files beside it.
+    """The images in a folder, each with the masks and LabelMe files beside it.
 
-    A PNG is a mask if it is named after another photograph, alone or with `_mask`.
+    A PNG is a mask if it is named after another image, with or without `_mask`.
     """
     files = _files(folder)
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
@@ -292,7 +294,7 @@ def _beside(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
 
 
 def _check_ids(images: Iterable[pathlib.Path]) -> None:
-    """Raises UserError where two photographs differ by their suffixes alone."""
+    """Raises UserError if two images differ only by their suffixes."""
     seen: dict[pathlib.Path, pathlib.Path] = {}
     for image in images:
         other = seen.setdefault(image.with_suffix(""), image)
@@ -317,8 +319,8 @@ def _is_mask(path: pathlib.Path) -> bool:
 
 
 def _is_coco(path: pathlib.Path) -> bool:
-    """Whether a JSON file is COCO's and not LabelMe's, by the first part that only one of them
-    has: it may be too large to read whole."""
+    """Whether a JSON file is COCO's rather than LabelMe's, by the first key that only one of the
+    formats has, as the file may be too large to read whole."""
     coco, labelme = {"images", "annotations", "categories"}, {"shapes", "imagePath", "imageData"}
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""FSS-1000: a thousand classes of ten photographs each, with its own training and test classes."""
+"""FSS-1000: a thousand classes of ten images each, with its own training and test classes."""
 
 import itertools
 import logging
@@ -15,7 +15,7 @@ from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_cl
 from fsseg_jax.errors import UserError
 
 TRAINING_CLASSES = 520
-# The authors' name for a list of classes, and that of published codes.
+# Names of the lists of classes: the authors', and those in published code.
 LISTS = {
     "train": ("train.txt", "trn.txt"),
     "val": ("val.txt",),
@@ -28,26 +28,24 @@ logger = logging.getLogger(__name__)
 class FSS1000(Source):
     """One split of the FSS-1000 folder, or of a part of it.
 
-    Each class is a folder of photographs `1.jpg`, `2.jpg`, ... with masks `1.png`, `2.png`, ... in
-    which white (above 127) is the class. Lists of class names, one a line, say which classes train
-    (`train.txt` or `trn.txt`), select (`val.txt`) and test (`test.txt` or `fss_test_set.txt`). The
-    authors publish the last one alone: without the other two, the first 520 of the other classes,
-    sorted by name, train, and the rest selects.
+    Each class is a folder of images `1.jpg`, `2.jpg`, ... with masks `1.png`, `2.png`, ..., in
+    which white (above 127) is the class. Lists of class names, one per line, define the classes
+    for training (`train.txt` or `trn.txt`), selection (`val.txt`) and the test (`test.txt` or
+    `fss_test_set.txt`). The authors publish only the last one: without the other two, the first 520
+    of the other classes, sorted by name, are for training and the rest for selection.
 
-    All classes have ids, in the order of their sorted names. The one fold holds out the test
-    classes; `validation` are those that select.
+    Class ids follow the sorted names of all classes. The single fold holds out the test classes;
+    `validation` has the classes for selection.
 
     Args:
         root: the folder that holds the class folders, or one above it that has them in
             `fewshot_data` or `fewshot_data/fewshot_data`; the lists may be in any of these.
-        split: "train" (or empty) for the photographs of the training classes, or "test" for those
-            of all classes that training does not see: a sampler tells those that select and
-            those that test apart by their ids.
+        split: "train" (or empty) for the images of the training classes, or "test" for those of
+            all other classes; samplers separate selection and test by class ids.
 
     Raises:
-        UserError: the folder, a list or a mask is missing, a list names a class that has no
-            folder, or a class is in no list or in two, has no photographs or masks of another
-            size.
+        UserError: the folder, a list or a mask is missing, a list names a class without a folder,
+            a class is in no list or in two, or a class has no images or masks of another size.
     """
 
     name = "fss1000"
@@ -76,18 +74,18 @@ class FSS1000(Source):
         self._class_of = []
         self.pairs = []
         for number in sorted(shown):
-            images = _photographs(folder / self.class_names[number])
+            images = _images(folder / self.class_names[number])
             self._class_of += [number] * len(images)
             self.pairs += [(path, path.with_suffix(".png")) for path in images]
         self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self.pairs)
         self._dtype = np.min_scalar_type(class_numbers(len(self.classes))[-1])
-        # Classes that are added elsewhere renumber these.
+        # Adding a class outside this split renumbers its classes.
         key = fingerprint(itertools.chain.from_iterable(self.pairs))
         self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
 
     def read(self, index: int) -> LabelledImage:
-        """The photograph number `index`; raises UserError, naming the file, if it is broken."""
+        """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
         return LabelledImage(read_image(self.pairs[index][0]), self._label(index))
 
     def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
@@ -95,25 +93,25 @@ class FSS1000(Source):
         return mask * self._dtype.type(self._class_of[index])
 
     def _count(self, index: int) -> np.ndarray:
-        """Pixels of each class in one mask, checked against its photograph."""
+        """Counts the pixels of each class in a label, and checks its size."""
         image, mask = self.pairs[index]
         label = self._label(index)
         check_size(label, str(mask), image)
         return count_classes(label, str(mask), self)
 
 
-def _photographs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """A class's photographs, in the order of their numbers."""
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """A class's images, in ascending order of their numbers."""
     found = [path for path in folder.glob("*.jpg") if not path.name.startswith(".")]
     if not found:
-        raise UserError(f"{folder} holds no photographs (*.jpg): add some, or remove the class.")
+        raise UserError(f"{folder} holds no images (*.jpg): add some, or remove the class.")
     return sorted(found, key=lambda path: (len(path.stem), path.stem))
 
 
 def _class_lists(
     folders: list[pathlib.Path], classes: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
-    """The names of the classes that train, select and test."""
+    """The names of the classes for training ("train"), selection ("val") and the test ("test")."""
     found = {}
     for kind, names in LISTS.items():
         files = [folder / name for name in names for folder in folders]
@@ -134,7 +132,7 @@ def _class_lists(
         others = tuple(name for name in classes if name not in lists["test"])
         lists |= {"train": others[:TRAINING_CLASSES], "val": others[TRAINING_CLASSES:]}
         logger.info(
-            "%s lists only test classes: of the others, sorted by name, %d train and %d select.",
+            "%s lists only test classes: of the others, by name, %d train and %d select.",
             *(folders[0], len(lists["train"]), len(lists["val"])),
         )
     seen: dict[str, str] = {}
@@ -152,7 +150,7 @@ def _class_lists(
 
 
 def _read_list(file: pathlib.Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes that a list names; lines may be photographs of theirs too (`class/1.jpg`)."""
+    """The classes that a list names; lines may also name their images (`class/1.jpg`)."""
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

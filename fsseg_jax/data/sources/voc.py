@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 with SBD's annotations, from a VOCdevkit folder: the base of PASCAL-5i."""
+"""PASCAL VOC 2012 with SBD's annotations, from a VOCdevkit folder: the basis of PASCAL-5i."""
 
 import itertools
 import logging
@@ -26,18 +26,18 @@ logger = logging.getLogger(__name__)
 class VOC(Source):
     """One split of a VOCdevkit folder.
 
-    `SegmentationClassAug` (VOC's and SBD's labels together) is used where it exists, otherwise
-    VOC's own `SegmentationClass`; `SegmentationObjectAug` or `SegmentationObject` gives instances
-    where it exists.
+    Labels are read from `SegmentationClassAug` (VOC's and SBD's labels together) if it exists,
+    otherwise from VOC's own `SegmentationClass`, and instances from `SegmentationObjectAug` or
+    `SegmentationObject`.
 
     Args:
         root: the folder that holds `JPEGImages` and `ImageSets`, or one above it.
         split: a list in `ImageSets/Segmentation`, without `.txt`; empty for `trainaug` (VOC's
-            and SBD's training photographs together) where it exists, otherwise `train`.
+            and SBD's training images together) if it exists, otherwise `train`.
 
     Raises:
-        UserError: parts are missing, a label exceeds the classes, or a label and its photograph
-            differ in size.
+        UserError: parts are missing, a label has an unknown class, or a label and its image differ
+            in size.
     """
 
     name = "voc"
@@ -55,7 +55,7 @@ class VOC(Source):
             raise UserError(f"{split_file} is missing: the splits there are {found}.")
         self.ids = tuple(split_file.read_text().split())
         if not self.ids:
-            raise UserError(f"{split_file} names no photographs.")
+            raise UserError(f"{split_file} lists no images.")
         labels = _label_folder(self.root)
         if labels.name == "SegmentationClass":
             logger.info("%s has no SegmentationClassAug: using VOC's own labels.", self.root)
@@ -72,18 +72,18 @@ class VOC(Source):
         self.table = kept_table(self.name, self.fingerprint, self._count, self.files)
 
     def read(self, index: int) -> LabelledImage:
-        """The photograph number `index`; raises UserError, naming the file, if it is broken."""
+        """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
         image_file, label_file = self.files[index]
         return LabelledImage(read_image(image_file), read_label(label_file))
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
-        """The objects of the photograph number `index`, where the data set has them."""
+        """The instances of the image number `index`, if the data set has them."""
         paths = (folder / f"{self.ids[index]}.png" for folder in self._objects)
         path = next((path for path in paths if path.is_file()), None)
         return None if path is None else read_label(path)
 
     def _count(self, files: tuple[str, str]) -> np.ndarray:
-        """Pixels of each class in one label, checked against its photograph."""
+        """Counts the pixels of each class in a label, and checks its size."""
         image_file, label_file = files
         label = read_label(label_file)
         check_size(label, label_file, image_file)
@@ -91,13 +91,13 @@ class VOC(Source):
 
 
 def _label_folder(root: pathlib.Path) -> pathlib.Path:
-    """VOC's and SBD's labels together where they exist, otherwise VOC's own."""
+    """The folder of VOC's and SBD's labels together if it exists, otherwise of VOC's own."""
     both = root / "SegmentationClassAug"
     return both if both.is_dir() else root / "SegmentationClass"
 
 
 def _find_root(root: str | os.PathLike) -> pathlib.Path:
-    """The folder with the parts, at `root` or where VOC's archive puts it below."""
+    """Finds the folder with these parts: `root`, or where VOC's archive puts it below."""
     root = existing_root(root, "VOCdevkit folder")
     below = ("", "VOC2012", "VOCdevkit/VOC2012")
     found = next((root / name for name in below if (root / name / "JPEGImages").is_dir()), root)

@@ -1,6 +1,6 @@
-"""What the TensorFlow Datasets builders of the benchmarks share: they store what a source reads.
+"""The base of the benchmarks' TensorFlow Datasets builders, which store what a source reads.
 
-A folder below is one data set, which is prepared by, for example,
+Each folder beside this module is one data set, prepared by, for example,
 
     tfds build fsseg_jax/data/tfds_builders/pascal5i --manual_dir=VOCdevkit \\
         --file_format=array_record
@@ -30,14 +30,14 @@ INSTANCES = "instances"
 class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Stores the splits of a source, in the source's order.
 
-    A photograph is stored as the source's very file. Labels become grey PNGs whatever they are in
-    the source: TensorFlow would decode a palette to its colours. Objects that are not known are
-    stored as none. The class names and the folds are metadata.
+    Images are stored as the source's files, byte by byte. Labels are stored as greyscale PNGs,
+    because TensorFlow decodes a palette's indices to colours, and unknown instances as zeros. The
+    metadata hold class names and folds.
 
     Attributes:
-        SPLITS: the name of each split here, and what the source calls it.
-        VARIANTS: names of the source's lists of folds, where there are several.
-        LABEL_TYPE: uint16 where there are more classes than uint8 holds.
+        SPLITS: the source's name of each split.
+        VARIANTS: names of the source's lists of folds, if there are several.
+        LABEL_TYPE: dtype of labels, uint16 if there are too many classes for uint8.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -47,11 +47,11 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def open(self, root: os.PathLike, split: str, variant: str) -> Source:
-        """The source, from the folder that `--manual_dir` names."""
+        """Opens the source in the folder that `--manual_dir` names."""
 
     def image(self, source: Source, index: int) -> str:
-        """The file of a photograph, which is stored as it is."""
-        assert source.files is not None  # or the builder overrides this
+        """The file of an image, which is stored unchanged."""
+        assert source.files is not None  # otherwise the builder overrides this method
         return source.files[index][0]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -71,7 +71,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             description=type(self).__doc__,
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,  # rows are the source's
+            disable_shuffling=True,  # keep the source's order
         )
 
     def _split_generators(self, downloads: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, name in enumerate(source.ids):
-            label = source.read(index).label  # checks the photograph too
+            label = source.read(index).label  # validates the image too
             instances = source.instances(index)
             if instances is None:
                 instances = np.zeros(label.shape, np.uint8)

@@ -1,32 +1,27 @@
-"""The augmentation: its draws, and that both pipelines do with photographs what it says."""
+"""Augmentations are drawn as documented, and both pipelines apply them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers_data import ALL, assert_same_picture, options
 from ml_collections import ConfigDict
 from PIL import Image
 
 from fsseg_jax.data.pipelines import device, tfdata
 from fsseg_jax.data.pipelines.augment import Geometry, draw_geometry, episode_geometry
+from fsseg_jax.data.sampling import random_bits
 from fsseg_jax.data.squares import read_square
-from fsseg_jax.episode import random_bits
 
 SEED = 5
 
-
-def options(flip=False, scale=(1.0, 1.0), rotation=0.0):
-    return ConfigDict({"flip": flip, "scale": scale, "rotation": rotation})
-
-
-ALL = options(flip=True, scale=(0.6, 1.8), rotation=40.0)
 
 # ----------------------------------------------------------------------------- draws
 
 
 def test_draws_have_the_documented_distributions():
-    """Quantiles of scale, offset, angle and flip, read off the map itself."""
+    """By quantiles of scale, offset, angle and flip, derived from the map."""
     count, size = 4000, 200
     geometry = draw_geometry(SEED, np.arange(count), size, ALL)
     (a, b), (c, d) = np.moveaxis(geometry.matrix, 0, -1)
@@ -68,7 +63,7 @@ def test_draws_inside_a_compiled_function_are_the_same():
 
 @pytest.mark.parametrize("query", [True, False])
 def test_queries_are_augmented_if_asked_for(query):
-    settings = ConfigDict({**ALL.to_dict(), "query": query, "crop_query": True})
+    settings = ConfigDict({**ALL.to_dict(), "query": query})
     drawn = episode_geometry(SEED, np.arange(50), 3, 40, settings)
     compiled = jax.jit(lambda index: episode_geometry(SEED, index, 3, 40, settings, jnp))
     for here, there in zip(drawn, compiled(np.arange(50)), strict=True):
@@ -81,20 +76,19 @@ def test_queries_are_augmented_if_asked_for(query):
 
 
 def test_queries_may_be_flipped_and_turned_alone():
-    settings = ConfigDict({**ALL.to_dict(), "query": True, "crop_query": False})
+    settings = ConfigDict({**ALL.to_dict(), "crop_query": False})
     drawn = episode_geometry(SEED, np.arange(50), 3, 40, settings)
-    cropped = ConfigDict({**settings, "crop_query": True})
-    whole = episode_geometry(SEED, np.arange(50), 3, 40, cropped)
+    whole = episode_geometry(SEED, np.arange(50), 3, 40, ALL)
     for here, there in zip(drawn, whole, strict=True):
         np.testing.assert_array_equal(here[:, :2], there[:, :2])
     np.testing.assert_array_equal(drawn.matrix, whole.matrix)
     assert (drawn.side[:, 2] == 40).all()
     assert not (whole.side[:, 2] == 40).all()
     centre = drawn.matrix[:, 2] @ np.array([20.0, 20.0]) + drawn.shift[:, 2]
-    np.testing.assert_allclose(centre, 20, atol=1e-4)  # of the whole photograph
+    np.testing.assert_allclose(centre, 20, atol=1e-4)  # of the whole image
 
 
-# ----------------------------------------------------------------------------- photographs
+# ----------------------------------------------------------------------------- images
 
 OUTSIDE = np.full(3, round(255 * (0.485 + 0.456 + 0.406) / 3))  # ImageNet's mean brightness
 
@@ -108,7 +102,7 @@ def in_tensorflow(image, label, size, settings):
 
 
 def on_device(image, label, size, settings):
-    """Augments by the device pipeline's functions, from a square of the photograph's own size."""
+    """Augments by the device pipeline's functions, from a square of the image's own size."""
     assert image.shape[0] == image.shape[1]
     pixels = jnp.asarray(np.concatenate([image, label[..., None]], axis=-1))
     if settings.rotation:
@@ -126,7 +120,7 @@ def on_device(image, label, size, settings):
 
 @pytest.fixture(params=[in_tensorflow, on_device])
 def augmented(request):
-    """A function that gives the results of photographs number `numbers`."""
+    """A function that augments an image as number `numbers`."""
 
     def results(image, label, numbers, size, settings):
         run = request.param(image, label, size, settings)
@@ -137,14 +131,9 @@ def augmented(request):
     return results
 
 
-def assert_same_picture(result, expected):
-    """Up to rounding: Pillow rounds between its two passes too."""
-    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
-
-
 @pytest.fixture
 def labelled(make_source):
-    """A square photograph and its label."""
+    """A square image and its label."""
     return read_square(make_source(images=1), 0, 50)
 
 
@@ -223,7 +212,7 @@ def test_outside_is_ignored_and_of_mean_brightness(augmented, labelled):
 
 @pytest.mark.parametrize("rotation", [0.0, 40.0])
 def test_image_and_label_share_the_geometry(augmented, rotation):
-    """Colours tell the labels: they still do inside of objects."""
+    """Inside of objects, colours and labels still correspond."""
     colours = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
     label = np.zeros((90, 90), np.uint8)
     label[10:50, 5:30], label[20:80, 40:60], label[60:85, 5:35] = 1, 2, 3
@@ -240,7 +229,7 @@ def test_image_and_label_share_the_geometry(augmented, rotation):
 
 
 def by_documented_steps(label, number, size):
-    """Resize, rotate about the window's centre, cut, flip: each on its own, in NumPy."""
+    """Resizes, rotates about the window's centre, crops and flips step by step in NumPy."""
     bits = [int(random_bits(SEED, np.array([number]), 1000 + draw)[0]) for draw in range(5)]
     draws = [(b >> 8) / 2**24 for b in bits]
     height, width = label.shape
@@ -269,7 +258,7 @@ def test_label_is_sampled_where_the_documented_steps_lead(augmented):
 
 
 def test_images_that_are_not_square_are_made_so(make_source):
-    """tf.data reads files; what the device holds is square already."""
+    """For tf.data only, as the device holds squares."""
     for number in range(4):
         image, label = make_source(images=4).read(number)
         assert image.shape[0] != image.shape[1]

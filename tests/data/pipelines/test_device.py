@@ -1,26 +1,21 @@
 """The device pipeline: the episodes of the tf.data pipeline, from an array on the mesh."""
 
-import logging
 import re
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from fsseg_jax.config import default_config
 from fsseg_jax.data import training_items, training_pipeline
-from fsseg_jax.data.annotations import KINDS, Annotation
-from fsseg_jax.data.cache import cache_folder
-from fsseg_jax.data.pipelines import device
 from fsseg_jax.data.pipelines.augment import OUTSIDE, episode_geometry
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source, class_numbers, count_classes
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import AXIS, make_mesh
-from fsseg_jax.episode import IGNORE, UNLABELLED, EpisodeIds, sample
-from fsseg_jax.errors import UserError
+from fsseg_jax.episode import IGNORE, UNLABELLED, EpisodeIds
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.models.panet import PANet
 
@@ -32,7 +27,7 @@ def source(make_voc):
 
 @pytest.fixture
 def fresh(make_voc):
-    """A source that nothing is known of yet."""
+    """A source of which nothing is cached."""
     return VOC(make_voc(train=8, val=1), "train")
 
 
@@ -49,7 +44,7 @@ def make_config(pipeline="device", **fields):
 
 
 def first_batches(config, source, count=3, devices=1):
-    """The first batches as NumPy arrays, episode after episode."""
+    """The first batches, concatenated, as NumPy arrays."""
     mesh = make_mesh(devices)
     pipeline = training_pipeline(config, source, training_items(config.data, source), mesh)
     draw = jax.jit(pipeline.draw)
@@ -71,7 +66,7 @@ def test_both_pipelines_make_the_same_episodes(source, ways, shots):
     np.testing.assert_array_equal(ours.query_index, theirs.query_index)
     for name in ("support_image", "query_image"):
         left, right = (getattr(batch, name).astype(int) for batch in (ours, theirs))
-        assert np.abs(left - right).max() <= 2  # photographs are told apart by far more
+        assert np.abs(left - right).max() <= 2  # images differ by far more
         assert left.std() > 20
     for name in ("support_label", "query_label"):
         left, right = (getattr(batch, name) for batch in (ours, theirs))
@@ -85,7 +80,7 @@ def test_both_pipelines_make_the_same_episodes(source, ways, shots):
 
 @pytest.mark.parametrize("sampling", ["items", "photographs"])
 def test_both_pipelines_take_the_same_turns(source, sampling):
-    """An epoch and a part of the next one, from the compiled step."""
+    """Over an epoch and part of the next, from the compiled step."""
     config = make_config(ways=2)
     config.data.sampling, config.data.fold = sampling, 3
     items = training_items(config.data, source)
@@ -105,7 +100,7 @@ def test_both_pipelines_take_the_same_turns(source, sampling):
 
 @pytest.mark.parametrize("kind", ["dense", "scribble"])
 def test_borders_may_be_background_in_both_pipelines(fresh, kind):
-    """The label 255 of photographs, not what augmentation leaves outside of them."""
+    """Label 255 of images becomes background; pixels outside of images stay ignored."""
     batches = {}
     for pipeline in ("device", "tfdata"):
         for border in ("ignored", "background", "ignored"):  # what is kept is not mixed up
@@ -130,7 +125,7 @@ def test_borders_may_be_background_in_both_pipelines(fresh, kind):
 
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 def test_both_pipelines_augment_alike(source, rotation):
-    """The same window of the same photograph, up to its being resized twice on the device."""
+    """They show the same window of the same image, although the device resizes it twice."""
     pipelines = {}
     for pipeline in ("device", "tfdata"):
         config = make_config(pipeline, image_size=48)
@@ -161,7 +156,7 @@ def test_batches_are_those_of_the_sampler_whatever_the_step_before(source):
 
 
 def test_more_detail_may_be_held_than_is_shown(source):
-    """Twice enlarged from squares of 64 pixels: close to tf.data's, which reads the file."""
+    """Enlarging squares of 64 pixels twice comes close to tf.data, which reads the file."""
     errors = {}
     for size in (0, 64):
         config = make_config()
@@ -204,33 +199,25 @@ def test_batches_are_split_and_images_stay_where_they_are(source, sharded):
     batch = draw(pipeline.feed(1), 0, 0)
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
     assert batch.query_image.sharding.is_equivalent_to(spec, 4)
-    # No device is sent the photographs of all others.
+    # No device is sent the images of all others.
     program = draw.lower(pipeline.feed(1), 0, 0).compile().as_text()
     assert not re.search(r"u8\S* all-gather", program)  # of ids it is
     assert ("reduce-scatter" in program or "all-reduce" in program) == sharded
-
-
-def test_images_that_do_not_divide_into_the_devices_are_all_there(fresh):
-    items = fresh.table.items(range(1, 21))
-    data = device.load(fresh, items, 32, make_mesh(3), sharded=True, cache=False)
-    assert data.pixels.shape == (9, 32, 32, 4)
-    expected = device.decode(fresh, 32, cache=False)
-    np.testing.assert_array_equal(data.pixels[:8], expected)
 
 
 # ----------------------------------------------------------------------------- many classes
 
 
 class Many(Source):
-    """520 classes, of which each photograph shows two whose low bytes are those of one another,
-    of background, or of what they must not be taken for."""
+    """520 classes; each image shows two whose low bytes equal one another's, those of background,
+    or those of reserved labels."""
 
     name = "many"
     classes = tuple(f"class {number}" for number in range(520))
     pairs = ((44, 300), (254, 510), (256, 511), (1, 257))
     shown = tuple(sorted(sum(pairs, ())))
     folds = (tuple(np.setdiff1d(class_numbers(520), shown).tolist()),)
-    ids = tuple(f"photograph {number}" for number in range(16))
+    ids = tuple(f"image {number}" for number in range(16))
 
     def __init__(self):
         counts = [count_classes(self.read(index).label, "", self) for index in range(16)]
@@ -282,7 +269,7 @@ def test_ids_beyond_a_byte_are_not_taken_for_others(pipeline, rotation):
 
 
 class Colours(nn.Module):
-    """A photograph's colours for features."""
+    """Uses an image's colours as features."""
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):
@@ -291,7 +278,7 @@ class Colours(nn.Module):
 
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_evaluation_tells_ids_beyond_a_byte_apart(scored_at):
-    """Each class and the background have their own colour: nothing is to be found wrong."""
+    """As each class and the background has its own colour, the prediction is perfect."""
     many = Many()
     config = make_config()
     config.eval.scored_at = scored_at
@@ -312,175 +299,3 @@ def test_evaluation_tells_ids_beyond_a_byte_apart(scored_at):
     support_label = scorer.example({}, cache, 4, "", 1.0).support_label
     expected = [[in_episode_numbering(many.read(row).label, classes[4])] for row in (0, 4)]
     np.testing.assert_array_equal(support_label, expected)
-
-
-# ----------------------------------------------------------------------------- loading
-
-
-def test_decoded_images_are_squares_and_their_labels(fresh):
-    pixels = device.decode(fresh, 40, cache=False)
-    assert pixels.shape == (8, 40, 40, 4)
-    for number in range(8):
-        image, label = read_square(fresh, number, 40)
-        np.testing.assert_array_equal(pixels[number, ..., :3], image)
-        np.testing.assert_array_equal(pixels[number, ..., 3], label)
-
-
-def count_reads(monkeypatch):
-    reads = []
-    original = device.read_square
-    monkeypatch.setattr(device, "read_square", lambda *a: reads.append(a[1]) or original(*a))
-    return reads
-
-
-def test_second_start_reads_the_cache_and_a_changed_file_makes_another(fresh, monkeypatch, caplog):
-    reads = count_reads(monkeypatch)
-    first = np.array(device.decode(fresh, 24, cache=True))
-    assert sorted(reads) == list(range(8))
-    with caplog.at_level(logging.INFO, "fsseg_jax"):
-        second = device.decode(fresh, 24, cache=True)
-    assert len(reads) == 8
-    np.testing.assert_array_equal(first, second)
-    assert isinstance(second, np.memmap)
-    assert str(second.filename) in caplog.text
-    device.decode(fresh, 25, cache=True)  # another size
-    assert len(reads) == 16
-
-    image = fresh.files[3][0]
-    with open(image, "ab") as file:
-        file.write(b"\0")
-    changed = VOC(fresh.root, "train")
-    device.decode(changed, 24, cache=True)
-    assert len(reads) == 24
-
-
-def test_nothing_is_kept_unless_asked_for(fresh, make_source, monkeypatch):
-    before = set(cache_folder("decoded").glob("*"))
-    device.decode(fresh, 24, cache=False)
-    device.decode(make_source(), 24, cache=True)  # from no files
-    assert set(cache_folder("decoded").glob("*")) == before
-
-
-def test_an_interrupted_reading_leaves_nothing_behind(fresh, monkeypatch):
-    before = set(cache_folder("decoded").glob("*"))
-
-    def broken(*_):
-        raise UserError("photograph 3 is broken.")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(device, "read_square", broken)
-        with pytest.raises(UserError, match="broken"):
-            device.decode(fresh, 24, cache=True)
-    assert set(cache_folder("decoded").glob("*")) == before
-    assert device.decode(fresh, 24, cache=True)[..., :3].any()
-
-
-@pytest.mark.parametrize("obstacle", ["full", "read-only"])
-def test_no_room_for_the_cache_is_said_and_training_goes_on(fresh, monkeypatch, caplog, obstacle):
-    before = set(cache_folder("decoded").glob("*"))
-    if obstacle == "full":
-
-        def save(file, array):
-            file.write(b"half of it")
-            raise OSError("No space left on device")
-
-        monkeypatch.setattr(device.np, "save", save)
-    else:
-        monkeypatch.setattr(device, "cache_folder", lambda kind: device.pathlib.Path("/proc/none"))
-    with caplog.at_level(logging.WARNING, "fsseg_jax"):
-        pixels = device.decode(fresh, 24, cache=True)
-    assert "cannot be kept" in caplog.text
-    assert set(cache_folder("decoded").glob("*")) == before
-    np.testing.assert_array_equal(pixels, device.decode(fresh, 24, cache=False))
-
-
-def test_each_way_to_outline_supports_has_its_own_cache(make_voc):
-    source = VOC(make_voc(train=3, val=1, objects=True), "train")
-    # Of boxes the marks are the same, whichever is chosen.
-    kinds = [kind for kind in KINDS if kind not in ("dense", "largest_box")]
-    ways = [Annotation(), *(Annotation(kind, 5, 32) for kind in kinds)]
-    ways += [Annotation("scribble", 2, 32), Annotation("scribble", 5, 160)]
-    kept = [np.array(device.decode(source, 32, True, annotation)) for annotation in ways]
-    for pixels, annotation in zip(kept, ways, strict=True):
-        expected = device.decode(source, 32, False, annotation)
-        np.testing.assert_array_equal(pixels, expected)
-        np.testing.assert_array_equal(device.decode(source, 32, True, annotation), expected)
-    marks = [pixels[..., 4].tobytes() for pixels in kept[1:]]
-    assert len(set(marks)) == len(marks)
-
-
-def test_changed_objects_make_another_cache(make_voc):
-    root = make_voc(train=3, val=1, objects=True)
-    box = Annotation("box", 5, 32)
-    source = VOC(root, "train")
-    first = np.array(device.decode(source, 32, True, box))
-    file = root / "SegmentationObject" / f"{source.ids[1]}.png"
-    objects = np.asarray(Image.open(file)).copy()
-    objects[::2][objects[::2] == 1] = 77  # the first one is two now
-    Image.fromarray(objects).save(file)
-    changed = VOC(root, "train")
-    expected = device.decode(changed, 32, False, box)
-    assert (expected != first).any()
-    np.testing.assert_array_equal(device.decode(changed, 32, True, box), expected)
-
-
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"text", "short"])
-def test_a_damaged_cache_is_made_again(fresh, monkeypatch, content):
-    expected = np.array(device.decode(fresh, 24, cache=True))
-    (file,) = cache_folder("decoded").glob(f"*{fresh.fingerprint}*")
-    file.write_bytes(file.read_bytes()[:-100] if content == "short" else content)
-    np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
-    reads = count_reads(monkeypatch)
-    np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
-    assert not reads
-
-
-@pytest.mark.parametrize("cache", [False, True])
-def test_a_cpu_device_holds_what_was_read_and_no_copy(fresh, monkeypatch, cache):
-    decoded = []
-    original = device.decode
-    monkeypatch.setattr(device, "decode", lambda *a: decoded.append(original(*a)) or decoded[0])
-    data = device.load(fresh, fresh.table.items([1]), 64, make_mesh(1), sharded=False, cache=cache)
-    pointer = data.pixels.addressable_shards[0].data.unsafe_buffer_pointer()
-    assert pointer == decoded[0].ctypes.data
-
-
-def test_too_many_images_are_told_with_both_sizes_and_the_remedies(fresh, monkeypatch):
-    memory = type("Memory", (), {"available": 2**30})
-    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: memory)
-    items = fresh.table.items([1])
-    with pytest.raises(UserError) as raised:
-        device.load(fresh, items, 10_000, make_mesh(8), sharded=False, cache=False)
-    message = str(raised.value)
-    assert "needs 2.98 GiB of memory for 8 photographs of 10000 x 10000 pixels" in message
-    assert "this machine has 1.00 GiB free" in message
-    assert "data.pipeline = tfdata" in message
-    assert "sharded" not in message  # devices of one memory gain nothing by it
-
-
-class Accelerator:
-    """A device with memory of its own."""
-
-    platform = "gpu"
-
-    def __init__(self, statistics):
-        self.memory_stats = lambda: statistics
-
-    def __str__(self):
-        return "accelerator 0"
-
-
-def test_an_accelerators_own_memory_is_what_counts():
-    def check(statistics, parts, size=8):
-        mesh = type("Mesh", (), {"local_devices": [Accelerator(statistics)], "size": size})
-        device.check_memory((8, 10_000, 10_000, 4), parts, mesh)
-
-    full = {"bytes_limit": 3 * 2**30, "bytes_in_use": 2 * 2**30}
-    with pytest.raises(UserError, match=r"accelerator 0 has 1.00 GiB free.*sharded = True"):
-        check(full, parts=1)
-    with pytest.raises(UserError) as raised:
-        check(full, parts=1, size=1)
-    assert "sharded" not in str(raised.value)
-    check(full, parts=8)  # an eighth of it fits
-    check({}, parts=1)  # nothing is known of it
-    check(None, parts=1)

@@ -9,16 +9,17 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from ml_collections import ConfigDict
+from helpers_data import ALL, assert_same_picture, options
 from PIL import Image
 
 from fsseg_jax.data.annotations import Annotation
 from fsseg_jax.data.pipelines import tfdata
-from fsseg_jax.data.pipelines.augment import OUTSIDE
+from fsseg_jax.data.pipelines.recipe import Recipe
+from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.squares import read_square
-from fsseg_jax.episode import IGNORE, UNLABELLED, episode_label, sample
+from fsseg_jax.episode import episode_label
 from fsseg_jax.errors import UserError
 
 # ----------------------------------------------------------------------------- labels
@@ -107,24 +108,11 @@ def test_labels_of_a_data_set_are_decoded_as_pillow_does(voc_source):
 
 # ----------------------------------------------------------------------------- batches
 
-NONE = ConfigDict(
-    {"flip": False, "scale": (1.0, 1.0), "rotation": 0.0, "query": True, "crop_query": True}
-)
-FLIP = ConfigDict(
-    {"flip": True, "scale": (1.0, 1.0), "rotation": 0.0, "query": True, "crop_query": True}
-)
-ALL = ConfigDict(
-    {"flip": True, "scale": (0.6, 1.8), "rotation": 40.0, "query": True, "crop_query": True}
-)
-
-
-def assert_same_picture(result, expected):
-    """Up to rounding: Pillow rounds between its two passes too."""
-    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 2
+NONE, FLIP = options(), options(flip=True)
 
 
 class Numbered(Source):
-    """Photographs that can be told apart: number n is of colour (n, left half 200, n)."""
+    """Distinguishable images: number n has the colour (n, 200 in the left half, n)."""
 
     name = "numbered"
     classes = ("cat", "dog", "horse")
@@ -139,7 +127,7 @@ class Numbered(Source):
 
     def read(self, index):
         if index == self.broken:
-            raise UserError(f"photograph {self.ids[index]} is broken.")
+            raise UserError(f"image {self.ids[index]} is broken.")
         image = np.full((8, 8, 3), index, np.uint8)
         image[:, :4, 1] = 200
         label = np.zeros((8, 8), np.uint8)
@@ -158,15 +146,16 @@ def memory_source(make_source):
     return make_source()
 
 
-def stream(source, settings=ALL, **arguments):
-    """Batches with defaults for what a test does not care about."""
+def stream(source, settings=ALL, start=0, **fields):
+    """Batches of a recipe with defaults for irrelevant fields."""
     defaults = {"ways": 2, "shots": 2, "batch_size": 4, "image_size": 32, "seed": 3}
     items = source.table.items(range(1, len(Numbered.classes) + 1))
-    return tfdata.batches(source, items, augmentation=settings, **(defaults | arguments))
+    recipe = Recipe(augmentation=settings, **(defaults | fields))
+    return tfdata.batches(source, items, recipe, start)
 
 
 def take(count, batches):
-    """The first batches, in copies: a pipeline may use their memory again."""
+    """Copies of the first batches, whose memory a pipeline may reuse."""
     return [jax.tree.map(np.array, batch) for batch in itertools.islice(batches, count)]
 
 
@@ -228,85 +217,13 @@ def test_batches_hold_the_images_that_the_sampler_names(request, kind, ways, sho
                 assert (result != expected).mean() < 0.005
 
 
-@pytest.mark.parametrize("sampling", ["items", "photographs"])
-def test_everything_is_the_query_once_in_an_epoch(sampling):
-    """Over two processes, each with its slice of every batch, and from a restart on."""
-    source = Numbered()
-    count = {"items": 18, "photographs": 9}[sampling]  # batches of 4 end within an epoch
-    settings = {"sampling": sampling, "image_size": 8}
-    slices = [
-        [
-            *take(3, stream(source, NONE, process=process, processes=2, **settings)),
-            *take(6, stream(source, NONE, process=process, processes=2, start=3, **settings)),
-        ]
-        for process in range(2)
-    ]
-    in_order = itertools.chain.from_iterable(zip(*slices, strict=True))
-    episodes = jax.tree.map(lambda *x: np.concatenate(x), *in_order)
-    image = episodes.query_image[:, 0, 0, 2]
-    told = episodes.query_index if sampling == "items" else image
-    epochs = told.reshape(-1, count)
-    assert len(epochs) == 36 // count
-    for epoch in epochs:
-        assert sorted(epoch.tolist()) == list(range(count))
-    assert (epochs[0] != epochs[1]).any()
-    items = source.table.items((1, 2, 3))
-    np.testing.assert_array_equal(items.image[episodes.query_index], image)
-    assert {0, 1} <= set(np.argmax(episodes.class_id == class_of(items, episodes), axis=1))
-
-
-def class_of(items, episodes):
-    """The class that each query was drawn as."""
-    return np.repeat(items.class_id, items.count)[episodes.query_index][:, None]
-
-
-@pytest.mark.parametrize("kind", ["voc_source", "memory_source"])
-@pytest.mark.parametrize("outline", ["dense", "scribble"])
-def test_borders_may_be_background(request, kind, outline):
-    """The label 255 of photographs, not what augmentation leaves outside of them."""
-    source = request.getfixturevalue(kind)
-    smaller = ConfigDict(
-        {"flip": False, "scale": (0.5, 0.5), "rotation": 0.0, "query": True, "crop_query": True}
-    )
-    annotation = Annotation(outline, 3, 32)
-    settings = {"annotation": annotation, "ways": 1, "shots": 1, "batch_size": 8}
-    ignored, background = (
-        take(1, stream(source, smaller, border=border, **settings))[0]
-        for border in ("ignored", "background")
-    )
-    np.testing.assert_array_equal(ignored.query_image, background.query_image)
-    outside = (ignored.query_image == OUTSIDE).all(axis=-1)
-    inside = ~outside
-    assert (ignored.query_label[inside] == IGNORE).any()
-    assert not (background.query_label[inside] == IGNORE).any()
-    assert (background.query_label[outside] == IGNORE).mean() > 0.99
-    expected = np.where(inside & (ignored.query_label == IGNORE), 0, ignored.query_label)
-    assert (background.query_label == expected).mean() > 0.99
-    outside = (ignored.support_image == OUTSIDE).all(axis=-1)
-    marked = background.support_label[~outside]
-    assert set(np.unique(marked)) == {"dense": {0, 1}, "scribble": {0, 1, UNLABELLED}}[outline]
-
-
-def test_no_support_is_the_query():
-    """Photographs are told apart by their colour, whatever the ids say."""
-    source = Numbered()
-    colours = set()
-    for batch in take(20, stream(source, FLIP, image_size=8)):
-        supports = batch.support_image[..., 0, 0, 2]
-        query = batch.query_image[..., 0, 0, 2]
-        assert (supports != query[:, None, None]).all()
-        assert (supports[..., 0] != supports[..., 1]).all()  # nor are shots of a way the same
-        colours |= {*supports.ravel().tolist(), *query.tolist()}
-    assert colours == set(range(9))
-
-
 def test_images_are_augmented_each_on_its_own():
     batches = take(50, stream(Numbered(), FLIP, image_size=8))
     flips = []
     for batch in batches:
         supports = batch.support_image[..., 0, 0, 1].reshape(4, -1)
         flips.append(np.concatenate([supports, batch.query_image[:, 0, 0, 1, None]], axis=1) != 200)
-    flips = np.concatenate(flips).astype(float)  # 200 episodes of 5 photographs
+    flips = np.concatenate(flips).astype(float)  # 200 episodes of 5 images
     assert np.abs(flips.mean(axis=0) - 0.5).max() < 0.16  # four standard deviations and a half
     correlation = np.corrcoef(flips.T) - np.eye(5)
     assert np.abs(correlation).max() < 0.32
@@ -316,7 +233,7 @@ def test_images_are_augmented_each_on_its_own():
 
 
 def steps_until_fault(batches, limit=50):
-    """How many batches come before the one UserError, and what it says."""
+    """The number of batches before a UserError, and its message."""
     for count in range(limit):
         try:
             next(batches)
@@ -370,7 +287,7 @@ def test_a_broken_file_of_objects_is_named_where_boxes_need_it(make_voc, kind):
 
 def test_a_fault_of_a_source_without_files_is_told():
     count, message = steps_until_fault(stream(Numbered(broken=4), batch_size=1))
-    assert message == "photograph e is broken."
+    assert message == "image e is broken."
     items = Numbered().table.items((1, 2, 3))
     ids = sample(items, 3, range(count + 1), 2, 2)
     shown = [{*ids.supports[row].ravel().tolist(), int(ids.query[row])} for row in range(count + 1)]

@@ -15,5 +15,5 @@ class Builder(Benchmark):
     SPLITS = {"train": "trainaug", "validation": "val"}  # noqa: RUF012
 
     def open(self, root: os.PathLike, split: str, variant: str) -> VOC:
-        """The VOCdevkit folder."""
+        """Opens the VOCdevkit folder."""
         return VOC(root, split)

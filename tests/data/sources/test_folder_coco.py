@@ -1,0 +1,96 @@
+"""Folders of one's own images that a COCO file annotates."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import message_of
+from helpers_data import SIZE, rows_of, write_coco, write_image, write_mask
+from PIL import Image
+
+from fsseg_jax.data.sources.folder import Folder
+
+
+@pytest.fixture
+def coco(tmp_path):
+    write_image(tmp_path / "1.jpg")
+    write_image(tmp_path / "images" / "day" / "2.jpg")
+    polygon = [2, 3, 12, 3, 12, 10, 2, 10]
+    write_coco(
+        tmp_path / "export.json",
+        ["day/2.jpg", "1.jpg"],
+        [(1, 40, polygon), (0, 7, polygon), (0, 40, [20, 5, 29, 5, 29, 9, 20, 9])],
+        {7: "zebra", 40: "ant"},
+    )
+    return tmp_path
+
+
+def test_coco_files(coco):
+    source = Folder(coco, "train", 2)
+    assert source.classes == ("ant", "zebra")
+    assert source.folds == ((1,), (2,))
+    assert source.ids == ("images/day/2", "1")
+    expected = np.zeros(SIZE, int)
+    expected[3:10, 2:12] = 1
+    np.testing.assert_array_equal(source.read(1).label, expected)
+    expected[3:10, 2:12] = 2
+    expected[5:9, 20:29] = 1
+    image, label = source.read(0)
+    np.testing.assert_array_equal(label, expected)
+    with Image.open(coco / "images" / "day" / "2.jpg") as picture:
+        np.testing.assert_array_equal(image, np.asarray(picture))
+    instance = source.instances(0)
+    assert {(int(i), int(c)) for i, c in zip(instance.flat, label.flat, strict=True)} == {
+        (0, 0),
+        (1, 2),
+        (2, 1),
+    }
+    assert rows_of(source.table) == {(0, 1, 36), (0, 2, 70), (1, 1, 70)}
+
+
+def test_coco_boxes_outline_where_there_is_nothing_else(coco):
+    content = json.loads((coco / "export.json").read_text())
+    del content["annotations"][0]["segmentation"]
+    content["annotations"][0]["bbox"] = [2, 3, 10, 7]
+    content["annotations"][1] |= {"segmentation": [], "bbox": [19.6, -3, 40, 9.4]}
+    (coco / "export.json").write_text(json.dumps(content))
+    source = Folder(coco, "", 1)
+    expected = np.zeros(SIZE, int)
+    expected[3:10, 2:12] = 1
+    np.testing.assert_array_equal(source.read(1).label, expected)
+    expected = np.zeros(SIZE, int)
+    expected[0:6, 20:30] = 2
+    expected[5:9, 20:29] = 1  # its polygon, not its box
+    np.testing.assert_array_equal(source.read(0).label, expected)
+
+
+def test_coco_files_and_other_annotations_do_not_mix(coco):
+    write_image(coco / "cat" / "1.jpg")
+    Folder(coco, "", 1)  # which the file does not name
+    write_mask(coco / "cat" / "1.png")
+    message = message_of(Folder, coco, "", 1)
+    assert "export.json" in message
+    assert str(coco / "cat" / "1.jpg") in message
+
+
+def test_two_coco_files_are_named(coco):
+    (coco / "more.json").write_bytes((coco / "export.json").read_bytes())
+    assert "export.json and more.json" in message_of(Folder, coco, "", 1)
+
+
+def test_coco_images_that_are_missing_or_of_another_size_are_named(coco):
+    write_image(coco / "1.jpg", (20, 31))
+    message = message_of(Folder, coco, "", 1)
+    assert "export.json (for 1.jpg) is 30 x 20" in message
+    assert "31 x 20" in message
+    (coco / "1.jpg").unlink()
+    message = message_of(Folder, coco, "", 1)
+    assert "export.json" in message
+    assert "1.jpg" in message
+
+
+def test_coco_images_of_one_name_are_named(coco):
+    write_image(coco / "images" / "day" / "2.png")
+    names = ["day/2.jpg", "day/2.png"]
+    write_coco(coco / "export.json", names, [(0, 1, [1, 1, 5, 1, 5, 5])], {1: "x"})
+    assert "2.jpg and 2.png" in message_of(Folder, coco, "", 1)

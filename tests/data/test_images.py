@@ -1,0 +1,98 @@
+"""Images and masks of any kind are read as documented."""
+
+import numpy as np
+import pytest
+from helpers_data import SIZE, write_mask
+from PIL import Image
+
+from fsseg_jax.data.images import read_image, read_mask
+
+
+@pytest.mark.parametrize(
+    "kind", ["1", "L", "LA", "P", "P transparent", "RGB", "RGBA", "I;16", "other orientation"]
+)
+def test_masks_of_any_kind_show_what_is_not_black(tmp_path, kind):
+    path = tmp_path / "1.png"
+    mask = write_mask(path, value=255)
+    options = {}
+    if kind == "I;16":
+        picture = Image.fromarray(mask.astype(np.uint16))  # 1 of 65,535
+    elif kind.startswith("P"):
+        # Colour counts, not the number of it: 7 is black, and 0 is not.
+        picture = Image.fromarray(np.where(mask, 0, 7).astype(np.uint8))
+        picture.putpalette([0, 0, 9] + [0] * 765)
+        options = {"transparency": 0} if kind == "P transparent" else {}
+    elif kind == "other orientation":
+        picture = Image.fromarray(np.rot90(mask.astype(np.uint8)))  # shown upright by EXIF's 6
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    elif kind == "RGB":
+        picture = Image.fromarray(mask[..., None] * np.array([0, 1, 0], np.uint8))
+    elif kind in ("LA", "RGBA"):
+        values = [mask] * (len(kind) - 1) + [~mask]  # transparent where the class is
+        picture = Image.fromarray(np.stack(values, axis=-1).astype(np.uint8))
+    else:
+        picture = Image.fromarray(mask if kind == "1" else mask.astype(np.uint8))
+    picture.save(path, **options)
+    with Image.open(path) as saved:
+        assert saved.mode == (kind if len(kind) < 5 else kind[0] if kind[0] == "P" else "L")
+    found = read_mask(path)
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, mask)
+
+
+def test_above_says_what_still_is_black(tmp_path):
+    values = np.array([[0, 1, 127], [128, 200, 255]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", above=127), values > 127)
+    Image.fromarray(values > 127).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", above=127), values > 127)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16", "RGB keyed"])
+def test_images_of_any_kind_become_rgb(tmp_path, mode):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (*SIZE, 4), dtype=np.uint8)
+    path = tmp_path / ("1.jpg" if mode == "CMYK" else "1.png")
+    options = {}
+    if mode == "L":
+        picture = Image.fromarray(values[..., 0])
+        expected = values[..., [0, 0, 0]]
+    elif mode == "1":
+        picture = Image.fromarray(values[..., 0] > 99)
+        expected = np.where(values[..., [0, 0, 0]] > 99, 255, 0)
+    elif mode == "P":
+        picture = Image.fromarray(values[..., 0])
+        palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+        picture.putpalette(palette.ravel().tolist())
+        expected = palette[values[..., 0]]
+    elif mode == "CMYK":
+        flat = np.broadcast_to(np.array([200, 100, 50, 40], np.uint8), values.shape)
+        picture = Image.fromarray(flat, "CMYK")
+        options = {"quality": 100}
+        ink = (255 - flat.astype(int)) / 255
+        expected = ink[..., :3] * ink[..., 3:] * 255
+    elif mode == "I;16":
+        picture = Image.fromarray(values[..., 0].astype(np.uint16) * 256 + values[..., 1])
+        expected = values[..., [0, 0, 0]]
+    elif mode == "RGB keyed":
+        values[3:5, 6:8, :3] = (9, 8, 7)
+        picture = Image.fromarray(values[..., :3])
+        options = {"transparency": (9, 8, 7)}
+        expected = values[..., :3].copy()
+        expected[3:5, 6:8] = 255
+    else:
+        values[0, :2, 3] = (0, 255)
+        picture = Image.fromarray(values if mode == "RGBA" else values[..., 2:])
+        colour = values[..., :3] if mode == "RGBA" else values[..., [2, 2, 2]]
+        alpha = values[..., 3:] / 255
+        expected = alpha * colour + (1 - alpha) * 255
+    picture.save(path, **options)
+    with Image.open(path) as saved:
+        assert saved.mode == mode.split()[0]
+    image = read_image(path)
+    assert (image.dtype, image.shape) == (np.uint8, (*SIZE, 3))
+    np.testing.assert_allclose(image, expected, atol=3 if mode == "CMYK" else 1)
+    if mode not in ("CMYK", "RGBA", "LA"):
+        np.testing.assert_array_equal(image, expected)
