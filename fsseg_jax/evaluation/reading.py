@@ -31,7 +31,7 @@ class Squares(NamedTuple):
 class Bucket(NamedTuple):
     """Queries that one compiled function scores, on the host; their features are not there yet."""
 
-    photographs: Int[np.ndarray, " query"]
+    images: Int[np.ndarray, " query"]
     queries: Queries
 
 
