@@ -1,10 +1,10 @@
-"""What predictions cost: python -m fsseg_jax.benchmarks.predict
+"""Measures predictions: python -m fsseg_jax.benchmarks.predict
 
-Measures each method at its published setting, from random weights, on one device: whole episodes
-(supports and query), and queries of one episode whose supports have been encoded once. The row of
-queries with batch 1 is the latency of a query.
+Times each method at its published setting, from random weights, on one device: whole episodes
+(supports and query), and queries of one episode whose supports are encoded already. The row of
+queries with batch size 1 is the latency of a query.
 
-    --torch   compares whole episodes with PyTorch, where it is installed, by turns in this process
+    --torch   compares whole episodes with PyTorch, if it is installed, by turns in this process
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ BATCH_SIZES = (1, 8)
 
 
 def encode_supports(model: Method) -> Callable[..., Any]:
-    """A function of variables and supports: their features, by way and shot."""
+    """A function of variables and supports that returns their features, by way and shot."""
 
     def encode(variables: Any, images: UInt8[Array, "way shot height width 3"]) -> Any:
         ways, shots, *shape = images.shape
@@ -38,7 +38,7 @@ def encode_supports(model: Method) -> Callable[..., Any]:
 
 
 def segment_queries(model: Method) -> Callable[..., UInt8[Array, "query height width"]]:
-    """A function of variables, encoded supports, their labels, and photographs: classes."""
+    """A function of variables, encoded supports, their labels, and images that predicts classes."""
 
     def segment(
         variables: Any,
@@ -65,7 +65,7 @@ def measured(
     arguments: tuple[Any, ...],
     repeats: int,
 ) -> dict[str, Any]:
-    """One row: a function on one device."""
+    """Measures a function on one device; returns a row of the table."""
     row = {"method": config.method, "what": what, "batch_size": size}
     try:
         program = workloads.compile(function, *arguments)
@@ -83,7 +83,7 @@ def measured(
 def beside_torch(
     config: ConfigDict, variables: Any, batch: Episode, repeats: int
 ) -> list[dict[str, Any]] | None:
-    """Prints our predictions of whole episodes beside PyTorch's; None where there are none."""
+    """Prints a comparison of our predictions with PyTorch's; None without PyTorch."""
     others = comparison.torch_forms(config, variables, batch, "predict")
     if not others:
         return None
@@ -114,11 +114,11 @@ HEADINGS = ["", "", "batch", "ms", "a second", *programs.UTILISATION]
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     arguments, overrides = programs.parse(
         __doc__,
         ("torch",),
-        batch_sizes="episodes or queries at a time, joined by commas; 1,8 by default",
+        batch_sizes="episodes or queries in a batch, separated by commas; 1,8 by default",
     )
     repeats = programs.numbers(arguments.repeats, "repeats", [REPEATS])[0]
     sizes = programs.numbers(arguments.batch_sizes, "batch_sizes", BATCH_SIZES)

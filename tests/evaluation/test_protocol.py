@@ -222,15 +222,15 @@ def test_results_of_version_0_1_are_told_to_be_of_another_protocol(make_source, 
     path.write_text(json.dumps({"mean_iou": 50.0, "protocol": protocol_of_version_0_1(now)}))
     assert earlier_protocol(path)["hash"] == "0d1d0d1d"
     text = told_of(path, now, log)
-    assert f"was of another protocol (0d1d0d1d, now {now['hash']})" in text
-    assert "(written by a version that knew fewer settings)" in text  # and nothing else differs
+    assert f"has another protocol (0d1d0d1d, now {now['hash']})" in text
+    assert "(written by a version with fewer settings)" in text  # and nothing else differs
     # What differs is named, in what both knew.
     other = settings(
         make_source(),
         **{"image_size": 321, "eval.border": "background", "eval.sampling": "items"},
     )
     text = told_of(path, other, log)
-    assert "written by a version that knew fewer settings; " in text
+    assert "written by a version with fewer settings; " in text
     assert "image size: 417 before, 321 now" in text
     assert "border of queries: label 255 counts for nothing before, label 255 is" in text
     assert "episodes: class uniform, then photograph uniform before, each (class, photo" in text
@@ -280,7 +280,7 @@ def test_broken_or_older_results_are_no_trouble(make_source, tmp_path, log, cont
     if content is not None:
         path.write_text(content)
     text = told_of(path, settings(make_source()), log)
-    assert ("was of another protocol (none, now" in text) == (content == '{"mean_iou": 5.0}')
+    assert ("has another protocol (none, now" in text) == (content == '{"mean_iou": 5.0}')
 
 
 # ----------------------------------------------------------------------------- episodes
@@ -449,11 +449,11 @@ def test_pairs_are_chosen_by_the_area_of_both_classes(crowd):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ways": 1}, "ways = 1: eval.setup = metaseg is about 2 ways: set ways = 2."),
-        ({"ways": 3}, "ways = 3: eval.setup = metaseg is about 2 ways: set ways = 2."),
+        ({"ways": 1}, "ways = 1: eval.setup = metaseg needs 2 ways: set ways = 2."),
+        ({"ways": 3}, "ways = 3: eval.setup = metaseg needs 2 ways: set ways = 2."),
         ({"data.fold": 0}, "eval.setup = metaseg needs a fold of memory that holds out person"),
-        ({"shots": 30}, "no class has 31 photographs that show person too: lower shots or"),
-        ({"data.min_pixels": 9000}, "no class has 2 photographs that show person too"),
+        ({"shots": 30}, "no class has 31 images that show person too: lower shots or"),
+        ({"data.min_pixels": 9000}, "no class has 2 images that show person too"),
     ],
     ids=str,
 )
@@ -511,10 +511,10 @@ def test_images_of_no_base_class_select_by_validation_classes(make_source):
 @pytest.mark.parametrize(
     ("which", "changes", "message"),
     [
-        ("validation", {}, "memory keeps no validation classes from the test: choose another"),
+        ("validation", {}, "memory has no validation classes: choose another"),
         ("novel", {"ways": 4}, "ways = 4, but there are only 3 classes"),
         ("novel", {"shots": 30}, "lower shots or data.min_pixels"),
-        ("base", {"data.min_pixels": 9000}, "has 0 photographs, but shots = 1 needs 2"),
+        ("base", {"data.min_pixels": 9000}, "but shots = 1 needs 2"),
         ("novel", {"shots": 30, "eval.sampling": "items"}, "lower shots or data.min_pixels"),
         ("novel", {"shots": 30, "eval.sampling": "photographs"}, "lower shots or data.min_pixels"),
     ],
