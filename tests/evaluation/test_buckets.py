@@ -204,7 +204,7 @@ def test_what_does_not_fit_into_memory_is_scored_in_parts(source, model, variabl
         folder = tmp_path / str(number)
         loaded = Loaded(variables, "of the test")
         results.append(evaluate(config, model, loaded, source, make_mesh(1), folder))
-    assert "scored in 2 parts" in log.text
+    assert "scoring in 2 parts" in log.text
     one, other = results
     assert one["episodes_hash"] == other["episodes_hash"]
     for border, figures in one["borders"].items():
