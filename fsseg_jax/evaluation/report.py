@@ -160,7 +160,7 @@ def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     They are for each meaning of the border, at another threshold, and of ablations.
     """
     rows = [
-        (f"label 255 {'counts for nothing' if border == 'ignored' else 'is background'}", figures)
+        (f"label 255 {'is ignored' if border == 'ignored' else 'is background'}", figures)
         for border, figures in results.get("borders", {}).items()
     ]
     at = results.get("thresholded")
@@ -176,7 +176,7 @@ def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         return ""
     head = "".join(f"<th>{name}" for name in ("", *names.values()))
     body = "".join(_row(words, *(_number(of[key]) for key in names)) for words, of in rows)
-    return f"<h2>Beside it</h2><div class=card><table><tr>{head}</tr>{body}</table></div>"
+    return f"<h2>Under other rules</h2><div class=card><table><tr>{head}</tr>{body}</table></div>"
 
 
 def changed_options(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def one_thread():
 
 
 def draw_batch(shots, episodes=2, seed=0):
-    """Noisy photographs of a brighter rectangle, of which a strip is ignored."""
+    """Noisy images of a brighter rectangle, of which a strip is ignored."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 120, (episodes, shots + 1, SIZE, SIZE, 3)).astype(np.uint8)
     labels = np.zeros(images.shape[:-1], np.uint8)

@@ -27,7 +27,7 @@ def options(iterations=5):
 
 
 def draw(classes=2, noise=0.3, seed=0):
-    """A photograph of bright objects on dark ground, their label, and noisy probabilities."""
+    """An image of bright objects on dark ground, their label, and noisy probabilities."""
     rng = np.random.default_rng(seed)
     label = np.zeros((HEIGHT, WIDTH), np.uint8)
     label[8:30, 10:26] = 1
@@ -124,7 +124,7 @@ def variables():
 @NEEDED
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_scores_are_of_refined_predictions(make_source, variables, scored_at, monkeypatch):
-    """Every prediction is refined once, on its photograph at the size of scoring."""
+    """Every prediction is refined once, on its image at the size of scoring."""
     source = make_source()
     evaluator = evaluator_of(source, scored_at=scored_at)
     caches = evaluator.encode(variables)

@@ -38,7 +38,7 @@ from fsseg_jax.models.panet import PANet
 from fsseg_jax.training.checkpoints import Loaded
 
 SIZE = 32
-encoded = []  # the sum of each photograph that the backbone was given
+encoded = []  # the sum of each image that the backbone was given
 
 
 class Watched(nn.Module):
@@ -170,7 +170,7 @@ def test_score_does_not_depend_on_batch_or_devices(
 def test_score_of_an_episode_does_not_depend_on_the_list(
     model, source, variables, counts, episodes
 ):
-    """Other photographs are read, too."""
+    """Other images are read, too."""
     rows = [5, 2]
     other = make_evaluator(model, source, episodes.take(np.array(rows)), batch_size=1)
     np.testing.assert_array_equal(ignored(other, variables), counts[rows])
@@ -501,7 +501,7 @@ def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
 
     monkeypatch.setattr(Evaluator, "__init__", spy)
     features = model.apply(variables, np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
-    size = np.asarray(features).nbytes + SIZE**2 * 4  # of one photograph, with its label
+    size = np.asarray(features).nbytes + SIZE**2 * 4  # of one image, with its label
     config = make_settings(**{"eval.cache": 3.5 * size / 2**30})
     results = evaluate(
         config, model, Loaded(variables, "of the test"), source, make_mesh(1), tmp_path
@@ -541,7 +541,7 @@ def test_each_image_is_encoded_once_however_many_parts_need_it(
         assert len(encoded) == results["photographs"] == len(set(encoded))
         figures[held] = (folder / "episodes.csv").read_text(), results["mean_iou"]
     assert figures[100] == figures[4.5]
-    assert len(compiled()) <= 2  # with all photographs, and once for all parts
+    assert len(compiled()) <= 2  # with all images, and once for all parts
 
 
 def test_images_and_episodes_may_be_computed_together(model, source, variables, episodes, counts):

@@ -268,7 +268,7 @@ def draw(source, which="novel", seed=0, count=None, **changes):
 
 
 def shows(source, class_id):
-    """The photographs that show a class, from their labels."""
+    """The images that show a class, from their labels."""
     return {i for i in range(len(source)) if (source.read(i).label == class_id).any()}
 
 
@@ -295,7 +295,7 @@ def test_each_item_is_the_query_once_before_any_comes_twice(make_source, ways, s
     episodes = draw(source, count=count, **options)
     table = [
         (int(image), int(c)) for c in novel for image in sorted(shows(source, c))
-    ]  # the rows of items, by class and photograph
+    ]  # the rows of items, by class and image
     asked = [table[row] for row in episodes.query_index]
     assert [image for image, _ in asked] == episodes.query.tolist()
     for start in range(0, count, len(items)):
@@ -365,7 +365,7 @@ def test_runs_have_seeds_of_their_own(make_source):
 
 
 def test_small_objects_are_no_items(make_source):
-    """By the pixels at the photograph's own size."""
+    """By the pixels at the image's own size."""
     source = make_source()
     pixels = [
         (source.read(i).label == c).sum() for c in source.folds[0] for i in range(len(source))

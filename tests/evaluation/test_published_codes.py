@@ -42,7 +42,7 @@ NEVER = 1e-4  # so improbable is what no test may find: seeds are fixed
 
 @pytest.fixture(scope="module")
 def source(make_source):
-    """Photographs twice or three times as large as usual: many objects pass the area filter, and
+    """Images twice or three times as large as usual: many objects pass the area filter, and
     many do not."""
     small = make_source(images=40, classes=10, shown=3)
     large = [
@@ -58,7 +58,7 @@ def labels(source):
     counts = [[(label == c).sum() for c in NOVEL] for label in labels]
     below = (np.array(counts) > 0) & (np.array(counts) < codes.AREA)
     listed = (np.array(counts) >= codes.AREA).any(axis=1)
-    assert below[listed].any()  # listed photographs show objects that are too small too
+    assert below[listed].any()  # listed images show objects that are too small too
     assert below[~listed].any()
     assert (~below & (np.array(counts) > 0)).sum(axis=1).max() > 1  # and several that are not
     return labels
@@ -263,8 +263,8 @@ def test_items_take_turns(name, source, labels):
 
 @pytest.mark.parametrize("name", ["pfenet", "bam"])
 def test_images_take_turns(name, source, labels):
-    """Photographs with an item, each once a pass; ours in an order of the pass's own, the codes' in
-    that of the list. The class is one of all that the photograph shows, be it too small to be an
+    """Images with an item, each once a pass; ours in an order of the pass's own, the codes' in
+    that of the list. The class is one of all that the image shows, be it too small to be an
     item; supports are items."""
     config = preset(name)
     lists = codes.shown_by_class(labels, NOVEL, codes.AREA)
@@ -347,7 +347,7 @@ def test_hsnet_draws_classes_and_images_of_coco_alike(source, labels):
 def test_supports_are_other_images_of_the_class(name, data, shots, source, labels):
     """Uniformly drawn; ours are distinct, as PANet's, PFENet's and BAM's are.
 
-    HSNet's code may take one photograph twice. Among its episodes that do not, chances are ours.
+    HSNet's code may take one image twice. Among its episodes that do not, chances are ours.
     """
     count = 6000
     ours = draw(source, preset(name, data, shots=shots), count)
@@ -385,8 +385,8 @@ def test_pfenets_squares_have_sides_of_multiples_of_8(size):
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (90, 120), (16, 16)])
 def test_pfenets_squares_are_black_and_ignored_beside_the_image(shape):
-    """Small photographs are enlarged. (Its bilinear interpolation does not smooth what it shrinks,
-    and ours does, as PIL's: what a photograph looks like differs a little.)"""
+    """Small images are enlarged. (Its bilinear interpolation does not smooth what it shrinks,
+    and ours does, as PIL's: what an image looks like differs a little.)"""
     whole = LabelledImage(np.full((*shape, 3), 200, np.uint8), np.ones(shape, np.uint8))
     image, label = square(whole, SIZE, "letterbox")
     inside = np.zeros((SIZE, SIZE), bool)
@@ -465,7 +465,7 @@ def check_stretched(scored):
 
 
 def test_canets_pixel_counts(source, labels, model, variables):
-    """At each photograph's own size, where its author scores the published figures (issue 4 of the
+    """At each image's own size, where its author scores the published figures (issue 4 of the
     repository; the code's own quick validation scores squares). Borders are background."""
     config = preset("canet")
     scored = score(config, source, model, variables, 12)
@@ -489,7 +489,7 @@ def test_canets_pixel_counts(source, labels, model, variables):
 
 @pytest.mark.parametrize("name", ["pfenet", "bam"])
 def test_pfenets_pixel_counts(name, source, labels, model, variables):
-    """At the photograph's own size; on what stands beside it, a square's rest, nothing counts."""
+    """At the image's own size; on what stands beside it, a square's rest, nothing counts."""
     config = preset(name)
     scored = score(config, source, model, variables, 12)
     episodes, borders, predictions = scored[1:]

@@ -41,7 +41,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def source(make_source):
-    """Photographs of as many sizes as there are, some much longer than wide or wider than long."""
+    """Images of as many sizes as there are, some much longer than wide or wider than long."""
     source = make_source(images=9)
     for number, (step, axis) in enumerate([(3, 0), (2, 1), (3, 1)]):
         keep = (slice(None),) * axis + (slice(None, None, step),)
@@ -85,7 +85,7 @@ def letterboxed(shape, size):
 
 
 def fit(image, label, size, letterbox):
-    """A photograph in a square of side `size`."""
+    """An image in a square of side `size`."""
     new_height = new_width = size
     if letterbox:
         new_height, new_width = letterboxed(label.shape, size)
@@ -118,7 +118,7 @@ def softmax(logits):
 
 
 def enlarged(image, scale):
-    """A photograph at a multiple of its own size."""
+    """An image at a multiple of its own size."""
     size = tuple(max(8, round(side * scale)) for side in image.shape[1::-1])
     return np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
 
@@ -180,7 +180,7 @@ def check_counts(model, variables, source, episodes, evaluator, masks=True, **op
         unsure += (~clear).sum()
         expected.append(count(prediction, truth, len(ids.classes) + 1))
         assert np.abs(counts[row] - expected[row]).max() <= (~clear).sum()
-        # What a square has beside the photograph is no border, and never counts.
+        # What a square has beside the image is no border, and never counts.
         inside = np.s_[:, :]
         if options.get("letterbox") and options.get("network"):
             size = options.get("size", SIZE)
@@ -280,7 +280,7 @@ def test_a_letterboxed_image_keeps_its_proportions(height, width):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_logits_of_letterboxed_images_are_cut(source, scored_at, align_corners):
-    """Resized to the longer side squared, where they are compared with the photograph's label."""
+    """Resized to the longer side squared, where they are compared with the image's label."""
     model, variables = make_panet(align_corners)
     episodes = draw(source)
     evaluator = make_evaluator(model, source, episodes, fit="letterbox", scored_at=scored_at)

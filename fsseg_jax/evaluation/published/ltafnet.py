@@ -1,6 +1,6 @@
 """LTAF-Net's tables (ICASSP 2021).
 
-It draws 1,000 episodes and compares masks at the photographs' own size, as CANet does.
+It draws 1,000 episodes and compares masks at the images' own size, as CANet does.
 """
 
 import functools
