@@ -205,7 +205,7 @@ def test_a_time_is_measured_divided_and_kept(run, tmp_path):
         (["--shots=x"], "--shots = x: expected some of 1"),
         (["--minutes=0"], "--minutes = 0.0: it must be a number above 0"),
         (["--minutes=nan"], "--minutes = nan: it must be a number above 0"),
-        (["--config.data.fold=1"], "--config.data.fold: the table's columns say it; use --folds"),
+        (["--config.data.fold=1"], "--config.data.fold: the table's columns set it; use --folds"),
         (["--minutes=1", "--episodes=3"], "both limit the trainings"),
         (["--weights=vgg16"], "--weights: vgg16: expected backbone=file"),
         (["--config.train.stepz=3"], "--config.train.stepz: there is no such config key"),

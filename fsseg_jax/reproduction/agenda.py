@@ -1,41 +1,27 @@
 """What is missing in a table, and how long it takes."""
 
 import json
-import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 
-from ml_collections import ConfigDict
-
-from fsseg_jax.config import load_config, override
-from fsseg_jax.data.source import Source
 from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.tables.cells import (
     Cell,
     Place,
     Run,
-    config_path,
     find_runs,
     folder_of,
     locate,
-    protocol_overrides,
     table_folder,
-    test_source,
-    training_overrides,
 )
 from fsseg_jax.evaluation.tables.report import percent
 from fsseg_jax.files import write_text
+from fsseg_jax.reproduction.estimates import Estimates
 from fsseg_jax.reproduction.plan import Planner, Training
 from fsseg_jax.reproduction.processes import Children, Failure
-from fsseg_jax.reproduction.settings import SELECTION_EPISODES, SELECTIONS
 from fsseg_jax.reproduction.speed import Speed, divide, duration_text, measure
 
 PLAN = "plan.json"
-# The forward pass of one image takes this part of a training episode, which has two images and a
-# backward pass that takes about twice as long.
-FORWARD = 1 / 6
-TEST_STARTUP = 0.6  # startup of a test relative to that of a training, which compiles more
 
 
 class Agenda:
@@ -60,8 +46,7 @@ class Agenda:
         self.table, self.places, self.planner = table, list(places), planner
         self.children, self.slots = children, slots
         self.workdir, self.folder = planner.workdir, table_folder(planner.workdir, table)
-        self.sources: dict[str, Source] = {}
-        self.speeds: dict[str, Speed] = {}
+        self.estimates = Estimates(table, planner)
         self.failures: dict[Place, str] = {}
         self.runs: dict[Place, Run] = {}
         self.missing: dict[str, Training] = {}  # by name
@@ -107,7 +92,7 @@ class Agenda:
         if not place.row.config:
             return Cell(place)
         overrides, run = self.planner.testing(place), self.runs.get(place)
-        cell = locate(self.table, place, run, overrides, self.workdir, self.sources)
+        cell = locate(self.table, place, run, overrides, self.workdir, self.estimates.sources)
         return cell._replace(failure=self.failures.get(place, ""))
 
     # ---------------------------------------------------------------------------------- budgets
@@ -142,14 +127,15 @@ class Agenda:
             if kind not in known and (speed := self._measured(kind)):
                 known[kind] = speed
                 write_text(path, json.dumps(plan, indent=1))
-        self.speeds = {kind: Speed(*values) for kind, values in known.items()}
+        speeds = {kind: Speed(*values) for kind, values in known.items()}
+        self.estimates.speeds = speeds
         self._limit(plan["steps"])
         new = [training for training in new if training.name in self.missing]
         if new:
             seconds = 60 * minutes - (time.monotonic() - began)
             seconds -= self._other_work(new) / self.in_parallel
-            spent = {training.name: self._other_seconds(training) for training in new}
-            steps = divide(seconds, new, self.speeds, spent, self.in_parallel)
+            spent = {training.name: self._rest(training) for training in new}
+            steps = divide(seconds, new, speeds, spent, self.in_parallel)
             self._limit(steps)
             if keep:
                 plan["steps"] |= steps
@@ -164,13 +150,12 @@ class Agenda:
     def _other_work(self, new: Sequence[Training]) -> float:
         """Seconds for everything but some trainings and their tests."""
         there = [*self.untrained(), *(place for place in self.places if place in self.runs)]
-        tests = [self._test_seconds(place) for place in there if not self.cell(place).results]
+        tests = [self.estimates.test(place) for place in there if not self.cell(place).results]
         names = {training.name for training in new}
         trainings = [
-            (training.steps - training.done) * training.batch_size / self.speeds[training.kind].rate
-            + self._other_seconds(training)
+            self.estimates.steps(training) + self._rest(training)
             for name, training in self.missing.items()
-            if name not in names and training.kind in self.speeds
+            if name not in names and training.kind in self.estimates.speeds
         ]
         return sum(tests) + sum(trainings)
 
@@ -182,8 +167,8 @@ class Agenda:
     def measure(self) -> None:
         """Measures the speed of missing trainings for the estimates of `describe`."""
         for kind in dict.fromkeys(training.kind for training in self.missing.values()):
-            if kind not in self.speeds and (speed := self._measured(kind)):
-                self.speeds[kind] = speed
+            if kind not in self.estimates.speeds and (speed := self._measured(kind)):
+                self.estimates.speeds[kind] = speed
 
     def _measured(self, kind: str) -> Speed | None:
         """Measures a speed; returns None, with the reason in `failures`, if that fails."""
@@ -204,38 +189,9 @@ class Agenda:
         """Requested places of rows that are not trained."""
         return [place for place in self.places if place.row.config and not place.row.trained]
 
-    def _other_seconds(self, training: Training) -> float:
-        """A rough estimate of the seconds of a training and its tests without the steps."""
-        train, speed = training.config.train, self.speeds[training.kind]
-        selections = math.ceil((training.steps - training.done) / train.eval_every)
-        episodes = train.eval_episodes
-        if self.planner.budget:  # may not have been applied yet
-            selections = min(selections, SELECTIONS)
-            episodes = min(episodes, SELECTION_EPISODES)
-        scored = selections * len(train.select_on.split("+"))
-        scored *= self._scoring(training.config, episodes, 1, speed)
-        tests = [self._test_seconds(place, speed) for place in self.needed_by[training.name]]
-        return speed.startup + scored + sum(tests)
-
-    def _test_seconds(self, place: Place, speed: Speed | None = None) -> float:
-        """A rough estimate of the seconds of a test; of the others' mean if the speed of the model
-        is not known."""
-        known = self.speeds.values()
-        speed = speed or Speed(*(statistics.fmean(values) for values in zip(*known, strict=True)))
-        arguments = [*training_overrides(place), *protocol_overrides(self.table, place)]
-        arguments += [f"--config.{field}" for field in place.row.test]
-        arguments += self.planner.testing(place)
-        config = override(load_config(config_path(place.row)), arguments)
-        episodes, shots = config.eval.episodes * config.eval.runs, place.setting[1]
-        seconds = self._scoring(config, episodes, shots, speed)
-        if config.eval.threshold:
-            seconds += self._scoring(config, config.train.eval_episodes, shots, speed)
-        return TEST_STARTUP * speed.startup + seconds
-
-    def _scoring(self, config: ConfigDict, episodes: int, shots: int, speed: Speed) -> float:
-        """Seconds for encoding images and scoring episodes."""
-        images = min(episodes * (1 + shots), len(test_source(config, self.sources)))
-        return (images + episodes) * FORWARD / speed.rate
+    def _rest(self, training: Training) -> float:
+        """Seconds of everything but the steps of a training, with its tests."""
+        return self.estimates.rest(training, self.needed_by[training.name])
 
     def describe(self) -> list[str]:
         """The plan: a line for each training and each test, with the time where it is known."""
@@ -246,9 +202,8 @@ class Agenda:
             part = percent(steps / training.whole)
             line += f" ({episodes:,} episodes, {part} of the published training)"
             line += f", from step {training.done:,}" if training.done else ""
-            if speed := self.speeds.get(training.kind):
-                left = (steps - training.done) * training.batch_size
-                seconds = left / speed.rate + self._other_seconds(training)
+            if training.kind in self.estimates.speeds:
+                seconds = self.estimates.steps(training) + self._rest(training)
                 total += seconds
                 line += f", about {duration_text(seconds)} with its tests"
             lines.append(line)

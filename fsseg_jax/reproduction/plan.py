@@ -147,7 +147,7 @@ def check_free(overrides: Sequence[str], places: Sequence[Place]) -> None:
         about |= {"backbone", "init"}  # --weights gives each backbone its own
     for name, value in fields_of(overrides).items():
         if name in options:
-            raise UserError(f"--config.{name}: the table's columns say it; use {options[name]}.")
+            raise UserError(f"--config.{name}: the table's columns set it; use {options[name]}.")
         if name in about and (name, value) != ("init", ""):
             raise UserError(f"--config.{name}: the table's rows differ in it; choose by --rows.")
 
