@@ -95,9 +95,7 @@ def main() -> int:
             machine = survey(children, folder / "machine.txt", fields.get("platform", ""))
             logger.info("%s on %s", table.title, machine.words)
             devices = fields.get("devices", "")
-            devices = (
-                int(devices) if devices.isdecimal() else 0
-            )  # others fail later
+            devices = int(devices) if devices.isdecimal() else 0  # others fail later
             slots, own = share(machine, arguments.at_once, devices)
             planner = Planner(own, overrides, weights, budget(arguments), workdir)
             agenda = Agenda(table, places, planner, children, slots)

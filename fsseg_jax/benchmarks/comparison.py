@@ -1,7 +1,7 @@
 """Compares a method with its PyTorch forms: the same weights and episodes, timed by turns."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.benchmarks import torch_reference
 from fsseg_jax.benchmarks.measure import by_turns
-from fsseg_jax.benchmarks.programs import milliseconds, table, timing
+from fsseg_jax.benchmarks.programs import milliseconds, table, timing, words
+from fsseg_jax.benchmarks.workloads import Program
 from fsseg_jax.episode import Episode
 from fsseg_jax.models import default_options
 
@@ -64,7 +65,7 @@ def torch_forms(config: ConfigDict, variables: Any, batch: Episode, action: str)
         ),
         f"PyTorch is not compared on a {platform}": platform not in ("cpu", "gpu"),
     }
-    if reason := next((words for words, holds in reasons.items() if holds), None):
+    if reason := next((text for text, holds in reasons.items() if holds), None):
         print(f"torch, {method}: no comparison, as {reason}")
         return []
     device = "cuda" if platform == "gpu" else "cpu"
@@ -98,32 +99,50 @@ def torch_forms(config: ConfigDict, variables: Any, batch: Episode, action: str)
     return forms
 
 
-def compare(
-    forms: Sequence[Form], ours: int, episodes: int, repeats: int, steps: Sequence[int]
-) -> tuple[str, list[dict[str, Any]]]:
-    """Times forms by turns; returns a table and its rows.
+def beside_torch(
+    config: ConfigDict,
+    variables: Any,
+    batch: Episode,
+    action: str,
+    compiled: Callable[[ConfigDict], Program],
+    repeats: int,
+    steps: int = 1,
+) -> list[dict[str, Any]] | None:
+    """Prints a comparison of our forms with PyTorch's, by turns; returns the rows of the table, or
+    None without PyTorch.
 
     Args:
-        forms: the forms to time, those of this library first.
-        ours: number of forms of this library.
-        episodes: episodes in one step.
+        config, variables, batch, action: see `torch_forms`.
+        compiled: our program with a configuration.
         repeats: how often each form is timed.
-        steps: number of steps in one call of each form.
+        steps: number of steps in a run of our program.
     """
-    seconds = by_turns([form.run for form in forms], repeats, 2, "by turns") / np.array(steps)
+    others = torch_forms(config, variables, batch, action)
+    if not others:
+        return None
+    ours = []
+    for dtype in dtypes(config):
+        changed = config.copy_and_resolve_references()
+        changed.dtype = dtype
+        ours.append(Form(f"ours {dtype}", compiled(changed).run))
+    forms, size = [*ours, *others], len(batch.query_index)
+    seconds = by_turns([form.run for form in forms], repeats, 2, "by turns")
+    seconds[:, : len(ours)] /= steps
     rows = []
-    for column, form in enumerate(forms):
-        times = seconds[:, column]
-        ratios = {forms[own].name: float(np.median(times / seconds[:, own])) for own in range(ours)}
+    for form, times in zip(forms, seconds.T, strict=True):
+        own = zip(ours, seconds.T, strict=False)
+        ratios = {form.name: float(np.median(times / theirs)) for form, theirs in own}
         rows.append({"form": form.name, **timing(times), "times_ours": ratios})
-    headings = ["", "ms", "episodes/s", *(f"x {form.name}" for form in forms[:ours])]
+    headings = ["", "ms", "episodes/s", *(f"x {form.name}" for form in ours)]
     cells = [
         [
             row["form"],
             milliseconds(row),
-            f"{episodes / row['seconds']:.2f}",
+            f"{size / row['seconds']:.2f}",
             *(f"{ratio:.3f}" for ratio in row["times_ours"].values()),
         ]
         for row in rows
     ]
-    return table(headings, cells), rows
+    what = "whole episodes" if action == "predict" else "a training step"
+    print(f"{what}, {words(config)}, batches of {size}, by turns\n{table(headings, cells)}")
+    return rows

@@ -83,22 +83,12 @@ def measured(
 def beside_torch(
     config: ConfigDict, variables: Any, batch: Episode, repeats: int
 ) -> list[dict[str, Any]] | None:
-    """Prints a comparison of our predictions with PyTorch's; None without PyTorch."""
-    others = comparison.torch_forms(config, variables, batch, "predict")
-    if not others:
-        return None
-    ours = []
-    for dtype in comparison.dtypes(config):
-        changed = config.copy_and_resolve_references()
-        changed.dtype = dtype
-        function = workloads.prediction(create_model(changed))
-        ours.append(
-            comparison.Form(f"ours {dtype}", workloads.compile(function, variables, batch).run)
-        )
-    size, forms = len(batch.query_index), [*ours, *others]
-    text, rows = comparison.compare(forms, len(ours), size, repeats, [1] * len(forms))
-    print(f"whole episodes, {programs.words(config)}, batches of {size}, by turns\n{text}")
-    return rows
+    """Compares predictions of whole episodes with PyTorch's; see `comparison.beside_torch`."""
+
+    def compiled(config: ConfigDict) -> workloads.Program:
+        return workloads.compile(workloads.prediction(create_model(config)), variables, batch)
+
+    return comparison.beside_torch(config, variables, batch, "predict", compiled, repeats)
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -44,11 +44,10 @@ REPEATS, WARM_UP = 11, 2  # dispatches
 LAYERS = 12  # number of operations that --layers lists
 
 
-def resized(config: ConfigDict, batch_size: int, **changes: Any) -> ConfigDict:
-    """A copy with another batch size and other changes."""
+def resized(config: ConfigDict, batch_size: int) -> ConfigDict:
+    """A copy with another batch size."""
     config = config.copy_and_resolve_references()
     config.train.batch_size = batch_size
-    config.update(changes)
     return config
 
 
@@ -135,20 +134,16 @@ def layers(config: ConfigDict, batch: Episode, items: int, mesh: Mesh) -> str:
 def beside_torch(
     config: ConfigDict, batch: Episode, items: int, mesh: Mesh, repeats: int
 ) -> list[dict[str, Any]] | None:
-    """Prints a comparison of our steps with PyTorch's on one device; None without PyTorch."""
+    """Compares our steps with PyTorch's on one device; see `comparison.beside_torch`."""
     variables = initial_state(create_model(config), config, "", items).variables
-    others = comparison.torch_forms(config, variables, batch, "train_step")
-    if not others:
-        return None
-    pipeline, size = workloads.constant(batch, mesh), config.train.batch_size
-    ours, count = [], config.train.steps_per_dispatch
-    for dtype in comparison.dtypes(config):
-        program = workloads.training(resized(config, size, dtype=dtype), pipeline, items, mesh)
-        ours.append(comparison.Form(f"ours {dtype}", program.run))
-    steps = [count] * len(ours) + [1] * len(others)
-    text, rows = comparison.compare([*ours, *others], len(ours), size, repeats, steps)
-    print(f"a training step, {programs.words(config)}, batches of {size}, by turns\n{text}")
-    return rows
+    pipeline = workloads.constant(batch, mesh)
+
+    def compiled(config: ConfigDict) -> workloads.Program:
+        return workloads.training(config, pipeline, items, mesh)
+
+    steps = config.train.steps_per_dispatch
+    given = config, variables, batch, "train_step", compiled
+    return comparison.beside_torch(*given, repeats, steps)
 
 
 def main() -> None:

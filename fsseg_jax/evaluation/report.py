@@ -154,28 +154,30 @@ def _bars(per_class: Mapping[str, float | None]) -> str:
     )
 
 
-def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """A card with figures of the same predictions under other rules; empty if there are none.
+def other_figures(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """The figures of the same predictions under other rules, with a name for each rule.
 
     They are for each meaning of the border, at another threshold, and of ablations.
     """
-    rows = [
-        (f"label 255 {'is ignored' if border == 'ignored' else 'is background'}", figures)
-        for border, figures in results.get("borders", {}).items()
-    ]
-    at = results.get("thresholded")
-    if at:
-        words = f"at the threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
-        rows.append((words, at))
+    for border, figures in results.get("borders", {}).items():
+        yield f"label 255 is {border}", figures
+    if at := results.get("thresholded"):
+        yield f"at threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes", at
     for name, figures in results.get("without", {}).items():
-        rows.append((name, figures))
-        if "thresholded" in figures:
-            at = figures["thresholded"]
-            rows.append((f"{name}, at threshold {at['threshold']:.2f}", at))
-    if not rows:
-        return ""
+        yield name, figures
+        if at := figures.get("thresholded"):
+            yield f"{name}, at threshold {at['threshold']:.2f}", at
+
+
+def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A card with `other_figures`; empty if there are none."""
     head = "".join(f"<th>{name}" for name in ("", *names.values()))
-    body = "".join(_row(words, *(_number(of[key]) for key in names)) for words, of in rows)
+    body = "".join(
+        _row(words, *(_number(figures[key]) for key in names))
+        for words, figures in other_figures(results)
+    )
+    if not body:
+        return ""
     return f"<h2>Under other rules</h2><div class=card><table><tr>{head}</tr>{body}</table></div>"
 
 

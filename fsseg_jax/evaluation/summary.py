@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from fsseg_jax.episode import AnyArray, EpisodeIds
 from fsseg_jax.evaluation.metrics import MEANS, run_metrics
-from fsseg_jax.evaluation.report import changed_options
+from fsseg_jax.evaluation.report import changed_options, other_figures
 
 
 def summarise(
@@ -57,24 +57,10 @@ def summary(results: dict[str, Any]) -> str:
 
 def comparisons(results: dict[str, Any]) -> list[str]:
     """Figures of the same predictions under other rules, as lines of text."""
-
-    def line(words: str, figures: dict[str, float]) -> str:
-        return (
-            f"{words}: mean-IoU {figures['mean_iou']:.1f}, binary-IoU {figures['binary_iou']:.1f}"
-        )
-
-    lines = [
-        line(f"label 255 {'ignored' if border == 'ignored' else 'as background'}", figures)
-        for border, figures in results["borders"].items()
+    return [
+        f"{words}: mean-IoU {figures['mean_iou']:.1f}, binary-IoU {figures['binary_iou']:.1f}"
+        for words, figures in other_figures(results)
     ]
-    if at := results.get("thresholded"):
-        words = f"at threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
-        lines.append(line(words, at))
-    for name, figures in results.get("without", {}).items():
-        lines.append(line(name, figures))
-        if at := figures.get("thresholded"):
-            lines.append(line(f"{name}, at threshold {at['threshold']:.2f}", at))
-    return lines
 
 
 def mean_of_known(values: list[float | None]) -> float | None:

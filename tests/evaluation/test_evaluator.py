@@ -392,7 +392,7 @@ def test_both_figures_of_the_border_are_told_and_the_one_asked_for_first(
     iou = float((tmp_path / "episodes.csv").read_text().splitlines()[1].split(",")[-1])
     assert iou == pytest.approx(expected[border], abs=0.01)
     lines = comparisons(results)
-    assert f"label 255 as background: mean-IoU {expected['background']:.1f}" in "\n".join(lines)
+    assert f"label 255 is background: mean-IoU {expected['background']:.1f}" in "\n".join(lines)
     assert len(lines) == 2
 
 

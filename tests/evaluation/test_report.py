@@ -156,7 +156,7 @@ def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
     assert {words: figure["mean-IoU"] for words, figure in found.items()} == {
         "label 255 is ignored": "55.0",
         "label 255 is background": "49.9",
-        "at the threshold 0.35, best on base classes": "57.1",
+        "at threshold 0.35, best on base classes": "57.1",
         "alpha <0>": "51.5",
         "alpha <0>, at threshold 0.60": "52.5",
         "no tuning": "44.4",
