@@ -11,15 +11,14 @@ import itertools
 import json
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import published_codes as codes
 import pytest
+from by_hand import Stem, count
 from PIL import Image
 from scipy import stats
 
-from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import LabelledImage
@@ -27,7 +26,7 @@ from fsseg_jax.data.sources.coco import FOLDS
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import EpisodeIds
-from fsseg_jax.evaluation import evaluator
+from fsseg_jax.evaluation import scoring
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes, protocol_episodes
@@ -398,14 +397,6 @@ def test_pfenets_squares_are_black_and_ignored_beside_the_image(shape):
 # ----------------------------------------------------------------------------- pixels
 
 
-class Stem(nn.Module):
-    """A backbone of one layer at stride 4: it is compiled in no time."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        return (Conv(16, (5, 5), 4, 2)(image),)
-
-
 @pytest.fixture(scope="module")
 def model():
     return PANet(backbone=Stem())
@@ -423,13 +414,13 @@ class Scored(NamedTuple):
     predictions: list
 
 
-def score(config, source, model, variables, count):
+def score(config, source, model, variables, number):
     config.image_size, config.eval.buckets, config.eval.feature_dtype = SIZE, 1, "float32"
-    episodes = draw_episodes(config, source, "novel", 0, count)
+    episodes = draw_episodes(config, source, "novel", 0, number)
     scored = Evaluator(model, source, episodes, make_mesh(1), config)
     caches = scored.encode(variables)
     counts = scored.score(variables, caches)
-    predictions = [scored.predict(variables, caches, row) for row in range(count)]
+    predictions = [scored.predict(variables, caches, row) for row in range(number)]
     assert all(len(np.unique(prediction)) > 1 for prediction in predictions)
     return Scored(scored, episodes, counts.borders, predictions)
 
@@ -557,7 +548,7 @@ def test_panets_figures(ways):
             target = rng.choice([*numbers, 255], (9, 9)).astype(np.uint8)
             prediction = rng.integers(0, ways + 1, (9, 9))
             run.append((codes.panet_counts(prediction, target, ways), chosen))
-            counts.append(plain_counts(prediction, target, ways))
+            counts.append(count(prediction, target, ways + 1))
         runs.append(run)
         chosen = np.array([chosen for _, chosen in run])
         ours.append(run_metrics(np.stack(counts), chosen, {c: str(c) for c in NOVEL}))
@@ -571,13 +562,6 @@ def test_panets_figures(ways):
             assert ours[0][name] != pytest.approx(ours[0]["binary_iou_shown"], abs=0.1)
 
 
-def plain_counts(prediction, target, ways):
-    """TP, FP and FN of every class, whether the query shows it or not."""
-    known = target != 255
-    masks = [((prediction == n) & known, target == n) for n in range(ways + 1)]
-    return np.array([[(f & t).sum(), (f & ~t).sum(), (t & ~f).sum()] for f, t in masks])
-
-
 def test_figures_over_runs_are_panets(source, labels, model, variables, monkeypatch, tmp_path):
     """In results.json: means and standard deviations over runs, from what was predicted."""
     kept = []
@@ -588,7 +572,7 @@ def test_figures_over_runs_are_panets(source, labels, model, variables, monkeypa
                 kept.append((self.episodes.take(row), self.predict(variables, caches, row)))
             return super().score(variables, caches, model)
 
-    monkeypatch.setattr(evaluator, "Evaluator", Keeping)
+    monkeypatch.setattr(scoring, "Evaluator", Keeping)
     config = preset("panet", ways=2, **{"eval.runs": 3, "eval.episodes": 10, "eval.gallery": 0})
     config.image_size = SIZE
     results = evaluate(config, model, Loaded(variables, "none"), source, make_mesh(1), tmp_path)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from by_hand import count, in_episode_numbering
+from by_hand import Stem, count, in_episode_numbering
 from PIL import Image
 
 from fsseg_jax.backbones.convolution import Conv
@@ -50,14 +50,6 @@ def source(make_source):
     assert len(set(shapes)) == len(shapes)
     assert all((label == 255).any() for _, label, _ in source.images)
     return source
-
-
-class Stem(nn.Module):
-    """A backbone of one layer, at stride 4: it is compiled in no time."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        return (Conv(16, (5, 5), 4, 2)(image),)
 
 
 @functools.cache
