@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from helpers import message_of
 
 from fsseg_jax.config import default_config, override
 from fsseg_jax.data.sources.voc import CLASSES
-from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import (
     draw_episodes,
     earlier_protocol,
@@ -432,14 +432,7 @@ def test_pairs_are_chosen_by_the_area_of_both_classes(crowd):
     ids=str,
 )
 def test_what_metaseg_cannot_do_is_told_in_one_sentence(crowd, changes, message):
-    assert message in message_of(crowd, **{**METASEG, **changes})
-
-
-def message_of(source, which="novel", **changes):
-    with pytest.raises(UserError) as caught:
-        draw(source, which, count=10, **changes)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert message in message_of(draw, crowd, count=10, **{**METASEG, **changes})
 
 
 # ----------------------------------------------------------------------------- other classes
@@ -478,7 +471,7 @@ def test_images_of_no_base_class_select_by_validation_classes(make_source):
     source = make_source()
     source.folds, source.validation = ((4, 5, 6),), (1, 2, 3)
     source.classes = (*source.classes, "aeroplane too", "bicycle too")
-    message = message_of(source, "base")
+    message = message_of(draw, source, "base", count=10)
     assert "show no base classes: set train.select_on = validation" in message
 
 
@@ -495,4 +488,4 @@ def test_images_of_no_base_class_select_by_validation_classes(make_source):
     ids=str,
 )
 def test_what_cannot_be_drawn_is_told_in_one_sentence(make_source, which, changes, message):
-    assert message in message_of(make_source(), which, **changes)
+    assert message in message_of(draw, make_source(), which, count=10, **changes)
