@@ -48,7 +48,7 @@ logger = logging.getLogger("fsseg_jax.reproduce")  # as a program, the module ha
 
 
 def main() -> int:
-    """The program; returns its exit status."""
+    """Runs the program; returns its exit status."""
     began = time.monotonic()
     arguments, overrides = command_line.parse(
         __doc__,
@@ -76,14 +76,14 @@ def main() -> int:
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{name} = {number}: it must be a number above 0.")
     if arguments.minutes and arguments.episodes:
-        raise UserError("--minutes and --episodes: both limit the trainings; leave one.")
+        raise UserError("--minutes and --episodes: both limit the trainings; leave one out.")
     overrides, weights = joined(overrides), read_weights(arguments.weights)
     check_free(overrides, places)
     # The programs that are started compute; this one must not take an accelerator from them.
     jax.config.update("jax_platforms", "cpu")
     workdir = arguments.workdir or pathlib.Path("runs")
     folder = table_folder(workdir, table)
-    for path in filter(None, [folder, arguments.checkpoints]):  # told before hours of training
+    for path in filter(None, [folder, arguments.checkpoints]):  # fails before hours of training
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -95,7 +95,7 @@ def main() -> int:
             machine = survey(children, folder / "machine.txt", fields.get("platform", ""))
             logger.info("%s on %s", table.title, machine.words)
             devices = fields.get("devices", "")
-            devices = int(devices) if devices.isdecimal() else 0  # else told with other overrides
+            devices = int(devices) if devices.isdecimal() else 0  # others fail later
             slots, own = share(machine, arguments.at_once, devices)
             planner = Planner(own, overrides, weights, budget(arguments), workdir)
             agenda = Agenda(table, places, planner, children, slots)

@@ -1,68 +1,53 @@
-"""VGG-16 as PANet uses it, spelled out in PyTorch: what the Flax backbone is compared with."""
+"""The VGG-16 of the benchmarks in PyTorch, for the tests of ours."""
+
+import functools
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-CHANNELS = {
-    **{0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)},
-    **{10: (128, 256), 12: (256, 256), 14: (256, 256)},
-    **{17: (256, 512), 19: (512, 512), 21: (512, 512)},
-    **{24: (512, 512), 26: (512, 512), 28: (512, 512)},
-}  # before and after each convolution, by its number among torchvision's layers
+from fsseg_jax.benchmarks.torch_reference.backbones import vgg16
+from fsseg_jax.benchmarks.torch_reference.reference import state_dict
+
+
+@functools.cache
+def network():
+    """The layers without arrays."""
+    with torch.device("meta"):
+        return vgg16()
 
 
 def random_params(seed=0):
     """He-normal kernels, and biases so that they matter, as Flax holds them."""
     rng = np.random.default_rng(seed)
     params = {}
-    for number, (before, after) in CHANNELS.items():
-        kernel = rng.standard_normal((3, 3, before, after), np.float32)
-        params[f"features_{number}"] = {
-            "kernel": kernel * np.float32(np.sqrt(2 / (9 * before))),
-            "bias": 0.1 * rng.standard_normal(after, np.float32),
-        }
+    for number, layer in enumerate(network()):
+        if isinstance(layer, torch.nn.Conv2d):
+            before, after = layer.in_channels, layer.out_channels
+            kernel = rng.standard_normal((3, 3, before, after), np.float32)
+            params[f"features_{number}"] = {
+                "kernel": kernel * np.float32(np.sqrt(2 / (9 * before))),
+                "bias": 0.1 * rng.standard_normal(after, np.float32),
+            }
     return params
 
 
 def to_pytorch(params):
     """`{"features_0": {"kernel": HWIO, ...}}` as `{"features.0.weight": OIHW, ...}`."""
-    weights = {}
-    for number in CHANNELS:
-        arrays = params[f"features_{number}"]
-        kernel = np.einsum("hwio->oihw", arrays["kernel"])
-        weights[f"features.{number}.weight"] = torch.tensor(kernel)
-        weights[f"features.{number}.bias"] = torch.tensor(arrays["bias"])
-    return weights
+    return state_dict({"params": params})
 
 
 def from_pytorch(weights):
-    """The other way round."""
+    """The inverse of `to_pytorch`."""
     params = {}
-    for number in CHANNELS:
-        kernel, bias = (weights[f"features.{number}.{name}"] for name in ("weight", "bias"))
-        kernel = np.einsum("oihw->hwio", kernel.numpy())
-        params[f"features_{number}"] = {"kernel": kernel, "bias": bias.numpy()}
+    for name, array in weights.items():
+        _, number, leaf = name.split(".")
+        array = array.numpy()
+        kind, array = ("bias", array) if leaf == "bias" else ("kernel", array.transpose(2, 3, 1, 0))
+        params.setdefault(f"features_{number}", {})[kind] = array
     return params
 
 
 def features(weights, image):
     """Features `(n, 512, h, w)` of images `(n, 3, height, width)`."""
-
-    def convolution(x, number, dilation=1):
-        kernel, bias = (weights[f"features.{number}.{name}"] for name in ("weight", "bias"))
-        return F.conv2d(x, kernel, bias, padding=dilation, dilation=dilation)
-
-    x = image
-    for numbers, pool_stride in (
-        ((0, 2), 2),
-        ((5, 7), 2),
-        ((10, 12, 14), 2),
-        ((17, 19, 21), 1),  # the fourth pool keeps the resolution ...
-    ):
-        for number in numbers:
-            x = torch.relu(convolution(x, number))
-        x = F.max_pool2d(x, kernel_size=3, stride=pool_stride, padding=1)
-    x = torch.relu(convolution(x, 24, dilation=2))  # ... and the fifth stage is dilated instead
-    x = torch.relu(convolution(x, 26, dilation=2))
-    return convolution(x, 28, dilation=2)
+    weights = {name.removeprefix("features."): array for name, array in weights.items()}
+    return torch.func.functional_call(network(), weights, (image,))

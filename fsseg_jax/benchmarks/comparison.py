@@ -1,7 +1,7 @@
-"""A method here beside PyTorch's forms of it: the same weights and episodes, by turns."""
+"""Compares a method with its PyTorch forms: the same weights and episodes, timed by turns."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,44 +10,46 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.benchmarks import torch_reference
 from fsseg_jax.benchmarks.measure import by_turns
-from fsseg_jax.benchmarks.programs import milliseconds, table, timing
+from fsseg_jax.benchmarks.programs import milliseconds, table, timing, words
+from fsseg_jax.benchmarks.workloads import Program
 from fsseg_jax.episode import Episode
 from fsseg_jax.models import default_options
 
-# The reference has no other backbones.
+# The only backbones that the reference has.
 REFERENCE_BACKBONES = {"panet": "vgg16", "canet": "resnet50"}
 
 
 class Form(NamedTuple):
-    """A function beside others of the same purpose."""
+    """One of several functions that compute the same."""
 
     name: str
     run: Callable[[], Any]
 
 
 def share_with_torch() -> None:
-    """Lets both sides have the machine in turn; call before anything else of JAX and PyTorch.
+    """Lets JAX and PyTorch take turns on the machine; call this before either is initialised.
 
-    JAX would take most of a GPU's memory at once, and PyTorch's threads on a CPU would keep their
-    cores busy while they wait for its next turn.
+    JAX would allocate most of a GPU's memory at once, and PyTorch's threads on a CPU would keep
+    their cores busy between their turns.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def dtypes(config: ConfigDict) -> list[str]:
-    """Those that are compared: `config.dtype`, and bfloat16 but on CPUs, which only imitate it."""
+    """The dtypes to compare: `config.dtype`, and bfloat16 except on CPUs, which only emulate it."""
     more = [] if jax.default_backend() == "cpu" or config.dtype == "bfloat16" else ["bfloat16"]
     return [config.dtype, *more]
 
 
 def torch_forms(config: ConfigDict, variables: Any, batch: Episode, action: str) -> list[Form]:
-    """PyTorch's forms of a method with the same weights on the same batch; says what is amiss.
+    """PyTorch's forms of a method, with the same weights on the same batch; prints why forms are
+    missing.
 
     Args:
-        config: of ours; the tuned forms have its `dtypes`.
-        variables: of ours.
-        batch: of NumPy arrays.
+        config: configuration of our model; the tuned forms have its `dtypes`.
+        variables: our model's variables.
+        batch: episodes as NumPy arrays.
         action: "predict" or "train_step".
     """
     method, platform = config.method, jax.default_backend()
@@ -61,9 +63,9 @@ def torch_forms(config: ConfigDict, variables: Any, batch: Episode, action: str)
         "the reference has the published options": (
             config.model.to_dict() != default_options(method)
         ),
-        f"PyTorch is not compared with on a {platform}": platform not in ("cpu", "gpu"),
+        f"PyTorch is not compared on a {platform}": platform not in ("cpu", "gpu"),
     }
-    if reason := next((words for words, holds in reasons.items() if holds), None):
+    if reason := next((text for text, holds in reasons.items() if holds), None):
         print(f"torch, {method}: no comparison, as {reason}")
         return []
     device = "cuda" if platform == "gpu" else "cpu"
@@ -79,7 +81,7 @@ def torch_forms(config: ConfigDict, variables: Any, batch: Episode, action: str)
             getattr(reference, action)(prepared)
             reference.synchronize()
 
-        run()  # compiles, where that is asked for
+        run()  # compiles the form if it is a compiled one
         return Form(name, run)
 
     wanted = {"torch, straightforward, float32": {"tuned": False}}
@@ -91,38 +93,56 @@ def torch_forms(config: ConfigDict, variables: Any, batch: Episode, action: str)
     for name, more in wanted.items():
         try:
             forms.append(form(name, **more))
-        except Exception as error:  # what a compiler may lack on this machine, or memory
+        except Exception as error:  # the machine may lack a compiler, or memory
             reason = (str(error).splitlines() or [""])[0][:200]
-            print(f"{name}: failed, left out ({type(error).__name__}: {reason})")
+            print(f"{name}: failed and left out ({type(error).__name__}: {reason})")
     return forms
 
 
-def compare(
-    forms: Sequence[Form], ours: int, episodes: int, repeats: int, steps: Sequence[int]
-) -> tuple[str, list[dict[str, Any]]]:
-    """Times forms of one thing by turns: a table and its rows.
+def beside_torch(
+    config: ConfigDict,
+    variables: Any,
+    batch: Episode,
+    action: str,
+    compiled: Callable[[ConfigDict], Program],
+    repeats: int,
+    steps: int = 1,
+) -> list[dict[str, Any]] | None:
+    """Prints a comparison of our forms with PyTorch's, by turns; returns the rows of the table, or
+    None without PyTorch.
 
     Args:
-        forms: those of this library first.
-        ours: how many those are.
-        episodes: of a call of one step.
-        repeats: how often each is timed.
-        steps: of a call, by form.
+        config, variables, batch, action: see `torch_forms`.
+        compiled: our program with a configuration.
+        repeats: how often each form is timed.
+        steps: number of steps in a run of our program.
     """
-    seconds = by_turns([form.run for form in forms], repeats, 2, "by turns") / np.array(steps)
+    others = torch_forms(config, variables, batch, action)
+    if not others:
+        return None
+    ours = []
+    for dtype in dtypes(config):
+        changed = config.copy_and_resolve_references()
+        changed.dtype = dtype
+        ours.append(Form(f"ours {dtype}", compiled(changed).run))
+    forms, size = [*ours, *others], len(batch.query_index)
+    seconds = by_turns([form.run for form in forms], repeats, 2, "by turns")
+    seconds[:, : len(ours)] /= steps
     rows = []
-    for column, form in enumerate(forms):
-        times = seconds[:, column]
-        ratios = {forms[own].name: float(np.median(times / seconds[:, own])) for own in range(ours)}
+    for form, times in zip(forms, seconds.T, strict=True):
+        own = zip(ours, seconds.T, strict=False)
+        ratios = {form.name: float(np.median(times / theirs)) for form, theirs in own}
         rows.append({"form": form.name, **timing(times), "times_ours": ratios})
-    headings = ["", "ms", "episodes/s", *(f"x {form.name}" for form in forms[:ours])]
+    headings = ["", "ms", "episodes/s", *(f"x {form.name}" for form in ours)]
     cells = [
         [
             row["form"],
             milliseconds(row),
-            f"{episodes / row['seconds']:.2f}",
+            f"{size / row['seconds']:.2f}",
             *(f"{ratio:.3f}" for ratio in row["times_ours"].values()),
         ]
         for row in rows
     ]
-    return table(headings, cells), rows
+    what = "whole episodes" if action == "predict" else "a training step"
+    print(f"{what}, {words(config)}, batches of {size}, by turns\n{table(headings, cells)}")
+    return rows

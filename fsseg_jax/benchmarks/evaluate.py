@@ -1,11 +1,11 @@
-"""What evaluation costs: python -m fsseg_jax.benchmarks.evaluate
+"""Measures evaluation: python -m fsseg_jax.benchmarks.evaluate
 
-Evaluates a method from random weights (PANet by default) as its protocol asks, 5 runs of 1,000
-episodes, with 1 and 5 shots: each photograph is encoded once, and episodes are scored from the
-cache. Beside it stands what encoding the photographs of each episode anew would take; of that a
-few episodes are timed, and the rest is extrapolated. A quarter, a half and all of the episodes are
-scored, and half of the photographs encoded, to show that time grows as they do. Photographs are
-made, unless --config has data; reading them is not timed.
+Evaluates a method (PANet by default) from random weights under its protocol, 5 runs of 1,000
+episodes, with 1 and 5 shots: each image is encoded once, and episodes are scored from the cache.
+This is compared with encoding the images of each episode again, which is timed on a few episodes
+and extrapolated. To show that time grows linearly, a quarter, a half and all of the episodes are
+scored, and half of the images encoded. Images are synthetic unless --config has data; reading them
+is not timed.
 """
 
 from typing import Any
@@ -29,12 +29,12 @@ from fsseg_jax.evaluation.metrics import pixel_counts
 from fsseg_jax.evaluation.protocol import protocol_episodes
 from fsseg_jax.models import Method, create_model, init_variables
 
-REPEATS = 3  # of encoding and scoring, after a first time that compiles
+REPEATS = 3  # of encoding and of scoring, after a first call that compiles
 SHOTS = (1, 5)
 
 
 def read(source: Source, ids: EpisodeIds, size: int) -> Episode:
-    """A batch of episodes, read from their photographs."""
+    """Reads the images of some episodes, as a batch."""
     squares = {int(index): read_square(source, int(index), size) for index in np.unique(ids.images)}
 
     def stack(indices: Integer[AnyArray, "*shape"], field: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def read(source: Source, ids: EpisodeIds, size: int) -> Episode:
 
 
 def whole_episodes(model: Method, variables: Any, batch: Episode, repeats: int) -> float:
-    """Seconds of an episode whose photographs are encoded for it alone, in a compiled batch."""
+    """Seconds of an episode, in a compiled batch that encodes the images of each episode."""
     predict, ways = workloads.prediction(model), batch.class_id.shape[1]
 
     def score(variables: Any, batch: Episode) -> Int[Array, "episode class 3"]:
@@ -66,7 +66,7 @@ def whole_episodes(model: Method, variables: Any, batch: Episode, repeats: int) 
 
 
 def parts(episodes: EpisodeIds) -> list[EpisodeIds]:
-    """The first episodes, with half of all photographs; a quarter, a half, and all of them."""
+    """The first episodes up to half of all images; a quarter, a half, and all of the episodes."""
     images = episodes.images
     used, first = np.unique(images, return_index=True)
     half = np.sort(first)[(len(used) - 1) // 2] // images.shape[1] + 1
@@ -83,7 +83,7 @@ def evaluation_row(
     mesh: Mesh,
     repeats: int,
 ) -> dict[str, Any]:
-    """Encoding the photographs of some episodes, and scoring these."""
+    """Measures encoding the images of some episodes, and scoring the episodes."""
     evaluator = Evaluator(model, source, episodes, mesh, config)
     variables, caches = jax.device_put(variables, replicated(mesh)), []
 
@@ -106,7 +106,7 @@ def evaluation_row(
 
 
 def growth_cells(row: dict[str, Any]) -> list[str]:
-    """Each part with what one photograph and one episode took."""
+    """A row of the table `GROWTH`, with the time of one image and of one episode."""
     encoding, scoring = row["encoding"], row["scoring"]
     return [
         *(row["method"], str(row["shots"])),
@@ -118,11 +118,11 @@ def growth_cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-GROWTH = ["", "shots", "photos", "s", "ms each", "episodes", "s", "ms each", "cache GiB"]
+GROWTH = ["", "shots", "images", "s", "ms each", "episodes", "s", "ms each", "cache GiB"]
 
 
 def against_whole(row: dict[str, Any], seconds: float, timed: int) -> dict[str, Any]:
-    """All of a row beside episodes that are encoded one by one."""
+    """Compares a row of all episodes with encoding the images of each episode."""
     encoding, scoring = row["encoding"]["seconds"], row["scoring"]["seconds"]
     once, anew = encoding + scoring, seconds * row["episodes"]
     return {
@@ -138,7 +138,7 @@ def against_whole(row: dict[str, Any], seconds: float, timed: int) -> dict[str, 
 
 
 def against_cells(row: dict[str, Any]) -> list[str]:
-    """Totals and their ratio."""
+    """A row of the table `AGAINST`."""
     return [
         *(row["method"], str(row["shots"])),
         *(f"{row[name]:.1f}" for name in ("photographs_per_second", "episodes_per_second")),
@@ -148,13 +148,13 @@ def against_cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-AGAINST = ["", "shots", "photos/s", "episodes/s", "s", "ms each", "timed", "s in all", "x"]
+AGAINST = ["", "shots", "images/s", "episodes/s", "s", "ms each", "timed", "s in all", "x"]
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     arguments, overrides = programs.parse(
-        __doc__, shots="supports a class, joined by commas; 1,5 by default"
+        __doc__, shots="supports per class, separated by commas; 1,5 by default"
     )
     repeats = programs.numbers(arguments.repeats, "repeats", [REPEATS])[0]
     own = any(given.startswith("--config.shots") for given in overrides)
@@ -182,12 +182,11 @@ def main() -> None:
             batch = read(source, few, config.image_size)
             seconds = whole_episodes(model, variables, batch, repeats)
             against.append(against_whole(growth[-1], seconds, len(few)))
-    print("each photograph encoded once, each episode scored from the cache (medians):")
+    print("each image encoded once, each episode scored from the cache (medians):")
     print(programs.table(GROWTH, [growth_cells(row) for row in growth]))
     print(
-        "all episodes so, and with their photographs encoded anew for each of them ('timed' "
-        "episodes\nmeasured in one batch on one device, extrapolated to all), which takes x times "
-        "as long:"
+        "all episodes, compared with encoding the images of each episode again ('timed' episodes "
+        "are\nmeasured in one batch on one device and extrapolated), which takes x times as long:"
     )
     print(programs.table(AGAINST, [against_cells(row) for row in against]))
     peak, where = peak_memory(mesh.devices.flat[0])

@@ -1,8 +1,8 @@
-"""What training episodes cost: python -m fsseg_jax.benchmarks.input --config.data.root=DIR
+"""Measures the input pipelines: python -m fsseg_jax.benchmarks.input --config.data.root=DIR
 
-With all augmentations on, measures how many episodes a second each pipeline makes on its own, and
+With all augmentations on, measures how many episodes per second each pipeline makes on its own, and
 how much longer a training step takes with the device pipeline than on one constant batch. Without
-a data folder it makes one: JPEGs of 384 x 288 px of coloured shapes, which decode about as fast as
+a data folder it makes one: 384 x 288 px JPEGs of coloured shapes, which decode about as fast as
 photographs do.
 """
 
@@ -29,21 +29,21 @@ from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.devices import describe, make_mesh
 
 WARM_UP, REPEATS, SECONDS = 20, 5, 4.0
-STEP_REPEATS = 11  # of a dispatch
+STEP_REPEATS = 11  # dispatches
 
 
 def benchmark_config() -> ConfigDict:
     """PANet on PASCAL-5i at 225 px, a size that a CPU can train at, with every augmentation."""
     config = default_config("panet")
     config.image_size = 225
-    config.data.train_min_pixels = 1208  # PFENet's 2,048 for photographs of 384 px
-    config.data.augment.scale = (0.9, 1.1)  # PFENet's augmentation, as are the 10 degrees
+    config.data.train_min_pixels = 1208  # PFENet's 2,048, scaled to images of 384 px
+    config.data.augment.scale = (0.9, 1.1)  # this and the rotation are PFENet's
     config.data.augment.rotation = 10.0
     return config
 
 
 def make_voc(root: pathlib.Path, images: int = 100) -> None:
-    """Writes a small VOCdevkit folder of made photographs."""
+    """Writes a small VOCdevkit folder of synthetic images."""
     for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
     source = Shapes("train", images, 288)
@@ -59,7 +59,7 @@ def make_voc(root: pathlib.Path, images: int = 100) -> None:
 
 
 def episodes_per_second(pipeline: Pipeline, batch_size: int) -> list[float]:
-    """Episodes a second that a pipeline makes on its own: several repeats, after a warm-up."""
+    """Episodes per second that a pipeline makes on its own: several repeats, after a warm-up."""
     draw, rates, step = jax.jit(pipeline.draw), [], 0
 
     def batch() -> Any:
@@ -78,7 +78,7 @@ def episodes_per_second(pipeline: Pipeline, batch_size: int) -> list[float]:
 
 
 def seconds_per_step(config: ConfigDict, drawn: Pipeline, items: int, mesh: Mesh) -> np.ndarray:
-    """Seconds of a training step on one constant batch and on drawn ones, by turns: (repeat, 2)."""
+    """Seconds of a training step on a constant batch and on drawn ones, by turns: (repeat, 2)."""
     batch = jax.jit(drawn.draw)(drawn.feed(1), 0, 0)
     pipelines = constant(batch, mesh), drawn
     runs = [training(config, pipeline, items, mesh).run for pipeline in pipelines]
@@ -86,7 +86,7 @@ def seconds_per_step(config: ConfigDict, drawn: Pipeline, items: int, mesh: Mesh
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     arguments, overrides = command_line.parse(__doc__, workdir=False)
     config = load_config(arguments.config) if arguments.config else benchmark_config()
     config = override(config, overrides)
@@ -95,7 +95,7 @@ def main() -> None:
     print(f"{describe(mesh)}; {cores()} cores")
     with tempfile.TemporaryDirectory() as folder:
         if config.data.name == "voc" and not config.data.root:
-            print("data.root is empty: using made photographs")
+            print("data.root is empty: using synthetic images")
             make_voc(pathlib.Path(folder))
             config.data.root, config.data.train_min_pixels = folder, 1
             config.data.device.cache = False

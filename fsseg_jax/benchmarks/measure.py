@@ -1,8 +1,8 @@
-"""Measures compiled programs: their time by turns, their work, and what hardware allows.
+"""Measures compiled programs: time, work and memory, and the peak performance of devices.
 
-Work is XLA's count of all operations (`roofline.py` has ours, of convolutions and matrix products
-one by one), in the program as it is written: compiled GPU programs hide convolutions in library
-calls of no known cost.
+Work is XLA's count of all operations (`roofline.py` counts convolutions and matrix products one by
+one) in the program before compilation: compiled GPU programs hide convolutions in library calls of
+unknown cost.
 """
 
 import functools
@@ -28,14 +28,13 @@ GIB = 2**30
 def by_turns(
     functions: Sequence[Callable[[], Any]], repeats: int, warm_up: int = 1, description: str = ""
 ) -> Float[np.ndarray, "repeat function"]:
-    """Seconds of functions that are called by turns, so that what slows the machine slows all.
+    """Seconds of functions that are called by turns, so that other load slows all of them alike.
 
     Args:
-        functions: each returns what it computes or waits for it itself; results of JAX are
-            waited for.
-        repeats: rows of the result.
-        warm_up: rounds before, which are not counted.
-        description: of the progress bar, which work of more than a second has.
+        functions: the functions to time; the arrays that they return are waited for.
+        repeats: number of rows of the result.
+        warm_up: number of earlier rounds, which are not counted.
+        description: text of the progress bar, which appears after a second.
     """
     seconds = np.empty((warm_up + repeats, len(functions)))
     rounds = tqdm(range(warm_up + repeats), description, unit="round", delay=1, leave=None)
@@ -51,22 +50,22 @@ def by_turns(
 
 
 class Peak(NamedTuple):
-    """What one device can do at best."""
+    """The peak performance of one device."""
 
-    flops: dict[str, float]  # FLOP/s by dtype: of multiplications; sums are in float32
+    flops: dict[str, float]  # FLOP/s by dtype of the factors; sums are in float32
     bandwidth: float  # bytes/s of its memory
-    source: str  # of the figures
+    source: str  # where the figures come from
 
     def of(self, dtype: Any) -> float:
-        """FLOP/s in a type; in one without units of its own, that of float32."""
+        """FLOP/s in a dtype, or those of float32 if the device has no units for the dtype."""
         return self.flops.get(jnp.dtype(dtype).name, self.flops["float32"])
 
 
-# Published dense figures: bfloat16 and float32 in TFLOP/s, memory in GB/s. Float32 is what JAX's
-# default precision allows: TF32 on NVIDIA's Ampere and later, one bfloat16 pass on TPUs. From
-# NVIDIA's data sheets (where only the figure with sparsity is given: half of it), its Ampere GA102
-# and Ada white papers (tensor cores summing in float32), and Google Cloud's pages of TPU versions.
-# A device of JAX is half a chip on TPU v2 and v3.
+# Published dense figures: bfloat16 and float32 in TFLOP/s, memory in GB/s. Float32 means JAX's
+# default precision: TF32 on NVIDIA's Ampere and later, one bfloat16 pass on TPUs. Sources: NVIDIA's
+# data sheets (half of the figure with sparsity where only that is given), its Ampere GA102 and Ada
+# white papers (tensor cores summing in float32), and Google Cloud's pages of TPU versions. On TPU
+# v2 and v3, a device of JAX is half a chip.
 _PUBLISHED = (
     (r"NVIDIA H200 NVL", 835.5, 417.5, 4800),
     (r"NVIDIA H200", 989.4, 494.7, 4800),
@@ -88,19 +87,19 @@ _PUBLISHED = (
     (r"TPU v5|TPU v5p", 459, 459, 2765),
     (r"TPU v6 lite|TPU v6e", 918, 918, 1640),
 )
-# What is measured where nothing is published: sides of a product and bytes of a copy, large enough
-# to fill the device.
+# Sizes of the measurement for devices without published figures: the side of a matrix product and
+# the bytes of a copy, large enough to keep the device busy.
 SIDE = {"cpu": 2048, "other": 8192}
 COPY = {"cpu": 2**28, "other": 2**30}
 
 
 @functools.cache
 def peaks(device: jax.Device, dtype: str = "float32") -> Peak:
-    """Published figures of a device, or for CPUs and whatever has none: measured ones.
+    """The published figures of a device, or measured ones if there are none, as for CPUs.
 
     Args:
         device: one of `jax.devices()`.
-        dtype: measured beside float32.
+        dtype: dtype to measure in addition to float32.
     """
     for pattern, bfloat16, float32, memory in _PUBLISHED:
         if re.fullmatch(pattern, device.device_kind):
@@ -124,21 +123,21 @@ def peaks(device: jax.Device, dtype: str = "float32") -> Peak:
 
 
 class Memory(NamedTuple):
-    """Bytes of a compiled program on each device."""
+    """Memory of a compiled program on each device, in bytes."""
 
     arguments: int
     outputs: int
     temporary: int
-    aliased: int  # outputs that take the place of arguments
+    aliased: int  # outputs that reuse the memory of arguments
 
     @property
     def peak(self) -> int:
-        """All that must be there at once."""
+        """Bytes that are needed at the same time."""
         return self.arguments + self.outputs + self.temporary - self.aliased
 
 
 def memory(compiled: Any) -> Memory | None:
-    """What a compiled program needs, as the compiler planned it; None where it does not tell."""
+    """The memory that the compiler planned for a program; None if it does not report any."""
     planned = compiled.memory_analysis()
     if planned is None:
         return None
@@ -149,9 +148,9 @@ def memory(compiled: Any) -> Memory | None:
 
 
 def peak_memory(device: jax.Device) -> tuple[int, str]:
-    """The most bytes that were in use in this process so far, and where they lie.
+    """The largest number of bytes in use so far, and whether it is of the device or the process.
 
-    This never goes down: `memory` tells the programs of one process apart.
+    This never decreases; use `memory` to compare programs of one process.
     """
     in_use = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if in_use is not None:
@@ -164,24 +163,24 @@ def peak_memory(device: jax.Device) -> tuple[int, str]:
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes and types of arrays, without the devices that they are on."""
+    """Shapes and dtypes of arrays, without their devices."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 class Work(NamedTuple):
-    """What a function does, by XLA's count."""
+    """The work of a function, by XLA's count."""
 
     flops: float
-    # Of every operation's inputs and outputs. Compiled programs join operations and keep what is
-    # between them: this is an upper bound of what memory has to move.
+    # Inputs and outputs of every operation. Compilation fuses operations, and their intermediate
+    # results never reach memory: this is an upper bound of the bytes that memory moves.
     bytes: float
 
 
 def work(function: Callable[..., Any], *arguments: Any) -> Work:
-    """The work of a function of arrays (or of their shapes), on all devices together.
+    """The work of a function of arrays, or of their shapes, on all devices together.
 
-    The body of a loop counts once: give the part without the loop, and multiply. (`roofline`
-    knows how often a `scan` goes round.)
+    The body of a loop is counted once: pass the body alone, and multiply. (`roofline` takes the
+    length of a `scan` into account.)
     """
     cost = jax.jit(function).lower(*abstract(arguments)).cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost or {}

@@ -1,10 +1,10 @@
-"""What predictions cost: python -m fsseg_jax.benchmarks.predict
+"""Measures predictions: python -m fsseg_jax.benchmarks.predict
 
-Measures each method at its published setting, from random weights, on one device: whole episodes
-(supports and query), and queries of one episode whose supports have been encoded once. The row of
-queries with batch 1 is the latency of a query.
+Times each method at its published setting, from random weights, on one device: whole episodes
+(supports and query), and queries of one episode whose supports are encoded already. The row of
+queries with batch size 1 is the latency of a query.
 
-    --torch   compares whole episodes with PyTorch, where it is installed, by turns in this process
+    --torch   compares whole episodes with PyTorch, if it is installed, by turns in this process
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ BATCH_SIZES = (1, 8)
 
 
 def encode_supports(model: Method) -> Callable[..., Any]:
-    """A function of variables and supports: their features, by way and shot."""
+    """A function of variables and supports that returns their features, by way and shot."""
 
     def encode(variables: Any, images: UInt8[Array, "way shot height width 3"]) -> Any:
         ways, shots, *shape = images.shape
@@ -38,7 +38,7 @@ def encode_supports(model: Method) -> Callable[..., Any]:
 
 
 def segment_queries(model: Method) -> Callable[..., UInt8[Array, "query height width"]]:
-    """A function of variables, encoded supports, their labels, and photographs: classes."""
+    """A function of variables, encoded supports, their labels, and images that predicts classes."""
 
     def segment(
         variables: Any,
@@ -65,7 +65,7 @@ def measured(
     arguments: tuple[Any, ...],
     repeats: int,
 ) -> dict[str, Any]:
-    """One row: a function on one device."""
+    """Measures a function on one device; returns a row of the table."""
     row = {"method": config.method, "what": what, "batch_size": size}
     try:
         program = workloads.compile(function, *arguments)
@@ -83,22 +83,12 @@ def measured(
 def beside_torch(
     config: ConfigDict, variables: Any, batch: Episode, repeats: int
 ) -> list[dict[str, Any]] | None:
-    """Prints our predictions of whole episodes beside PyTorch's; None where there are none."""
-    others = comparison.torch_forms(config, variables, batch, "predict")
-    if not others:
-        return None
-    ours = []
-    for dtype in comparison.dtypes(config):
-        changed = config.copy_and_resolve_references()
-        changed.dtype = dtype
-        function = workloads.prediction(create_model(changed))
-        ours.append(
-            comparison.Form(f"ours {dtype}", workloads.compile(function, variables, batch).run)
-        )
-    size, forms = len(batch.query_index), [*ours, *others]
-    text, rows = comparison.compare(forms, len(ours), size, repeats, [1] * len(forms))
-    print(f"whole episodes, {programs.words(config)}, batches of {size}, by turns\n{text}")
-    return rows
+    """Compares predictions of whole episodes with PyTorch's; see `comparison.beside_torch`."""
+
+    def compiled(config: ConfigDict) -> workloads.Program:
+        return workloads.compile(workloads.prediction(create_model(config)), variables, batch)
+
+    return comparison.beside_torch(config, variables, batch, "predict", compiled, repeats)
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -114,11 +104,11 @@ HEADINGS = ["", "", "batch", "ms", "a second", *programs.UTILISATION]
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     arguments, overrides = programs.parse(
         __doc__,
         ("torch",),
-        batch_sizes="episodes or queries at a time, joined by commas; 1,8 by default",
+        batch_sizes="episodes or queries in a batch, separated by commas; 1,8 by default",
     )
     repeats = programs.numbers(arguments.repeats, "repeats", [REPEATS])[0]
     sizes = programs.numbers(arguments.batch_sizes, "batch_sizes", BATCH_SIZES)

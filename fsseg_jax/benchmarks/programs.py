@@ -1,4 +1,4 @@
-"""What the benchmark programs share: options, settings, tables and files."""
+"""Options, settings, tables and files of the benchmark programs."""
 
 import argparse
 import json
@@ -16,40 +16,30 @@ from ml_collections import ConfigDict
 from fsseg_jax import command_line
 from fsseg_jax.benchmarks.measure import GIB, Peak, Work, peaks, work
 from fsseg_jax.benchmarks.roofline import roofline
-from fsseg_jax.config import default_config, load_config, override
+from fsseg_jax.config import config_file, load_config, override
 from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import write_text
 from fsseg_jax.models import METHODS
 
-MADE = 240  # made photographs of training: ten with each class for their main one
+MADE = 240  # synthetic training images: ten with each class as their main one
 OPTIONS = {
-    "methods": f"some of {', '.join(METHODS)}, joined by commas",
+    "methods": f"some of {', '.join(METHODS)}, separated by commas",
     "repeats": "how often everything is timed, by turns",
-    "json": "a file that gets the results too",
+    "json": "a file to write the results to",
 }
 
 # ----------------------------------------------------------------------------- settings
 
 
 def published(method: str) -> ConfigDict:
-    """The published training of a method on PASCAL-5i as far as it matters to speed, from random
-    weights. (`configs/` is no part of the installed package.)"""
-    config = default_config(method)
-    config.backbone = "vgg16" if method == "panet" else "resnet50"
-    config.image_size = {"panet": 417, "mfnet": 473}.get(method, 321)
-    config.ways = 2 if method == "mfnet" else 1
-    config.train.batch_size = {"panet": 1, "sst": 16}.get(method, 4)
-    scale, rotation = {
-        "canet": ((1.0, 1.5), 0.0),
-        "ltafnet": ((1.0, 1.5), 10.0),
-        "mfnet": ((0.9, 1.1), 10.0),
-    }.get(method, ((1.0, 1.0), 0.0))
-    config.data.augment.scale, config.data.augment.rotation = scale, rotation
-    config.data.augment.query = method != "canet"
-    config.data.augment.crop_query = method != "ltafnet"
-    config.train.new_layers_rate = 10.0 if method == "sst" else 1.0
+    """The published training of a method on PASCAL-5i, evaluated at the threshold 0.5 alone."""
+    path = config_file(f"{method}_vgg16" if method == "panet" else f"{method}_res50")
+    if path is None:
+        raise UserError(f"configs/ has no {method}: install the package again.")
+    config = load_config(path)
+    config.eval.threshold = ""
     config.data.shapes.train = MADE
     return config
 
@@ -57,18 +47,18 @@ def published(method: str) -> ConfigDict:
 def parse(
     description: str | None, flags: Sequence[str] = (), **options: str
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The process's command line: options with a value, and flags (True or False).
+    """Parses the command line of the process.
 
     Args:
-        description: of the program, which tells of the flags.
+        description: help text of the program, which describes the flags.
         flags: names of options without a value.
-        **options: as `command_line.parse` has them; some of `OPTIONS` belong to every program.
+        **options: as for `command_line.parse`, in addition to `OPTIONS`.
 
     Returns:
-        options, flags and overrides of the configuration.
+        the options and flags, and the overrides of the configuration.
 
     Raises:
-        UserError: `--json` is in no folder.
+        UserError: the folder of `--json` does not exist.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in flags:
@@ -84,35 +74,35 @@ def parse(
 
 
 def numbers(text: str | None, name: str, default: Sequence[int]) -> list[int]:
-    """An option of numbers from 1 on that are joined by commas.
+    """Parses an option of positive integers that are separated by commas.
 
     Raises:
-        UserError: it is something else.
+        UserError: it has another format.
     """
     if text is None:
         return list(default)
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"--{name} = {text}: expected numbers from 1 on, joined by commas.")
+        raise UserError(f"--{name} = {text}: expected integers above 0, separated by commas.")
     return [int(part) for part in parts]
 
 
 def settings(
     arguments: argparse.Namespace, overrides: Sequence[str], default: str
 ) -> list[ConfigDict]:
-    """The configurations to measure, from random weights, on made photographs where no data are
-    given. Starts JAX on their platform.
+    """The configurations to measure, with random weights, and with synthetic images where no data
+    are given. Initialises JAX on their platform.
 
     Args:
         arguments: see `parse`.
-        overrides: of every configuration.
-        default: of `--methods`.
+        overrides: changes to every configuration.
+        default: default of `--methods`.
 
     Raises:
-        UserError: something is unknown or does not fit together.
+        UserError: a name is unknown, or options contradict each other.
     """
     if arguments.config and arguments.methods:
-        raise UserError("--config has a method of its own: leave --methods out.")
+        raise UserError("--config chooses the method: leave --methods out.")
     if arguments.config:
         config = load_config(arguments.config)
         if config.data.name != "shapes":
@@ -136,14 +126,14 @@ def settings(
 
 
 def words(config: ConfigDict) -> str:
-    """The settings of a row in a line."""
+    """The settings of a row, in one line."""
     return (
         f"{config.method}: {config.backbone}, {config.image_size} px, {config.ways}-way "
         f"{config.shots}-shot, {config.dtype}"
     )
 
 
-# ----------------------------------------------------------------------------- what they reach
+# ----------------------------------------------------------------------------- utilisation
 
 
 def utilisation(
@@ -153,14 +143,14 @@ def utilisation(
     dtype: str,
     devices: Sequence[jax.Device],
 ) -> dict[str, float]:
-    """What a time means: the work in it, and how near it comes to what the devices can do.
+    """The work of a function, and its speed relative to the peak of the devices.
 
     Args:
-        function: that was timed.
-        arguments: of it, or their shapes.
-        seconds: that it took.
+        function: the function that was timed.
+        arguments: its arguments, or their shapes.
+        seconds: the time that it took.
         dtype: `config.dtype`.
-        devices: that shared the work.
+        devices: the devices that shared the work.
     """
     peak, count = peaks(devices[0], dtype), len(devices)
     total: Work = work(function, *arguments)
@@ -187,7 +177,7 @@ def timing(seconds: Float[np.ndarray, " repeat"]) -> dict[str, float]:
 
 
 def hardware(mesh: Mesh, dtypes: Sequence[str]) -> str:
-    """What the devices are, and what they can do at best."""
+    """The devices and their peak performance, as text."""
     found = {dtype: peaks(mesh.devices.flat[0], dtype) for dtype in dtypes}
     rates = ", ".join(f"{peak.of(dtype) / 1e12:.3g} {dtype}" for dtype, peak in found.items())
     peak: Peak = next(iter(found.values()))
@@ -198,11 +188,11 @@ def hardware(mesh: Mesh, dtypes: Sequence[str]) -> str:
 
 
 LEGEND = """\
-ms: median (least to greatest); each call is waited for. TFLOP/s and peak: XLA's count of FLOPs in
-that time. bytes: XLA's count of bytes as a part of what memory moves in that time; an upper bound,
-as compiled operations share bytes, hence at times above 100%. bound: the least time of all
-convolutions and matrix products (`roofline.py`) as a part of that time. GiB: what the compiled
-program needs on each device."""
+ms: median (least to greatest) of synchronous calls. TFLOP/s and peak: XLA's count of FLOPs divided
+by that time. bytes: XLA's count of bytes relative to what memory can move in that time; an upper
+bound, because compiled operations share bytes, and therefore sometimes above 100%. bound: the least
+time of all convolutions and matrix products (`roofline.py`) relative to that time. GiB: memory of
+the compiled program on each device."""
 
 
 # ----------------------------------------------------------------------------- printing, writing
@@ -216,7 +206,7 @@ def milliseconds(row: dict[str, Any]) -> str:
 
 
 def utilisation_cells(row: dict[str, Any]) -> list[str]:
-    """What `utilisation` says, under `UTILISATION`."""
+    """The result of `utilisation`, under the headings `UTILISATION`."""
     return [
         f"{row['teraflops']:.3g}",
         *(f"{100 * row[name]:.0f}%" for name in ("of_peak", "of_bandwidth", "of_bound")),
@@ -228,7 +218,7 @@ UTILISATION = ["TFLOP/s", "peak", "bytes", "bound", "GiB"]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text: the first to the left, the others to the right."""
+    """Text in columns: the first is aligned to the left, the others to the right."""
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     return "\n".join(
@@ -241,7 +231,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: str | None, program: str, mesh: Mesh, configs: Any, **results: Any) -> None:
-    """Writes results with their settings, if a file was asked for."""
+    """Writes results with their settings, unless `path` is empty."""
     if not path:
         return
     contents = {

@@ -1,7 +1,6 @@
-"""The least time that hardware allows a function: its convolutions and matrix products one by one.
+"""A lower bound of the time of a function: the times of its convolutions and matrix products.
 
-They are counted as the function is written, exactly and with the rounds of `scan` loops, before a
-compiler changes them.
+They are counted exactly, including the iterations of `scan` loops, before compilation.
 """
 
 import math
@@ -15,36 +14,36 @@ from fsseg_jax.benchmarks.measure import Peak, abstract
 
 
 class Operation(NamedTuple):
-    """Convolutions or matrix products of one shape."""
+    """All convolutions or matrix products of one shape."""
 
-    name: str  # with the shapes
+    name: str  # includes the shapes
     dtype: str
     count: int
-    flops: int  # of all of them
-    bytes: int  # of their inputs and outputs
-    seconds: float  # that they take at least
-    limit: str  # what takes that time: "compute" or "memory"
+    flops: int  # total
+    bytes: int  # total of their inputs and outputs
+    seconds: float  # lower bound of their total time
+    limit: str  # what determines that bound: "compute" or "memory"
 
 
 class Roofline(NamedTuple):
-    """The least time that convolutions and matrix products take; all else is left out."""
+    """Lower bounds of the times of convolutions and matrix products; all else is left out."""
 
     operations: list[Operation]  # the longest first
-    unknown_loops: int  # loops whose length is not in the program: their bodies count once
+    unknown_loops: int  # loops of unknown length, whose bodies are counted once
 
     @property
     def flops(self) -> int:
-        """Of all operations."""
+        """FLOPs of all operations."""
         return sum(operation.flops for operation in self.operations)
 
     @property
     def seconds(self) -> float:
-        """The least time of all operations, one after another."""
+        """Lower bound of the time of all operations, one after another."""
         return sum(operation.seconds for operation in self.operations)
 
     @property
     def memory_limited(self) -> float:
-        """The part of that time, 0..1, in which memory is what limits."""
+        """The part of `seconds`, 0..1, that memory determines."""
         limited = sum(x.seconds for x in self.operations if x.limit == "memory")
         return limited / self.seconds if self.operations else 0.0
 
@@ -52,17 +51,17 @@ class Roofline(NamedTuple):
 def roofline(
     function: Callable[..., Any], *arguments: Any, peak: Peak, devices: int = 1
 ) -> Roofline:
-    """The convolutions and matrix products of a function, and the least time of each.
+    """The convolutions and matrix products of a function, with lower bounds of their times.
 
-    That is the longer of multiplying at the peak and of reading inputs and writing outputs once.
-    Element-wise work, reductions and pooling are left out: compilers join them to what is here,
-    and a real program can only take longer.
+    The bound is the longer of the time to multiply at the peak and the time to read inputs and
+    write outputs once. Element-wise work, reductions and pooling are left out: compilers fuse them
+    with these operations, and a real program can only take longer.
 
     Args:
-        function: of arrays or of their shapes, which follow.
-        *arguments: of the function.
-        peak: of one device.
-        devices: that share the work.
+        function: a function of arrays.
+        *arguments: its arguments, or their shapes.
+        peak: peak performance of one device.
+        devices: number of devices that share the work.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     unknown = 0
@@ -96,7 +95,7 @@ def roofline(
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """All equations whose results are used, those inside others too, and how often each runs."""
+    """All equations whose results are used, including nested ones, and how often each runs."""
     used, needed = {v for v in jaxpr.outvars if not hasattr(v, "val")}, []
     for equation in reversed(jaxpr.eqns):
         if equation.effects or not used.isdisjoint(equation.outvars):
@@ -108,10 +107,10 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
         inner = times
         if name == "scan":
             inner *= parameters["length"]
-        elif name == "shard_map":  # whose shapes are those of one device
+        elif name == "shard_map":  # shapes inside are those of one device
             inner *= parameters["mesh"].size
         if name == "cond":
-            # Only one branch runs: the one that multiplies most.
+            # Only one branch runs: assume the one with most multiplications.
             branches = [list(_equations(x.jaxpr, inner)) for x in parameters["branches"]]
             yield from max(branches, key=lambda found: sum(map(_multiplications, found)))
             continue
@@ -132,11 +131,11 @@ def _multiplications(found: tuple[Any, int]) -> int:
 
 
 def convolution_flops(inputs: Sequence[Any], output: Any, parameters: dict[str, Any]) -> int:
-    """Two for each multiplication of an input value: none with padding, nor with the zeros that
-    dilation puts between values. So a convolution's gradients count as much as it does."""
+    """Two FLOPs for each multiplication by an input value, but none for padding or for the zeros of
+    input dilation, so that the gradients of a convolution count as much as the convolution."""
     lhs, kernel = inputs
     numbers = parameters["dimension_numbers"]
-    pairs = 1  # of a position of the output and one of the kernel that see an input value
+    pairs = 1  # (output position, kernel position) that meet an input value
     for axis, (low, _) in enumerate(parameters["padding"]):
         size, window, positions = (
             x.shape[dimensions[2 + axis]]
@@ -155,12 +154,12 @@ def convolution_flops(inputs: Sequence[Any], output: Any, parameters: dict[str, 
         inside = (seen >= 0) & (seen <= (size - 1) * holes) & (seen % holes == 0)
         pairs *= int(inside.sum())
     batch, features = (output.shape[dimension] for dimension in numbers.out_spec[:2])
-    # Of a grouped convolution the kernel has only the input channels of one group.
+    # The kernel of a grouped convolution has the input channels of one group only.
     return 2 * pairs * batch * features * kernel.shape[numbers.rhs_spec[1]]
 
 
 def product_flops(inputs: Sequence[Any], parameters: dict[str, Any]) -> int:
-    """Two for each multiplication of a `dot_general`."""
+    """Two FLOPs for each multiplication of a `dot_general`."""
     lhs, rhs = inputs
     (_, contracted), (_, batch) = parameters["dimension_numbers"]
     free = [n for axis, n in enumerate(rhs.shape) if axis not in (*contracted, *batch)]

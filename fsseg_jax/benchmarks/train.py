@@ -1,11 +1,10 @@
-"""What training steps cost: python -m fsseg_jax.benchmarks.train
+"""Measures training steps: python -m fsseg_jax.benchmarks.train
 
-Measures a step of each method at its published setting, from random weights: its time, its work,
-how near that comes to what the devices can do, its memory, and how much longer it takes when its
-batches are made by a pipeline instead of being there. Photographs are made, unless --config has
-data.
+Reports for a step of each method at its published setting, from random weights: time, work, speed
+relative to the peak of the devices, memory, and how much longer the step takes when a pipeline
+makes its batches. Images are synthetic unless --config has data.
 
-    --torch   compares with PyTorch, where it is installed, by turns in this process
+    --torch   compares with PyTorch, if it is installed, by turns in this process
     --layers  lists the convolutions and matrix products of a step that take longest
 """
 
@@ -41,22 +40,21 @@ from fsseg_jax.training.state import (
     with_steps,
 )
 
-REPEATS, WARM_UP = 11, 2  # of a dispatch
-LAYERS = 12  # that --layers lists
+REPEATS, WARM_UP = 11, 2  # dispatches
+LAYERS = 12  # number of operations that --layers lists
 
 
-def resized(config: ConfigDict, batch_size: int, **changes: Any) -> ConfigDict:
-    """A copy with another batch."""
+def resized(config: ConfigDict, batch_size: int) -> ConfigDict:
+    """A copy with another batch size."""
     config = config.copy_and_resolve_references()
     config.train.batch_size = batch_size
-    config.update(changes)
     return config
 
 
 def step_row(
     config: ConfigDict, batch: Episode, source: Source | None, mesh: Mesh, repeats: int
 ) -> dict[str, Any]:
-    """A step on one constant batch; with a source, beside steps whose batches pipelines make."""
+    """Measures a step on a constant batch and, given a source, steps with each pipeline."""
     size, count = config.train.batch_size, config.train.steps_per_dispatch
     row = {"method": config.method, "batch_size": size, "steps_per_dispatch": count}
     items = 1 if source is None else training_items(config.data, source).epoch(config.data.sampling)
@@ -84,7 +82,7 @@ def step_row(
 
 
 def step_function(config: ConfigDict, batch: Episode, items: int) -> tuple[Any, tuple[Any, Any]]:
-    """One step, and the shapes of its arguments."""
+    """A step, and the shapes of its arguments."""
     model = create_model(config)
     options = workloads.step_options(config, items)
     step = make_step(model, make_optimizer(config.train), **options)
@@ -110,7 +108,7 @@ HEADINGS = ["", "batch", "ms a step", "episodes/s", *programs.UTILISATION, "devi
 
 
 def layers(config: ConfigDict, batch: Episode, items: int, mesh: Mesh) -> str:
-    """The operations of a step that take longest at best."""
+    """The operations of a step with the longest lower bounds."""
     function, arguments = step_function(config, batch, items)
     peak = peaks(mesh.devices.flat[0], config.dtype)
     found = roofline(function, *arguments, peak=peak, devices=mesh.size)
@@ -121,7 +119,7 @@ def layers(config: ConfigDict, batch: Episode, items: int, mesh: Mesh) -> str:
         ]
         for x in found.operations[:LAYERS]
     ]
-    unknown = f"; {found.unknown_loops} loops of unknown length count once" * (
+    unknown = f"; {found.unknown_loops} loops of unknown length are counted once" * (
         found.unknown_loops > 0
     )
     return (
@@ -136,28 +134,24 @@ def layers(config: ConfigDict, batch: Episode, items: int, mesh: Mesh) -> str:
 def beside_torch(
     config: ConfigDict, batch: Episode, items: int, mesh: Mesh, repeats: int
 ) -> list[dict[str, Any]] | None:
-    """Prints our steps beside PyTorch's on one device; None where there are none."""
+    """Compares our steps with PyTorch's on one device; see `comparison.beside_torch`."""
     variables = initial_state(create_model(config), config, "", items).variables
-    others = comparison.torch_forms(config, variables, batch, "train_step")
-    if not others:
-        return None
-    pipeline, size = workloads.constant(batch, mesh), config.train.batch_size
-    ours, count = [], config.train.steps_per_dispatch
-    for dtype in comparison.dtypes(config):
-        program = workloads.training(resized(config, size, dtype=dtype), pipeline, items, mesh)
-        ours.append(comparison.Form(f"ours {dtype}", program.run))
-    steps = [count] * len(ours) + [1] * len(others)
-    text, rows = comparison.compare([*ours, *others], len(ours), size, repeats, steps)
-    print(f"a training step, {programs.words(config)}, batches of {size}, by turns\n{text}")
-    return rows
+    pipeline = workloads.constant(batch, mesh)
+
+    def compiled(config: ConfigDict) -> workloads.Program:
+        return workloads.training(config, pipeline, items, mesh)
+
+    steps = config.train.steps_per_dispatch
+    given = config, variables, batch, "train_step", compiled
+    return comparison.beside_torch(*given, repeats, steps)
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     arguments, overrides = programs.parse(
         __doc__,
         ("torch", "layers"),
-        batch_sizes="episodes a step, joined by commas; the published ones by default",
+        batch_sizes="episodes in a step, separated by commas; by default the published number",
     )
     repeats = programs.numbers(arguments.repeats, "repeats", [REPEATS])[0]
     sizes = programs.numbers(arguments.batch_sizes, "batch_sizes", [])
@@ -166,7 +160,7 @@ def main() -> None:
     configs = programs.settings(arguments, overrides, ",".join(METHODS))
     mesh = make_mesh(1 if arguments.torch else configs[0].devices)
     for config in configs:
-        create_model(config)  # wrong options are told before anything is measured
+        create_model(config)  # reports wrong options before anything is measured
         for size in sizes or [config.train.batch_size]:
             check_divides(size, mesh)
     print(programs.hardware(mesh, sorted({config.dtype for config in configs})))
@@ -190,7 +184,7 @@ def main() -> None:
                 comparisons |= {f"{config.method}, {size}": found} if found else {}
     print(programs.table(HEADINGS, [cells(row) for row in rows]))
     print(programs.LEGEND)
-    print("device, tfdata: time of a step with that pipeline, in times of one on a constant batch")
+    print("device, tfdata: time of a step with that pipeline relative to one on a constant batch")
     print(*listed, sep="\n")
     peak, where = peak_memory(mesh.devices.flat[0])
     print(f"most memory in use, {where}: {peak / GIB:.2f} GiB")

@@ -1,4 +1,4 @@
-"""What the benchmark programs time: compiled training steps and predictions, and data for them."""
+"""What the benchmarks time: compiled training steps and predictions, and data for them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from fsseg_jax.training.state import initial_state, make_dispatch, make_optimize
 
 
 def made_episodes(config: ConfigDict, size: int) -> Episode:
-    """A batch of `size` episodes of made photographs, as NumPy arrays.
+    """A batch of `size` episodes of synthetic images, as NumPy arrays.
 
-    A handful of them, over and over: speed does not depend on what photographs show.
+    A few episodes are repeated: speed does not depend on what images show.
     """
     config = config.copy_and_resolve_references()
     config.data.pipeline, config.data.fold, config.data.train_min_pixels = "device", 0, 1
@@ -37,18 +37,18 @@ def made_episodes(config: ConfigDict, size: int) -> Episode:
 
 
 def open_pipeline(config: ConfigDict, name: str, source: Source, mesh: Mesh) -> Pipeline:
-    """One of the pipelines, for the same episodes."""
+    """The pipeline called `name`; all pipelines make the same episodes."""
     config = config.copy_and_resolve_references()
     config.data.pipeline = name
     return training_pipeline(config, source, training_items(config.data, source), mesh)
 
 
 def constant(batch: Episode, mesh: Mesh) -> Pipeline:
-    """A pipeline of one batch that is there already, the same in each step."""
+    """A pipeline that gives the same batch, which is on the devices already, in each step."""
     batch = jax.device_put(batch, split(mesh))
 
     def draw(batch: Episode, done: Int[Array, ""], step: Int[Array, ""]) -> Episode:
-        # Of what does not change, a loop over steps would do a part only once.
+        # The compiler would move work on a constant batch out of the loop over steps.
         return jax.lax.optimization_barrier((batch, step))[0]
 
     return Pipeline(lambda count: batch, draw)
@@ -57,12 +57,12 @@ def constant(batch: Episode, mesh: Mesh) -> Pipeline:
 class Program(NamedTuple):
     """A compiled function with its arguments."""
 
-    run: Callable[[], Any]  # waits until the result is there
+    run: Callable[[], Any]  # waits for its result
     compiled: Any
 
 
 def training(config: ConfigDict, pipeline: Pipeline, items: int, mesh: Mesh) -> Program:
-    """`train.steps_per_dispatch` training steps, each time from the state that the last left."""
+    """`train.steps_per_dispatch` training steps; each run continues from the state of the last."""
     model, count = create_model(config), config.train.steps_per_dispatch
     step = make_step(model, make_optimizer(config.train), **step_options(config, items))
     state = jax.device_put(initial_state(model, config, config.init, items), replicated(mesh))
@@ -78,19 +78,19 @@ def training(config: ConfigDict, pipeline: Pipeline, items: int, mesh: Mesh) -> 
 
 
 def step_options(config: ConfigDict, items: int) -> dict[str, int]:
-    """What `make_step` asks for."""
+    """Arguments of `make_step`."""
     return {"seed": config.seed, "items": items, "batch_size": config.train.batch_size}
 
 
 def compile(function: Callable[..., Any], *arguments: Any) -> Program:
-    """A function of these arguments, which are put on the device."""
+    """Compiles a function for these arguments, which are put on the device."""
     arguments = jax.device_put(arguments)
     compiled = jax.jit(function).lower(*arguments).compile()
     return Program(lambda: jax.block_until_ready(compiled(*arguments)), compiled)
 
 
 def prediction(model: Method) -> Callable[[Any, Episode], UInt8[Array, "episode height width"]]:
-    """A function of variables and a batch of episodes: classes at the size of the labels."""
+    """A function of variables and a batch of episodes that predicts classes at the labels' size."""
 
     def one(variables: Any, episode: Episode) -> UInt8[Array, "height width"]:
         output: Any = model.apply(variables, episode.normalised())
@@ -107,5 +107,5 @@ def winners(
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether that is what an error says."""
+    """Whether an error reports a lack of memory."""
     return "RESOURCE_EXHAUSTED" in str(error)

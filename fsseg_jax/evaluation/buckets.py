@@ -1,4 +1,4 @@
-"""Queries as large as they are: those of about one size share a canvas and a compiled function."""
+"""Queries at their own size: those of about the same size share canvases and a function."""
 
 from typing import Any
 
@@ -8,18 +8,17 @@ from PIL import Image
 
 from fsseg_jax.backbones.extent import fits
 
-GRID = 32  # canvases are multiples of it, so that those of other photographs are often the same
+GRID = 32  # sizes of canvases are multiples of this, so that they often recur
 
 
 def group(shapes: Int[np.ndarray, "query 2"], count: int) -> list[Int[np.ndarray, " part"]]:
-    """The rows of `shapes` in at most `count` parts whose canvases have few pixels to spare.
+    """Divides images into at most `count` parts whose canvases waste few pixels; returns rows.
 
-    Begins with a part for each size, and joins the two that cost the least until there are few
-    enough.
+    Starts with a part for each size, and repeatedly joins the two parts that add the fewest pixels.
 
     Args:
         shapes: heights and widths.
-        count: at least 1.
+        count: maximum number of parts, at least 1.
     """
     sizes, part_of = np.unique(-(-shapes // GRID), axis=0, return_inverse=True)
     part_of = part_of.ravel()
@@ -38,12 +37,12 @@ def group(shapes: Int[np.ndarray, "query 2"], count: int) -> list[Int[np.ndarray
 
 
 def canvas_for(largest: Int[np.ndarray, "2"], avoid: int) -> tuple[int, int]:
-    """A canvas for photographs of up to this height and width.
+    """The size of a canvas for images of up to some height and width.
 
     Args:
-        largest: height and width.
-        avoid: the side of the supports' squares, whose feature maps must not have the same sizes:
-            see `extent`.
+        largest: height and width of the largest image.
+        avoid: side of the supports' squares, whose feature maps must have other sizes: see
+            `extent`.
     """
     height, width = (int(-(-side // GRID) * GRID) for side in largest)
     while not fits((height, width), avoid):
@@ -54,11 +53,11 @@ def canvas_for(largest: Int[np.ndarray, "2"], avoid: int) -> tuple[int, int]:
 def resized(
     image: UInt8[np.ndarray, "height width 3"], shape: Int[np.ndarray, "2"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A photograph at another size: bilinear with antialiasing, as PIL does it."""
+    """Resizes an image, bilinearly with antialiasing, with PIL."""
     height, width = shape.tolist()
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def place(canvas: np.ndarray, part: Any) -> None:
-    """Puts a picture into the upper left corner of a canvas."""
+    """Copies an image into the upper left corner of a canvas."""
     canvas[: part.shape[0], : part.shape[1]] = part

@@ -1,20 +1,19 @@
-"""What each choice of a protocol is worth: python -m fsseg_jax.evaluation.choices --config=FILE
+"""The effect of each choice of a protocol: python -m fsseg_jax.evaluation.choices --config=FILE
 
 Evaluates one model, by default the freshly initialised one of --config, under every published
-protocol, and under one protocol with one choice at a time changed: which episodes are drawn, what
-is done to photographs, how masks are compared. Episodes of 1 way and 1 shot unless the
-configuration says otherwise; binary-IoU's definitions differ for 2 ways only, so that these have a
-row of their own.
+protocol, and under one protocol with one choice changed at a time: how episodes are drawn, how
+images are resized, how masks are compared. Episodes are 1-way 1-shot unless the configuration says
+otherwise; the definitions of binary-IoU differ only for 2 ways, which have rows of their own.
 
     python -m fsseg_jax.evaluation.choices --config=configs/panet_vgg16.py --workdir=runs/choices \\
         --config.data.root=VOCdevkit/VOC2012
 
-Photographs are encoded once for all rows that show them alike, and kept in temporary files until
-the last of these rows: about 3 MB each with VGG-16 at 417 px, so 13 GB for trainaug's.
+Images are encoded once for all rows that resize them alike, and kept in temporary files until the
+last of these rows: about 3 MB each with VGG-16 at 417 px, or 13 GB for trainaug.
 
-Writes choices.json and choices.txt, after every row; the same command continues. --rows and
---folds choose some of them, as in --rows=base,border --folds=0,1. Overrides come after the
-protocol and before what a row changes.
+Writes choices.json and choices.txt after every row; the same command continues. --rows and --folds
+choose some of them, as in --rows=base,border --folds=0,1. Overrides apply after the protocol and
+before the changes of a row.
 """
 
 import json
@@ -43,21 +42,23 @@ from fsseg_jax.files import write_text
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import Checkpoints, available, load_variables
 
-logger = logging.getLogger("fsseg_jax.evaluation.choices")  # as a program, it has another name
+logger = logging.getLogger(
+    "fsseg_jax.evaluation.choices"
+)  # as a program, the module has another name
 
 
 class Row(NamedTuple):
-    """One protocol and what it changes of it, and which of its figures is shown."""
+    """A protocol with changes, and the figure of it to show."""
 
     label: str
     protocol: tuple[str, ...]
     changes: tuple[str, ...] = ()
-    border: str = ""  # another than `eval.border`
+    border: str = ""  # instead of `eval.border`
     metric: str = "mean_iou"
 
 
-# What the changed ones are compared with: validation photographs, a class and then a photograph
-# at random, no small objects, squares, ignored borders.
+# The protocol that the others are compared with: validation images, a class and then an image at
+# random, no small objects, squares, ignored borders.
 BASE = ("eval.protocol=mfnet", "eval.runs=1")
 _TWO_WAYS = ("ways=2",)
 _OWN = ("eval.fit=own", "eval.scored_at=photograph")
@@ -67,16 +68,16 @@ ROWS = {
     "border": Row("border counts as background", BASE, border="background"),
     "filter": Row("no area filter", BASE, ("data.min_pixels=1",)),
     "items": Row("items in turn", BASE, ("eval.sampling=items",)),
-    "photographs": Row("photographs in turn", BASE, ("eval.sampling=photographs",)),
-    "size": Row("masks at each photograph's size", BASE, ("eval.scored_at=photograph",)),
+    "photographs": Row("images in turn", BASE, ("eval.sampling=photographs",)),
+    "size": Row("masks at each image's size", BASE, ("eval.scored_at=photograph",)),
     "letterbox": Row(
-        "letterboxed, at each photograph's size",
+        "letterboxed, at each image's size",
         BASE,
         ("eval.fit=letterbox", "eval.scored_at=photograph"),
     ),
     "own": Row("queries at their own size", BASE, _OWN),
     "scales": Row("and at 0.7, 1 and 1.3 of it", BASE, (*_OWN, "eval.scales=0.7,1.0,1.3")),
-    "split": Row("photographs of trainaug", BASE, ("data.split=trainaug",)),
+    "split": Row("images of trainaug", BASE, ("data.split=trainaug",)),
     "seed": Row("another seed", BASE, ("eval.seed=1",)),
     "binary": Row("binary-IoU", BASE, metric="binary_iou"),
     "two_ways": Row("2 ways: mean-IoU", BASE, _TWO_WAYS),
@@ -92,23 +93,23 @@ ROWS = {
 
 
 class Choices:
-    """Evaluates rows, and keeps what they share.
+    """Evaluates rows, and caches what they share.
 
     Args:
-        path: of the configuration.
-        overrides: of the command line, for all rows.
+        path: the configuration file.
+        overrides: overrides from the command line, for all rows.
         mesh: the devices.
-        workdir: of the run whose checkpoint is evaluated, if it has one.
+        workdir: folder of the run whose checkpoint is evaluated, if it has one.
     """
 
     def __init__(self, path: str, overrides: Sequence[str], mesh: Mesh, workdir: Any) -> None:
         self.path, self.overrides, self.mesh, self.workdir = path, overrides, mesh, workdir
-        # One checkpoint for all rows, whatever their protocols would choose.
+        # All rows use the same checkpoint, whatever their protocols would choose.
         self.checkpoint = override(load_config(path), overrides).eval.checkpoint
-        self.sources: dict[tuple[str, ...], Source] = {}  # by split and by what COCO is made of
-        self.stores: dict[tuple[str, ...], Store] = {}  # and by how squares are made
+        self.sources: dict[tuple[str, ...], Source] = {}  # by `_opened`
+        self.stores: dict[tuple[str, ...], Store] = {}  # by `store_of`
         self.models: dict[tuple[int, int], tuple[Any, Any]] = {}  # by ways and fold
-        self.known: dict[str, dict[str, Any]] = {}  # figures and hashes of each border
+        self.known: dict[str, dict[str, Any]] = {}  # figures and hashes, by border
 
     def config(self, row: Row, fold: int) -> ConfigDict:
         """The configuration of a row on one fold."""
@@ -119,13 +120,13 @@ class Choices:
         return override(load_config(self.path), [*start, *self.overrides, *end])
 
     def store_of(self, row: Row) -> tuple[str, ...]:
-        """Rows for which this is the same need photographs encoded alike."""
+        """A key that is equal for rows which need the same encoded images."""
         config = self.config(row, 0)
         squares = "letterbox" if config.eval.fit == "letterbox" else "stretch"
         return (*_opened(config), squares)
 
     def open(self, config: ConfigDict) -> Source:
-        """The test photographs of a configuration."""
+        """The test images of a configuration."""
         key = _opened(config)
         if key not in self.sources:
             self.sources[key] = open_source(config.data, "test")
@@ -165,12 +166,12 @@ class Choices:
 
 
 def _opened(config: ConfigDict) -> tuple[str, ...]:
-    """Configurations for which this is the same have the same photographs and labels."""
+    """A key that is equal for configurations with the same images and labels."""
     return (config.data.split, *map(str, config.data.coco.values()))
 
 
 def as_text(results: dict[str, dict[str, float]], hashes: dict[str, str]) -> str:
-    """The table: rows, folds, their mean, and how far that is from the base's."""
+    """The table: rows, folds, their mean, and its difference from that of `base`."""
     results = {name: results[name] for name in ROWS if name in results}
     folds = sorted({fold for scores in results.values() for fold in scores}, key=int)
     means = {
@@ -194,7 +195,7 @@ def as_text(results: dict[str, dict[str, float]], hashes: dict[str, str]) -> str
 def _folds(
     given: str | None, config: ConfigDict, source: Source, workdir: pathlib.Path
 ) -> list[str]:
-    """The folds that are asked for: by default all, or the one that a run holds out."""
+    """The requested folds: by default all, or the one that a run holds out."""
     if given is None:
         checkpoints = Checkpoints(workdir)
         which = available(checkpoints, config.eval.checkpoint)
@@ -210,17 +211,17 @@ def _folds(
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     arguments, overrides = command_line.parse(
         __doc__,
-        workdir="the folder of the results, and of a run if one is to be evaluated",
-        rows=f"some of {', '.join(ROWS)}, joined by commas",
-        folds="some of them, joined by commas",
+        workdir="the folder of the results, and of the run to evaluate, if any",
+        rows=f"some of {', '.join(ROWS)}, separated by commas",
+        folds="numbers of folds, separated by commas",
     )
     if arguments.config is None:
         raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
     config = override(load_config(arguments.config), overrides)
-    # Only PASCAL-5i has two such splits.
+    # Only PASCAL-5i has trainaug.
     names = [name for name in ROWS if name != "split" or config.data.name == "voc"]
     if arguments.rows:
         names = arguments.rows.split(",")
@@ -238,15 +239,15 @@ def main() -> None:
         saved = json.loads(path.read_text())
         if {name: saved.get(name) for name in command} != command or "hashes" not in saved:
             raise UserError(
-                f"{path} is of another --config, of other overrides or of an earlier version: "
+                f"{path} has another --config, other overrides or an earlier version: "
                 "choose another --workdir."
             )
         choices.known, results, hashes = (saved[name] for name in ("known", "rows", "hashes"))
-    for name in names:  # what is missing is told before anything is evaluated
+    for name in names:  # reports missing data before anything is evaluated
         source = choices.open(choices.config(ROWS[name], 0))
     folds = _folds(arguments.folds, config, source, arguments.workdir)
     arguments.workdir.mkdir(parents=True, exist_ok=True)
-    # Rows of the same photographs one after another, so that these can go; the base's first.
+    # Rows that share encoded images are adjacent, so that those can be deleted; `base` is first.
     stores = {name: choices.store_of(ROWS[name]) for name in {*names, "base"}}
     names.sort(key=lambda name: (stores[name] != stores["base"], stores[name]))
     for position, name in enumerate(names):

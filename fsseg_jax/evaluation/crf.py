@@ -1,4 +1,4 @@
-"""DenseCRF of predictions (Kraehenbuehl and Koltun, NeurIPS 2011), as CANet's table 4 tries it."""
+"""DenseCRF refinement (Kraehenbuehl and Koltun, NeurIPS 2011), as in CANet's table 4."""
 
 import importlib.util
 
@@ -10,7 +10,7 @@ from fsseg_jax.errors import UserError
 
 
 def check_installed() -> None:
-    """Raises UserError where the library is missing."""
+    """Raises UserError if the library is missing."""
     if not importlib.util.find_spec("pydensecrf"):
         raise UserError(
             "eval.crf.iterations needs pydensecrf, which is not installed: pip install "
@@ -23,14 +23,14 @@ def refine(
     image: UInt8[np.ndarray, "height width 3"],
     options: ConfigDict,
 ) -> UInt8[np.ndarray, "height width"]:
-    """The label of a prediction after mean-field inference.
+    """Refines a prediction by mean-field inference; returns its label.
 
     Args:
-        probabilities: of each class at each pixel.
-        image: the photograph at the same size.
+        probabilities: the probability of each class at each pixel.
+        image: the image at the same size.
         options: `config.eval.crf`.
     """
-    # An extra: what needs it imports it.
+    # An optional dependency, imported only where it is needed.
     DenseCRF2D = importlib.import_module("pydensecrf.densecrf").DenseCRF2D
     height, width, classes = probabilities.shape
     field = DenseCRF2D(width, height, classes)
@@ -39,7 +39,7 @@ def refine(
     distance, strength = options.smooth
     field.addPairwiseGaussian(sxy=distance, compat=strength)
     distance, colour, strength = options.colour
-    # (The library writes to nothing, but takes no read-only array.)
+    # The library rejects read-only arrays, although it does not write to this one.
     field.addPairwiseBilateral(sxy=distance, srgb=colour, rgbim=np.array(image), compat=strength)
     result = np.array(field.inference(options.iterations))
     return result.argmax(0).reshape(height, width).astype(np.uint8)

@@ -1,14 +1,14 @@
 """Writes the test episodes of a protocol as lists: python -m fsseg_jax.evaluation.lists --out=DIR
 
-Episodes of published codes hang on the order of files and on the generators of their time; these
-come out of the data set's annotations alone, on any machine. One CSV a fold and run, as
-`--config.eval.episodes_file` reads it, and lists.json with the hash of each and the settings:
+Episodes of published codes depend on the order of files and on old random number generators; these
+depend on the annotations of the data set alone, on any machine. Writes a CSV file for each fold and
+run, which `--config.eval.episodes_file` reads, and lists.json with their hashes and the settings:
 
     python -m fsseg_jax.evaluation.lists --out=lists --config.data.name=coco \\
         --config.data.root=COCO --config.eval.protocol=hsnet --config.shots=5
 
---verify=True draws them anew, compares them with those in --out, and writes nothing; exit status
-1 says that one differs.
+--verify=True draws the episodes again and compares them with those in --out instead of writing
+them; the exit status is 1 if any differ.
 """
 
 import json
@@ -27,11 +27,13 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import SAMPLING, protocol_episodes
 from fsseg_jax.files import write_text
 
-logger = logging.getLogger("fsseg_jax.evaluation.lists")  # as a program, it has another name
+logger = logging.getLogger(
+    "fsseg_jax.evaluation.lists"
+)  # as a program, the module has another name
 
 
 def draw(config: ConfigDict, source: Source) -> dict[str, EpisodeIds]:
-    """The episodes of every fold and run by the name of their file."""
+    """The episodes of every fold and run, by file name."""
     lists = {}
     for fold in range(len(source.folds)):
         config.data.fold = fold
@@ -43,7 +45,7 @@ def draw(config: ConfigDict, source: Source) -> dict[str, EpisodeIds]:
 
 
 def describe(config: ConfigDict, source: Source, lists: dict[str, EpisodeIds]) -> dict[str, Any]:
-    """What lists.json holds: what the lists were drawn from, and the hash of each."""
+    """The contents of lists.json: the settings of the lists, and the hash of each."""
     return {
         "data": f"{source.name}, {source.digest()}",
         "photographs": f"{test_split(config.data)}, {len(source)}",
@@ -55,10 +57,10 @@ def describe(config: ConfigDict, source: Source, lists: dict[str, EpisodeIds]) -
 
 
 def differing(folder: pathlib.Path, described: dict[str, Any]) -> list[str]:
-    """A sentence for everything in a folder of lists that is not as it is described.
+    """The differences between the lists in a folder and their expected description.
 
     Raises:
-        UserError: there is no lists.json, or it is broken.
+        UserError: lists.json is missing or broken.
     """
     path = folder / "lists.json"
     try:
@@ -79,22 +81,22 @@ def differing(folder: pathlib.Path, described: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """The program; returns its exit status."""
+    """Runs the program; returns its exit status."""
     arguments, overrides = command_line.parse(
         __doc__,
         workdir=False,
         out={**command_line.FOLDER, "required": True, "help": "the folder of the lists"},
-        verify="True compares the lists that are there, instead of writing them",
+        verify="True compares existing lists instead of writing them",
     )
     if arguments.verify not in (None, "True", "False"):
-        raise UserError(f"--verify={arguments.verify}: it is True or False.")
+        raise UserError(f"--verify={arguments.verify}: choose True or False.")
     config = load_config(arguments.config) if arguments.config else default_config()
     config = override(config, overrides)
     if config.eval.episodes_file:
-        raise UserError("eval.episodes_file: these lists are drawn; leave it empty.")
+        raise UserError("eval.episodes_file: lists are drawn here; leave it empty.")
     if config.eval.setup != "one_of_ways":
         raise UserError(
-            f"eval.setup = {config.eval.setup} is about one fold alone, and lists are of all: set "
+            f"eval.setup = {config.eval.setup} is for one fold, but lists are for all folds: set "
             "eval.setup = one_of_ways."
         )
     source = open_source(config.data, "test")
@@ -106,8 +108,8 @@ def main() -> int:
             path = arguments.out / name
             text = episodes_to_csv(episodes, source.ids)
             if not path.is_file() or path.read_text() != text:
-                sentences.append(f"{path}: missing, or not what is drawn here")
-        print("\n".join(sentences) or f"{len(lists)} lists are as they should be")
+                sentences.append(f"{path}: missing, or different from what is drawn here")
+        print("\n".join(sentences) or f"{len(lists)} lists are as expected")
         return 1 if sentences else 0
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, episodes in lists.items():

@@ -1,8 +1,7 @@
 """Intersection over union, from pixel counts of single episodes.
 
-The counts of an episode are true positives, false positives and false negatives of each of its
-N + 1 classes (background first). They are summed over the episodes of a run before anything is
-divided.
+The counts of an episode are the true positives, false positives and false negatives of each of its
+N + 1 classes (background first). They are summed over the episodes of a run before division.
 """
 
 from collections.abc import Sequence
@@ -27,10 +26,10 @@ def pixel_counts(
     """TP, FP and FN of each class of one episode, in pixels.
 
     Args:
-        prediction, label: in episode numbering.
-        ways: N.
-        counted: which pixels count; by default those whose label is not 255. Where 255 counts, it
-            is background.
+        prediction, label: classes in episode numbering.
+        ways: number of classes without the background, N.
+        counted: the pixels that count; by default those whose label is not 255. Counted pixels of
+            label 255 are background.
     """
     classes = jnp.arange(ways + 1)[:, None, None]
     if counted is None:
@@ -43,15 +42,28 @@ def pixel_counts(
     return jnp.stack([mask.sum((-2, -1)) for mask in counts], axis=-1)
 
 
+def label_counts(
+    prediction: UInt8[np.ndarray, "height width"],
+    label: UInt8[np.ndarray, "height width"],
+    ways: int,
+) -> Int[np.ndarray, "class 3"]:
+    """`pixel_counts` on the host, for images of any size, each of which JAX would compile for."""
+    counted = label != IGNORE
+    pairs = label[counted].astype(np.int64) * (ways + 1) + prediction[counted]
+    table = np.bincount(pairs, minlength=(ways + 1) ** 2).reshape(ways + 1, -1)
+    right = table.diagonal()
+    return np.stack([right, table.sum(0) - right, table.sum(1) - right], axis=1)
+
+
 def iou(counts: Int[AnyArray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
-    """TP / (TP + FP + FN) in percent; NaN where there is nothing to find and nothing found."""
+    """TP / (TP + FP + FN) in percent; NaN for a class without true or predicted pixels."""
     counts = np.asarray(counts, np.float64)
     union = counts.sum(-1)
     return np.divide(100 * counts[..., 0], union, out=np.full_like(union, np.nan), where=union > 0)
 
 
 def episode_iou(counts: Int[AnyArray, "episode class 3"]) -> Float[np.ndarray, " episode"]:
-    """The mean IoU of the classes that each query shows, in percent."""
+    """The mean IoU over the classes that each query shows, in percent."""
     foreground = np.where(_shown(counts)[..., None], counts[:, 1:], 0)
     values = iou(foreground)
     seen = np.isfinite(values)
@@ -63,26 +75,26 @@ def run_metrics(
     classes: Int[AnyArray, "episode way"],
     names: dict[int, str],
 ) -> dict[str, Any]:
-    """The figures of one run, all in percent.
+    """The figures of one run, in percent.
 
     `mean_iou` counts, for each class, only the queries that show it, as PANet's published
-    evaluation does: a pixel given to an absent class costs that class nothing. `mean_iou_star`
-    counts it (MFNet's mIoU*). A class without any pixel has None.
+    evaluation does: pixels wrongly predicted as a class that the query does not show cost nothing.
+    In `mean_iou_star` (MFNet's mIoU*), they count. A class without any pixel has None.
 
-    Binary-IoU is the mean of the background's IoU and of all other classes' together, of which
-    there are three definitions. They are one for one way whose queries all show it:
+    Binary-IoU is the mean of the IoU of the background and that of all other classes together. Its
+    three definitions agree for one way if all queries show it:
 
-    - `binary_iou`: counts are summed over the classes; a pixel of one class given to another is
-      an error.
-    - `binary_iou_shown`: so they are, but a class counts only in queries that show it, as in
-      PANet's published code (util/metric.py, lines 62 and 109), and so does the background.
-    - `binary_iou_merged`: all classes are one foreground, so that a pixel of one class given to
-      another is right (PANet sec. 4.1's words).
+    - `binary_iou`: counts are summed over the classes; confusing one class with another is an
+      error.
+    - `binary_iou_shown`: likewise, but a class, or the background, counts only in queries that show
+      it, as in PANet's published code (util/metric.py, lines 62 and 109).
+    - `binary_iou_merged`: all classes are one foreground, and confusing one with another is no
+      error (the definition in PANet sec. 4.1).
 
     Args:
         counts: see `pixel_counts`.
         classes: class ids of the ways.
-        names: class id to name.
+        names: names by class id.
 
     Raises:
         UserError: no query shows any of its classes.
@@ -107,10 +119,10 @@ def run_metrics(
 
 
 def _binary_ious(counts: Int[AnyArray, "episode class 3"]) -> dict[str, float]:
-    """Binary-IoU by its three definitions, in percent; see `run_metrics`."""
+    """The three definitions of binary-IoU, in percent; see `run_metrics`."""
     background, classes = counts[:, 0], counts[:, 1:]
     has_background = background[:, 0] + background[:, 2] > 0
-    # What is missed of the background is wrongly foreground, and the other way round.
+    # A false positive of the background is a false negative of the foreground, and vice versa.
     true = classes[..., 0].sum() + classes[..., 2].sum()
     missed, wrong = background[:, 1].sum(), background[:, 2].sum()
     pairs = {
@@ -126,7 +138,7 @@ def best_threshold(
     classes: Int[AnyArray, "episode way"],
     thresholds: Sequence[float],
 ) -> float:
-    """The threshold at which the mean over classes of their IoU is greatest."""
+    """The threshold with the greatest mean IoU over the classes."""
     shown = _shown(counts[:, 0])
     ious = []
     for class_id in np.unique(classes):
@@ -136,5 +148,5 @@ def best_threshold(
 
 
 def _shown(counts: Int[AnyArray, "episode class 3"]) -> Bool[AnyArray, "episode way"]:
-    """Which ways the query's ground truth shows: those with true pixels, found or missed."""
+    """The ways that the ground truth of the query shows, i.e. that have true pixels."""
     return counts[:, 1:, 0] + counts[:, 1:, 2] > 0

@@ -1,4 +1,4 @@
-"""Evaluations whose encoded photographs do not fit into memory: parts, and what parts share."""
+"""Evaluations whose encoded images do not fit into memory: parts, and the images they share."""
 
 import functools
 import logging
@@ -19,13 +19,13 @@ from fsseg_jax.episode import IGNORE, EpisodeIds
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
 
-LOOKED_AT = 8  # photographs, for how large they are
+LOOKED_AT = 8  # images that are read to estimate their size
 
 logger = logging.getLogger(__name__)
 
 
 def scaled_side(size: int, scale: float) -> int:
-    """The side of a query at a multiple of `size`; 8 n + 1 but at scale 1, so that the corners of
+    """The side of a scaled query: `size` at scale 1, otherwise 8 n + 1, so that the corners of
     features at stride 8 lie on pixels."""
     return size if scale == 1 else 8 * max(4, round((size * scale - 1) / 8)) + 1
 
@@ -33,14 +33,14 @@ def scaled_side(size: int, scale: float) -> int:
 def portions(
     config: ConfigDict, model: Method, variables: Any, source: Source, episodes: EpisodeIds
 ) -> list[Int[np.ndarray, " part"]]:
-    """The rows of the episodes in parts whose encoded photographs fit into `eval.cache` each.
+    """Divides episodes into parts whose encoded images fit into `eval.cache`; returns their rows.
 
-    Episodes of one class stay together, as they share photographs.
+    Episodes of one class stay together, because they share images.
     """
     options, channels = config.eval, 4 if max(source.class_names) < IGNORE else 5
 
     def size(sides: Iterable[int]) -> int:
-        """Bytes of a photograph at these sizes."""
+        """Bytes of an image at these sizes."""
         total = 0
         for side in dict.fromkeys(sides):
             image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
@@ -56,7 +56,7 @@ def portions(
         sides = [math.ceil(largest * scale) for scale in options.scales]
     else:
         sides = [scaled_side(config.image_size, scale) for scale in options.scales]
-        sides = [side for side in sides if side != config.image_size]  # the squares themselves
+        sides = [side for side in sides if side != config.image_size]  # the squares serve
     square, views = size([config.image_size]), size(sides)
     limit = options.cache * 2**30
     images = np.unique(episodes.images)
@@ -73,64 +73,64 @@ def portions(
         parts[-1].append(row)
         held, turned = more, queried
     logger.info(
-        "%d photographs are %.1f GiB when encoded: scored in %d parts of up to eval.cache = %g GiB",
+        "%d encoded images need %.1f GiB: scoring in %d parts of up to eval.cache = %g GiB",
         *(len(images), total / 2**30, len(parts), options.cache),
     )
     return [np.sort(part) for part in parts]
 
 
 def _largest(source: Source, queries: Int[np.ndarray, " query"]) -> int:
-    """The side of the canvas that a photograph needs at its own size, by some of them."""
+    """The longest side of some of the queries."""
     looked_at = queries[np.unique(np.linspace(0, len(queries) - 1, LOOKED_AT).astype(int))]
     return max(max(source.read(int(index)).label.shape) for index in looked_at)
 
 
 def shared_images(
     episodes: EpisodeIds, parts: list[Int[np.ndarray, " part"]]
-) -> Int[np.ndarray, " photograph"]:
-    """The photographs that more than one part of the episodes needs, in ascending order."""
+) -> Int[np.ndarray, " image"]:
+    """The images that several parts of the episodes need, in ascending order."""
     seen = [np.unique(episodes.take(rows).images) for rows in parts]
     images, count = np.unique(np.concatenate(seen), return_counts=True)
     return images[count > 1]
 
 
 class Store:
-    """Encoded photographs that another part needs again, in a temporary file.
+    """Keeps encoded images for other parts in a temporary file.
 
-    The file has no name: its space is free again when the process ends, however it ends.
+    The file has no name, so that its space is freed however the process ends.
 
     Args:
-        photographs: what to keep, in ascending order; all others are not kept.
-        remedy: what needs less of it, for the error of a disk that is full.
+        images: the images to keep, in ascending order; others are ignored.
+        remedy: how to use less space, for the error message when the disk is full.
     """
 
     def __init__(
         self,
-        images: Int[np.ndarray, " photograph"],
+        images: Int[np.ndarray, " image"],
         remedy: str = "raise eval.cache to hold more in memory",
     ) -> None:
         self.images, self.remedy = images, remedy
-        self._files = {}  # of each size
+        self._files = {}  # by key
         self._known = {}
 
     def _rows(self, images: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
-        """Their places in the file, -1 for those that are not kept."""
+        """Positions of images in the file, -1 for those that are not kept."""
         rows = np.searchsorted(self.images, images)
         rows = np.minimum(rows, len(self.images) - 1)
         return np.where(self.images[rows] == images, rows, -1)
 
     def has(self, key: Hashable, images: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
-        """Which of the photographs have been put there, at the size that `key` names."""
+        """Whether images are there, at the size that `key` names."""
         if key not in self._known:
             return np.zeros(len(images), bool)
         rows = self._rows(images)
         return (rows >= 0) & self._known[key][rows]
 
     def put(self, key: Hashable, images: Int[np.ndarray, " row"], features: Any) -> None:
-        """Keeps those that are to be kept; of features the first rows count.
+        """Stores those images that are to be kept; `features` may have more rows than `images`.
 
         Raises:
-            UserError: there is no room for them.
+            UserError: the disk is full.
         """
         rows = self._rows(images) if len(self.images) else np.array([], int)
         if not (rows >= 0).any():
@@ -140,7 +140,7 @@ class Store:
             folder = cache_folder("encoded")
             folder.mkdir(parents=True, exist_ok=True)
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), features)
-            file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  as long as this
+            file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  as long as self
             self._files[key] = file, like
             self._known[key] = np.zeros(len(self.images), bool)
         file, like = self._files[key]
@@ -151,13 +151,13 @@ class Store:
                     _write(file, leaf[position])
         except OSError as error:
             raise UserError(
-                f"{cache_folder('encoded')} has no room for encoded photographs "
+                f"{cache_folder('encoded')} has no space for encoded images "
                 f"({error.strerror}): free some, or {self.remedy}."
             ) from None
         self._known[key][rows[rows >= 0]] = True
 
     def get(self, key: Hashable, images: Int[np.ndarray, " row"]) -> Any:
-        """The features of photographs that it has, on the host."""
+        """The features of images that are there, on the host."""
         file, like = self._files[key]
         leaves, structure = jax.tree.flatten(like)
         stacked = [np.empty((len(images), *x.shape), x.dtype) for x in leaves]
@@ -170,10 +170,10 @@ class Store:
 
 def _write(file: Any, array: np.ndarray) -> None:
     left = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    while left:  # a disk that is almost full takes a part, and then nothing
+    while left:  # an almost full disk takes a part, then raises
         left = left[file.write(left) :]
 
 
 def _bytes(like: Any) -> int:
-    """The bytes of one photograph."""
+    """Bytes of one image."""
     return sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(like))

@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: every setting that makes two figures comparable, and its hash."""
+"""The protocol of an evaluation: the settings that must agree for figures to be comparable."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ from fsseg_jax.models import Method
 
 logger = logging.getLogger(__name__)
 
-# Of what a protocol says. Raise it when a setting that it does not name comes to mean another
-# score; a setting that it names for the first time needs no new number.
+# Increase this when scores change through a setting that protocols do not name. Naming a setting
+# for the first time needs no new version. The texts below are part of the hash.
 VERSION = 2
 FITS = {
     "stretch": "stretched to a square",
@@ -35,7 +35,7 @@ SAMPLING = {
     "items": "each (class, photograph) item in turn, in random order",
     "photographs": "each photograph in turn, in random order, one of its classes",
 }
-# What protocols of version 1 said, and where and how the same is said now.
+# Settings of version 1 that have another name or wording now.
 _REWORDED = {
     ("ignored pixels of queries", "count for nothing"): ("border of queries", BORDERS["ignored"]),
     ("episodes", "class uniform, then photographs uniform"): ("episodes", SAMPLING["classes"]),
@@ -43,18 +43,18 @@ _REWORDED = {
 }
 SELECTION = {
     "last": "the last",
-    "best": "the best by the run's own selection",  # of a run that there is not
+    "best": "the best by the run's own selection",  # for models that were not trained
     "best_base": "the best on validation photographs of base classes",
     "best_validation": "the best on classes kept for validation",
-    "best_novel": "the best on the held-out classes",  # which leaks the test into the training
+    "best_novel": "the best on the held-out classes",  # leaks the test into the training
 }
 
 
 def protocol_episodes(config: ConfigDict, source: Source) -> dict[int, EpisodeIds]:
-    """The episodes of each run by its seed: drawn from the held-out classes, or one list's.
+    """The episodes of each run by its seed: drawn from the held-out classes, or read from a list.
 
     Raises:
-        UserError: a class has too few photographs, or the list is not of this data set.
+        UserError: a class has too few images, or the list belongs to another data set.
     """
     if config.eval.episodes_file:
         listed = read_episodes(config.eval.episodes_file, source.ids, list(source.class_names))
@@ -74,29 +74,34 @@ def draw_episodes(
     count: int | None = None,
     chosen_by: str = "train.select_on",
 ) -> EpisodeIds:
-    """`count` episodes (`config.eval.episodes` by default) of the "novel", "validation" or "base"
-    classes, by `config.eval.setup` and `.sampling`; errors name the field that has chosen them.
+    """Draws episodes according to `eval.setup` and `eval.sampling`.
+
+    Args:
+        config: the configuration.
+        source: the images.
+        which: the classes: "novel", "validation" or "base".
+        seed: seed of the random numbers.
+        count: number of episodes; `eval.episodes` by default.
+        chosen_by: the field that chose the classes, for error messages.
 
     Raises:
-        UserError: there are too few classes or photographs.
+        UserError: there are too few classes or images.
     """
     classes = class_ids(source, config.data.fold, which)
     if not classes:
         raise UserError(
-            f"{source.name} keeps no {which} classes from the test: choose another {chosen_by} or "
-            "data.folds."
+            f"{source.name} has no {which} classes: choose another {chosen_by} or data.folds."
         )
     numbers = np.arange(config.eval.episodes if count is None else count)
     min_pixels, ways, shots = config.data.min_pixels, config.ways, config.shots
     if config.eval.setup == "metaseg" and which == "novel":
         if ways != 2:
-            raise UserError(f"ways = {ways}: eval.setup = metaseg is about 2 ways: set ways = 2.")
+            raise UserError(f"ways = {ways}: eval.setup = metaseg needs 2 ways: set ways = 2.")
         return _pairs_with_person(source, classes, min_pixels, seed, numbers, shots)
     items = source.table.items(classes, min_pixels, sampling=config.eval.sampling)
     if which == "base" and source.validation and not items.count.any():
         raise UserError(
-            f"the test photographs of {source.name} show no base classes: set {chosen_by} = "
-            "validation."
+            f"the test images of {source.name} show no base classes: set {chosen_by} = validation."
         )
     check_items(items, source.class_names, ways, shots, "data.min_pixels")
     return sample(items, seed, numbers, ways, shots, sampling=config.eval.sampling)
@@ -110,7 +115,7 @@ def _pairs_with_person(
     numbers: Int[np.ndarray, " batch"],
     shots: int,
 ) -> EpisodeIds:
-    """MetaSeg's episodes: person and another class, both in all supports and in the query."""
+    """MetaSeg's episodes: person and another class, both of which all images show."""
     names = source.class_names
     person = next((c for c in classes if names[c] == "person"), None)
     if person is None:
@@ -124,10 +129,9 @@ def _pairs_with_person(
     both = {c: images for c, images in both.items() if len(images) > shots}
     if not both:
         raise UserError(
-            f"no class has {shots + 1} photographs that show person too: lower shots or "
-            "data.min_pixels."
+            f"no class has {shots + 1} images that show person too: lower shots or data.min_pixels."
         )
-    # A pair is an item's class: one way, whose photographs serve both.
+    # Pairs are sampled as one-way classes; their supports serve both ways.
     pairs = Items.from_images(list(both), list(both.values()))
     pairs = sample(pairs, seed, numbers, 1, shots)
     return EpisodeIds(
@@ -139,7 +143,7 @@ def _pairs_with_person(
 
 
 def _check_supports(episodes: EpisodeIds, source: Source, path: str) -> None:
-    """Raises UserError where a listed support does not show its class."""
+    """Raises UserError if a listed support does not show its class."""
     shown = set(zip(source.table.image.tolist(), source.table.class_id.tolist(), strict=True))
     for row in range(len(episodes)):
         for class_id, supports in zip(episodes.classes[row], episodes.supports[row], strict=True):
@@ -158,24 +162,37 @@ def protocol(
     trained: ConfigDict | None,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """Every setting that makes two figures comparable, and `hash`: eight hexadecimal digits.
+    """The settings that must agree for figures to be comparable, and `hash`: eight hex digits.
 
-    Fold, ways and shots are not among them: they tell the cells of one table apart. The rule that
-    chose the checkpoint is: of a trained model the one that did, be it asked for by another name.
+    Fold, ways and shots are left out, because they distinguish the cells of one table. The rule
+    that chose the checkpoint is included; for a trained model it is the rule that actually did,
+    whatever name `eval.checkpoint` has for it.
 
     Args:
-        config: of the evaluation.
-        source: the test photographs.
+        config: the configuration of the evaluation.
+        source: the test images.
         model: a method.
         trained: the configuration of the training, or None for a model that was not trained.
-        checkpoint: which of its checkpoints there was; by default `eval.checkpoint`.
+        checkpoint: the checkpoint that was loaded; `eval.checkpoint` by default.
     """
-    options = config.eval
-    listed = bool(options.episodes_file)
-    rule = options.checkpoint
+    rule = config.eval.checkpoint
     if trained:
         rule = _rule(checkpoint or rule, trained.train.select_on)
-    settings = {
+    settings = _test_settings(config, source, model) | {"checkpoint rule": SELECTION[rule]}
+    if trained:
+        settings |= _training_settings(trained, config)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return {**settings, "hash": digest[:8]}
+
+
+# Names and values of these settings are hashed: changing their wording changes every protocol.
+
+
+def _test_settings(config: ConfigDict, source: Source, model: Method) -> dict[str, Any]:
+    """The settings of the test, except for the rule that chose the checkpoint."""
+    options = config.eval
+    listed = bool(options.episodes_file)
+    return {
         "version": VERSION,
         "data": f"{source.name}, {source.digest()}",
         "photographs": f"{test_split(config.data)}, {len(source)}",
@@ -195,30 +212,30 @@ def protocol(
         "episodes": "a list" if listed else SAMPLING[options.sampling],
         "query": None if listed else _queries(options),
         "min_pixels": None if listed else config.data.min_pixels,
-        "runs": 1 if listed else config.eval.runs,
-        "episodes a run": None if listed else config.eval.episodes,
-        # Of a list it only chooses the objects that are outlined.
+        "runs": 1 if listed else options.runs,
+        "episodes a run": None if listed else options.episodes,
+        # With a list, the seed only chooses the objects whose outlines are used.
         "first seed": None if listed and config.support_annotation not in RANDOM else options.seed,
         "computed in": config.dtype,
-        "features kept in": config.eval.feature_dtype,
-        "checkpoint rule": SELECTION[rule],
+        "features kept in": options.feature_dtype,
     }
-    if trained:
-        as_tested = (trained.ways, trained.shots) == (config.ways, config.shots)
-        episodes = f"{trained.ways}-way {trained.shots}-shot"
-        settings |= {
-            "training episodes": "as tested" if as_tested else episodes,
-            "training supports outlined by": _outline(trained),
-            "training data": trained.data.name,
-            "training photographs": trained.data.train_split or "the data set's training split",
-            "training min_pixels": trained.data.train_min_pixels,
-            "held-out classes in training photographs": trained.data.held_out_photographs,
-            "training sampling": trained.data.sampling,
-            "training border": trained.data.border,
-            "training masks": _masks(trained),
-        }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return {**settings, "hash": digest[:8]}
+
+
+def _training_settings(trained: ConfigDict, config: ConfigDict) -> dict[str, Any]:
+    """The settings of the training that matter to a comparison."""
+    as_tested = (trained.ways, trained.shots) == (config.ways, config.shots)
+    episodes = f"{trained.ways}-way {trained.shots}-shot"
+    return {
+        "training episodes": "as tested" if as_tested else episodes,
+        "training supports outlined by": _outline(trained),
+        "training data": trained.data.name,
+        "training photographs": trained.data.train_split or "the data set's training split",
+        "training min_pixels": trained.data.train_min_pixels,
+        "held-out classes in training photographs": trained.data.held_out_photographs,
+        "training sampling": trained.data.sampling,
+        "training border": trained.data.border,
+        "training masks": _masks(trained),
+    }
 
 
 def _outline(config: ConfigDict) -> str:
@@ -249,12 +266,12 @@ def _queries(options: ConfigDict) -> str:
 
 
 def _rule(checkpoint: str, select_on: str) -> str:
-    """The rule that chose a checkpoint of a training that selected on the given classes."""
+    """The rule that chose a checkpoint of a training with the given `train.select_on`."""
     return f"best_{select_on.split('+')[0]}" if checkpoint == "best" else checkpoint
 
 
 def _masks(config: ConfigDict) -> str | None:
-    """How overlapping objects become labels, where the data set has outlines of each."""
+    """How overlapping objects become labels, for data sets with outlines of each object."""
     if config.data.name != "coco":
         return None
     one_label = config.data.coco.masks == "label"
@@ -262,23 +279,23 @@ def _masks(config: ConfigDict) -> str | None:
 
 
 def tell_difference(path: pathlib.Path, described: dict[str, Any]) -> None:
-    """Says so if the results in `path`, which are about to be replaced, have another protocol.
+    """Warns if the results in `path`, which are about to be replaced, have another protocol.
 
     Args:
-        path: of an earlier evaluation's `results.json`, if there is one.
-        described: what `protocol` gives for the coming one.
+        path: `results.json` of an earlier evaluation, which may not exist.
+        described: the `protocol` of the new evaluation.
     """
     earlier = earlier_protocol(path)
     if earlier is None or earlier.get("hash") == described["hash"]:
         return
     logger.warning(
-        "%s was of another protocol (%s, now %s): its figures and the new ones do not compare (%s)",
+        "%s has another protocol (%s, now %s): old and new figures are not comparable (%s)",
         *(path, earlier.get("hash", "none"), described["hash"], difference(earlier, described)),
     )
 
 
 def earlier_protocol(path: pathlib.Path) -> dict[str, Any] | None:
-    """The protocol in a `results.json`; None where there is no such file, or it is broken."""
+    """The protocol in a `results.json`; None if the file is missing or broken."""
     try:
         return dict(json.loads(path.read_text()).get("protocol", {}))
     except (OSError, ValueError, AttributeError):
@@ -286,10 +303,10 @@ def earlier_protocol(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What two protocols do not have in common, in words; of what only one of them names, that the
-    other one has nothing.
+    """The settings in which two protocols differ, as text; a setting that one of them lacks is
+    "nothing" there.
 
-    Protocols of version 1 knew fewer settings: of them, only what both name.
+    Version 1 had fewer settings: only those that both name are compared.
     """
     parts = []
     names = {**new, **old}
@@ -299,7 +316,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         if "selected on" in old:
             old["checkpoint rule"] = SELECTION[_rule(old["checkpoint"], old["selected on"])]
         names = [name for name in new if name in old]
-        parts = ["written by a version that knew fewer settings"]
+        parts = ["written by a version with fewer settings"]
     for name in names:
         before, now = (of.get(name, "nothing") for of in (old, new))
         if before != now and name not in ("hash", "version"):

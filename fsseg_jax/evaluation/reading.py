@@ -1,4 +1,4 @@
-"""The photographs of an evaluation, read as its options ask."""
+"""Reads the images of an evaluation at the sizes that its options ask for."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,32 +16,32 @@ from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
 from fsseg_jax.evaluation.parts import scaled_side
 from fsseg_jax.evaluation.scorer import Queries, View
 
-CANVAS = 64  # what heights and widths are rounded up to where evaluators are to be alike
+CANVAS = 64  # sizes of labels are rounded up to multiples if evaluators are to share functions
 
 
 class Squares(NamedTuple):
-    """Photographs as the network's squares."""
+    """Images as squares for the network."""
 
-    images: UInt8[np.ndarray, "photograph size size 3"]
-    labels: Integer[np.ndarray, "photograph size size"]
-    marks: UInt8[np.ndarray, "photograph size size"] | None  # what outlines need, if not masks
-    shapes: Int[np.ndarray, "photograph 2"]  # the photographs' own sizes
+    images: UInt8[np.ndarray, "image size size 3"]
+    labels: Integer[np.ndarray, "image size size"]
+    marks: UInt8[np.ndarray, "image size size"] | None  # for annotations other than masks
+    shapes: Int[np.ndarray, "image 2"]  # the images' own sizes
 
 
 class Bucket(NamedTuple):
-    """Queries that one compiled function scores, on the host; their features are not there yet."""
+    """Queries that one compiled function scores, on the host and not encoded yet."""
 
     images: Int[np.ndarray, " query"]
     queries: Queries
 
 
 class Reader:
-    """Reads photographs of a source, in parallel.
+    """Reads images of a source, in parallel.
 
     Args:
-        source: the photographs.
-        config: says how: `image_size`, `eval`.
-        annotation: how supports are outlined.
+        source: the images.
+        config: the configuration, of which `image_size` and `eval` are used.
+        annotation: the kind of annotation of supports.
     """
 
     def __init__(self, source: Source, config: ConfigDict, annotation: Annotation) -> None:
@@ -49,15 +49,13 @@ class Reader:
         self.annotation = annotation
         self.label_type = np.uint8 if max(source.class_names) < IGNORE else np.uint16
 
-    def squares(
-        self, used: Int[np.ndarray, " photograph"], supports: set[int], room: int
-    ) -> Squares:
-        """All photographs as squares.
+    def squares(self, used: Int[np.ndarray, " image"], supports: set[int], room: int) -> Squares:
+        """Reads images as squares.
 
         Args:
-            used: their numbers.
-            supports: numbers of those that are outlined.
-            room: for how many at least.
+            used: numbers of the images.
+            supports: numbers of those that are supports.
+            room: minimum number of rows of the result.
         """
         marked = self.annotation.kind != "dense"
         count = max(len(used), room), self.size, self.size
@@ -81,12 +79,12 @@ class Reader:
     def queries(
         self, queries: Int[np.ndarray, " query"], shapes: Int[np.ndarray, "query 2"], room: int
     ) -> list[Bucket]:
-        """What the options ask of queries beside their squares, by buckets.
+        """Reads queries at the sizes and scales that squares do not serve, in buckets.
 
         Args:
-            queries: their numbers.
-            shapes: their own sizes.
-            room: for how many at least.
+            queries: numbers of the images.
+            shapes: the images' own sizes.
+            room: minimum number of rows of the result.
         """
         options, scales = self.options, sorted(self.options.scales)
         if options.fit == "own":
@@ -103,7 +101,7 @@ class Reader:
         if options.scored_at == "photograph":
             padded[: len(queries)] = shapes
             largest = padded.max(axis=0)
-            if room:  # other evaluators have other photographs, mostly of about this size
+            if room:  # the images of other evaluators mostly have about the same size
                 largest = -(-largest // CANVAS) * CANVAS
             label = np.full((turns, *largest), IGNORE, self.label_type)
         else:
@@ -133,7 +131,7 @@ class Reader:
         shapes: Int[np.ndarray, "query 2"],
         scales: Sequence[float],
     ) -> Bucket:
-        """Queries of about the same size, at multiples of it, on one canvas a scale."""
+        """Reads queries of about the same size at scales of it, with one canvas size per scale."""
         sizes = [np.maximum(np.rint(shapes * scale), 8).astype(np.int32) for scale in scales]
         canvases = [canvas_for(size.max(axis=0), avoid=self.size) for size in sizes]
         blanks = [np.zeros((len(queries), *canvas, 3), np.uint8) for canvas in canvases]

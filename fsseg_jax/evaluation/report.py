@@ -1,8 +1,7 @@
-"""One HTML page that shows an evaluation: its scores, its protocol and a gallery of episodes.
+"""The HTML page of an evaluation: scores, protocol and a gallery of episodes.
 
-The page is a single file that can be sent to somebody and kept: photographs are embedded, the
-style is inline, there is no script, and a content security policy stops browsers from fetching
-anything.
+The page is a single file: images are embedded, the style is inline, there is no script, and a
+content security policy stops browsers from fetching anything.
 """
 
 import base64
@@ -13,7 +12,7 @@ import json
 import os
 import pathlib
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.files import write_text
 from fsseg_jax.models import default_options
 
-# One colour a way, repeated after the last: rare in photographs, and distinct to the colour-blind.
+# Colours of the ways, used cyclically: rare in photographs, and distinct for the colour-blind.
 WAY_COLOURS = ((255, 40, 130), (0, 200, 255), (255, 210, 0), (125, 85, 255), (60, 220, 110))
-LONG_SIDE = 200  # pixels of an embedded photograph: twelve five-shot examples stay below 2 MB
+LONG_SIDE = 200  # pixels of an embedded image: twelve five-shot examples stay below 2 MB
 SCORES = {
     "mean_iou": "mean-IoU",
     "mean_iou_star": "mIoU*",
@@ -39,16 +38,16 @@ SCORES = {
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One episode of the gallery: NumPy arrays at the network's size.
+    """An episode of the gallery, at the network's size.
 
-    Labels are in episode numbering: 0 background, n + 1 where way n's class is, 255 ignored, 254
-    not labelled.
+    Labels are in episode numbering: 0 background, n + 1 the class of way n, 255 ignored, 254 not
+    labelled.
     """
 
     title: str  # why this episode is shown
     iou: float  # percent
     classes: tuple[str, ...]  # names of the ways
-    support_ids: tuple[tuple[str, ...], ...]  # names of the photographs, by way and shot
+    support_ids: tuple[tuple[str, ...], ...]  # names of the images, by way and shot
     query_id: str
     support_image: UInt8[np.ndarray, "way shot height width 3"]
     support_label: UInt8[np.ndarray, "way shot height width"]
@@ -60,20 +59,20 @@ class Example:
 def overlay(
     image: UInt8[np.ndarray, "height width 3"], label: UInt8[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Colours a label in episode numbering over its photograph.
+    """Draws a label in episode numbering over its image.
 
     A way is tinted in its colour of `WAY_COLOURS` and outlined on its inner side, ignored pixels
-    are hatched in grey, and background pixels stay as they are; but where some pixels are not
-    labelled, these stay, and what was marked as background is dark.
+    are hatched in grey, and the background is unchanged. If some pixels are not labelled, those are
+    unchanged, and the background is darkened.
     """
     partial = bool((label == UNLABELLED).any())
-    line = max(1, round(max(label.shape) / 110))  # still visible in the gallery's small pictures
+    line = max(1, round(max(label.shape) / 110))  # wide enough for the gallery's small images
     stripes = np.where(np.indices(label.shape).sum(axis=0) // (2 * line) % 2, 240, 110)
     colour = np.array(WAY_COLOURS)[(label.astype(int) - 1) % len(WAY_COLOURS)]
     colour = np.where((label == IGNORE)[..., None], stripes[..., None], colour)
     colour[label == 0] = 0
 
-    filters = ndimage.minimum_filter, ndimage.maximum_filter  # Pillow's take seconds a photograph
+    filters = ndimage.minimum_filter, ndimage.maximum_filter  # Pillow's take seconds per image
     lowest, highest = (filter_(label, 2 * line + 1, mode="nearest") for filter_ in filters)
     kinds = [label == UNLABELLED, label == 0, label == IGNORE, lowest != highest]
     opacity = np.select(kinds, [0, 0.6 * partial, 0.7, 1], 0.4)
@@ -84,61 +83,35 @@ def overlay(
 def write_report(
     path: str | os.PathLike, results: Mapping[str, Any], gallery: Mapping[str, Sequence[Example]]
 ) -> None:
-    """Writes the page, in one step: a reader never finds half of it.
+    """Writes the page, atomically.
 
     Args:
         path: the HTML file; its folder must exist.
-        results: the evaluation's `results.json`. Scores are in percent; None is the score of a
-            class that no episode showed; `episodes` counts those of one run; `measured` are
-            named figures of the method's own.
-        gallery: examples by heading, in the order in which they are shown.
+        results: the contents of `results.json`. Scores are in percent, and None for a class that
+            no episode shows; `episodes` is the number in one run; `measured` are named figures that
+            the method defines.
+        gallery: examples by heading, in display order.
     """
-    minutes, seconds = divmod(round(results["seconds"]), 60)
-    facts = {
-        "Protocol": results["protocol"]["hash"],
-        "Episode list": results["episodes_hash"],
-        "Episodes": f"{len(results['runs'])} x {results['episodes']}",
-        "Weights": results["checkpoint"],
-        "Time": f"{minutes} min {seconds} s",
-    }
-    facts |= {name.replace("_", " "): value for name, value in changed_options(results).items()}
-    facts |= {
-        name.capitalize(): "—" if value is None else f"{value:.3g}"
-        for name, value in results.get("measured", {}).items()
-    }
     names = dict(SCORES)
-    if results["ways"] == 1:  # there is one definition of each
+    if results["ways"] == 1:  # the definitions of each score agree
         names = {key: names[key] for key in ("mean_iou", "binary_iou")}
-    scores = [(_number(results[key]), _number(results[f"{key}_std"])) for key in names]
-    runs = [
-        (run["seed"], *(_number(run[key]) for key in names), run["episodes_hash"])
-        for run in results["runs"]
-    ]
+    several = len(results["runs"]) > 1  # a single run has no deviation
+    spread = {key: f" ± {_number(results[f'{key}_std'])}" if several else "" for key in names}
     classes_of = "listed classes" if results["fold"] is None else f"fold {results['fold']}"
-    several = len(runs) > 1  # one run says nothing of the deviation
-    spread = [f" ± {std}" if several else "" for _, std in scores]
-    if several:
-        means = (mean + std for (mean, _), std in zip(scores, spread, strict=True))
-        runs.append(("mean", *means, ""))
-    classes = sorted(results["per_class"].items(), key=lambda item: item[1] or 0, reverse=True)
     page = string.Template(_PAGE).substitute(
         style=STYLE,
         model=_text(f"{results['method']} · {results['backbone']}"),
         setting=_text(f"{results['ways']}-way {results['shots']}-shot · {classes_of}"),
         scores="".join(
-            f"<div><b>{mean}</b>{std}<small>{name}, %</small></div>"
-            for name, (mean, _), std in zip(names.values(), scores, spread, strict=True)
+            f"<div><b>{_number(results[key])}</b>{spread[key]}<small>{name}, %</small></div>"
+            for key, name in names.items()
         ),
-        facts="".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in facts.items()),
+        facts="".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in _facts(results)),
         columns="".join(f"<th>{name}" for name in names.values()),
-        runs="".join(_row(*cells) for cells in runs),
+        runs="".join(_row(*cells) for cells in _runs(results, spread)),
         beside=_beside(results, names),
         mean=_number(results["mean_iou"]),
-        bars="".join(
-            f"<li><span>{_text(name)}</span><div><i style='width:{iou or 0:.1f}%'></i></div>"
-            f"<b>{_number(iou)}</b></li>"
-            for name, iou in classes
-        ),
+        bars=_bars(results["per_class"]),
         gallery="".join(
             f"<h2>{_text(heading)}</h2>{''.join(map(_example, examples))}"
             for heading, examples in gallery.items()
@@ -149,33 +122,67 @@ def write_report(
     write_text(pathlib.Path(path), page)
 
 
-def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Figures of the same predictions under other rules, as a card; nothing where there are none.
+def _facts(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values for the head of the page."""
+    minutes, seconds = divmod(round(results["seconds"]), 60)
+    yield "Protocol", results["protocol"]["hash"]
+    yield "Episode list", results["episodes_hash"]
+    yield "Episodes", f"{len(results['runs'])} x {results['episodes']}"
+    yield "Weights", results["checkpoint"]
+    yield "Time", f"{minutes} min {seconds} s"
+    for name, value in changed_options(results).items():
+        yield name.replace("_", " "), value
+    for name, value in results.get("measured", {}).items():
+        yield name.capitalize(), "—" if value is None else f"{value:.3g}"
 
-    By what the border counts as, at another threshold, and with parts of the method left out.
+
+def _runs(results: Mapping[str, Any], spread: Mapping[str, str]) -> Iterator[tuple[Any, ...]]:
+    """The rows of the table of runs, and of their means if there are several."""
+    for run in results["runs"]:
+        yield run["seed"], *(_number(run[key]) for key in spread), run["episodes_hash"]
+    if len(results["runs"]) > 1:
+        yield "mean", *(_number(results[key]) + std for key, std in spread.items()), ""
+
+
+def _bars(per_class: Mapping[str, float | None]) -> str:
+    """The bars of the classes, best first."""
+    classes = sorted(per_class.items(), key=lambda item: item[1] or 0, reverse=True)
+    return "".join(
+        f"<li><span>{_text(name)}</span><div><i style='width:{iou or 0:.1f}%'></i></div>"
+        f"<b>{_number(iou)}</b></li>"
+        for name, iou in classes
+    )
+
+
+def other_figures(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """The figures of the same predictions under other rules, with a name for each rule.
+
+    They are for each meaning of the border, at another threshold, and of ablations.
     """
-    rows = [
-        (f"label 255 {'counts for nothing' if border == 'ignored' else 'is background'}", figures)
-        for border, figures in results.get("borders", {}).items()
-    ]
-    at = results.get("thresholded")
-    if at:
-        words = f"at the threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
-        rows.append((words, at))
+    for border, figures in results.get("borders", {}).items():
+        yield f"label 255 is {border}", figures
+    if at := results.get("thresholded"):
+        yield f"at threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes", at
     for name, figures in results.get("without", {}).items():
-        rows.append((name, figures))
-        if "thresholded" in figures:
-            at = figures["thresholded"]
-            rows.append((f"{name}, at threshold {at['threshold']:.2f}", at))
-    if not rows:
-        return ""
+        yield name, figures
+        if at := figures.get("thresholded"):
+            yield f"{name}, at threshold {at['threshold']:.2f}", at
+
+
+def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A card with `other_figures`; empty if there are none."""
     head = "".join(f"<th>{name}" for name in ("", *names.values()))
-    body = "".join(_row(words, *(_number(of[key]) for key in names)) for words, of in rows)
-    return f"<h2>Beside it</h2><div class=card><table><tr>{head}</tr>{body}</table></div>"
+    body = "".join(
+        _row(words, *(_number(figures[key]) for key in names))
+        for words, figures in other_figures(results)
+    )
+    if not body:
+        return ""
+    return f"<h2>Under other rules</h2><div class=card><table><tr>{head}</tr>{body}</table></div>"
 
 
 def changed_options(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's options that are not its defaults, of an evaluation's results."""
+    """The options of the method that differ from its defaults, from an evaluation's results."""
     defaults = default_options(results["method"])
     return {
         name: value
@@ -196,14 +203,14 @@ def _row(*cells: Any) -> str:
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _figure(image: UInt8[np.ndarray, "height width 3"], caption: str, photograph: str = "") -> str:
+def _figure(image: UInt8[np.ndarray, "height width 3"], caption: str, name: str = "") -> str:
     picture, file = Image.fromarray(image), io.BytesIO()
     picture.thumbnail((LONG_SIDE, LONG_SIDE))
     picture.save(file, "jpeg", quality=80, optimize=True)
     return (
         f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}' "
-        f"alt='{_text(caption)} {_text(photograph)}' width={picture.width} height={picture.height}>"
-        f"<figcaption>{_text(caption)} <code>{_text(photograph)}</code></figcaption></figure>"
+        f"alt='{_text(caption)} {_text(name)}' width={picture.width} height={picture.height}>"
+        f"<figcaption>{_text(caption)} <code>{_text(name)}</code></figcaption></figure>"
     )
 
 
@@ -212,8 +219,8 @@ def _example(example: Example) -> str:
     supports = zip(example.support_image, example.support_label, example.support_ids, strict=True)
     for way, (name, shots) in enumerate(zip(example.classes, supports, strict=True)):
         figures = [
-            _figure(overlay(image, label), "support", photograph)
-            for image, label, photograph in zip(*shots, strict=True)
+            _figure(overlay(image, label), "support", image_id)
+            for image, label, image_id in zip(*shots, strict=True)
         ]
         chip = f"<i style='background:rgb{WAY_COLOURS[way % len(WAY_COLOURS)]}'></i>"
         ways.append(f"<div><p>{chip}{_text(name)}</p><div class=row>{''.join(figures)}</div></div>")
@@ -222,7 +229,7 @@ def _example(example: Example) -> str:
     return (
         f"<article><h3>{_text(example.title)} <b>IoU {_number(example.iou)}</b></h3>"
         f"<div class=episode><div class='ways {size}'>{''.join(ways)}</div><div><p>query</p>"
-        f"<div class='row large'>{_figure(query, 'photograph', example.query_id)}"
+        f"<div class='row large'>{_figure(query, 'image', example.query_id)}"
         f"{_figure(overlay(query, example.query_label), 'truth (hatched: ignored)')}"
         f"{_figure(overlay(query, example.prediction), 'prediction')}</div></div></div></article>"
     )

@@ -1,4 +1,4 @@
-"""An evaluation: the episodes of a protocol, scored, and the files that tell the result."""
+"""An evaluation: scores the episodes of a protocol, and writes the results to files."""
 
 import json
 import logging
@@ -13,12 +13,7 @@ from ml_collections import ConfigDict
 from fsseg_jax.data import test_split
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import is_first_process
-from fsseg_jax.episode import (
-    EpisodeIds,
-    concatenate,
-    episodes_hash,
-    episodes_to_csv,
-)
+from fsseg_jax.episode import EpisodeIds, episodes_hash, episodes_to_csv
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.metrics import best_threshold, episode_iou
 from fsseg_jax.evaluation.protocol import (
@@ -28,9 +23,7 @@ from fsseg_jax.evaluation.protocol import (
     tell_difference,
 )
 from fsseg_jax.evaluation.report import write_report
-from fsseg_jax.evaluation.scorer import (
-    THRESHOLDS,
-)
+from fsseg_jax.evaluation.scorer import THRESHOLDS
 from fsseg_jax.evaluation.scoring import Scoring
 from fsseg_jax.evaluation.summary import mean_of_known, means_of, summarise
 from fsseg_jax.files import write_text
@@ -48,85 +41,96 @@ def evaluate(
     mesh: Mesh,
     folder: pathlib.Path,
 ) -> dict[str, Any]:
-    """Scores a model by the protocol of `config` and writes what came out into `folder`.
+    """Scores a model under the protocol of `config`, and writes the results into `folder`.
 
-    The files: `results.json`, `episodes.csv` (an episode list with each one's run and IoU) and
-    `report.html`.
+    The files are `results.json`, `episodes.csv` (an episode list with the run and the IoU of each)
+    and `report.html`.
 
     Args:
-        config: of the run.
+        config: the configuration.
         model: a method.
-        loaded: its variables, on the mesh, and where they come from.
-        source: the test photographs.
+        loaded: its variables, on the mesh, and their origin.
+        source: the test images.
         mesh: the devices.
-        folder: is made if need be.
+        folder: created if it does not exist.
 
     Returns:
-        the contents of `results.json`; IoUs in percent.
+        the contents of `results.json`; IoUs are in percent.
     """
     started = time.perf_counter()
     by_seed = protocol_episodes(config, source)
-    episodes = concatenate(list(by_seed.values()))
     described = protocol(config, source, model, loaded.config, loaded.checkpoint)
     tell_difference(folder / "results.json", described)
     thresholds = _choose_thresholds(config, model, loaded, source, mesh)
     scoring = Scoring(config, model, loaded.variables, source, mesh, by_seed)
-    counts = scoring.counts[""]
-    summaries = {
-        border: summarise(values, by_seed, source.class_names)
-        for border, values in counts.borders.items()
-    }
     results = {
-        "method": config.method,
-        "backbone": config.backbone,
-        "model": json.loads(json.dumps(config.model.to_dict())),  # as it is read back
-        "fold": _fold(source, episodes, config.data.fold),
-        "ways": episodes.classes.shape[1],
-        "shots": episodes.supports.shape[2],
-        "checkpoint": loaded.words,
-        **summaries[config.eval.border],
-        "borders": {border: means_of(values) for border, values in summaries.items()},
-        **scoring.compare(thresholds),
-        # NaN is an episode that has nothing to measure.
-        "measured": {
-            name: mean_of_known(values.tolist()) for name, values in counts.measured.items()
-        },
-        "episodes": len(episodes) // len(by_seed),  # a run
-        "episodes_hash": episodes_hash(episodes, source.ids),
+        **_subject(config, loaded, scoring),
+        **_figures(scoring, thresholds),
+        "episodes": len(scoring.episodes) // len(by_seed),  # in a run
+        "episodes_hash": episodes_hash(scoring.episodes, source.ids),
         "protocol": described,
-        "photographs": len(np.unique(episodes.images)),
+        "photographs": len(np.unique(scoring.episodes.images)),
         "seconds": time.perf_counter() - started,
         "seconds_reading": scoring.seconds[0],
         "seconds_encoding": scoring.seconds[1],
         "seconds_scoring": scoring.seconds[2],
     }
-    for run, (seed, listed) in zip(results["runs"], by_seed.items(), strict=True):
-        run |= {"seed": seed, "episodes_hash": episodes_hash(listed, source.ids)}
-    ious = episode_iou(counts.borders[config.eval.border])
+    ious = episode_iou(scoring.counts[""].borders[config.eval.border])
     gallery = scoring.gallery(ious)
-    if not is_first_process():
-        return results
-    folder.mkdir(parents=True, exist_ok=True)
-    listing = episodes_to_csv(
-        episodes,
-        source.ids,
-        run=scoring.run_of.tolist(),
-        iou=[f"{value:.2f}" for value in ious],
-    )
-    write_text(folder / "episodes.csv", listing)
-    write_report(folder / "report.html", results, gallery)
-    write_text(folder / "results.json", json.dumps(results, indent=1))
+    if is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        runs, shown = scoring.run_of.tolist(), [f"{value:.2f}" for value in ious]
+        listing = episodes_to_csv(scoring.episodes, source.ids, run=runs, iou=shown)
+        write_text(folder / "episodes.csv", listing)
+        write_report(folder / "report.html", results, gallery)
+        write_text(folder / "results.json", json.dumps(results, indent=1))
     return results
+
+
+def _subject(config: ConfigDict, loaded: Loaded, scoring: Scoring) -> dict[str, Any]:
+    """The model and the setting of an evaluation, for `results.json`."""
+    episodes = scoring.episodes
+    return {
+        "method": config.method,
+        "backbone": config.backbone,
+        "model": json.loads(json.dumps(config.model.to_dict())),  # tuples as lists
+        "fold": _fold(scoring.source, episodes, config.data.fold),
+        "ways": episodes.classes.shape[1],
+        "shots": episodes.supports.shape[2],
+        "checkpoint": loaded.words,
+    }
+
+
+def _figures(scoring: Scoring, thresholds: dict[str, float]) -> dict[str, Any]:
+    """The scores of an evaluation, for `results.json`; `thresholds` as `_choose_thresholds` gives
+    them."""
+    source, by_seed, counts = scoring.source, scoring.by_seed, scoring.counts[""]
+    summaries = {
+        border: summarise(values, by_seed, source.class_names)
+        for border, values in counts.borders.items()
+    }
+    main = summaries[scoring.config.eval.border]
+    for run, (seed, listed) in zip(main["runs"], by_seed.items(), strict=True):
+        run |= {"seed": seed, "episodes_hash": episodes_hash(listed, source.ids)}
+    return {
+        **main,
+        "borders": {border: means_of(values) for border, values in summaries.items()},
+        **scoring.compare(thresholds),
+        # Episodes without anything to measure have NaN.
+        "measured": {
+            name: mean_of_known(values.tolist()) for name, values in counts.measured.items()
+        },
+    }
 
 
 def _choose_thresholds(
     config: ConfigDict, model: Method, loaded: Loaded, source: Source, mesh: Mesh
 ) -> dict[str, float]:
-    """The thresholds that are best on classes that are not tested (`eval.threshold`): of the model
-    (""), and of each of its ablations by name. Nothing where none is asked for.
+    """The thresholds that are best on classes other than the tested ones (`eval.threshold`): of the
+    model (""), and of each of its ablations by name. Empty if `eval.threshold` is.
 
     Raises:
-        UserError: training has seen the photographs, or none shows such classes.
+        UserError: the model was trained on the images, or no image shows such classes.
     """
     which = config.eval.threshold
     if not which:
@@ -134,7 +138,7 @@ def _choose_thresholds(
     if which == "base" and loaded.config and test_split(config.data).startswith("train"):
         raise UserError(
             f"data.split = {test_split(config.data)}: eval.threshold = base would be chosen on "
-            "photographs that training has seen: choose another data.split, or eval.threshold = ''."
+            "training images: choose another data.split, or eval.threshold = ''."
         )
     seed, count = config.eval.seed, config.train.eval_episodes
     episodes = draw_episodes(config, source, which, seed, count, chosen_by="eval.threshold")
@@ -151,7 +155,7 @@ def _choose_thresholds(
 
 
 def _fold(source: Source, episodes: EpisodeIds, fold: int) -> int | None:
-    """The fold that holds out all classes of the episodes; of a list that may be none."""
+    """The fold that holds out all classes of the episodes; None if there is none, as for lists."""
     classes = set(np.unique(episodes.classes).tolist())
     folds = [fold, *range(len(source.folds))]
     return next((number for number in folds if classes <= set(source.folds[number])), None)

@@ -1,4 +1,4 @@
-"""What an evaluation compiles: encoding photographs, and scoring episodes of encoded ones."""
+"""The compiled functions of an evaluation: they encode images and score episodes."""
 
 import contextlib
 import dataclasses
@@ -20,19 +20,19 @@ from fsseg_jax.evaluation.metrics import pixel_counts
 from fsseg_jax.models import Method
 from fsseg_jax.models.resize import resize, resize_into
 
-# Of the probability of an object against the background, for `eval.threshold`; 0.5 is among them.
+# Thresholds on the probability of an object against the background, for `eval.threshold`.
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 
 
 @struct.dataclass
 class Rows:
-    """Episodes by the rows of what the evaluator keeps, B of them."""
+    """Episodes, as row numbers in the arrays of the evaluator."""
 
     classes: Int[AnyArray, "*batch way"]
-    supports: Int[AnyArray, "*batch way shot"]  # rows of the photographs
+    supports: Int[AnyArray, "*batch way shot"]  # rows of the images
     query: Int[AnyArray, "*batch"]
-    turn: Int[AnyArray, "*batch"]  # the query's row among those of its bucket
-    bits: UInt32[AnyArray, "*batch way shot"]  # which object gets a box
+    turn: Int[AnyArray, "*batch"]  # row of the query in its bucket
+    bits: UInt32[AnyArray, "*batch way shot"]  # choose the object that gets a box
 
     def take(self, rows: Any) -> "Rows":
         """The episodes at `rows`: a slice or an array of positions."""
@@ -41,43 +41,43 @@ class Rows:
 
 @struct.dataclass
 class View:
-    """Queries at one scale: squares, or photographs in the upper left corners of one canvas."""
+    """Queries at one scale: squares, or images in the upper left corners of canvases."""
 
-    features: Any  # encoded
+    features: Any  # encoded images
     images: UInt8[AnyArray, "query height width 3"]
-    shape: Int[AnyArray, "query 2"] | None  # of the photographs on a canvas
+    shape: Int[AnyArray, "query 2"] | None  # sizes of images on canvases
 
 
 @struct.dataclass
 class Queries:
-    """What else is known of queries that are scored by one compiled function."""
+    """Queries that one compiled function scores."""
 
-    # At each of `eval.scales`; None where it is what the supports are.
+    # One for each of `eval.scales`; None where the squares of `Cache` serve.
     views: tuple[View | None, ...]
-    # Own sizes, on one canvas; or the squares'.
+    # At the images' own sizes, on canvases; None to score at the size of the squares.
     label: Integer[AnyArray, "query height width"] | None
-    shape: Int[AnyArray, "query 2"]  # of the photographs on their labels
-    extent: Int[AnyArray, "query 2"]  # of the network's square, or of the view, on the labels
+    shape: Int[AnyArray, "query 2"]  # size of the image on its label
+    extent: Int[AnyArray, "query 2"]  # size of the network's square, or of the view, on the label
 
 
 @struct.dataclass
 class Cache:
-    """All that episodes of one bucket need, on the devices."""
+    """The data of the episodes of a bucket, on the devices."""
 
-    features: Any  # of the photographs, encoded
-    images: UInt8[Array, "photograph size size 3"]
-    labels: Integer[Array, "photograph size size"]
-    marks: UInt8[Array, "photograph size size"] | None  # where supports are not outlined densely
+    features: Any  # encoded images
+    images: UInt8[Array, "image size size 3"]
+    labels: Integer[Array, "image size size"]
+    marks: UInt8[Array, "image size size"] | None  # for annotations other than dense masks
     queries: Queries
 
 
 @struct.dataclass
 class Counts:
-    """What comes of episodes: pixel counts (see `metrics.pixel_counts`), and what was measured."""
+    """Pixel counts of episodes (see `metrics.pixel_counts`), and what the method measures."""
 
-    # By what the label 255 counts as: "ignored" and "background".
+    # For both meanings of the label 255: "ignored" and "background".
     borders: Mapping[str, Int[AnyArray, "*episode class 3"]]
-    # At `THRESHOLDS`, as `eval.border`.
+    # At each of `THRESHOLDS`, for `eval.border`.
     thresholds: Int[AnyArray, "*episode threshold class 3"] | None
     measured: Mapping[str, Float[AnyArray, "*episode"]]
 
@@ -86,16 +86,15 @@ class Counts:
 class Scorer:
     """The compiled functions of an evaluation.
 
-    Equal ones share what has been compiled: evaluations of one model, and the parts of one of
-    them, compile only what has other shapes.
+    Equal scorers share compiled functions: several evaluations of a model, or parts of one, only
+    compile for new shapes.
     """
 
     model: Method
     mesh: Mesh
-    size: int  # side of the network's square
     border: str  # see `eval.border`
     thresholds: bool  # whether to count at `THRESHOLDS`
-    annotation: str  # how supports are outlined, see `annotations.KINDS`
+    annotation: str  # of supports, see `annotations.KINDS`
     feature_dtype: str
     together: int  # see `eval.together`
 
@@ -106,12 +105,12 @@ class Scorer:
         images: UInt8[Array, "batch height width 3"],
         shapes: Int[Array, "batch 2"] | None = None,
     ) -> Any:
-        """Features of photographs, on every device.
+        """Features of images, on every device.
 
         Args:
-            variables: of the model.
-            images: the photographs.
-            shapes: their heights and widths where they stand on canvases.
+            variables: the model's variables.
+            images: images or canvases.
+            shapes: heights and widths of images that are on canvases.
         """
 
         def one(variables: Any, image: Array, shape: Array | None) -> Any:
@@ -124,7 +123,7 @@ class Scorer:
 
     @functools.partial(jax.jit, static_argnums=(0, 2, 3))
     def room(self, variables: Any, count: int, size: tuple[int, int]) -> Any:
-        """Zeros where features of `count` photographs will stand, on every device."""
+        """Zeros to be replaced by the features of `count` images, on every device."""
         step = self.mesh.size * self.together
         images = jax.ShapeDtypeStruct((step, *size, 3), jnp.uint8)
         features = jax.eval_shape(self.encode, variables, images)
@@ -133,11 +132,11 @@ class Scorer:
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def insert(self, encoded: Any, rows: Int[Array, " chunk"], part: Any) -> Any:
-        """Features with those of some rows replaced."""
+        """Replaces the features in some rows."""
         return jax.tree.map(lambda whole, new: whole.at[rows].set(new), encoded, part)
 
     def _segment(self, variables: Any, cache: Cache, rows: Rows) -> "Segmented":
-        """The prediction of one episode at the scoring size."""
+        """Segments the query of an episode."""
 
         def at(values: Any, row: AnyArray) -> Any:
             return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
@@ -168,7 +167,7 @@ class Scorer:
         if len(results) > 1:
             results = [jnp.log(sum(map(jax.nn.softmax, results)) / len(results) + 1e-7)]
         mean = jax.tree.map(lambda *values: sum(values) / len(values), *measured)
-        # Of the square, which has a label at the network's size whatever is scored.
+        # Measure on the square: it has a label at the network's size in any case.
         whole = episode_label(cache.labels[rows.query], rows.classes)
         known = supports, support_label, at(cache.features, rows.query), whole
         mean |= self.model.apply(variables, *known, method="measure")
@@ -184,7 +183,7 @@ class Scorer:
         turn: Int[AnyArray, ""],
         shape: tuple[int, ...],
     ) -> Float[Array, "height width class"]:
-        """Logits at the scoring size."""
+        """Resizes logits to the scoring size."""
         corners = self.model.align_corners
         if queries.label is None:
             return resize(logits, shape, corners)
@@ -194,14 +193,14 @@ class Scorer:
     def predict(
         self, variables: Any, cache: Cache, rows: Rows
     ) -> tuple[Int[Array, "height width"], Float[Array, "height width class"]]:
-        """The prediction for one episode, and its probabilities, on every device."""
+        """The prediction for an episode, and its probabilities, on every device."""
         logits = self._segment(variables, cache, rows).logits
         result = jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
         return jax.lax.with_sharding_constraint(result, replicated(self.mesh))
 
     @functools.partial(jax.jit, static_argnums=0)
     def score(self, variables: Any, cache: Cache, rows: Rows) -> Counts:
-        """Pixel counts of some episodes, and what the method measured of each of them."""
+        """Pixel counts of some episodes, and what the method measures in each of them."""
 
         def one(variables: Any, cache: Cache, rows: Rows) -> Counts:
             logits, label, counted, measured = self._segment(variables, cache, rows)
@@ -229,14 +228,12 @@ class Scorer:
 
 
 class Segmented(NamedTuple):
-    """One episode at the scoring size.
+    """The query of an episode at the scoring size."""
 
-    Logits are, of several scales, the logarithms of their mean probabilities.
-    """
-
+    # With several scales, the logarithms of their mean probabilities.
     logits: Float[Array, "height width class"]
     label: UInt8[Array, "height width"]
-    counted: Bool[Array, "height width"]  # what is photograph, border included
+    counted: Bool[Array, "height width"]  # inside the image, border included
     measured: dict[str, Float[Array, ""]]
 
 
@@ -246,7 +243,7 @@ def border_counts(
     ways: int,
     counted: Bool[Array, "height width"],
 ) -> dict[str, Int[Array, "class 3"]]:
-    """Pixel counts of one episode for each of what the label 255 may count as (`eval.border`)."""
+    """Pixel counts of an episode for both meanings of the label 255 (`eval.border`)."""
     return {
         "ignored": pixel_counts(prediction, label, ways, counted & (label != IGNORE)),
         "background": pixel_counts(prediction, label, ways, counted),
@@ -256,5 +253,5 @@ def border_counts(
 def _on_canvas(
     image: UInt8[Array, "height width 3"], shape: Int[Array, "2"] | None
 ) -> contextlib.AbstractContextManager:
-    """Makes the networks see a photograph of `shape` alone, in the corner of its canvas."""
+    """Restricts networks to an image of size `shape` in the corner of its canvas."""
     return contextlib.nullcontext() if shape is None else extent(image.shape[:2], shape)

@@ -15,10 +15,7 @@ from fsseg_jax.episode import AnyArray, EpisodeIds, concatenate
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.parts import Store, portions, shared_images
 from fsseg_jax.evaluation.report import Example
-from fsseg_jax.evaluation.scorer import (
-    THRESHOLDS,
-    Counts,
-)
+from fsseg_jax.evaluation.scorer import THRESHOLDS, Counts
 from fsseg_jax.evaluation.summary import means_of, summarise
 from fsseg_jax.models import Method
 
@@ -27,14 +24,14 @@ class Scoring:
     """The episodes of all runs of an evaluation, scored in parts that fit into memory.
 
     Args:
-        config: of the run.
+        config: the configuration.
         model: a method.
-        variables: of the model, on the mesh.
-        source: the test photographs.
+        variables: the model's variables, on the mesh.
+        source: the test images.
         mesh: the devices.
-        by_seed: the episodes of each run.
-        store: has photographs that another evaluation has encoded, and is given those of this one;
-            by default there is one where there are several parts.
+        by_seed: the episodes of each run, by its seed.
+        store: encoded images that are shared with other evaluations; by default a new one if there
+            are several parts.
     """
 
     def __init__(
@@ -66,7 +63,7 @@ class Scoring:
                 for each in ([e.images for e in several], [e.query for e in several])
             )
         self.seconds = np.zeros(3)  # reading, encoding, scoring
-        self.counts = self._score()  # of the model (""), and of what it names as ablations
+        self.counts = self._score()  # of the model (""), and of its ablations by name
 
     def _evaluator(self, rows: Int[np.ndarray, " part"]) -> Evaluator:
         part, bits = self.episodes.take(rows), self.bits[rows]
@@ -92,10 +89,10 @@ class Scoring:
         }
 
     def compare(self, thresholds: dict[str, float]) -> dict[str, Any]:
-        """Figures beside the main ones: with parts of the method left out, and all at thresholds.
+        """Additional figures: of the ablations, and of everything at other thresholds.
 
         Args:
-            thresholds: of the model ("") and of its ablations by name, if they are to be told.
+            thresholds: those of the model ("") and of its ablations by name; may be empty.
         """
 
         def means(values: Int[AnyArray, "episode class 3"]) -> dict[str, float]:
@@ -105,7 +102,7 @@ class Scoring:
             if name not in thresholds:
                 return {}
             threshold, counts = thresholds[name], self.counts[name].thresholds
-            assert counts is not None  # since thresholds are asked for
+            assert counts is not None  # because `eval.threshold` is set
             column = counts[:, THRESHOLDS.index(threshold)]
             figures = {"threshold": threshold, "chosen_on": self.config.eval.threshold}
             return {"thresholded": {**figures, **means(column)}}
@@ -118,8 +115,8 @@ class Scoring:
         return thresholded("") | ({"without": without} if without else {})
 
     def gallery(self, ious: Float[np.ndarray, " episode"]) -> dict[str, list[Example]]:
-        """The best, median and worst episodes, each shown once, for the report."""
-        # Small data sets repeat episodes.
+        """The best, median and worst episodes, for the report."""
+        # Small data sets repeat episodes: show each once.
         count = len(self.episodes)
         supports = self.episodes.supports.reshape(count, -1)
         ids = [self.episodes.classes, supports, self.episodes.query[:, None]]
@@ -134,7 +131,7 @@ class Scoring:
             "Worst": order[len(order) - shown :],
         }
         at, evaluator, caches = self.parts[0], self.evaluator, self.caches
-        if len(self.parts) > 1:  # what was encoded for these alone is gone
+        if len(self.parts) > 1:  # only the last part is still encoded
             at = np.unique(np.concatenate(list(chosen.values())))
             if len(at):
                 evaluator = self._evaluator(at)

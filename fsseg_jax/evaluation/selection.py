@@ -1,4 +1,4 @@
-"""Which checkpoints of a training are the best."""
+"""Selection of the best checkpoints of a training."""
 
 import logging
 
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 class Selection:
-    """Keeps the checkpoint that scores best on validation photographs of some classes.
+    """Keeps the checkpoint that scores best on validation images of some classes.
 
     Args:
-        config: of the run.
+        config: the configuration.
         model: a method.
-        source: the validation photographs.
+        source: the validation images.
         mesh: the devices.
-        checkpoints: of the run.
-        name: of the checkpoint; `train.select_on` says of which classes: see `selected`.
-        start: the step from which the run goes on.
+        checkpoints: the checkpoints of the run.
+        name: name of the checkpoint; `selected` maps it to classes according to `train.select_on`.
+        start: the step from which the run continues.
     """
 
     def __init__(
@@ -48,23 +48,26 @@ class Selection:
         )
         self.episodes_hash = episodes_hash(episodes, source.ids)
         plain = config.copy_and_resolve_references()
-        # Checkpoints are told apart at 0.5. A young model may rank pixels well before it calls any
-        # of them the object: how well is told beside it. (DenseCRF leaves no probabilities.)
+        # Checkpoints are selected at the threshold 0.5. A model may rank pixels well long before it
+        # predicts any object at 0.5: the score at the best threshold is logged too. (DenseCRF
+        # gives no probabilities.)
         plain.eval.threshold = "" if config.eval.crf.iterations else "base"
         self.evaluator = Evaluator(model, source, episodes, mesh, plain)
         self.names = source.class_names
         self.best = -1.0
-        self.at_best_threshold: float | None = None  # mean-IoU of the last state, for its curve
+        self.at_best_threshold: float | None = (
+            None  # mean-IoU of the last state, for the learning curve
+        )
         if checkpoints.step(name) is not None:
             _, info = checkpoints.describe(name)
-            # Of another choice, or of steps that will be done again.
+            # It was selected on other episodes, or at a step that will be repeated.
             if info["episodes_hash"] != self.episodes_hash or info["step"] > start:
                 checkpoints.delete(name)
             else:
                 self.best = info["mean_iou"]
 
     def score(self, state: TrainState) -> float:
-        """The mean-IoU of a state in percent; the state is saved if it is the best so far."""
+        """Returns the mean-IoU of a state in percent; saves the state if it is the best so far."""
         caches = self.evaluator.encode(state.variables)
         counts = self.evaluator.score(state.variables, caches)
         border = self.config.eval.border

@@ -1,4 +1,4 @@
-"""Figures from counts: of each run, over all runs, and as lines of text."""
+"""Figures from pixel counts: of each run, over all runs, and as text."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from fsseg_jax.episode import AnyArray, EpisodeIds
 from fsseg_jax.evaluation.metrics import MEANS, run_metrics
-from fsseg_jax.evaluation.report import changed_options
+from fsseg_jax.evaluation.report import changed_options, other_figures
 
 
 def summarise(
@@ -15,7 +15,7 @@ def summarise(
     by_seed: dict[int, EpisodeIds],
     names: dict[int, str],
 ) -> dict[str, Any]:
-    """Figures of each run, and over the runs their means and standard deviations."""
+    """The figures of each run, and their means and standard deviations over the runs."""
     ends = np.cumsum([len(listed) for listed in by_seed.values()])
     runs = [
         run_metrics(part, listed.classes, names)
@@ -33,12 +33,12 @@ def summarise(
 
 
 def means_of(summary: dict[str, Any]) -> dict[str, float]:
-    """The figures of `summarise` that are means over classes and runs."""
+    """Those figures of `summarise` that are means over classes and runs."""
     return {name: summary[name] for name in MEANS}
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The score in one line, with what it may be compared to."""
+    """The score in one line, with its protocol."""
     several = len(results["runs"]) > 1
 
     def score(name: str) -> str:
@@ -56,28 +56,14 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def comparisons(results: dict[str, Any]) -> list[str]:
-    """Lines that tell the figures of the same predictions under other rules."""
-
-    def line(words: str, figures: dict[str, float]) -> str:
-        return (
-            f"{words}: mean-IoU {figures['mean_iou']:.1f}, binary-IoU {figures['binary_iou']:.1f}"
-        )
-
-    lines = [
-        line(f"label 255 {'ignored' if border == 'ignored' else 'as background'}", figures)
-        for border, figures in results["borders"].items()
+    """Figures of the same predictions under other rules, as lines of text."""
+    return [
+        f"{words}: mean-IoU {figures['mean_iou']:.1f}, binary-IoU {figures['binary_iou']:.1f}"
+        for words, figures in other_figures(results)
     ]
-    if at := results.get("thresholded"):
-        words = f"at threshold {at['threshold']:.2f}, best on {at['chosen_on']} classes"
-        lines.append(line(words, at))
-    for name, figures in results.get("without", {}).items():
-        lines.append(line(name, figures))
-        if at := figures.get("thresholded"):
-            lines.append(line(f"{name}, at threshold {at['threshold']:.2f}", at))
-    return lines
 
 
 def mean_of_known(values: list[float | None]) -> float | None:
-    """The mean of what is known: a class may be missing in a run, or have no pixels."""
+    """The mean of known values: a class may be absent from a run, or have no pixels."""
     known = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.mean(known)) if known else None

@@ -14,7 +14,7 @@ from fsseg_jax.data.images import check_size, image_size, read_label, read_mask
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.metrics import iou
+from fsseg_jax.evaluation.metrics import iou, label_counts
 from fsseg_jax.prediction.pictures import as_label
 
 
@@ -105,7 +105,7 @@ class Truth:
         def count(image: pathlib.Path) -> Int[np.ndarray, "class 3"]:
             label = self.read(image)
             assert label is not None  # `known` are the images with true masks
-            return pixel_counts(read_label(predicted[image]), label, len(self.classes))
+            return label_counts(read_label(predicted[image]), label, len(self.classes))
 
         known = [image for image in predicted if image in self._files]
         counts = np.zeros((1 + len(self.classes), 3), np.int64)
@@ -135,22 +135,6 @@ class Truth:
         for path in self._files[image].values():
             size = np.broadcast_to(False, image_size(path))  # which takes no memory
             check_size(size, str(path), image)
-
-
-def pixel_counts(
-    prediction: UInt8[np.ndarray, "height width"],
-    label: UInt8[np.ndarray, "height width"],
-    classes: int,
-) -> Int[np.ndarray, "class 3"]:
-    """TP, FP and FN of the background and each class, in pixels that are not ignored.
-
-    Like `metrics.pixel_counts`, but for a single image of any size.
-    """
-    counted = label != IGNORE
-    pairs = label[counted].astype(np.int64) * (classes + 1) + prediction[counted]
-    table = np.bincount(pairs, minlength=(classes + 1) ** 2).reshape(classes + 1, -1)
-    right = table.diagonal()
-    return np.stack([right, table.sum(0) - right, table.sum(1) - right], axis=1)
 
 
 def table(results: Mapping[str, Any]) -> str:

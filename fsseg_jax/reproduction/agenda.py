@@ -1,58 +1,27 @@
 """What is missing in a table, and how long it takes."""
 
 import json
-import logging
-import math
-import pathlib
-import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
-from fsseg_jax.config import load_config, override
-from fsseg_jax.data.source import Source
-from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.tables.cells import (
     Cell,
     Place,
     Run,
-    config_path,
     find_runs,
     folder_of,
     locate,
-    protocol_overrides,
     table_folder,
-    test_source,
-    training_overrides,
 )
 from fsseg_jax.evaluation.tables.report import percent
 from fsseg_jax.files import write_text
+from fsseg_jax.reproduction.estimates import Estimates
 from fsseg_jax.reproduction.plan import Planner, Training
-from fsseg_jax.reproduction.processes import Children, Failure, run_program
-from fsseg_jax.reproduction.settings import SELECTION_EPISODES, SELECTIONS
-from fsseg_jax.training import curves
+from fsseg_jax.reproduction.processes import Children, Failure
+from fsseg_jax.reproduction.speed import Speed, divide, duration_text, measure
 
 PLAN = "plan.json"
-# A measurement ends when there are so many values of episodes per second, the first of which
-# includes the compilation, and so many seconds between the first and the last or many values.
-VALUES, SECONDS, MANY = 3, 6.0, 40
-# The forward pass of one image takes this part of a training episode, which has two images and a
-# backward pass that takes about twice as long.
-FORWARD = 1 / 6
-TEST_STARTUP = 0.6  # startup of a test relative to that of a training, which compiles more
-
-logger = logging.getLogger("fsseg_jax.reproduce")
-
-
-class Speed(NamedTuple):
-    """The measured speed of a training."""
-
-    rate: float  # episodes per second
-    startup: float  # seconds until the first step is done, including compilation
 
 
 class Agenda:
@@ -77,8 +46,7 @@ class Agenda:
         self.table, self.places, self.planner = table, list(places), planner
         self.children, self.slots = children, slots
         self.workdir, self.folder = planner.workdir, table_folder(planner.workdir, table)
-        self.sources: dict[str, Source] = {}
-        self.speeds: dict[str, Speed] = {}
+        self.estimates = Estimates(table, planner)
         self.failures: dict[Place, str] = {}
         self.runs: dict[Place, Run] = {}
         self.missing: dict[str, Training] = {}  # by name
@@ -124,7 +92,7 @@ class Agenda:
         if not place.row.config:
             return Cell(place)
         overrides, run = self.planner.testing(place), self.runs.get(place)
-        cell = locate(self.table, place, run, overrides, self.workdir, self.sources)
+        cell = locate(self.table, place, run, overrides, self.workdir, self.estimates.sources)
         return cell._replace(failure=self.failures.get(place, ""))
 
     # ---------------------------------------------------------------------------------- budgets
@@ -159,14 +127,15 @@ class Agenda:
             if kind not in known and (speed := self._measured(kind)):
                 known[kind] = speed
                 write_text(path, json.dumps(plan, indent=1))
-        self.speeds = {kind: Speed(*values) for kind, values in known.items()}
+        speeds = {kind: Speed(*values) for kind, values in known.items()}
+        self.estimates.speeds = speeds
         self._limit(plan["steps"])
         new = [training for training in new if training.name in self.missing]
         if new:
             seconds = 60 * minutes - (time.monotonic() - began)
             seconds -= self._other_work(new) / self.in_parallel
-            spent = {training.name: self._other_seconds(training) for training in new}
-            steps = divide(seconds, new, self.speeds, spent, self.in_parallel)
+            spent = {training.name: self._rest(training) for training in new}
+            steps = divide(seconds, new, speeds, spent, self.in_parallel)
             self._limit(steps)
             if keep:
                 plan["steps"] |= steps
@@ -181,13 +150,12 @@ class Agenda:
     def _other_work(self, new: Sequence[Training]) -> float:
         """Seconds for everything but some trainings and their tests."""
         there = [*self.untrained(), *(place for place in self.places if place in self.runs)]
-        tests = [self._test_seconds(place) for place in there if not self.cell(place).results]
+        tests = [self.estimates.test(place) for place in there if not self.cell(place).results]
         names = {training.name for training in new}
         trainings = [
-            (training.steps - training.done) * training.batch_size / self.speeds[training.kind].rate
-            + self._other_seconds(training)
+            self.estimates.steps(training) + self._rest(training)
             for name, training in self.missing.items()
-            if name not in names and training.kind in self.speeds
+            if name not in names and training.kind in self.estimates.speeds
         ]
         return sum(tests) + sum(trainings)
 
@@ -199,44 +167,17 @@ class Agenda:
     def measure(self) -> None:
         """Measures the speed of missing trainings for the estimates of `describe`."""
         for kind in dict.fromkeys(training.kind for training in self.missing.values()):
-            if kind not in self.speeds and (speed := self._measured(kind)):
-                self.speeds[kind] = speed
+            if kind not in self.estimates.speeds and (speed := self._measured(kind)):
+                self.estimates.speeds[kind] = speed
 
     def _measured(self, kind: str) -> Speed | None:
-        """Trains for a few seconds; returns None, with the reason in `failures`, if it fails."""
+        """Measures a speed; returns None, with the reason in `failures`, if that fails."""
         training = next(t for t in self.missing.values() if t.kind == kind)
-        each = training.each
-        never = 10**6 // each * each
-        fields = {"steps": never, "log_every": each, "save_every": never, "eval_every": never}
-        overrides = [f"--config.train.{name}={value}" for name, value in fields.items()]
-        arguments = [f"--config={training.file}", *training.overrides, *overrides]
-        logger.info("measuring a moment of %s", kind)
-
-        with tempfile.TemporaryDirectory() as folder:
-            workdir = pathlib.Path(folder)
-
-            def points() -> list[curves.Point]:
-                return list(curves.read(workdir).get("train/episodes_per_second", {}).values())
-
-            def enough() -> bool:
-                known = points()
-                if len(known) < VALUES:
-                    return False
-                return known[-1].time - known[0].time > SECONDS or len(known) > MANY
-
-            began = time.time()
-            try:
-                # Its progress bar would be misleading.
-                options = {"enough": enough, "echo": False}
-                run_program(self.children, "train", workdir, self.slots[0], arguments, **options)
-            except Failure as failure:
-                self._failed(kind, str(failure))
-                return None
-            first, *others = points()
-        rate = statistics.median(point.value for point in others)
-        logger.info("%s: %.3g episodes a second", kind, rate)
-        startup = first.time - began - each * training.batch_size / rate
-        return Speed(rate, max(0.0, startup))
+        try:
+            return measure(training, self.children, self.slots[0])
+        except Failure as failure:
+            self._failed(kind, str(failure))
+            return None
 
     def _failed(self, kind: str, why: str) -> None:
         """Moves all missing trainings of a kind to `failures`."""
@@ -248,38 +189,9 @@ class Agenda:
         """Requested places of rows that are not trained."""
         return [place for place in self.places if place.row.config and not place.row.trained]
 
-    def _other_seconds(self, training: Training) -> float:
-        """A rough estimate of the seconds of a training and its tests without the steps."""
-        train, speed = training.config.train, self.speeds[training.kind]
-        selections = math.ceil((training.steps - training.done) / train.eval_every)
-        episodes = train.eval_episodes
-        if self.planner.budget:  # may not have been applied yet
-            selections = min(selections, SELECTIONS)
-            episodes = min(episodes, SELECTION_EPISODES)
-        scored = selections * len(train.select_on.split("+"))
-        scored *= self._scoring(training.config, episodes, 1, speed)
-        tests = [self._test_seconds(place, speed) for place in self.needed_by[training.name]]
-        return speed.startup + scored + sum(tests)
-
-    def _test_seconds(self, place: Place, speed: Speed | None = None) -> float:
-        """A rough estimate of the seconds of a test; of the others' mean if the speed of the model
-        is not known."""
-        known = self.speeds.values()
-        speed = speed or Speed(*(statistics.fmean(values) for values in zip(*known, strict=True)))
-        arguments = [*training_overrides(place), *protocol_overrides(self.table, place)]
-        arguments += [f"--config.{field}" for field in place.row.test]
-        arguments += self.planner.testing(place)
-        config = override(load_config(config_path(place.row)), arguments)
-        episodes, shots = config.eval.episodes * config.eval.runs, place.setting[1]
-        seconds = self._scoring(config, episodes, shots, speed)
-        if config.eval.threshold:
-            seconds += self._scoring(config, config.train.eval_episodes, shots, speed)
-        return TEST_STARTUP * speed.startup + seconds
-
-    def _scoring(self, config: ConfigDict, episodes: int, shots: int, speed: Speed) -> float:
-        """Seconds for encoding images and scoring episodes."""
-        images = min(episodes * (1 + shots), len(test_source(config, self.sources)))
-        return (images + episodes) * FORWARD / speed.rate
+    def _rest(self, training: Training) -> float:
+        """Seconds of everything but the steps of a training, with its tests."""
+        return self.estimates.rest(training, self.needed_by[training.name])
 
     def describe(self) -> list[str]:
         """The plan: a line for each training and each test, with the time where it is known."""
@@ -290,11 +202,10 @@ class Agenda:
             part = percent(steps / training.whole)
             line += f" ({episodes:,} episodes, {part} of the published training)"
             line += f", from step {training.done:,}" if training.done else ""
-            if speed := self.speeds.get(training.kind):
-                left = (steps - training.done) * training.batch_size
-                seconds = left / speed.rate + self._other_seconds(training)
+            if training.kind in self.estimates.speeds:
+                seconds = self.estimates.steps(training) + self._rest(training)
                 total += seconds
-                line += f", about {_duration(seconds)} with its tests"
+                line += f", about {duration_text(seconds)} with its tests"
             lines.append(line)
         for place in self.places:
             if place in self.failures:
@@ -305,58 +216,5 @@ class Agenda:
                 what = self.runs[place].folder if place in self.runs else "not trained"
                 done = "done: test" if self.cell(place).results else "test"
                 lines.append(f"{done} {place}: {what}")
-        total = _duration(total / self.in_parallel)
+        total = duration_text(total / self.in_parallel)
         return [*lines, f"in all about {total} for what is trained, {len(self.slots)} at a time"]
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.1f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
-
-
-def divide(
-    seconds: float,
-    trainings: Sequence[Training],
-    speeds: Mapping[str, Speed],
-    spent: Mapping[str, float],
-    slots: int = 1,
-) -> dict[str, int]:
-    """Divides a time among trainings.
-
-    Each gets the same time. If one needs less, because its configuration has fewer steps, the rest
-    is divided among the others.
-
-    Args:
-        seconds: for everything.
-        trainings: that are missing.
-        speeds: by kind of training.
-        spent: seconds, by name, for startup and evaluations.
-        slots: number of trainings that run simultaneously at full speed.
-
-    Returns:
-        the number of steps of each training, by name.
-
-    Raises:
-        UserError: there is not enough time for a single step.
-    """
-    left = slots * seconds - sum(spent[training.name] for training in trainings)
-    # A training uses only one slot, so that they are done in several rounds.
-    longest_one = seconds if slots == 1 else seconds / math.ceil(len(trainings) / slots)
-    if left <= 0 or any(spent[training.name] >= longest_one for training in trainings):
-        raise UserError(
-            f"--minutes: starting {len(trainings)} trainings and testing them takes about "
-            f"{(seconds - left / slots) / 60:.1f} minutes, {slots} at a time, and "
-            f"{seconds / 60:.1f} are left; give more, choose fewer with --rows, --folds or "
-            "--shots, or test less with --config.eval.episodes."
-        )
-    steps: dict[str, int] = {}
-    needed = {t.name: t.steps * t.batch_size / speeds[t.kind].rate for t in trainings}
-    waiting = sorted(trainings, key=lambda training: needed[training.name])
-    while waiting:
-        training, share = waiting.pop(0), left / (len(waiting) + 1)
-        share = min(share, longest_one - spent[training.name])
-        seconds_a_step = training.batch_size / speeds[training.kind].rate
-        count = max(1, int(share / seconds_a_step / training.each)) * training.each
-        steps[training.name] = min(count, training.steps)
-        left -= steps[training.name] * seconds_a_step
-    return steps

@@ -97,23 +97,6 @@ class Training(NamedTuple):
         return config_path(self.place.row)
 
 
-def own_overrides(place: Place, overrides: Sequence[str], weights: Mapping[str, str]) -> list[str]:
-    """The user's overrides for a place.
-
-    Args:
-        place: of a table.
-        overrides: from the command line.
-        weights: files of pretrained weights by backbone. A row uses those of its backbone, or
-            otherwise those of a variant of it.
-    """
-    backbone = load_config(config_path(place.row)).backbone
-    fitting = sorted((name for name in weights if name.startswith(backbone)), key=len)
-    if not fitting:
-        return list(overrides)
-    name = fitting[0]
-    return [f"--config.backbone={name}", f"--config.init={weights[name]}", *overrides]
-
-
 def read_weights(words: str | None) -> dict[str, str]:
     """Parses `--weights`.
 
@@ -147,7 +130,7 @@ def check_free(overrides: Sequence[str], places: Sequence[Place]) -> None:
         about |= {"backbone", "init"}  # --weights gives each backbone its own
     for name, value in fields_of(overrides).items():
         if name in options:
-            raise UserError(f"--config.{name}: the table's columns say it; use {options[name]}.")
+            raise UserError(f"--config.{name}: the table's columns set it; use {options[name]}.")
         if name in about and (name, value) != ("init", ""):
             raise UserError(f"--config.{name}: the table's rows differ in it; choose by --rows.")
 
@@ -169,7 +152,7 @@ class Planner:
     Args:
         machine: that programs will run on.
         overrides: from the command line.
-        weights: see `own_overrides`.
+        weights: files of pretrained weights by backbone, see `read_weights`.
         budget: suffix of folder names, which distinguishes trainings with different budgets.
         workdir: the folder of all runs.
     """
@@ -187,8 +170,14 @@ class Planner:
         self._data: dict[str, tuple[int, int]] = {}
 
     def own(self, place: Place) -> list[str]:
-        """The user's overrides for a place; see `own_overrides`."""
-        return own_overrides(place, self.overrides, self.weights)
+        """The user's overrides for a place, with the weights of its backbone or of a variant."""
+        backbone = load_config(config_path(place.row)).backbone
+        fitting = [name for name in self.weights if name.startswith(backbone)]
+        if not fitting:
+            return list(self.overrides)
+        name = min(fitting, key=len)
+        weights = [f"--config.backbone={name}", f"--config.init={self.weights[name]}"]
+        return [*weights, *self.overrides]
 
     def testing(self, place: Place) -> list[str]:
         """Overrides for the evaluation of a place."""

@@ -109,11 +109,25 @@ class Children:
             raise Stopped
         log.parent.mkdir(parents=True, exist_ok=True)
         begin = log.stat().st_size if log.exists() else 0
+        child = self._start(command, environment or {})
+        relay = threading.Thread(target=_relay, args=(child.stdout, log, name, echo), daemon=True)
+        relay.start()
+        status = self._wait(child, enough)
+        relay.join()
+        with self._lock:
+            self._running.discard(child)
+            self._tell(-child.pid)
+        if self.status is not None:
+            raise Stopped
+        if status:
+            raise Failure(reason(log, status, begin))
+
+    def _start(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
         # With JAX's filter, the last line of a traceback would be about frames that it left out.
         unfiltered = {"JAX_TRACEBACK_FILTERING": "off"}
         child = subprocess.Popen(
             command,
-            env=os.environ | unfiltered | dict(environment or {}),
+            env=os.environ | unfiltered | dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -124,25 +138,20 @@ class Children:
             self._tell(child.pid)
         if self.status is not None:  # a signal arrived in the meantime
             _signal(child, signal.SIGTERM)
-        relay = threading.Thread(target=_relay, args=(child.stdout, log, name, echo), daemon=True)
-        relay.start()
+        return child
+
+    def _wait(self, child: subprocess.Popen, enough: Callable[[], bool] | None) -> int:
+        """Waits for a child and returns its exit status, which is 0 if it was killed because of
+        `enough`."""
         sufficient = False
         while True:
             try:
                 status = child.wait(0.5)
-                break
+                return 0 if sufficient else status
             except subprocess.TimeoutExpired:
                 if enough and not sufficient and enough():
                     sufficient = True
                     _signal(child, signal.SIGKILL)
-        relay.join()
-        with self._lock:
-            self._running.discard(child)
-            self._tell(-child.pid)
-        if self.status is not None:
-            raise Stopped
-        if status and not sufficient:
-            raise Failure(reason(log, status, begin))
 
     def _tell(self, pid: int) -> None:
         assert self._guard.stdin is not None

@@ -33,7 +33,7 @@ def fast(config: ConfigDict, machine: Machine, images: int, steps: int) -> list[
     Args:
         config: of the training.
         machine: that it will run on.
-        photographs: number of training images.
+        images: number of training images.
         steps: of the training.
     """
     needed = 3 * images * (config.data.device.size or config.image_size) ** 2

@@ -1,12 +1,12 @@
 """The benchmark programs print and write what they measure."""
 
 import json
-import pathlib
 import sys
 
 import jax
 import numpy as np
 import pytest
+from helpers import message_of
 
 from fsseg_jax.benchmarks import (
     comparison,
@@ -18,11 +18,7 @@ from fsseg_jax.benchmarks import (
     train,
     workloads,
 )
-from fsseg_jax.config import differences, load_config
-from fsseg_jax.errors import UserError
-from fsseg_jax.models import METHODS
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SMALL = ("backbone=small", "image_size=40", "devices=1", "data.shapes.val=48")
 
 
@@ -273,7 +269,7 @@ def test_forms_in_pytorch_are_timed_by_turns(run, references, monkeypatch, progr
     ]
     assert rows[0]["times_ours"] == {"ours float32": 1.0}
     assert all(row["seconds"] > 0 for row in rows)
-    failed = "torch, tuned, float32, compiled: failed, left out (RuntimeError: no compiler here)"
+    failed = "torch, tuned, float32, compiled: failed and left out (RuntimeError: no compiler here)"
     assert failed in lines
     first, second = references
     assert (first.options["tuned"], second.options["tuned"]) == (False, True)
@@ -308,27 +304,15 @@ def test_absent_pytorch_is_told(monkeypatch, capsys):
 # ----------------------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_published_settings_are_those_of_the_config_files(method):
-    backbone = "vgg16" if method == "panet" else "res50"
-    config = load_config(str(CONFIGS / f"{method}_{backbone}.py"))
-    changed = differences(programs.published(method), config)
-    # What is left does not change how long a step takes.
-    learning = {f"train.{name}" for name in ("steps", "epochs", "schedule", "learning_rate")}
-    drawn = {f"data.{name}" for name in ("sampling", "border", "train_min_pixels", "shapes.train")}
-    other = {"init", "train.weight_decay", "train.select_on", "eval.threshold", *drawn}
-    assert set(changed) <= learning | other
-
-
 @pytest.mark.parametrize(
     ("program", "arguments", "sentence"),
     [
         (train, ["--methods=panet,unet"], "--methods = unet: choose among panet, canet"),
-        (train, ["--batch_sizes=1,x"], "--batch_sizes = 1,x: expected numbers from 1 on"),
-        (train, ["--repeats=0"], "--repeats = 0: expected numbers from 1 on"),
+        (train, ["--batch_sizes=1,x"], "--batch_sizes = 1,x: expected integers above 0"),
+        (train, ["--repeats=0"], "--repeats = 0: expected integers above 0"),
         (train, ["--json=missing/x.json"], "--json = missing/x.json: there is no such folder"),
         (predict, ["--config=missing.py"], "--config = missing.py: there is no such file"),
-        (evaluate, ["--shots=0"], "--shots = 0: expected numbers from 1 on"),
+        (evaluate, ["--shots=0"], "--shots = 0: expected integers above 0"),
         (predict, ["--config.image_sise=4"], "did you mean --config.image_size"),
         (predict, ["--lairs"], "lairs"),
         (evaluate, ["--config=x.py", "--methods=sst"], "leave --methods out"),
@@ -336,10 +320,7 @@ def test_published_settings_are_those_of_the_config_files(method):
 )
 def test_wrong_options_are_told_in_one_sentence(monkeypatch, program, arguments, sentence):
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
-    with pytest.raises(UserError) as error:
-        program.main()
-    assert sentence in str(error.value)
-    assert "\n" not in str(error.value)
+    assert sentence in message_of(program.main)
 
 
 def test_columns_are_aligned():

@@ -31,7 +31,7 @@ def test_prints_rates_and_the_ratio_of_two_steps_with_their_settings(users_envir
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith("devices: 1 x cpu")
-    assert lines[1] == "data.root is empty: using made photographs"
+    assert lines[1] == "data.root is empty: using synthetic images"
     assert lines[2].startswith("1-way 2-shot at 48 px, batches of 1, flip True, scale (0.9, 1.1)")
     for line, name in zip(lines[3:5], ("tfdata", "device"), strict=True):
         assert line.startswith(f"{name}: ")

@@ -45,7 +45,7 @@ def one_thread():
 
 
 def draw_batch(shots, episodes=2, seed=0):
-    """Noisy photographs of a brighter rectangle, of which a strip is ignored."""
+    """Noisy images of a brighter rectangle, of which a strip is ignored."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 120, (episodes, shots + 1, SIZE, SIZE, 3)).astype(np.uint8)
     labels = np.zeros(images.shape[:-1], np.uint8)
@@ -262,7 +262,7 @@ def test_dropout_is_of_training_alone(tuned):
     reference, batch = build("canet", 1, tuned), draw_batch(1)
     without = reference.loss(batch).item()
     logits = reference.forward(batch)
-    reference.dropout = torch_reference.CANet.dropout
+    reference.dropout = type(reference).dropout
     losses = {reference.loss(batch).item() for _ in range(2)}
     assert len(losses | {without}) == 3
     np.testing.assert_array_equal(reference.forward(batch), logits)
@@ -319,12 +319,13 @@ def test_module_needs_no_pytorch():
     program = """
         import sys
         import fsseg_jax.benchmarks.torch_reference as module
+        from fsseg_jax.errors import UserError
         assert "torch" not in sys.modules
         sys.modules["torch"] = None
         assert not module.available()
         try:
             module.build("panet", tuned=False, image_size=49)
-        except module.UserError as error:
+        except UserError as error:
             print(error)
     """
     run = subprocess.run(

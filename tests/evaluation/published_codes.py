@@ -7,7 +7,7 @@ chunbolang/BAM. What their random generators make of a seed is left out: what is
 by the same rules, and what is drawn in turn comes in the same turn.
 
 Labels are maps of class ids, in which 0 is background and 255 the border of objects. `classes` are
-those that a fold holds out, `rng` is a `numpy.random.Generator`, photographs are numbers.
+those that a fold holds out, `rng` is a `numpy.random.Generator`, images are numbers.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class Drawn(NamedTuple):
 
 
 def shown_by_class(labels, classes, area=1):
-    """Of each class the photographs that show so many pixels of it, in their order."""
+    """Of each class the images that show so many pixels of it, in their order."""
     return {c: [i for i, y in enumerate(labels) if (y == c).sum() >= area] for c in classes}
 
 
@@ -54,9 +54,9 @@ PANET = {"runs": 5, "episodes": 1000, "split": {"voc": "trainaug", "coco": "trai
 def panet_draw(labels, classes, rng, episodes, ways=1, shots=1):
     """One run's episodes.
 
-    Photographs that show any pixel of a class are in its list, of `trainaug` (config.py, line 108;
+    Images that show any pixel of a class are in its list, of `trainaug` (config.py, line 108;
     util/voc_classwise_filenames.py, line 54). An episode has distinct classes in a random order,
-    and of each class distinct photographs (dataloaders/common.py, line 147), the last of which is
+    and of each class distinct images (dataloaders/common.py, line 147), the last of which is
     the query where it is that way's turn; which way has it is drawn once a run
     (dataloaders/customized.py, lines 110 and 206).
     """
@@ -101,10 +101,10 @@ def nearest(label, size):
 
 
 def panet_coco_masks(file):
-    """(Photograph, number of the category by the order of their ids) to the category's own mask.
+    """(Image, number of the category by the order of their ids) to the category's own mask.
 
     All of its annotations are in it, those of crowds too, and what other objects cover
-    (dataloaders/coco.py, lines 52 to 64); a photograph is in the list of every category that it
+    (dataloaders/coco.py, lines 52 to 64); an image is in the list of every category that it
     has an annotation of (dataloaders/customized.py, line 246).
     """
     coco = COCO(file)
@@ -159,7 +159,7 @@ CANET = {"runs": 1, "episodes": 1000}
 
 def canet_draw(labels, classes, rng, episodes, area=AREA):
     """The (class, photograph) items of a fold's list in its order, then twice more shuffled, cut
-    off at 1,000 (dataset_mask_val.py, lines 24 to 30); the one support is another photograph of
+    off at 1,000 (dataset_mask_val.py, lines 24 to 30); the one support is another image of
     the class (lines 39 to 43).
 
     The lists themselves are not published; their number of items is that of HSNet's.
@@ -175,7 +175,7 @@ def canet_draw(labels, classes, rng, episodes, area=AREA):
 
 
 def another(rng, images, query, shots):
-    """Photographs that are not the query, each drawn anew until it is another one."""
+    """Images that are not the query, each drawn anew until it is another one."""
     supports = []
     while len(supports) < shots:
         candidate = int(rng.choice(images))
@@ -217,11 +217,11 @@ BAM = {"runs": 5, "episodes": 1000}  # test.py, lines 37 and 193 to 198
 
 
 def pfenet_draw(labels, classes, rng, episodes, shots=1, area=AREA):
-    """The listed photographs in their order, pass after pass (test.py, line 182).
+    """The listed images in their order, pass after pass (test.py, line 182).
 
     Listed is what shows enough of one of the classes (util/dataset.py, lines 54 to 69). The class
-    is any of those that the photograph shows, be it by one pixel (lines 157 to 174); the supports
-    are distinct photographs that show enough of it (lines 187 to 199). BAM's util/dataset.py, lines
+    is any of those that the image shows, be it by one pixel (lines 157 to 174); the supports
+    are distinct images that show enough of it (lines 187 to 199). BAM's util/dataset.py, lines
     57 to 83 and 220 to 266, does the same.
     """
     lists = shown_by_class(labels, classes, area)
@@ -241,7 +241,7 @@ def pfenet_draw(labels, classes, rng, episodes, shots=1, area=AREA):
 
 
 def pfenet_shape(height, width, size):
-    """A photograph's height and width in the square: the longer side is brought to `size`, then
+    """An image's height and width in the square: the longer side is brought to `size`, then
     both lose what is no multiple of 8 (`Resize`, util/transform.py, lines 83 to 101)."""
     if height >= width:
         new = size, int(width * (size / height))
@@ -295,7 +295,7 @@ HSNET = {"runs": 1, "episodes": {"voc": 1000, "coco": 1000, "fss1000": 2400}}
 
 def hsnet_draw(labels, classes, rng, episodes, shots=1, area=AREA):
     """PASCAL-5i: the items of a fold's list in its order, again from the start as often as need be
-    (data/pascal.py, lines 30 and 33); supports are other photographs of the class, a photograph
+    (data/pascal.py, lines 30 and 33); supports are other images of the class, an image
     may come twice among them (lines 99 to 103)."""
     lists = shown_by_class(labels, classes, area)
     items = [(query, c) for query in range(len(labels)) for c in classes if query in lists[c]]
@@ -308,12 +308,12 @@ def hsnet_draw(labels, classes, rng, episodes, shots=1, area=AREA):
 
 
 def hsnet_fss_draw(labels, classes, rng, shots=1):
-    """FSS-1000: every photograph of every test class once (data/fss.py, lines 32 and 82 to 94)."""
+    """FSS-1000: every image of every test class once (data/fss.py, lines 32 and 82 to 94)."""
     return hsnet_draw(labels, classes, rng, len(labels), shots, area=1)
 
 
 def hsnet_coco_draw(labels, classes, rng, episodes, shots=1, area=AREA):
-    """COCO-20i: a class and a photograph of it at random, whatever the number of the episode
+    """COCO-20i: a class and an image of it at random, whatever the number of the episode
     (data/coco.py, lines 33 and 84 to 99)."""
     lists = shown_by_class(labels, classes, area)
     drawn = []

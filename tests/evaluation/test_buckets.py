@@ -1,4 +1,4 @@
-"""Photographs as large as they are are dealt to few canvases, and no figure tells to which."""
+"""Images as large as they are are dealt to few canvases, and no figure tells to which."""
 
 import logging
 
@@ -24,7 +24,7 @@ UNSURE = 1e-4  # two classes that differ by less at a pixel may change places by
 
 
 def random_shapes(count=200, seed=0):
-    """Of photographs: mostly 375 x 500 or 500 x 375, and others, as in PASCAL VOC."""
+    """Of images: mostly 375 x 500 or 500 x 375, and others, as in PASCAL VOC."""
     rng = np.random.default_rng(seed)
     shapes = rng.integers(96, 501, (count, 2))
     usual = rng.random(count) < 0.6
@@ -33,7 +33,7 @@ def random_shapes(count=200, seed=0):
 
 
 def area(shapes, parts):
-    """Pixels of the canvases, in multiples of 32, of all photographs."""
+    """Pixels of the canvases, in multiples of 32, of all images."""
     largest = [shapes[rows].max(axis=0) for rows in parts]
     canvases = [np.ceil(side / 32) * 32 for side in largest]
     return sum(canvas.prod() * len(rows) for canvas, rows in zip(canvases, parts, strict=True))
@@ -56,7 +56,7 @@ def test_every_image_is_in_one_of_few_groups(seed):
 
 
 def test_groups_are_the_best_where_all_can_be_tried():
-    """Three photographs in two groups: against each of the three ways to join two of them."""
+    """Three images in two groups: against each of the three ways to join two of them."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         shapes = rng.integers(32, 500, (3, 2))
@@ -110,7 +110,7 @@ def test_images_stand_in_the_upper_left_corner():
 
 @pytest.fixture(scope="module")
 def source(make_source):
-    """Photographs of several sizes, one twice as wide and one twice as high as most are."""
+    """Images of several sizes, one twice as wide and one twice as high as most are."""
     source = make_source()
     for number, axis in ((0, 0), (3, 1)):
         doubled = [part.repeat(2, axis) for part in source.images[number]]
@@ -196,7 +196,7 @@ def test_figures_do_not_depend_on_the_groups_and_each_compiles_one_function(
 
 
 def test_what_does_not_fit_into_memory_is_scored_in_parts(source, model, variables, tmp_path, log):
-    """Canvases of a part are others than those of all photographs."""
+    """Canvases of a part are others than those of all images."""
     results = []
     for number, gibibytes in enumerate((8.0, 0.0001)):
         options = {"eval.runs": 1, "eval.episodes": 4, "eval.buckets": 1, "eval.gallery": 0}
@@ -204,7 +204,7 @@ def test_what_does_not_fit_into_memory_is_scored_in_parts(source, model, variabl
         folder = tmp_path / str(number)
         loaded = Loaded(variables, "of the test")
         results.append(evaluate(config, model, loaded, source, make_mesh(1), folder))
-    assert "scored in 2 parts" in log.text
+    assert "scoring in 2 parts" in log.text
     one, other = results
     assert one["episodes_hash"] == other["episodes_hash"]
     for border, figures in one["borders"].items():

@@ -31,7 +31,7 @@ def get_config():
     config.data.root = "ROOT"
     return config
 """
-# Of all rows: so many episodes of so few photographs that all need all of them, and compile once.
+# Of all rows: so many episodes of so few images that all need all of them, and compile once.
 OVERRIDES = ["--config.eval.episodes=60", "--config.data.min_pixels=1", "--config.eval.gallery=0"]
 
 
@@ -96,7 +96,7 @@ def test_rows_are_what_evaluations_tell_and_are_not_evaluated_again(
         Store, "put", lambda self, key, ids, *x: stored.extend(ids) or put(self, key, ids, *x)
     )
     printed = program("base,border,items")
-    # One evaluation tells both borders; photographs are encoded once for all of them.
+    # One evaluation tells both borders; images are encoded once for all of them.
     assert evaluated == [(0, "classes"), (1, "classes"), (0, "items"), (1, "items")]
     assert len(stored) == len(set(stored))
 
@@ -137,7 +137,7 @@ def test_rows_are_what_evaluations_tell_and_are_not_evaluated_again(
 
 
 def test_images_are_kept_until_the_last_row_that_shows_them_so(program, evaluated, monkeypatch):
-    """Rows of the base's photographs come first, whatever their order in the table."""
+    """Rows of the base's images come first, whatever their order in the table."""
     kept, scoring = [], choices.Scoring
 
     class Watched(scoring):
@@ -169,7 +169,7 @@ def test_what_belongs_to_another_command_is_refused(program, path, tmp_path):
     (tmp_path / "work").mkdir()
     known = {"config": str(path), "overrides": [], "rows": {}, "hashes": {}, "known": {}}
     (tmp_path / "work" / "choices.json").write_text(json.dumps(known))
-    with pytest.raises(UserError, match=r"of other overrides or .*: choose another --workdir\."):
+    with pytest.raises(UserError, match=r"other overrides or .*: choose another --workdir\."):
         program("base")
 
 

@@ -3,11 +3,13 @@
 import csv
 import json
 
+import by_hand
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import count, in_episode_numbering
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
@@ -30,7 +32,7 @@ from fsseg_jax.models.panet import PANet
 from fsseg_jax.training.checkpoints import Loaded
 
 SIZE = 32
-encoded = []  # the sum of each photograph that the backbone was given
+encoded = []  # the sum of each image that the backbone was given
 
 
 class Watched(nn.Module):
@@ -62,14 +64,9 @@ def episodes(source):
     return sample(source.table.items(range(1, 7)), 0, range(7), ways=2, shots=2)
 
 
-def make_evaluator(
-    model, source, episodes, batch_size=3, devices=1, feature_dtype="float32", **options
-):
-    config = default_config()
-    config.image_size, config.eval.batch_size = SIZE, batch_size
-    config.eval.feature_dtype = feature_dtype
-    config.update_from_flattened_dict(options)
-    return Evaluator(model, source, episodes, make_mesh(devices), config)
+def make_evaluator(model, source, episodes, batch_size=3, devices=1, **options):
+    options["batch_size"] = batch_size
+    return by_hand.make_evaluator(model, source, episodes, SIZE, devices, **options)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +94,6 @@ def ignored(evaluator, variables):
     return evaluator.score(variables, evaluator.encode(variables)).borders["ignored"]
 
 
-def in_episode_numbering(label, classes):
-    result = np.where(label == 255, 255, 0).astype(np.uint8)
-    for way, class_id in enumerate(classes, start=1):
-        result[label == class_id] = way
-    return result
-
-
 def test_score_is_that_of_the_model_applied_to_each_episode(
     model, source, variables, episodes, scored_all
 ):
@@ -126,21 +116,11 @@ def test_score_is_that_of_the_model_applied_to_each_episode(
         logits = apply(variables, episode.normalised()).logits
         assert logits.shape == (SIZE // 4, SIZE // 4, 3)
         logits = jax.image.resize(logits, (SIZE, SIZE, 3), "bilinear")
-        predictions = np.asarray(logits).argmax(-1)
-        truths = episode.query_label
-        background = np.where(truths == 255, 0, truths)
-        for border, truth, counted in (
-            ("ignored", truths, truths != 255),
-            ("background", background, np.ones_like(truths, bool)),
-        ):
-            prediction, truth = predictions[counted], truth[counted]
-            expected = [
-                [((prediction == c) & (truth == c)).sum() for c in range(3)],
-                [((prediction == c) & (truth != c)).sum() for c in range(3)],
-                [((prediction != c) & (truth == c)).sum() for c in range(3)],
-            ]
+        prediction = np.asarray(logits).argmax(-1)
+        for border, counts in scored_all.borders.items():
+            expected = count(prediction, episode.query_label, 3, border)
             # A pixel whose logits are equal up to rounding may fall to either class.
-            assert np.abs(scored_all.borders[border][row] - np.transpose(expected)).max() <= 1
+            assert np.abs(counts[row] - expected).max() <= 1
     found = scored_all.borders["ignored"][:, 1, 0].tolist()
     assert len(set(found)) > 3  # the episodes differ, and much is found
     borders = [scored_all.borders[border].sum() for border in ("ignored", "background")]
@@ -184,7 +164,7 @@ def test_score_does_not_depend_on_batch_or_devices(
 def test_score_of_an_episode_does_not_depend_on_the_list(
     model, source, variables, counts, episodes
 ):
-    """Other photographs are read, too."""
+    """Other images are read, too."""
     rows = [5, 2]
     other = make_evaluator(model, source, episodes.take(np.array(rows)), batch_size=1)
     np.testing.assert_array_equal(ignored(other, variables), counts[rows])
@@ -406,7 +386,7 @@ def test_both_figures_of_the_border_are_told_and_the_one_asked_for_first(
     iou = float((tmp_path / "episodes.csv").read_text().splitlines()[1].split(",")[-1])
     assert iou == pytest.approx(expected[border], abs=0.01)
     lines = comparisons(results)
-    assert f"label 255 as background: mean-IoU {expected['background']:.1f}" in "\n".join(lines)
+    assert f"label 255 is background: mean-IoU {expected['background']:.1f}" in "\n".join(lines)
     assert len(lines) == 2
 
 
@@ -515,7 +495,7 @@ def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
 
     monkeypatch.setattr(Evaluator, "__init__", spy)
     features = model.apply(variables, np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
-    size = np.asarray(features).nbytes + SIZE**2 * 4  # of one photograph, with its label
+    size = np.asarray(features).nbytes + SIZE**2 * 4  # of one image, with its label
     config = make_settings(**{"eval.cache": 3.5 * size / 2**30})
     results = evaluate(
         config, model, Loaded(variables, "of the test"), source, make_mesh(1), tmp_path
@@ -555,12 +535,12 @@ def test_each_image_is_encoded_once_however_many_parts_need_it(
         assert len(encoded) == results["photographs"] == len(set(encoded))
         figures[held] = (folder / "episodes.csv").read_text(), results["mean_iou"]
     assert figures[100] == figures[4.5]
-    assert len(compiled()) <= 2  # with all photographs, and once for all parts
+    assert len(compiled()) <= 2  # with all images, and once for all parts
 
 
 def test_images_and_episodes_may_be_computed_together(model, source, variables, episodes, counts):
     encoded.clear()
-    several = make_evaluator(model, source, episodes, devices=2, **{"eval.together": 3})
+    several = make_evaluator(model, source, episodes, devices=2, together=3)
     found = ignored(several, variables)
     np.testing.assert_allclose(found, counts, atol=2)  # pixels that are a tie
 

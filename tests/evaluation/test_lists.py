@@ -72,7 +72,7 @@ def test_what_was_written_is_verified_and_nothing_is_changed_by_it(program, tmp_
     program()
     folder = tmp_path / "lists"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert program("--verify=True") == (0, "8 lists are as they should be\n")
+    assert program("--verify=True") == (0, "8 lists are as expected\n")
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -85,7 +85,7 @@ def test_another_file_is_told(program, tmp_path):
     status, printed = program("--verify=True")
     assert status == 1
     assert printed.splitlines() == [
-        f"{path}: missing, or not what is drawn here" for path in (changed, gone)
+        f"{path}: missing, or different from what is drawn here" for path in (changed, gone)
     ]
 
 
@@ -123,8 +123,8 @@ def test_lists_of_a_published_protocol_bear_its_name(program, tmp_path):
     ("arguments", "message"),
     [
         (["--verify=True"], r"lists\.json cannot be read .*: write the lists there first\."),
-        (["--verify=yes"], r"--verify=yes: it is True or False\."),
-        (["--config.eval.episodes_file=a.csv"], r"these lists are drawn; leave it empty\."),
+        (["--verify=yes"], r"--verify=yes: choose True or False\."),
+        (["--config.eval.episodes_file=a.csv"], r"lists are drawn here; leave it empty\."),
     ],
 )
 def test_what_cannot_be_done_is_told(program, arguments, message):

@@ -12,7 +12,7 @@ from fsseg_jax.evaluation.parts import Store, shared_images
 
 
 def make_features(images, side):
-    """Features of two kinds whose values tell the photograph and the size."""
+    """Features of two kinds whose values tell the image and the size."""
     rng = np.random.default_rng(side)
     noise = rng.standard_normal((100, 2, 3)).astype(np.float16)
     return {

@@ -11,15 +11,14 @@ import itertools
 import json
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import published_codes as codes
 import pytest
+from by_hand import Stem, count
 from PIL import Image
 from scipy import stats
 
-from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.config import default_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import LabelledImage
@@ -27,7 +26,7 @@ from fsseg_jax.data.sources.coco import FOLDS
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import EpisodeIds
-from fsseg_jax.evaluation import evaluator
+from fsseg_jax.evaluation import scoring
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes, protocol_episodes
@@ -42,7 +41,7 @@ NEVER = 1e-4  # so improbable is what no test may find: seeds are fixed
 
 @pytest.fixture(scope="module")
 def source(make_source):
-    """Photographs twice or three times as large as usual: many objects pass the area filter, and
+    """Images twice or three times as large as usual: many objects pass the area filter, and
     many do not."""
     small = make_source(images=40, classes=10, shown=3)
     large = [
@@ -58,7 +57,7 @@ def labels(source):
     counts = [[(label == c).sum() for c in NOVEL] for label in labels]
     below = (np.array(counts) > 0) & (np.array(counts) < codes.AREA)
     listed = (np.array(counts) >= codes.AREA).any(axis=1)
-    assert below[listed].any()  # listed photographs show objects that are too small too
+    assert below[listed].any()  # listed images show objects that are too small too
     assert below[~listed].any()
     assert (~below & (np.array(counts) > 0)).sum(axis=1).max() > 1  # and several that are not
     return labels
@@ -263,8 +262,8 @@ def test_items_take_turns(name, source, labels):
 
 @pytest.mark.parametrize("name", ["pfenet", "bam"])
 def test_images_take_turns(name, source, labels):
-    """Photographs with an item, each once a pass; ours in an order of the pass's own, the codes' in
-    that of the list. The class is one of all that the photograph shows, be it too small to be an
+    """Images with an item, each once a pass; ours in an order of the pass's own, the codes' in
+    that of the list. The class is one of all that the image shows, be it too small to be an
     item; supports are items."""
     config = preset(name)
     lists = codes.shown_by_class(labels, NOVEL, codes.AREA)
@@ -347,7 +346,7 @@ def test_hsnet_draws_classes_and_images_of_coco_alike(source, labels):
 def test_supports_are_other_images_of_the_class(name, data, shots, source, labels):
     """Uniformly drawn; ours are distinct, as PANet's, PFENet's and BAM's are.
 
-    HSNet's code may take one photograph twice. Among its episodes that do not, chances are ours.
+    HSNet's code may take one image twice. Among its episodes that do not, chances are ours.
     """
     count = 6000
     ours = draw(source, preset(name, data, shots=shots), count)
@@ -385,8 +384,8 @@ def test_pfenets_squares_have_sides_of_multiples_of_8(size):
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (90, 120), (16, 16)])
 def test_pfenets_squares_are_black_and_ignored_beside_the_image(shape):
-    """Small photographs are enlarged. (Its bilinear interpolation does not smooth what it shrinks,
-    and ours does, as PIL's: what a photograph looks like differs a little.)"""
+    """Small images are enlarged. (Its bilinear interpolation does not smooth what it shrinks,
+    and ours does, as PIL's: what an image looks like differs a little.)"""
     whole = LabelledImage(np.full((*shape, 3), 200, np.uint8), np.ones(shape, np.uint8))
     image, label = square(whole, SIZE, "letterbox")
     inside = np.zeros((SIZE, SIZE), bool)
@@ -396,14 +395,6 @@ def test_pfenets_squares_are_black_and_ignored_beside_the_image(shape):
 
 
 # ----------------------------------------------------------------------------- pixels
-
-
-class Stem(nn.Module):
-    """A backbone of one layer at stride 4: it is compiled in no time."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        return (Conv(16, (5, 5), 4, 2)(image),)
 
 
 @pytest.fixture(scope="module")
@@ -423,13 +414,13 @@ class Scored(NamedTuple):
     predictions: list
 
 
-def score(config, source, model, variables, count):
+def score(config, source, model, variables, number):
     config.image_size, config.eval.buckets, config.eval.feature_dtype = SIZE, 1, "float32"
-    episodes = draw_episodes(config, source, "novel", 0, count)
+    episodes = draw_episodes(config, source, "novel", 0, number)
     scored = Evaluator(model, source, episodes, make_mesh(1), config)
     caches = scored.encode(variables)
     counts = scored.score(variables, caches)
-    predictions = [scored.predict(variables, caches, row) for row in range(count)]
+    predictions = [scored.predict(variables, caches, row) for row in range(number)]
     assert all(len(np.unique(prediction)) > 1 for prediction in predictions)
     return Scored(scored, episodes, counts.borders, predictions)
 
@@ -465,7 +456,7 @@ def check_stretched(scored):
 
 
 def test_canets_pixel_counts(source, labels, model, variables):
-    """At each photograph's own size, where its author scores the published figures (issue 4 of the
+    """At each image's own size, where its author scores the published figures (issue 4 of the
     repository; the code's own quick validation scores squares). Borders are background."""
     config = preset("canet")
     scored = score(config, source, model, variables, 12)
@@ -489,7 +480,7 @@ def test_canets_pixel_counts(source, labels, model, variables):
 
 @pytest.mark.parametrize("name", ["pfenet", "bam"])
 def test_pfenets_pixel_counts(name, source, labels, model, variables):
-    """At the photograph's own size; on what stands beside it, a square's rest, nothing counts."""
+    """At the image's own size; on what stands beside it, a square's rest, nothing counts."""
     config = preset(name)
     scored = score(config, source, model, variables, 12)
     episodes, borders, predictions = scored[1:]
@@ -557,7 +548,7 @@ def test_panets_figures(ways):
             target = rng.choice([*numbers, 255], (9, 9)).astype(np.uint8)
             prediction = rng.integers(0, ways + 1, (9, 9))
             run.append((codes.panet_counts(prediction, target, ways), chosen))
-            counts.append(plain_counts(prediction, target, ways))
+            counts.append(count(prediction, target, ways + 1))
         runs.append(run)
         chosen = np.array([chosen for _, chosen in run])
         ours.append(run_metrics(np.stack(counts), chosen, {c: str(c) for c in NOVEL}))
@@ -571,13 +562,6 @@ def test_panets_figures(ways):
             assert ours[0][name] != pytest.approx(ours[0]["binary_iou_shown"], abs=0.1)
 
 
-def plain_counts(prediction, target, ways):
-    """TP, FP and FN of every class, whether the query shows it or not."""
-    known = target != 255
-    masks = [((prediction == n) & known, target == n) for n in range(ways + 1)]
-    return np.array([[(f & t).sum(), (f & ~t).sum(), (t & ~f).sum()] for f, t in masks])
-
-
 def test_figures_over_runs_are_panets(source, labels, model, variables, monkeypatch, tmp_path):
     """In results.json: means and standard deviations over runs, from what was predicted."""
     kept = []
@@ -588,7 +572,7 @@ def test_figures_over_runs_are_panets(source, labels, model, variables, monkeypa
                 kept.append((self.episodes.take(row), self.predict(variables, caches, row)))
             return super().score(variables, caches, model)
 
-    monkeypatch.setattr(evaluator, "Evaluator", Keeping)
+    monkeypatch.setattr(scoring, "Evaluator", Keeping)
     config = preset("panet", ways=2, **{"eval.runs": 3, "eval.episodes": 10, "eval.gallery": 0})
     config.image_size = SIZE
     results = evaluate(config, model, Loaded(variables, "none"), source, make_mesh(1), tmp_path)

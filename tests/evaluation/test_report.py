@@ -119,9 +119,9 @@ def rows_beside(path, given):
     """The rows of the card with figures beside the main ones."""
     write_report(path, given, {})
     texts = [text for text in Page(path.read_text(encoding="utf-8")).texts if text]
-    if "Beside it" not in texts:
+    if "Under other rules" not in texts:
         return None
-    after = texts[texts.index("Beside it") + 1 :]
+    after = texts[texts.index("Under other rules") + 1 :]
     card = after[: after.index("Protocol")]
     columns = 5 if given["ways"] > 1 else 2
     names, cells = card[:columns], card[columns:]
@@ -133,7 +133,7 @@ def rows_beside(path, given):
 def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
     """Both borders; at a threshold and with parts left out where there are such figures."""
     found = rows_beside(tmp_path / "r.html", results())
-    assert list(found) == ["label 255 counts for nothing", "label 255 is background"]
+    assert list(found) == ["label 255 is ignored", "label 255 is background"]
     assert found["label 255 is background"] == {
         "mean-IoU": "49.9",
         "mIoU*": "48.8",
@@ -154,9 +154,9 @@ def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
     }
     found = rows_beside(tmp_path / "more.html", results(ways=1, **more))
     assert {words: figure["mean-IoU"] for words, figure in found.items()} == {
-        "label 255 counts for nothing": "55.0",
+        "label 255 is ignored": "55.0",
         "label 255 is background": "49.9",
-        "at the threshold 0.35, best on base classes": "57.1",
+        "at threshold 0.35, best on base classes": "57.1",
         "alpha <0>": "51.5",
         "alpha <0>, at threshold 0.60": "52.5",
         "no tuning": "44.4",

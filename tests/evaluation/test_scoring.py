@@ -1,23 +1,21 @@
-"""Scoring at each photograph's own size, at several scales of the query, with the longer side
-fitted and with queries left as large as they are: the same counts as resizing each episode's logits
-by hand."""
+"""Scoring at each image's own size, at several scales of the query, letterboxed and with queries at
+their own size gives the counts of resizing each episode's logits by hand."""
 
 import functools
 
+import by_hand
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from by_hand import Stem, count, in_episode_numbering
 from PIL import Image
 
 from fsseg_jax.backbones.convolution import Conv
-from fsseg_jax.config import default_config
 from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
-from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import empty_episode, normalise
-from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.parts import scaled_side
 from fsseg_jax.evaluation.scorer import THRESHOLDS
@@ -44,7 +42,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def source(make_source):
-    """Photographs of as many sizes as there are, some much longer than wide or wider than long."""
+    """Images of as many sizes as there are, some much longer than wide or wider than long."""
     source = make_source(images=9)
     for number, (step, axis) in enumerate([(3, 0), (2, 1), (3, 1)]):
         keep = (slice(None),) * axis + (slice(None, None, step),)
@@ -53,14 +51,6 @@ def source(make_source):
     assert len(set(shapes)) == len(shapes)
     assert all((label == 255).any() for _, label, _ in source.images)
     return source
-
-
-class Stem(nn.Module):
-    """A backbone of one layer, at stride 4: it is compiled in no time."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        return (Conv(16, (5, 5), 4, 2)(image),)
 
 
 @functools.cache
@@ -75,11 +65,8 @@ def draw(source, count=5, ways=2, shots=1):
 
 
 def make_evaluator(model, source, episodes, size=SIZE, **options):
-    config = default_config()
-    config.image_size, config.eval.batch_size = size, 2
-    config.eval.feature_dtype, config.eval.scored_at = "float32", "photograph"
-    config.update_from_flattened_dict({f"eval.{name}": x for name, x in options.items()})
-    return Evaluator(model, source, episodes, make_mesh(1), config)
+    options = {"batch_size": 2, "scored_at": "photograph", **options}
+    return by_hand.make_evaluator(model, source, episodes, size, **options)
 
 
 # ------------------------------------------------------------------------- by hand
@@ -91,7 +78,7 @@ def letterboxed(shape, size):
 
 
 def fit(image, label, size, letterbox):
-    """A photograph in a square of side `size`."""
+    """An image in a square of side `size`."""
     new_height = new_width = size
     if letterbox:
         new_height, new_width = letterboxed(label.shape, size)
@@ -101,13 +88,6 @@ def fit(image, label, size, letterbox):
     canvas[:new_height, :new_width] = Image.fromarray(image).resize(new, Image.BILINEAR)
     labels[:new_height, :new_width] = Image.fromarray(label).resize(new, Image.NEAREST)
     return canvas, labels
-
-
-def in_episode_numbering(label, classes):
-    result = np.where(label == 255, 255, 0).astype(np.uint8)
-    for way, class_id in enumerate(classes, start=1):
-        result[label == class_id] = way
-    return result
 
 
 def interpolate(logits, shape, align_corners):
@@ -131,7 +111,7 @@ def softmax(logits):
 
 
 def enlarged(image, scale):
-    """A photograph at a multiple of its own size."""
+    """An image at a multiple of its own size."""
     size = tuple(max(8, round(side * scale)) for side in image.shape[1::-1])
     return np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
 
@@ -177,17 +157,6 @@ def jitted(model, method):
     return jax.jit(functools.partial(model.apply, method=method))
 
 
-def count(prediction, truth, classes, border="ignored"):
-    seen = truth != 255
-    if border == "background":
-        truth, seen = np.where(seen, truth, 0), np.ones_like(seen)
-    found = [(prediction == c) & seen for c in range(classes)]
-    there = [(truth == c) & seen for c in range(classes)]
-    return np.array(
-        [[(f & t).sum(), (f & ~t).sum(), (t & ~f).sum()] for f, t in zip(found, there, strict=True)]
-    )
-
-
 def check_counts(model, variables, source, episodes, evaluator, masks=True, **options):
     """The evaluator's counts are those by hand, but for pixels where two classes are as likely."""
     caches = evaluator.encode(variables)
@@ -204,7 +173,7 @@ def check_counts(model, variables, source, episodes, evaluator, masks=True, **op
         unsure += (~clear).sum()
         expected.append(count(prediction, truth, len(ids.classes) + 1))
         assert np.abs(counts[row] - expected[row]).max() <= (~clear).sum()
-        # What a square has beside the photograph is no border, and never counts.
+        # What a square has beside the image is no border, and never counts.
         inside = np.s_[:, :]
         if options.get("letterbox") and options.get("network"):
             size = options.get("size", SIZE)
@@ -223,9 +192,9 @@ def check_counts(model, variables, source, episodes, evaluator, masks=True, **op
     expected = np.stack(expected)
     assert (expected[:, 1:, 0].sum(axis=0) > 0).all()
     names = source.class_names
-    result, by_hand = (run_metrics(x, episodes.classes, names) for x in (counts, expected))
+    result, wanted = (run_metrics(x, episodes.classes, names) for x in (counts, expected))
     for name in ("mean_iou", "mean_iou_star", "binary_iou"):
-        assert result[name] == pytest.approx(by_hand[name], abs=0.01)
+        assert result[name] == pytest.approx(wanted[name], abs=0.01)
     return counts
 
 
@@ -259,8 +228,8 @@ class Traced(METHODS["panet"]):
 def test_one_compiled_function_serves_all_sizes(source):
     model, variables = make_panet(kind=Traced)
     compiled = []
-    for count in (2, 12):
-        episodes = draw(source, count, ways=1)
+    for number in (2, 12):
+        episodes = draw(source, number, ways=1)
         evaluator = make_evaluator(model, source, episodes)
         caches = evaluator.encode(variables)
         Traced.times = 0
@@ -304,7 +273,7 @@ def test_a_letterboxed_image_keeps_its_proportions(height, width):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_logits_of_letterboxed_images_are_cut(source, scored_at, align_corners):
-    """Resized to the longer side squared, where they are compared with the photograph's label."""
+    """Resized to the longer side squared, where they are compared with the image's label."""
     model, variables = make_panet(align_corners)
     episodes = draw(source)
     evaluator = make_evaluator(model, source, episodes, fit="letterbox", scored_at=scored_at)

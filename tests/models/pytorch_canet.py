@@ -1,4 +1,7 @@
-"""CANet spelled out in PyTorch, one way and one photograph at a time: what ours must equal."""
+"""CANet spelled out in PyTorch, one way and one image at a time: what ours must equal.
+
+Not `benchmarks.torch_reference`, which has only the published fusion, one way and full width.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -1,6 +1,7 @@
 """PANet is what its equations say, and has the symmetries that they have."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,13 @@ SMALL = PANet(backbone=Small(width=16))
 def pytorch():
     """The formulations in PyTorch, where there is PyTorch."""
     pytest.importorskip("torch")
-    import pytorch_panet
     import pytorch_vgg
     import torch
 
+    from fsseg_jax.benchmarks.torch_reference.panet import Equations
+
     class Modules:
-        panet, vgg, as_tensor = pytorch_panet.PANet, pytorch_vgg, torch.as_tensor
+        equations, vgg, as_tensor = Equations, pytorch_vgg, torch.as_tensor
 
     return Modules
 
@@ -106,6 +108,19 @@ def small_params():
 # ----------------------------------------------------------------------------- the equations
 
 
+def run_equations(pytorch, supports, query, support_label, query_label, **options):
+    """The logits, both losses, and the ways that are predicted anywhere."""
+    equations = pytorch.equations(**options)
+    support_label, query_label = map(pytorch.as_tensor, (support_label, query_label))
+    logits = equations.logits(supports, support_label, query)
+    return types.SimpleNamespace(
+        logits=logits,
+        predicted=[bool((logits.argmax(dim=0) == way + 1).any()) for way in range(len(supports))],
+        segmentation=equations.score(logits, query_label),
+        alignment=equations.alignment(supports, support_label, query, logits),
+    )
+
+
 def run_pytorch_on_vgg(pytorch, params, episode):
     """The formulation in PyTorch, and the gradients of both losses' sum."""
     weights = pytorch.vgg.to_pytorch(params)
@@ -115,7 +130,8 @@ def run_pytorch_on_vgg(pytorch, params, episode):
     def encode(image):
         return pytorch.vgg.features(weights, pytorch.as_tensor(image).permute(2, 0, 1)[None])[0]
 
-    result = pytorch.panet(
+    result = run_equations(
+        pytorch,
         [[encode(image) for image in way] for way in episode.support_image],
         encode(episode.query_image),
         episode.support_label,
@@ -189,7 +205,7 @@ def run_pytorch_on_features(pytorch, features, support_label, query_label, weigh
         pytorch.as_tensor(array).double().movedim(-1, -3).detach().requires_grad_()
         for array in features
     ]
-    result = pytorch.panet(*leaves, support_label, query_label, **options)
+    result = run_equations(pytorch, *leaves, support_label, query_label, **options)
     total = result.segmentation + weight * result.alignment
     total.backward()
     return {

@@ -6,7 +6,7 @@ from helpers import message_of
 from PIL import Image
 
 from fsseg_jax.evaluation import metrics
-from fsseg_jax.prediction.truth import Truth, pixel_counts, table
+from fsseg_jax.prediction.truth import Truth, table
 
 SIZE = (12, 17)
 
@@ -100,7 +100,7 @@ def test_figures_are_those_of_pixels_counted_by_hand(tmp_path, images):
 def test_counts_are_those_of_episodes():
     found, true = random_label(5, [0, 1, 2]), random_label(6, [0, 1, 2, 255])
     expected = np.asarray(metrics.pixel_counts(found, true, 2))
-    np.testing.assert_array_equal(pixel_counts(found, true, 2), expected)
+    np.testing.assert_array_equal(metrics.label_counts(found, true, 2), expected)
 
 
 def test_truth_that_shows_nothing_has_no_mean(tmp_path, images):

@@ -8,9 +8,10 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.published import TABLES
 from fsseg_jax.evaluation.tables.cells import Run, choose, folder_of
 from fsseg_jax.reproduction import agenda, plan
-from fsseg_jax.reproduction.agenda import Agenda, Speed, divide
+from fsseg_jax.reproduction.agenda import Agenda
 from fsseg_jax.reproduction.machine import Machine
 from fsseg_jax.reproduction.plan import Planner
+from fsseg_jax.reproduction.speed import Speed, divide
 
 CPU = Machine("cpu", "cpu", 1, 2**34)
 SMALL = ["--config.data.shapes.train=60", "--config.data.shapes.val=60"]

@@ -114,14 +114,21 @@ def test_weights_go_to_the_rows_of_their_backbone(tmp_path):
     for file in files:
         file.touch()
     weights = plan.read_weights(f"vgg16={files[0]},resnet50_caffe={files[1]}")
-    own = plan.own_overrides(place_of("methods", "PANet"), ["--config.seed=1"], weights)
-    assert own == ["--config.backbone=vgg16", f"--config.init={files[0]}", "--config.seed=1"]
-    own = plan.own_overrides(place_of("methods", "SST"), [], weights)
-    assert own == ["--config.backbone=resnet50_caffe", f"--config.init={files[1]}"]
-    assert plan.own_overrides(place_of("shapes", "SST"), [], weights) == []
+
+    def own(name, label, weights=weights):
+        return Planner(CPU, ["--config.seed=1"], weights).own(place_of(name, label))
+
+    seed = "--config.seed=1"
+    assert own("methods", "PANet") == [
+        "--config.backbone=vgg16",
+        f"--config.init={files[0]}",
+        seed,
+    ]
+    caffe = ["--config.backbone=resnet50_caffe", f"--config.init={files[1]}", seed]
+    assert own("methods", "SST") == caffe
+    assert own("shapes", "SST") == [seed]
     both = {"resnet50_caffe": "a", "resnet50": "b"}  # its own name comes first
-    own = plan.own_overrides(place_of("methods", "SST"), [], both)
-    assert own == ["--config.backbone=resnet50", "--config.init=b"]
+    assert own("methods", "SST", both) == ["--config.backbone=resnet50", "--config.init=b", seed]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """The tables of the five papers: how each row is trained and tested, and its published figures.
 
 `PUBLISHED` has every table that reports figures of the five methods, under its method and number,
-such as `panet-1`. Rows of other people's methods are left out, and so are figures that one of the
-five papers quotes from another: they stand in the table that they come from. `TABLES` has ours too,
-`methods` and `shapes`.
+such as `panet-1`. Rows of other methods are left out, and so are figures that one of the papers
+quotes from another: they are in their original table. `TABLES` also has our own tables, `methods`
+and `shapes`.
 
     python -m fsseg_jax.evaluation.published --write=configs/README.md
 """
@@ -31,6 +31,6 @@ TABLES = PUBLISHED | {table.name: table for table in ours.TABLES}
 
 
 def overview() -> str:
-    """All tables with their titles, a line each."""
+    """The names and titles of all tables, one per line."""
     width = max(map(len, TABLES))
     return "\n".join(f"{name:<{width}}  {table.title}" for name, table in TABLES.items())

@@ -1,7 +1,7 @@
-"""Writes what is known of the published tables: python -m fsseg_jax.evaluation.published
+"""Writes configs/README.md: python -m fsseg_jax.evaluation.published
 
-Prints configs/README.md, of which all but the text below is made from the configurations and from
-the tables; --write=FILE writes it there.
+Prints the file, which is generated from the text below, the configurations and the published
+tables; --write=FILE writes it there instead.
 """
 
 import ast
@@ -13,8 +13,8 @@ from fsseg_jax import command_line
 from fsseg_jax.config import config_file, config_names, load_config
 from fsseg_jax.evaluation.published import PUBLISHED, Row, Setting, Table
 
-# Learnable parameters of a model of one shot and of several, frozen ones, and the paper's, in
-# millions; several shots have parameters of their own where a method attends to them.
+# Parameters in millions: learnable with one shot and with several (where a method attends to
+# shots), frozen, and in the paper.
 PARAMETERS = {
     "panet_vgg16": (14.71, 14.71, 0.0, "14.7"),
     "panet_res50": (23.51, 23.51, 0.0, "23.5 (MFNet's)"),
@@ -76,12 +76,12 @@ $tables
 | SST with an inner loop of first order | `--config.model.second_order=False` |
 | SST on a frozen backbone | `--config.model.freeze_backbone=True` |
 | MFNet at the rate that PFENet's code has | `--config.train.learning_rate=2.5e-2` |
-| any method, no photograph showing held-out classes | `--config.data.held_out_photographs=drop` |
+| any method, on images without held-out classes | `--config.data.held_out_photographs=drop` |
 """)
 
 
 def readme() -> str:
-    """The text of configs/README.md."""
+    """The contents of configs/README.md."""
     files = _table(["file", "what", "trained"], map(_file_row, config_names()))
     parameters = _table(
         ["", "learnable", "with several shots", "frozen", "paper"],
@@ -109,7 +109,7 @@ def _file_row(name: str) -> list[str]:
 
 
 def _section(table: Table) -> str:
-    """A table with its commands."""
+    """The section of a table."""
     lines, notes = [], []
     for row in table.rows:
         for setting in row.settings:
@@ -124,7 +124,7 @@ def _section(table: Table) -> str:
 
 
 def _commands(row: Row, setting: Setting) -> list[str]:
-    """The file, the overrides of the training, and those of the test."""
+    """The configuration file, and the overrides for training and testing."""
     if not row.config:
         return ["none", "", ""]
     config = load_config(config_file(pathlib.Path(row.config).stem) or row.config)
@@ -143,7 +143,7 @@ def _changed(old: Setting, new: Setting) -> list[str]:
 
 
 def _figures(table: Table, row: Row, setting: Setting) -> str:
-    """Published figures of one setting."""
+    """The published figures of a row in one setting."""
     figures: dict[str, str] = {}
     for (own, fold, metric), percent in row.published.items():
         if own == setting:
@@ -167,9 +167,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     arguments, _ = command_line.parse(
-        __doc__, workdir=False, config=False, write="the file to write, instead of printing"
+        __doc__, workdir=False, config=False, write="file to write instead of printing"
     )
     if arguments.write:
         pathlib.Path(arguments.write).write_text(readme(), encoding="utf-8")

@@ -20,13 +20,13 @@ PAPER = Paper(
     citation="Zhang et al., CVPR 2019",
     metrics={"mean_iou": "meanIoU", BINARY: "FB-IoU"},
 )
-PROTOCOL = ("eval.protocol=canet",)  # SST's and LTAF-Net's too
-# Of the query (sec. 5.1.3). The protocol has several, most tables of the paper one.
+PROTOCOL = ("eval.protocol=canet",)  # also of SST and LTAF-Net
+# Scales of the query (sec. 5.1.3): the protocol has several, most tables of the paper only one.
 ONE_SCALE, MULTI_SCALE = ("eval.scales=1.0",), ("eval.scales=0.7,1.0,1.3",)
 _canet = functools.partial(Row, config="canet_res50.py", test=ONE_SCALE)
 _coco = functools.partial(_canet, config="canet_res50_coco.py", epochs=200)
 _FIRST = (*ONE_SCALE, "model.refinements=0")  # "CANet-Init"; the training is the same
-_CRF = ("eval.crf.iterations=5",)  # of DenseCRF; the paper does not say how many
+_CRF = ("eval.crf.iterations=5",)  # the paper does not give the number of iterations
 
 
 def _features(label: str, mean: float, stages: str = "") -> Row:
@@ -36,7 +36,7 @@ def _features(label: str, mean: float, stages: str = "") -> Row:
 
 
 def _joined(row: Callable[..., Row], label: str, fusion: str, figures: Figures) -> Row:
-    """Five shots that a model of one shot joins without having learnt to."""
+    """A row of five-shot tests of a model that is trained with one shot."""
     return row(label, figures, test=(*ONE_SCALE, f"model.fusion={fusion}"), train_shots=1)
 
 
@@ -51,7 +51,7 @@ TABLES = (
                 "CANet",
                 cells(ONE_SHOT, 52.5, 65.9, 51.3, 51.9, mean=55.4)
                 | cells(FIVE_SHOT, 55.5, 67.8, 51.9, 53.2, mean=57.1)
-                # So in the paper, although its folds average 67.2.
+                # The paper's mean, although its folds average 67.2.
                 | cells(ONE_SHOT, 71.0, 76.7, 54.0, 67.2, mean=66.2, metric=BINARY)
                 | cells(FIVE_SHOT, 74.2, 80.3, 57.0, 66.8, mean=69.6, metric=BINARY),
                 test=MULTI_SCALE,
@@ -122,7 +122,7 @@ TABLES = (
         PAPER,
         6,
         "COCO, 40 training, 20 validation and 20 test classes",
-        # Its validation classes select the checkpoint: there is no need of the test's.
+        # The checkpoint is selected on the validation classes instead of the test's.
         (*PROTOCOL, "eval.checkpoint=best"),
         (
             _coco("CANet-Init", cells(ONE_SHOT, mean=42.2), test=_FIRST),

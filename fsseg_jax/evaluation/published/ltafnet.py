@@ -1,6 +1,6 @@
 """LTAF-Net's tables (ICASSP 2021).
 
-It draws 1,000 episodes and compares masks at the photographs' own size, as CANet does.
+The paper draws 1,000 episodes and compares masks at the images' own size, as CANet does.
 """
 
 import functools
@@ -39,7 +39,7 @@ TABLES = (
         "FSS-1000",
         PROTOCOL,
         (
-            # At several scales, as the caption of table 1 has it for the final model.
+            # At several scales, as the caption of table 1 says of the final model.
             _ltafnet(
                 "LTAF-Net",
                 means(85.01, 85.62),

@@ -1,4 +1,4 @@
-"""MFNet's tables (Zhang et al., TCSVT 2022), with the PANet on ResNet-50 that it compares."""
+"""MFNet's tables (Zhang et al., TCSVT 2022), with its baseline, PANet on ResNet-50."""
 
 import functools
 
@@ -27,7 +27,7 @@ _mfnet = functools.partial(Row, config="mfnet_res50.py")
 _coco = functools.partial(Row, config="mfnet_res50_coco.py")
 _panet = functools.partial(Row, config="panet_res50.py", printed="PANet [18]")
 _panet_coco = functools.partial(_panet, config="panet_res50_coco.py")
-# MFNet as it is, which most of its tables repeat.
+# MFNet itself, which most of its tables repeat.
 _TWO_WAY = cells(TWO_WAY, 53.8, 66.8, 49.2, 48.2, mean=54.5, metric=STAR)
 _FIVE_SHOT = cells(TWO_WAY_FIVE_SHOT, 58.5, 70.0, 55.6, 54.6, mean=59.7, metric=STAR)
 _SELF_ALIGNMENT = (
@@ -40,7 +40,7 @@ _BLIND = "A sum over the ways does not tell them apart, so that eq. 1 to 5 canno
 def _both(
     setting: tuple[int, int], *folds: tuple[float, float], mean: tuple[float, float]
 ) -> Figures:
-    """Pairs of mIoU* and mIoU, as tables I and X have them."""
+    """Figures from pairs of mIoU* and mIoU, as in tables I and X."""
     star, plain = zip(*folds, mean, strict=True)
     star = cells(setting, *star[:-1], mean=star[-1], metric=STAR)
     return star | cells(setting, *plain[:-1], mean=plain[-1])

@@ -11,19 +11,16 @@ PAPER = Paper(
     method="", name="fsseg_jax", citation="", metrics={"mean_iou": "mean-IoU"}, fold="fold {}"
 )
 _BOTH = (ONE_SHOT, FIVE_SHOT)
-# PASCAL-5i's validation photographs, every class as often, masks compared at the network's size.
-# Figures at the threshold that is best on base classes stand beside those at 0.5 here and below,
-# since a young model may rank pixels well and still call hardly any of them the object.
+# PASCAL-5i's validation images, classes drawn uniformly, masks compared at the network's size.
+# Figures are reported at 0.5 and at the threshold that is best on base classes, here and below,
+# because a model may rank pixels well long before it predicts many objects at 0.5.
 PROTOCOL = ("eval.runs=1", "eval.checkpoint=best", "eval.threshold=base")
 
 
 def _quoted(
     label: str, *places: tuple[Table, str], settings: Sequence[Setting] = _BOTH, **options: Any
 ) -> Row:
-    """A row whose mean-IoU is quoted from rows of other tables, by their labels.
-
-    All are trained 1-way 1-shot.
-    """
+    """A row whose mean-IoU is quoted from rows of other tables, trained 1-way 1-shot."""
     rows = tuple((table, row) for table, name in places for row in table.rows if row.label == name)
     published = {
         key: value
@@ -62,7 +59,7 @@ METHODS = Table(
             "CANet",
             (canet.TABLES[0], "CANet"),
             config="canet_res50.py",
-            # Shots are joined without weights that only a training with several would learn.
+            # Only training with several shots would learn the weights of attention.
             test=("model.fusion=feature_average",),
             note="The paper's figures by fold are of queries at several scales.",
         ),
@@ -84,7 +81,7 @@ METHODS = Table(
 SHAPES = Table(
     PAPER,
     "shapes",
-    "The five methods on made photographs, before and after training",
+    "The five methods on synthetic images, before and after training",
     ("eval.threshold=base",),
     tuple(
         _row(label=f"{name}{state}", config=config, trained=not state)

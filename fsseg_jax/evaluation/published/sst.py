@@ -1,6 +1,6 @@
 """SST's tables (Zhu et al., IJCAI 2020).
 
-It draws 1,000 episodes, as CANet does, and says nothing of several scales.
+The paper draws 1,000 episodes, as CANet does, and does not mention several scales.
 """
 
 import functools
@@ -42,7 +42,7 @@ TABLES = (
                 cells(ONE_SHOT, 49.6, 62.6, 48.7, 48.0, mean=52.2)
                 | cells(FIVE_SHOT, 53.2, 66.5, 55.5, 51.4, mean=56.7),
                 train=("model.tuning=False", "model.auxiliary_weight=0.0"),
-                # Nothing here segments supports, so that there are no scores to weigh shots by.
+                # Without segmented supports, there are no scores to weight shots by.
                 test=_AVERAGE,
             ),
             _ablation(
@@ -108,7 +108,7 @@ TABLES = (
                 means(22.2, 31.3),
                 config="sst_vgg16_coco.py",
                 printed="Ours",
-                epochs=200,  # of which data, the paper does not say
+                epochs=200,  # the paper does not say for which data set
             ),
         ),
     ),

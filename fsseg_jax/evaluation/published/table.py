@@ -1,4 +1,4 @@
-"""What a published table is: its rows, how they are trained and tested, where figures stand."""
+"""Published tables: their rows, how these are trained and tested, and places of figures."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -10,13 +10,13 @@ Figures = dict[tuple[Setting, Fold, str], float]
 
 ONE_SHOT, FIVE_SHOT = (1, 1), (1, 5)  # of one way
 TWO_WAY, TWO_WAY_FIVE_SHOT, FIVE_WAY = (2, 1), (2, 5), (5, 1)
-# Names as in results.json. Of one way, all kinds of binary-IoU are the same; of several, what
-# PANet's published code prints leaves out classes that a query does not show.
+# Names as in results.json. With one way, all definitions of binary-IoU agree; with several, PANet's
+# published code leaves out classes that a query does not show.
 BINARY, BINARY_SHOWN, STAR = "binary_iou", "binary_iou_shown", "mean_iou_star"
 
 
 class Place(NamedTuple):
-    """Where a figure stands."""
+    """The place of a figure in a paper."""
 
     paper: str
     table: str
@@ -30,54 +30,54 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """One of the five papers, and how it calls things."""
+    """A paper, and its names of metrics and folds."""
 
-    # The method's name in this package, which begins the names of its tables; empty for ours.
+    # Name of the method in this package and prefix of the names of its tables; empty for ours.
     method: str
     name: str
     citation: str
-    metrics: dict[str, str]  # metric -> its name in columns
-    fold: str = "split-{}"  # the name of a fold in columns
+    metrics: dict[str, str]  # names in the paper's columns by metric
+    fold: str = "split-{}"  # name of a fold in columns
     first_fold: int = 0
 
     @property
     def title(self) -> str:
-        """Name and venue."""
+        """Name and venue of the paper."""
         return f"{self.name} ({self.citation.split(', ')[-1]})"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # a row is itself alone, and may be a key
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, and hashable
 class Row:
-    """One line of a table: a model, how it is trained and tested, and what the paper reports.
+    """A row of a table: a model, how it is trained and tested, and the paper's figures.
 
-    Ways and shots are not among the overrides: they are those of the columns.
+    The overrides do not contain ways and shots, which are those of the columns.
     """
 
-    label: str  # the paper's own, or what its check marks mean
-    published: Figures  # a figure that the paper lacks is absent
-    config: str = ""  # a file in configs/; empty where `note` says why there is none
-    train: tuple[str, ...] = ()  # overrides of the training, "model.alignment_weight=0.0"
-    test: tuple[str, ...] = ()  # overrides of the evaluation alone, "model.refinements=0"
+    label: str  # the paper's label, or the meaning of its check marks
+    published: Figures  # without the figures that the paper lacks
+    config: str = ""  # file in configs/; empty if there is none, for the reason in `note`
+    train: tuple[str, ...] = ()  # overrides for training, such as "model.alignment_weight=0.0"
+    test: tuple[str, ...] = ()  # overrides for testing alone, such as "model.refinements=0"
     trained: bool = True  # False: the freshly initialised model
-    train_shots: int | None = None  # None: as many as it is tested with
-    printed: str = ""  # the paper's label, where it is another
-    section: str = ""  # where the figure stands in the text and not in the table
-    # What else the paper reports of the row, as it prints it: {"#Params": "14.7M"}.
+    train_shots: int | None = None  # None: the number of shots of the test
+    printed: str = ""  # the paper's label, if it differs from `label`
+    section: str = ""  # section of the paper, if the figure is not in the table
+    # Other values that the paper prints for the row, such as {"#Params": "14.7M"}.
     others: dict[str, str] = dataclasses.field(default_factory=dict)
-    note: str = ""  # what a reader must know; why it has no command
-    epochs: int = 0  # of the paper, where those of the configuration are fewer
-    # What is measured beside what the paper reports: (setting, metric).
+    note: str = ""  # a remark for readers, such as why the row has no command
+    epochs: int = 0  # epochs in the paper, if the configuration has fewer
+    # Figures that are measured although the paper does not report them: (setting, metric).
     measured: tuple[tuple[Setting, str], ...] = ()
-    # Rows of other tables that the figures are quoted from, and these tables.
+    # The tables and rows that figures are quoted from.
     quoted: tuple[tuple["Table", "Row"], ...] = ()
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Ways and shots that the row has figures of."""
+        """Ways and shots that the row has figures for."""
         return tuple(dict.fromkeys([*(s for s, _, _ in self.published), *dict(self.measured)]))
 
     def metrics(self, setting: Setting) -> tuple[str, ...]:
-        """Names of what the row has of a setting."""
+        """Metrics that the row has in a setting."""
         published = [metric for own, _, metric in self.published if own == setting]
         measured = [metric for own, metric in self.measured if own == setting]
         return tuple(dict.fromkeys([*published, *measured]))
@@ -85,15 +85,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One table of a paper, or one of ours."""
+    """A table of a paper, or one of ours."""
 
     paper: Paper
-    number: int | str  # or the name of a table of ours
-    about: str  # what follows its number in a title
-    protocol: tuple[str, ...]  # overrides of all evaluations
+    number: int | str  # number in the paper, or name of a table of ours
+    about: str  # the subject, which follows the number in titles
+    protocol: tuple[str, ...]  # overrides for all evaluations
     rows: tuple[Row, ...]
-    folds: tuple[int, ...] = (0, 1, 2, 3)  # those that "mean" is taken over
-    printed: str = ""  # the paper's number, where it is a roman one
+    folds: tuple[int, ...] = (0, 1, 2, 3)  # the folds that "mean" averages
+    printed: str = ""  # the paper's number, if it is a Roman one
 
     @property
     def name(self) -> str:
@@ -122,7 +122,7 @@ class Table:
         )
 
     def place(self, row: Row, setting: Setting, fold: Fold, metric: str) -> Place:
-        """Where a published figure of one of its rows stands."""
+        """The place of a published figure of a row."""
         for table, quoted in row.quoted:
             if (setting, fold, metric) in quoted.published:
                 return table.place(quoted, setting, fold, metric)
@@ -136,11 +136,11 @@ class Table:
 
 
 def cells(setting: Setting, *folds: float, mean: float, metric: str = "mean_iou") -> Figures:
-    """Published percents of one setting: folds 0, 1, ... where there are any, and their mean."""
+    """Published figures of one setting: of folds 0, 1, ..., if any, and their mean."""
     percents = {**dict(enumerate(folds)), "mean": mean}
     return {(setting, fold, metric): percent for fold, percent in percents.items()}
 
 
 def means(one_shot: float, five_shot: float, *, ways: int = 1, metric: str = "mean_iou") -> Figures:
-    """Published means over the folds, with one shot and with five."""
+    """Published means over the folds, with one and five shots."""
     return {((ways, 1), "mean", metric): one_shot, ((ways, 5), "mean", metric): five_shot}

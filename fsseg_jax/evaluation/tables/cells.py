@@ -1,4 +1,4 @@
-"""The cells of a table: which run fills which, how it is evaluated, and what is there already."""
+"""The cells of a table: their runs, how they are evaluated, and existing results."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from fsseg_jax.files import write_text
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, available
 
-# Fields that say where, how and how long a model was trained, but not which one it is. Those that
-# matter to a score are in its protocol, where differences are told.
+# Fields of where, how and how long a model was trained, which may differ between a run and its row.
+# Those that affect a score are in its protocol, which reports differences.
 FREE = (
     *("train.", "eval.", "init", "dtype", "seed", "platform", "devices", "image_size"),
     *("backbone_statistics", "annotation_width", "data.root", "data.pipeline", "data.device"),
@@ -27,7 +27,7 @@ FREE = (
     *("data.sampling", "data.border"),
     *("model.dropout", "model.init_deviation", "model.metric_from_epoch"),
 )
-KEY = "key.json"  # beside results: all that they depend on
+KEY = "key.json"  # the file next to results with everything that they depend on
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +38,21 @@ class Run(NamedTuple):
     folder: pathlib.Path
     config: ConfigDict
     step: int
-    info: dict[str, Any]  # what else its last checkpoint knows
+    info: dict[str, Any]  # other metadata of its last checkpoint
 
     @property
     def episodes(self) -> int:
-        """How many it has seen."""
+        """Number of episodes that it was trained on."""
         return self.step * self.config.train.batch_size
 
     @property
     def finished(self) -> bool:
-        """Whether its training came to its end."""
+        """Whether the training is complete."""
         return self.step >= self.config.train.steps > 0
 
 
 class Place(NamedTuple):
-    """Where a figure of ours stands in a table."""
+    """The place of one of our figures in a table."""
 
     row: Row
     setting: Setting
@@ -64,36 +64,36 @@ class Place(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What gives a figure."""
+    """The evaluation that gives a figure."""
 
     config: ConfigDict
-    arguments: list[str]  # what its configuration changes in that of the run, or in the row's file
+    arguments: list[str]  # overrides of the run's configuration, or of the row's file
     source: Source
-    target: pathlib.Path  # the folder of its results
-    key: list[Any]  # all that they depend on
-    neutral: dict[str, Any]  # the protocol but for what the row itself asks for
+    target: pathlib.Path  # folder of the results
+    key: list[Any]  # everything that the results depend on
+    neutral: dict[str, Any]  # the protocol without the settings that the row is about
 
 
 class Cell(NamedTuple):
-    """A place of a table, and what is known of it."""
+    """A place of a table with its run, evaluation and results."""
 
     place: Place
-    run: Run | None = None  # None where there is no such run, or the row is of an untrained model
-    evaluation: Evaluation | None = None  # None where a run or the data are missing
+    run: Run | None = None  # None if there is none, or the model is not trained
+    evaluation: Evaluation | None = None  # None if the run or the data are missing
     results: dict[str, Any] | None = None
-    failure: str = ""  # what went wrong, of the training, the test or the writing of its model
+    failure: str = ""  # why training, testing or exporting the model failed
 
 
 def choose(
     table: Table, rows: str | None = None, folds: str | None = None, shots: str | None = None
 ) -> list[Place]:
-    """Some places of a table, by default all of them.
+    """Chooses places of a table, by default all of them.
 
     Args:
         table: see `published.TABLES`.
-        rows: labels, separated by commas.
-        folds: their numbers, separated by commas.
-        shots: of the settings, likewise.
+        rows: labels of rows, separated by commas.
+        folds: numbers of folds, separated by commas.
+        shots: numbers of shots, separated by commas.
 
     Raises:
         UserError: the table has no such row, fold or number of shots.
@@ -114,7 +114,7 @@ def choose(
 
 
 def _numbers(option: str, words: str | None, there: Sequence[int]) -> list[int]:
-    """The numbers of an option, all of which must be there."""
+    """Parses an option of numbers, all of which must be in `there`."""
     there = list(dict.fromkeys(there))
     if words is None:
         return there
@@ -126,7 +126,7 @@ def _numbers(option: str, words: str | None, there: Sequence[int]) -> list[int]:
 
 
 def _rows(words: str | None, table: Table) -> list[Row]:
-    """The rows whose labels, some of which have commas in them, are joined by commas."""
+    """Parses labels of rows, separated by commas; some labels contain commas themselves."""
     if words is None:
         return list(table.rows)
     known = {row.label.lower(): row for row in table.rows}
@@ -144,10 +144,10 @@ def _rows(words: str | None, table: Table) -> list[Row]:
 
 
 def named(name: str) -> Table:
-    """The table of a name.
+    """The table called `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such table.
     """
     if name not in TABLES:
         raise UserError(f"--table = {name}: choose one of {', '.join(TABLES)}.")
@@ -155,7 +155,7 @@ def named(name: str) -> Table:
 
 
 def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
-    """The trained models below a folder, but for those that a warning names."""
+    """The trained models below a folder; warns of those that cannot be read."""
     for folder in sorted(path.parent for path in workdir.rglob("checkpoints") if path.is_dir()):
         checkpoints = Checkpoints(folder)
         which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
@@ -163,49 +163,49 @@ def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
             continue
         try:
             config, info = checkpoints.describe(which)
-        except (UserError, OSError, ValueError) as error:  # the last two while it is written
-            logger.warning("%s is left out: %s", folder, error)
+        except (UserError, OSError, ValueError) as error:  # OSError, ValueError: half written
+            logger.warning("%s is ignored: %s", folder, error)
         else:
             yield Run(folder, config, info["step"], info)
 
 
 def longest(runs: Sequence[Run]) -> Run | None:
-    """The run that was trained longest."""
+    """The run with the longest training."""
     return max(runs, key=lambda run: run.step, default=None)
 
 
 def training_config(place: Place) -> ConfigDict:
-    """The configuration whose training a place needs."""
+    """The configuration of the training that a place needs."""
     return override(load_config(config_path(place.row)), training_overrides(place))
 
 
 def training_overrides(place: Place) -> list[str]:
-    """What the training changes in the row's configuration."""
+    """Overrides of the row's configuration for training."""
     ways, shots = trained_setting(place)
     fields = [*place.row.train, f"ways={ways}", f"shots={shots}", f"data.fold={place.fold}"]
     return [f"--config.{field}" for field in fields]
 
 
 def trained_setting(place: Place) -> Setting:
-    """Ways and shots of the training."""
+    """Ways and shots in training."""
     return place.setting[0], place.row.train_shots or place.setting[1]
 
 
 def config_path(row: Row) -> str:
-    """The file of a row's configuration, wherever this package is installed."""
+    """The file of a row's configuration, in the repository or the installed package."""
     name, _, argument = row.config.partition(":")
     path = config_file(":".join([pathlib.Path(name).stem, *filter(None, [argument])]))
     if path is None:
-        raise UserError(f"configs/{name} is missing: install the package anew.")
+        raise UserError(f"configs/{name} is missing: install the package again.")
     return path
 
 
 def published_episodes(place: Place, epoch: int | None) -> int | None:
-    """How many episodes the published training of a place has; None where that is not known.
+    """Number of episodes in the published training of a place; None if that is not known.
 
     Args:
-        place: of a table.
-        epoch: episodes of one epoch.
+        place: a place of a table.
+        epoch: number of episodes in an epoch, if known.
     """
     train = training_config(place).train
     if train.steps:
@@ -214,19 +214,19 @@ def published_episodes(place: Place, epoch: int | None) -> int | None:
 
 
 def matches(run: Run, wanted: ConfigDict, row: Row) -> bool:
-    """Whether a run trained the model that `wanted` describes.
+    """Whether a run is the model that `wanted` describes.
 
     Args:
         run: see `find_runs`.
         wanted: a configuration.
-        row: of the table; what it changes at test alone does not count.
+        row: row of the table, whose overrides for testing are ignored.
     """
     tested = {field.split("=")[0] for field in row.test}
     if run.config.method != wanted.method:
         return False
     trained = {field.split("=")[0] for field in row.train}
     for name, (old, new) in differences(run.config, wanted).items():
-        chosen = name == "model.stages" and not new  # by the weights that were there
+        chosen = name == "model.stages" and not new  # depends on the pretrained weights
         free = name in tested or (name.startswith(FREE) and name not in trained)
         different = json.dumps(old) != json.dumps(new)
         if different and not (chosen or free):
@@ -242,15 +242,15 @@ def locate(
     workdir: pathlib.Path,
     sources: dict[str, Source],
 ) -> Cell:
-    """A cell with its evaluation, and its results if the same evaluation was made before.
+    """A cell with its evaluation, and its results if they exist.
 
     Args:
         table: see `published.TABLES`.
-        place: in it.
-        run: its model; None where there is none, or it needs none.
+        place: a place of the table.
+        run: its model; None if there is none, or the row needs none.
         overrides: `--config.field=value`, for the evaluation.
-        workdir: the folder that holds the tables.
-        sources: test photographs that are open already; gets those that are opened.
+        workdir: folder that contains the tables.
+        sources: cache of opened data sets, see `test_source`.
     """
     row = place.row
     if not row.config or (row.trained and run is None):
@@ -261,7 +261,7 @@ def locate(
     config = override(base, arguments)
     root, needed = config.data.root, config.data.name != "shapes"
     if needed and not (root and pathlib.Path(root).is_dir()) and not data_root(overrides):
-        return Cell(place, run)  # a folder that the user names must exist
+        return Cell(place, run)  # but a folder that the user names must exist
     if run is None:
         arguments = [*training_overrides(place), *arguments]
 
@@ -271,7 +271,7 @@ def locate(
     stamp, which = (None, None) if run is None else _stamp(run, config.eval.checkpoint)
     plain = override(base, [*start, *overrides])
     neutral = protocol(plain, source, create_model(config), _neutral(trained, row), which)
-    # All that the result depends on: a longer training replaces the weights.
+    # The stamp is part of the key because a longer training replaces the weights.
     episodes = pathlib.Path(config.eval.episodes_file)
     listed = episodes.read_text() if episodes.is_file() else None
     fields = {**config.to_dict(), "platform": "", "devices": 0}
@@ -281,14 +281,14 @@ def locate(
 
 
 def protocol_overrides(table: Table, place: Place) -> list[str]:
-    """What the evaluation of a place changes, but for what its row asks for."""
+    """Overrides for the evaluation of a place, without those of its row."""
     ways, shots = place.setting
     fields = [*table.protocol, f"ways={ways}", f"shots={shots}", f"data.fold={place.fold}"]
     return [f"--config.{field}" for field in fields]
 
 
 def test_source(config: ConfigDict, sources: dict[str, Source]) -> Source:
-    """The test photographs of a configuration, from those that are open, or opened now."""
+    """The test images of a configuration; opens them unless `sources` has them."""
     opened = json.dumps(config.data.to_dict() | {"fold": 0}, sort_keys=True)
     if opened not in sources:
         sources[opened] = open_source(config.data, "test")
@@ -296,22 +296,22 @@ def test_source(config: ConfigDict, sources: dict[str, Source]) -> Source:
 
 
 def table_folder(workdir: pathlib.Path, table: Table) -> pathlib.Path:
-    """Where a table is written."""
+    """The folder of a table."""
     return workdir / "tables" / table.name
 
 
 def folder_of(workdir: pathlib.Path, table: Table, place: Place) -> pathlib.Path:
-    """Where the results of one place are."""
+    """The folder of the results of a place."""
     return table_folder(workdir, table) / "cells" / slug(str(place))
 
 
 def data_root(overrides: Sequence[str]) -> str:
-    """The override that names the folder of the data set; empty where there is none."""
+    """The override of the folder of the data set; empty if there is none."""
     return next((o for o in overrides if o.startswith("--config.data.root=")), "")
 
 
 def _neutral(trained: ConfigDict | None, row: Row) -> ConfigDict | None:
-    """A training's configuration without what its row is about."""
+    """The configuration of a training without the settings that its row is about."""
     if trained is None or not row.train:
         return trained
     plain = load_config(config_path(row))
@@ -329,26 +329,26 @@ def _get(config: ConfigDict, name: str) -> Any:
 
 
 def _stamp(run: Run, which: str) -> tuple[str, str]:
-    """Names a checkpoint of a run and its time; and which of them it is."""
+    """The path and time of a checkpoint, and its name."""
     checkpoints = Checkpoints(run.folder)
     found = available(checkpoints, which)
-    assert found is not None  # a run has one
+    assert found is not None  # `find_runs` returns runs with checkpoints
     path = checkpoints.folder / found / str(checkpoints.step(found))
     return f"{path}, {path.stat().st_mtime_ns}", found
 
 
 def keep(evaluation: Evaluation) -> None:
-    """Says beside results what they are of, for `kept`."""
+    """Writes the key next to the results, for `kept`."""
     write_text(evaluation.target / KEY, json.dumps(evaluation.key))
 
 
 def forget(evaluation: Evaluation) -> None:
-    """Says that the results which are there will be replaced."""
+    """Marks existing results as outdated."""
     (evaluation.target / KEY).unlink(missing_ok=True)
 
 
 def kept(evaluation: Evaluation) -> dict[str, Any] | None:
-    """The results of an earlier evaluation of the same."""
+    """The results of an earlier evaluation with the same key, or None."""
     files = evaluation.target / KEY, evaluation.target / "results.json"
     if not all(file.is_file() for file in files):
         return None
@@ -357,5 +357,5 @@ def kept(evaluation: Evaluation) -> dict[str, Any] | None:
 
 
 def slug(words: str) -> str:
-    """Words as the name of a file."""
+    """Text as a file name."""
     return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())

@@ -1,8 +1,8 @@
 """Fills a published table with the runs of a folder: `fsseg_jax.evaluate --table=panet-1`.
 
-For every row, fold and setting (ways, shots) the run is found whose configuration is the row's,
-and evaluated by the table's protocol; what lacks a run or its data is missing in the result, with
-the command that would give it. A second call evaluates only what has changed.
+For every row, fold and setting (ways, shots), the run with the row's configuration is evaluated
+under the table's protocol. Cells without a run or data are missing in the result, which names the
+commands that produce them. A second call evaluates only what has changed.
 """
 
 import logging
@@ -44,15 +44,15 @@ def fill(
     mesh: Mesh,
     places: Sequence[Place] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates what the table `name` needs, and writes what came out; see `write`.
+    """Evaluates what a table needs, and writes the results; see `write`.
 
     Args:
-        name: of the table; see `published.TABLES`.
-        workdir: the folder that holds the runs, at any depth. Where there is no such folder, all
-            that has to be trained is missing, and nothing is written.
+        name: name of the table; see `published.TABLES`.
+        workdir: folder that contains the runs, at any depth. If it does not exist, all trained
+            models are missing, and nothing is written.
         overrides: `--config.field=value`, for all evaluations.
         mesh: the devices.
-        places: see `choose`; all by default.
+        places: places of the table, see `choose`; all by default.
 
     Returns:
         the contents of `results.json`.
@@ -62,7 +62,7 @@ def fill(
     """
     table = named(name)
     places = choose(table) if places is None else places
-    for place in places:  # wrong overrides are told before anything is evaluated
+    for place in places:  # reports wrong overrides before anything is evaluated
         if place.row.config:
             override(training_config(place), overrides)
     runs = list(find_runs(workdir))
@@ -87,7 +87,7 @@ def fill(
 
 
 def _evaluated(cell: Cell, evaluation: Evaluation, mesh: Mesh) -> Cell:
-    """A cell with the results of its evaluation."""
+    """The cell with the results of its evaluation."""
     config, _, source, target, *_ = evaluation
     model = create_model(config)
     workdir = target if cell.run is None else cell.run.folder

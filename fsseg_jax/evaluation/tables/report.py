@@ -1,4 +1,4 @@
-"""What came out of a table: ours beside the published figures, as text, as a page and as JSON."""
+"""The results of a table next to the published figures, as text, HTML and JSON."""
 
 import base64
 import html
@@ -26,8 +26,8 @@ from fsseg_jax.evaluation.tables.cells import (
 )
 from fsseg_jax.files import write_text
 
-DATA = "DATA"  # the folder of a data set in commands, where the user has named none
-# Settings of a training that are told in other words, or that change nothing of the model.
+DATA = "DATA"  # stands for the folder of the data set in commands, unless the user named one
+# Settings of a training that are reported elsewhere, or that do not change the model.
 UNTOLD = (
     *("train.steps", "train.epochs", "train.log_every", "train.save_every", "train.eval_"),
     *("train.steps_per_dispatch", "train.warmup", "model.metric_from_epoch"),
@@ -35,7 +35,7 @@ UNTOLD = (
     *("devices", "seed", "distributed", "compilation_cache", "rematerialise", "model.stages"),
     *("data.root", "data.pipeline", "data.device", "data.fold", "data.split"),
 )
-CURVES = "curves.png"  # beside a table, where `reproduce` has drawn them
+CURVES = "curves.png"  # the file next to a table in which `reproduce` draws learning curves
 
 
 def collect(
@@ -45,14 +45,14 @@ def collect(
     overrides: Sequence[str],
     command: str = "",
 ) -> dict[str, Any]:
-    """Ours and the published figures, cell by cell; what is missing, and what is mixed.
+    """Our figures and the published ones, missing cells, and inconsistent protocols.
 
     Args:
         table: see `published.TABLES`.
-        cells: of it, see `cells.locate`.
-        workdir: the folder that holds the runs.
-        overrides: of the command line, for the commands that give what is missing.
-        command: that gives all of it, if there is one.
+        cells: its cells, see `cells.locate`.
+        workdir: folder that contains the runs.
+        overrides: overrides from the command line, for the commands that produce missing cells.
+        command: a command that produces all of them, if there is one.
     """
     rows = []
     for row in dict.fromkeys(cell.place.row.label for cell in cells):
@@ -89,7 +89,7 @@ def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
     def by_fold(values: dict[int, float]) -> dict[str, float | None]:
         known: dict[Fold, float | None] = {cell.place.fold: None for cell in cells}
         known |= values
-        whole = set(values) == set(table.folds)  # a mean of what is there is another figure
+        whole = set(values) == set(table.folds)  # a mean over fewer folds is another figure
         known["mean"] = float(np.mean(list(values.values()))) if whole else None
         return {str(fold): value for fold, value in known.items()}
 
@@ -125,12 +125,12 @@ def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
 
 
 def training_facts(cell: Cell) -> dict[str, Any]:
-    """What is known of the training of a cell's run, beside the published one.
+    """The training of a cell's run, compared with the published one.
 
-    `part` is that of the episodes which the published training sees on these photographs.
+    `part` is the number of episodes relative to that of the published training on these images.
     """
     run = cell.run
-    assert run is not None  # this is asked of no other cell
+    assert run is not None  # callers pass cells with runs
     published = training_config(cell.place)
     whole = published_episodes(cell.place, run.info.get("epoch"))
     seconds = run.info.get("seconds")
@@ -154,7 +154,7 @@ def training_facts(cell: Cell) -> dict[str, Any]:
 
 
 def training_words(facts: dict[str, Any]) -> str:
-    """`training_facts` as one line."""
+    """`training_facts` in one line."""
     words = f"trained on {facts['episodes']:,} episodes"
     if facts["part"] is not None:
         words += f" ({percent(facts['part'])} of the published training)"
@@ -169,26 +169,26 @@ def training_words(facts: dict[str, Any]) -> str:
 
 
 def percent(part: float) -> str:
-    """A part in percent: two digits of small ones, and whole numbers."""
+    """A ratio in percent: with two digits if it is small, otherwise as an integer."""
     return f"{100 * part:.2g} %" if part < 0.1 else f"{100 * part:.0f} %"
 
 
 def training_folder(place: Any, suffix: str = "") -> str:
-    """The name of the folder that a place's training has."""
+    """The name of the folder of a place's training."""
     ways, shots = trained_setting(place)
     label = slug(" ".join([place.row.config.replace(".py", ""), *place.row.train]))
     return f"{label}-{ways}way-{shots}shot-fold{place.fold}{suffix}"
 
 
 def _command(table: Table, cell: Cell, workdir: pathlib.Path, overrides: Sequence[str]) -> str:
-    """What gives a missing cell: its training, or this table with the data it needs."""
+    """The command that produces a missing cell: its training, or this table with its data."""
     made = cell.place.row.config.startswith("shapes")
     root = data_root(overrides) or f"--config.data.root={DATA}"
     root = [] if made else [root]
     if cell.run or not cell.place.row.trained:
         where = [f"--table={table.name}", f"--workdir={workdir}", *root]
         return shlex.join(["python", "-m", "fsseg_jax.evaluate", *where])
-    # Where the data and the weights are is the user's.
+    # The folders of data and weights are the user's choice.
     own = [*root, *(o for o in overrides if o.startswith("--config.init"))]
     name, _, argument = config_path(cell.place.row).partition(".py")
     file = pathlib.Path(f"{name}.py")
@@ -203,11 +203,11 @@ def _command(table: Table, cell: Cell, workdir: pathlib.Path, overrides: Sequenc
 
 
 def write(results: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
-    """Writes what `collect` gave: `results.json`, `table.txt` and the page, which it returns.
+    """Writes `results.json`, `table.txt` and `table.html`; returns the path of the latter.
 
     Args:
         results: see `collect`.
-        folder: is made if need be; a picture of learning curves in it becomes part of the page.
+        folder: created if it does not exist; learning curves in it become part of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.txt", as_text(results))
@@ -220,10 +220,9 @@ def write(results: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
 
 
 def mixed(cells: Sequence[Cell]) -> list[str]:
-    """A sentence for every setting that is not the same in all cells that have it.
+    """A sentence for every protocol setting that differs between cells.
 
-    What a row is about does not count, nor does the number of shots of the training, which is the
-    row's as well.
+    Settings that a row is about are left out, as is the number of shots in training.
     """
     own = {"hash", "training episodes", "corners", "ignored pixels of supports"}
     told = [(cell, cell.evaluation.neutral) for cell in cells if cell.evaluation]
@@ -232,7 +231,7 @@ def mixed(cells: Sequence[Cell]) -> list[str]:
     for name in names:
         values: dict[str, list[Cell]] = {}
         for cell, neutral in told:
-            chosen = cell.run is not None or name != "checkpoint rule"  # what has no checkpoints
+            chosen = cell.run is not None or name != "checkpoint rule"  # untrained models have none
             if name in neutral and chosen:
                 values.setdefault(str(neutral[name]), []).append(cell)
         if len(values) > 1:
@@ -244,13 +243,13 @@ def mixed(cells: Sequence[Cell]) -> list[str]:
     return sentences
 
 
-# Lines of a figure, and what they are called.
+# Lines of a figure, and their labels.
 WHO = {"ours": "ours", "at the best threshold": "best", "paper": "paper"}
 BEST = "best: ours at the threshold that is best on base classes"
 
 
 def as_text(results: dict[str, Any]) -> str:
-    """What `collect` gave, for the terminal."""
+    """The result of `collect` as text."""
     lines = [results["title"], ""]
     head = None
     width = max(len(row["label"]) for row in results["rows"]) + 2
@@ -277,14 +276,14 @@ def as_text(results: dict[str, Any]) -> str:
     lines += ["", f"protocols: {', '.join(sorted(hashes)) or 'none'}"]
     lines += [f"warning: not all under one protocol: {line}" for line in results["mixed"]]
     if results["missing"]:
-        lines += ["", "missing; these commands would give them:"]
+        lines += ["", "missing; these commands produce them:"]
         for entry in results["missing"]:
             lines += [f"  {'; '.join(entry['cells'])}", f"    {entry['command']}"]
     return "\n".join(lines) + "\n"
 
 
 def _trainings(figure: dict[str, Any]) -> list[str]:
-    """A line for each training, with the folds that had it."""
+    """A line for each different training, with its folds."""
     lines: dict[str, list[str]] = {}
     for fold, facts in figure["training"].items():
         lines.setdefault(training_words(facts), []).append(fold)
@@ -303,7 +302,7 @@ def _number(figure: dict[str, Any], who: str, fold: str) -> str:
     value = figure[who][fold]
     if value is None:
         return "missing" if who == "ours" and fold != "mean" else "-"
-    return str(value) if who == "paper" else f"{value:.1f}"  # with as many digits as the paper has
+    return str(value) if who == "paper" else f"{value:.1f}"  # with the digits of the paper
 
 
 def _as_html(results: dict[str, Any], curves: bytes) -> str:
@@ -348,7 +347,7 @@ def _as_html(results: dict[str, Any], curves: bytes) -> str:
 
 
 def _lines(row: dict[str, Any], figure: dict[str, Any]) -> str:
-    """Lines of a table: what a figure is of, and who has found how much in which fold."""
+    """Lines of a table: the description of a figure, and the values of each source by fold."""
     who = [w for w in WHO if w in figure and (w != "paper" or figure["places"])]
     weights = "; ".join(dict.fromkeys([*figure["runs"], *figure["weights"]])) or "no run"
     known = [*_trainings(figure), _remarks(row)]
@@ -363,7 +362,7 @@ def _lines(row: dict[str, Any], figure: dict[str, Any]) -> str:
 
 
 def _remarks(row: dict[str, Any]) -> str:
-    """What else the paper reports of a row, and its note."""
+    """Other figures that the paper reports for a row, and its note."""
     others = (f"{name}: {value} in the paper." for name, value in row["others"].items())
     return " ".join([*others, row["note"]])
 

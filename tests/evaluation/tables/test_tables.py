@@ -142,7 +142,7 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, root, monkeyp
     describe_all = Checkpoints.describe
     monkeypatch.setattr(Checkpoints, "describe", describe)
     assert [run.folder.name for run in tables.find_runs(tmp_path)] == ["good"]
-    assert f"{tmp_path / 'old'} is left out: train it anew." in log.text
+    assert f"{tmp_path / 'old'} is ignored: train it anew." in log.text
 
 
 def test_cells_under_two_protocols_are_told(tmp_path, root, overrides, monkeypatch):
