@@ -23,12 +23,11 @@ from fsseg_jax.models.layers import (
     channel_dropout,
     classifier,
     convolution,
-    masked_average_pool,
+    pool,
 )
 from fsseg_jax.models.method import Binary, BinaryMethod, join_ways, support_masks
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
-from fsseg_jax.models.resize import resize_masks
 
 
 class CANet(BinaryMethod):
@@ -137,12 +136,8 @@ class CANet(BinaryMethod):
             train: whether to apply dropout, and make one iteration that starts from `previous`.
         """
         ways, shots = support_label.shape[:2]
-        # Masks at the features' resolution (sec. 4.1), so that pooling is a weighted mean.
-        size = support_features.shape[-3:-1]
-        masks = resize_masks(support_masks(support_label), size, self.align_corners)
-        vectors = masked_average_pool(
-            support_features, masks[..., None, :, :], self.area_epsilon, self.align_corners
-        )[..., 0, :]
+        masks = support_masks(support_label)
+        vectors = pool(support_features, masks, self.area_epsilon, self.align_corners)
         # One shot needs no fusion; the mean keeps its axis.
         fusion = self.fusion if shots > 1 else "feature_average"
         if fusion == "feature_average":

@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float, Shaped
 
 from fsseg_jax.backbones.convolution import Conv, convolve
 from fsseg_jax.backbones.extent import average, inside, is_open, masked
 from fsseg_jax.backbones.rematerialise import rematerialisable
-from fsseg_jax.models.resize import pull_back
+from fsseg_jax.episode import AnyArray
+from fsseg_jax.models.resize import pull_back, resize_masks
 
 
 def masked_average_pool(
@@ -26,8 +27,7 @@ def masked_average_pool(
 
     $\sum_x M(x) F(x) / (\sum_x M(x) + \epsilon)$. Instead of up-sampling the features, the masks
     are pulled back to the features' resolution, which gives the same numbers at a fraction of the
-    cost; with masks of the features' size it is a plain weighted mean. All masks of an image share
-    one pass over its features.
+    cost. All masks of an image share one pass over its features.
 
     Args:
         features: feature maps.
@@ -40,6 +40,20 @@ def masked_average_pool(
         "...hwc,...mhw->...mc", features, weights, precision=jax.lax.Precision.HIGHEST
     )
     return total / (masks.sum((-2, -1))[..., None] + epsilon)
+
+
+def pool(
+    features: Float[Array, "*batch h w channel"],
+    mask: Shaped[AnyArray, "*batch height width"],
+    epsilon: float,
+    align_corners: bool,
+) -> Float[Array, "*batch channel"]:
+    """Mean of features over a mask that is first resized to them (CANet sec. 4.1).
+
+    Arguments are those of `masked_average_pool`, with one mask per feature map.
+    """
+    small = resize_masks(mask, features.shape[-3:-1], align_corners)[..., None, :, :]
+    return masked_average_pool(features, small, epsilon, align_corners)[..., 0, :]
 
 
 def cosine_similarity(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray, UInt8
 
 from fsseg_jax.backbones.extent import average
 from fsseg_jax.episode import BATCH_AXIS, AnyArray, Episode
@@ -23,7 +23,7 @@ from fsseg_jax.models.layers import (
     convolution,
     cosine_similarity,
     halve,
-    masked_average_pool,
+    pool,
 )
 from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.method import (
@@ -36,7 +36,7 @@ from fsseg_jax.models.method import (
 )
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
-from fsseg_jax.models.resize import resize, resize_masks
+from fsseg_jax.models.resize import resize
 
 
 class Aux(NamedTuple):
@@ -161,7 +161,7 @@ class LTAFNet(BinaryMethod):
     def adapt(
         self,
         support: Float[Array, "way shot h w channel"],
-        masks: Float[Array, "way shot h w"],
+        masks: Bool[Array, "way shot height width"],
         query: Float[Array, "query_h query_w channel"],
     ) -> tuple[
         Float[Array, "way shot h w channel"], Float[Array, "way shot query_h query_w channel"]
@@ -188,12 +188,10 @@ class LTAFNet(BinaryMethod):
         return support + shift, query + shift  # eq. 2
 
     def pool(
-        self, features: Float[Array, "*batch h w channel"], masks: Float[Array, "*batch h w"]
+        self, features: Float[Array, "*batch h w channel"], mask: Bool[Array, "*batch height width"]
     ) -> Float[Array, "*batch channel"]:
-        """Masked average of features."""
-        masks = masks[..., None, :, :]
-        pooled = masked_average_pool(features, masks, self.area_epsilon, self.align_corners)
-        return pooled[..., 0, :]
+        """The prototype of a mask (sec. 3.1)."""
+        return pool(features, mask, self.area_epsilon, self.align_corners)
 
     def segment(
         self,
@@ -209,14 +207,9 @@ class LTAFNet(BinaryMethod):
         With several shots, the adapted query features of the pairs and the prototypes are averaged
         before the prediction (sec. 3.4).
 
-        Args:
-            support_features, support_label, query_features: see `Method.segment`.
-            query_image: the normalised query, for the refinement.
-            previous: not used.
-            train: whether to apply dropout, update batch statistics and run the auxiliary decoder.
+        See `Method.segment`; `query_image` is for the refinement, and `previous` is not used.
         """
-        size = support_features.shape[-3:-1]
-        masks = resize_masks(support_masks(support_label), size, self.align_corners)
+        masks = support_masks(support_label)
         shape = (*support_label.shape[:2], *query_features.shape)
         support, query = support_features, jnp.broadcast_to(query_features, shape)
         support_logits = query_logits = coarse = None
@@ -262,11 +255,7 @@ class LTAFNet(BinaryMethod):
         $L = \mathrm{CE}(\hat M) + w_c \mathrm{CE}(M) + w_a (\mathrm{CE}_s + \mathrm{CE}_q)$ with
         the weights `coarse_weight` and `auxiliary_weight`.
 
-        Args:
-            output: output of a pass with `train=True`.
-            episode: the segmented episode.
-            key: not used.
-            epoch: not used.
+        See `Method.loss`; `key` and `epoch` are not used.
         """
         total, parts = super().loss(output, episode, key, epoch)
         label = query_labels(episode.query_label, len(episode.class_id))

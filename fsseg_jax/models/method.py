@@ -181,13 +181,9 @@ class BinaryMethod(Method):
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Cross-entropy of the binary logits, averaged over the ways.
+        """Cross-entropy of the binary logits (`output.aux.binary_logits`), averaged over the ways.
 
-        Args:
-            output: output whose `aux` has `binary_logits`, as `Binary` does.
-            episode: the segmented episode.
-            key: not used.
-            epoch: not used.
+        See `Method.loss`; `key` and `epoch` are not used.
         """
         label = query_labels(episode.query_label, len(episode.class_id))
         loss = cross_entropy(output.aux.binary_logits, label, self.align_corners).mean()

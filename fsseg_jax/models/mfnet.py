@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.convolution import max_pool
@@ -30,13 +30,13 @@ from fsseg_jax.models.layers import (
     channel_dropout,
     classifier,
     convolution,
-    masked_average_pool,
+    pool,
 )
 from fsseg_jax.models.losses import focal_loss, metric_loss
 from fsseg_jax.models.method import Method, join_ways, query_labels, support_masks
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
-from fsseg_jax.models.resize import adaptive_pool, resize, resize_masks
+from fsseg_jax.models.resize import adaptive_pool, nearest, resize
 
 
 class Aux(NamedTuple):
@@ -216,52 +216,17 @@ class MFNet(Method):
     ) -> Output[Aux]:
         """Logits of the query, and in training the embedding of its positions.
 
-        Args:
-            support_features, support_label, query_features: see `Method.segment`.
-            query_image: not used.
-            previous: not used.
-            train: whether to return the embedding.
+        See `Method.segment`; `query_image` and `previous` are not used.
         """
         ways = support_label.shape[0]
         support, query = support_features["support"], query_features["query"]
-        masks = resize_masks(support_masks(support_label), support.shape[-3:-1], self.align_corners)
-        vectors = masked_average_pool(
-            support, masks[..., None, :, :], self.area_epsilon, self.align_corners
-        )[..., 0, :]
-        vectors = vectors.astype(jnp.float32)
+        masks = support_masks(support_label)
+        vectors = pool(support, masks, self.area_epsilon, self.align_corners).astype(jnp.float32)
         compare = self.compare_supports and vectors.shape[1] > 1
         # One row per way, or per way and shot.
         rows = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
-
-        size = query.shape[:2]
-        scores, features = [], []
-        for scale, branch in enumerate(self.branches):
-            shape = tuple(math.ceil(side / 2**scale) for side in size)
-            pooled = adaptive_pool(query, shape).astype(self.dtype)
-            if self.query_fusion == "add":
-                x, vector = pooled + rows[:, None, None, :].astype(self.dtype), None
-            else:
-                x, vector = pooled, rows
-            score, transformed = branch(x, vector)
-            if compare:
-                shots = self.shot_scores[scale](x, vector).reshape(ways, -1)
-                score, transformed = (
-                    jnp.einsum(
-                        "nk,nkhwc->nhwc",
-                        jax.nn.softmax(shots, axis=1),
-                        y.reshape(ways, -1, *y.shape[1:]),
-                    )
-                    for y in (score, transformed)
-                )
-            scores.append(resize(score.astype(jnp.float32), size, self.align_corners))
-            features.append(transformed)
-        if self.hierarchy:
-            combined = self.merging(features, align_corners=self.align_corners)
-        else:
-            large = [resize(x, size, self.align_corners).astype(self.dtype) for x in features]
-            weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4: (scale, way, h, w, 1)
-            combined = jnp.sum(weights.astype(self.dtype) * jnp.stack(large), axis=0)  # eq. 5
-
+        compared = [self._compare(scale, query, rows, ways) for scale in range(self.scales)]
+        combined = self._combine(*zip(*compared, strict=True), query.shape[:2])
         if self.binary_branches:
             joint = combined
         elif self.way_fusion == "add":
@@ -272,16 +237,48 @@ class MFNet(Method):
         joined = join_ways(logits) if self.binary_branches else logits[0]
         return Output(joined, Aux(logits, embedding if train else None))
 
+    def _compare(
+        self,
+        scale: int,
+        query: Float[Array, "query_h query_w channel"],
+        rows: Float[Array, "row channel"],
+        ways: int,
+    ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w channel"]]:
+        """Score map and features of each way at a scale (sec. III-B and III-C)."""
+        size = tuple(math.ceil(side / 2**scale) for side in query.shape[:2])
+        x, vector = adaptive_pool(query, size).astype(self.dtype), rows
+        if self.query_fusion == "add":
+            x, vector = x + rows[:, None, None, :].astype(self.dtype), None
+        score, features = self.branches[scale](x, vector)
+        if len(rows) == ways:
+            return score, features
+        weights = jax.nn.softmax(self.shot_scores[scale](x, vector).reshape(ways, -1), axis=1)
+        score, features = (
+            jnp.einsum("nk,nkhwc->nhwc", weights, y.reshape(*weights.shape, *y.shape[1:]))
+            for y in (score, features)
+        )
+        return score, features
+
+    def _combine(
+        self,
+        scores: Sequence[Float[Array, "way _ _ 1"]],
+        features: Sequence[Float[Array, "way _ _ channel"]],
+        size: tuple[int, ...],
+    ) -> Float[Array, "way h w channel"]:
+        """One feature map per way from those of all scales."""
+        if self.hierarchy:
+            return self.merging(features, align_corners=self.align_corners)
+        scores = [resize(x.astype(jnp.float32), size, self.align_corners) for x in scores]
+        features = [resize(x, size, self.align_corners).astype(self.dtype) for x in features]
+        weights = jax.nn.softmax(jnp.stack(scores), axis=0)  # eq. 4: (scale, way, h, w, 1)
+        return jnp.sum(weights.astype(self.dtype) * jnp.stack(features), axis=0)  # eq. 5
+
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         r"""$L = L_{focal} + \lambda L_{metric}$ (eq. 1, 6 and 7), and both parts.
 
-        Args:
-            output: output of a pass with `train=True`.
-            episode: the segmented episode.
-            key: key of the draws of anchors, positives and negatives.
-            epoch: the metric loss counts from `metric_from_epoch` on.
+        See `Method.loss`; the metric loss counts from epoch `metric_from_epoch` on.
         """
         label = episode.query_label[None]
         if self.binary_branches:
@@ -401,11 +398,3 @@ class Decoder(nn.Module):
         block = ASPP(self.options, self.width) if self.aspp else ResidualBlock(self.options)
         logits = classifier(classes, self.options["dtype"])(block(embedding))
         return logits.astype(jnp.float32), embedding.astype(jnp.float32)
-
-
-def nearest(n_in: int, n_out: int, align_corners: bool) -> Int[Array, " n_out"]:
-    """The pixel at the centre of each of `n_out` positions."""
-    out = jnp.arange(n_out)
-    if align_corners:
-        return jnp.round(out * ((n_in - 1) / max(n_out - 1, 1))).astype(int)
-    return jnp.minimum(((out + 0.5) * n_in / n_out).astype(int), n_in - 1)

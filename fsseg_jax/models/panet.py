@@ -91,11 +91,7 @@ class PANet(Method):
     ) -> Output[Reverse | None]:
         """Logits of the query (eq. 3); in training also those of the reverse pass (eq. 6).
 
-        Args:
-            support_features, support_label, query_features: see `Method.segment`.
-            query_image: not used.
-            previous: not used.
-            train: whether to compute the reverse pass.
+        See `Method.segment`; `query_image` and `previous` are not used.
         """
         prototypes = self._prototypes(support_features, support_label)
         logits = self._similarity(query_features, prototypes)
@@ -151,11 +147,7 @@ class PANet(Method):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         r"""$L = L_{seg} + \lambda L_{PAR}$ (end of sec. 3.5), and both parts without weights.
 
-        Args:
-            output: output of a pass with `train=True`.
-            episode: the episode that was segmented.
-            key: not used.
-            epoch: not used.
+        See `Method.loss`; `key` and `epoch` are not used.
         """
         segmentation = cross_entropy(output.logits, episode.query_label, self.align_corners)
         if output.aux is None:

@@ -151,3 +151,11 @@ def adaptive_pool(
     rows = matrix(source[0], target[0], x.shape[-3], shape[0])
     columns = matrix(source[1], target[1], x.shape[-2], shape[1])
     return jnp.moveaxis(_separable(jnp.moveaxis(x, -1, -3), rows, columns), -3, -1)
+
+
+def nearest(pixels: int, positions: int, align_corners: bool) -> Int[Array, " positions"]:
+    """The pixel at the centre of each of so many positions along an axis of `pixels`."""
+    out = jnp.arange(positions)
+    if align_corners:
+        return jnp.round(out * ((pixels - 1) / max(positions - 1, 1))).astype(int)
+    return jnp.minimum(((out + 0.5) * pixels / positions).astype(int), pixels - 1)

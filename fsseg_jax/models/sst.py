@@ -20,7 +20,7 @@ from fsseg_jax.models.layers import (
     ResidualBlock,
     classifier,
     convolution,
-    masked_average_pool,
+    pool,
 )
 from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.method import BinaryMethod, Method, join_ways, support_labels
@@ -114,9 +114,7 @@ class SST(BinaryMethod):
         label: UInt8[Array, "*batch height width"],
     ) -> Float[Array, "*batch channel"]:
         """The prototype of a binary label (pool of eq. 12)."""
-        masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)[..., None, :, :]
-        pooled = masked_average_pool(features, masks, self.area_epsilon, self.align_corners)
-        return pooled[..., 0, :]
+        return pool(features, label == 1, self.area_epsilon, self.align_corners)
 
     def respond(
         self,
@@ -187,11 +185,7 @@ class SST(BinaryMethod):
     ) -> Output["Aux"]:
         """Logits of the query with tuned supports (eq. 12-14), and measures of the tuning.
 
-        Args:
-            support_features, support_label, query_features: see `Method.segment`.
-            query_image: not used.
-            previous: not used.
-            train: leaves out `measured`.
+        See `Method.segment`; `query_image` and `previous` are not used. Training measures nothing.
         """
         support_features = support_features.astype(jnp.float32)  # they may be cached in float16
         label = support_labels(support_label)
