@@ -20,6 +20,7 @@ def convolve(
     padding: Any,
     lhs_dilation: Any = None,
     rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = CHANNELS_LAST,
     **options: Any,
 ) -> Float[Array, "batch h w d"]:
     """`jax.lax.conv_general_dilated` of channels-last maps, with the same arguments.
@@ -27,19 +28,19 @@ def convolve(
     On CPUs only reverse-mode differentiation is supported. Maps are zero outside of an `extent`, as
     padding is.
     """
-    axes = options.pop("dimension_numbers", CHANNELS_LAST)
     groups = options.pop("feature_group_count", 1)
     if max(rhs.shape[:2]) > 1:
         lhs = masked(lhs)
     if isinstance(padding, str):
         window = [d * (n - 1) + 1 for n, d in zip(rhs.shape[:2], rhs_dilation, strict=True)]
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
-    ordinary = groups == 1 and set(lhs_dilation or (1,)) == {1} and axes == CHANNELS_LAST
+    ordinary = groups == 1 and set(lhs_dilation or (1,)) == {1}
+    ordinary = ordinary and dimension_numbers == CHANNELS_LAST
     if jax.default_backend() == "cpu" and ordinary:
         return convolution(lhs, rhs, window_strides, padding, rhs_dilation, **options)
     return jax.lax.conv_general_dilated(
         *(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation),
-        dimension_numbers=axes,
+        dimension_numbers=dimension_numbers,
         feature_group_count=groups,
         **options,
     )
