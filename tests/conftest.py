@@ -3,9 +3,9 @@
 import logging
 import os
 
+import annotations  # noqa: F401  before the library and JAX
 import numpy as np
 import pytest
-import xla_flags  # noqa: F401  before JAX
 from PIL import Image, ImageDraw
 
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source, count_classes

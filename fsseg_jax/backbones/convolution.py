@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 
 from fsseg_jax.backbones.extent import masked
 from fsseg_jax.cpu.convolution import CHANNELS_LAST, convolution
+from fsseg_jax.episode import AnyArray
 
 
 def convolve(
-    lhs: Float[Array, "batch height width c"],
-    rhs: Float[Array, "size size c d"],
+    lhs: Float[AnyArray, "batch height width c"],
+    rhs: Float[AnyArray, "rows columns c_of_group d"],
     window_strides: Sequence[int],
     padding: Any,
     lhs_dilation: Any = None,

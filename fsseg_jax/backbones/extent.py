@@ -22,6 +22,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fsseg_jax.episode import AnyArray
+
 
 class _Extent(NamedTuple):
     canvas: tuple[int, ...]
@@ -76,12 +78,12 @@ def true_shape(size: tuple[int, ...]) -> Int[Array, "2"] | tuple[int, ...]:
     return tuple(size)
 
 
-def inside(x: Float[Array, "*batch h w channel"]) -> Int[Array, "2"] | tuple[int, ...]:
+def inside(x: Float[AnyArray, "*batch h w channel"]) -> Int[Array, "2"] | tuple[int, ...]:
     """The image's part of a map: height and width, see `true_shape`."""
     return true_shape(x.shape[-3:-1])
 
 
-def positions(x: Float[Array, "*batch h w channel"]) -> Bool[Array, "h w 1"] | None:
+def positions(x: Float[AnyArray, "*batch h w channel"]) -> Bool[Array, "h w 1"] | None:
     """Which positions of a map are the image's; None if all are."""
     shape = inside(x)
     if isinstance(shape, tuple):
@@ -91,15 +93,15 @@ def positions(x: Float[Array, "*batch h w channel"]) -> Bool[Array, "h w 1"] | N
 
 
 def masked(
-    x: Float[Array, "*batch h w channel"], value: float = 0.0
-) -> Float[Array, "*batch h w channel"]:
+    x: Float[AnyArray, "*batch h w channel"], value: float = 0.0
+) -> Float[AnyArray, "*batch h w channel"]:
     """A map with `value` outside of the image."""
     where = positions(x)
     return x if where is None else jnp.where(where, x, jnp.asarray(value, x.dtype))
 
 
 def average(
-    x: Float[Array, "*batch h w channel"], keepdims: bool = False
+    x: Float[AnyArray, "*batch h w channel"], keepdims: bool = False
 ) -> Float[Array, "... channel"]:
     """The mean of a map over the image's positions."""
     return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))

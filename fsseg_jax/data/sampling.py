@@ -196,7 +196,7 @@ def _position(
 def sample(
     items: Items,
     seed: int,
-    index: Integer[AnyArray, " batch"],
+    index: Integer[AnyArray, " batch"] | Sequence[int],
     ways: int,
     shots: int,
     xp: ModuleType = np,

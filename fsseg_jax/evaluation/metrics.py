@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from fsseg_jax.episode import IGNORE, AnyArray
 from fsseg_jax.errors import UserError
@@ -18,7 +18,7 @@ MEANS = ("mean_iou", "mean_iou_star", "binary_iou", "binary_iou_shown", "binary_
 
 
 def pixel_counts(
-    prediction: Int[Array, "height width"],
+    prediction: Integer[Array, "height width"],
     label: UInt8[Array, "height width"],
     ways: int,
     counted: Bool[Array, "height width"] | None = None,

@@ -41,7 +41,7 @@ def interpolation_matrix(
 
 
 def _separable(
-    x: Float[Array, "*batch h w"],
+    x: Float[AnyArray, "*batch h w"],
     rows: Float[AnyArray, "height h"],
     columns: Float[AnyArray, "width w"],
 ) -> Float[Array, "*batch height width"]:
@@ -51,7 +51,7 @@ def _separable(
 
 
 def resize(
-    x: Float[Array, "*batch h w channel"], shape: tuple[int, ...], align_corners: bool
+    x: Float[AnyArray, "*batch h w channel"], shape: tuple[int, ...], align_corners: bool
 ) -> Float[Array, "*batch height width channel"]:
     """Resizes the last two spatial axes to `shape`, as `F.interpolate(mode="bilinear")` does.
 
@@ -67,7 +67,7 @@ def resize(
 
 
 def resize_into(
-    x: Float[Array, "*batch h w channel"],
+    x: Float[AnyArray, "*batch h w channel"],
     shape: Int[Array, "2"] | tuple[int, ...],
     canvas: tuple[int, ...],
     align_corners: bool,
@@ -133,7 +133,7 @@ def pull_back(
 
 
 def adaptive_pool(
-    x: Float[Array, "*batch h w channel"], shape: tuple[int, ...]
+    x: Float[AnyArray, "*batch h w channel"], shape: tuple[int, ...]
 ) -> Float[Array, "*batch height width channel"]:
     """Averages over windows, as PyTorch's `F.adaptive_avg_pool2d`: from floor(i n / m) to
     ceil((i + 1) n / m), which overlap where m does not divide n.
