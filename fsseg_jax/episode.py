@@ -44,6 +44,20 @@ class Episode:
 
     Images are uint8 RGB until the compiled function normalises them (`normalise`), which moves a
     quarter of the bytes to the device.
+
+    Example:
+        >>> image, label = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
+        >>> label[8:16, 8:16] = 1  # the class of the only way
+        >>> episode = Episode(
+        ...     support_image=image[None, None],
+        ...     support_label=label[None, None],
+        ...     query_image=image,
+        ...     query_label=label,
+        ...     class_id=np.array([7]),
+        ...     query_index=np.array(0),
+        ... )
+        >>> episode.normalised().support_image.shape
+        (1, 1, 32, 32, 3)
     """
 
     support_image: Num[AnyArray, "*batch way shot height width 3"]

@@ -6,6 +6,7 @@ import importlib
 import pytest
 
 MODULES = [
+    *("fsseg_jax.episode", "fsseg_jax.prediction.loading", "fsseg_jax.prediction.segmenter"),
     *(f"fsseg_jax.models.{method}" for method in ("panet", "canet", "sst", "ltafnet", "mfnet")),
 ]
 

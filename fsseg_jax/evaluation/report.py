@@ -1,7 +1,8 @@
 """The HTML page of an evaluation: scores, protocol and a gallery of episodes.
 
 The page is a single file: images are embedded, the style is inline, there is no script, and a
-content security policy stops browsers from fetching anything.
+content security policy stops browsers from fetching anything. A template engine would be one more
+dependency for a page of one template and few loops.
 """
 
 import base64

@@ -34,6 +34,11 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
 
     Raises:
         UserError: there is no such model, a setting does not exist, or weights cannot be loaded.
+
+    Example:
+        >>> segmenter = load("quickstart", image_size=32, devices=1)  # warns: it is not trained
+        >>> segmenter.config.method
+        'panet'
     """
     if checkpoint not in FIELDS["eval.checkpoint"].choices:
         words = " or ".join(FIELDS["eval.checkpoint"].choices)

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from fsseg_jax.data.images import open_picture, read_image, rgb
@@ -121,7 +121,8 @@ def boxes_label(boxes: Any, shape: tuple[int, int], name: str) -> UInt8[np.ndarr
     return label
 
 
-def _corners(boxes: Any, name: str) -> Sequence[Int[np.ndarray, "4"]]:
+def _corners(boxes: Any, name: str) -> list[list[int]]:
+    """Whole pixels of one box, or of several."""
     try:
         corners = np.asarray(boxes, np.float64)
     except (TypeError, ValueError):

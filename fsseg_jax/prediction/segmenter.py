@@ -39,6 +39,14 @@ class Segmenter:
         forward: the jitted function `forward` of this model: support images, support labels and
             query images to logits.
         classes: names of the classes of `fit`, in the order of their numbers.
+
+    Example:
+        >>> from fsseg_jax import load
+        >>> segmenter = load("quickstart", image_size=32, devices=1)
+        >>> images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), np.uint8)
+        >>> segmenter = segmenter.fit(images[0], boxes=(10, 10, 40, 40))
+        >>> segmenter.predict(images[1]).shape
+        (60, 80)
     """
 
     def __init__(self, config: ConfigDict, model: Method, variables: Any, mesh: Mesh) -> None:
