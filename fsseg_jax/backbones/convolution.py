@@ -50,7 +50,9 @@ def convolve(
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 
 
-def max_pool(x: Float[Array, "*batch height width c"], stride: int) -> Float[Array, "*batch h w c"]:
+def max_pool(
+    x: Float[AnyArray, "*batch height width c"], stride: int
+) -> Float[Array, "*batch h w c"]:
     """The maximum of each 3 x 3 window, padded by 1, as PyTorch's `MaxPool2d(3, stride, 1)`.
 
     It takes the maximum along columns and then along rows, by selections: the gradient goes to the

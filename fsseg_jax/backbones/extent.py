@@ -34,7 +34,7 @@ _current: contextvars.ContextVar[_Extent | None] = contextvars.ContextVar("exten
 
 
 @contextlib.contextmanager
-def extent(canvas: tuple[int, ...], shape: Int[Array, "2"]) -> Iterator[None]:
+def extent(canvas: tuple[int, ...], shape: Int[AnyArray, "2"]) -> Iterator[None]:
     """Declares that maps of the canvas, at any resolution, hold an image of `shape` in the corner.
 
     It applies to what is traced inside the context, which is therefore opened inside the compiled

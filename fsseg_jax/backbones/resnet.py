@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from fsseg_jax.backbones.convolution import Conv, max_pool
 from fsseg_jax.backbones.rematerialise import rematerialisable
-from fsseg_jax.episode import BATCH_AXIS
+from fsseg_jax.episode import BATCH_AXIS, AnyArray
 
 # (bottlenecks, width, stride, dilation) of layer1 to layer4. From layer3 on the resolution stays
 # the same, and all blocks of a layer are dilated, including the first.
@@ -37,7 +37,7 @@ class ResNet50(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: Float[Array, "*batch height width 3"],
+        image: Float[AnyArray, "*batch height width 3"],
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:
@@ -88,7 +88,7 @@ class Bottleneck(nn.Module):
 
     @rematerialisable
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch h w c"]) -> Float[Array, "*batch H W C"]:
+    def __call__(self, x: Float[AnyArray, "*batch h w c"]) -> Float[Array, "*batch H W C"]:
         """One residual block."""
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = self.convolution(self.width, (1, 1), first, 0, name="conv1")(x)

@@ -9,6 +9,7 @@ from jaxtyping import Array, DTypeLike, Float
 from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.backbones.extent import positions
 from fsseg_jax.backbones.rematerialise import rematerialisable
+from fsseg_jax.episode import AnyArray
 
 
 class Small(nn.Module):
@@ -27,7 +28,7 @@ class Small(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: Float[Array, "*batch height width 3"],
+        image: Float[AnyArray, "*batch height width 3"],
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:

@@ -8,6 +8,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from fsseg_jax.backbones.convolution import Conv, max_pool
 from fsseg_jax.backbones.rematerialise import rematerialisable
+from fsseg_jax.episode import AnyArray
 
 # (channels of each convolution, dilation, stride of the pooling after them) of each stage.
 STAGES = (
@@ -35,7 +36,7 @@ class VGG16(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: Float[Array, "*batch height width 3"],
+        image: Float[AnyArray, "*batch height width 3"],
         stages: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "*batch h w channel"], ...]:

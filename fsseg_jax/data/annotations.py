@@ -55,10 +55,10 @@ def annotation_of(config: ConfigDict) -> Annotation:
 def square_marks(
     source: Source,
     index: int,
-    label: Integer[np.ndarray, "size size"],
+    label: Integer[np.ndarray, "height width"],
     annotation: Annotation,
     fit: str = "stretch",
-) -> UInt8[np.ndarray, "size size"]:
+) -> UInt8[np.ndarray, "height width"]:
     """Computes the marks of the image number `index`, whose square `label` was made with `fit`.
 
     Returns:

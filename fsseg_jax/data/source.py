@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer, UInt8
+from numpy.typing import ArrayLike
 
 from fsseg_jax.data.sampling import Items
 from fsseg_jax.episode import IGNORE
@@ -51,8 +52,8 @@ class ClassTable:
     pixels: Int[np.ndarray, " rows"]  # at the image's own size
 
     @classmethod
-    def from_counts(cls, counts: Sequence[Int[np.ndarray, " classes"]]) -> "ClassTable":
-        """Builds the table from each image's pixels of each class, in the source's order."""
+    def from_counts(cls, counts: ArrayLike) -> "ClassTable":
+        """Builds the table from pixels of shape (images, classes), in the source's order."""
         table = np.asarray(counts)
         image, column = np.nonzero(table)
         return cls(image, class_numbers(table.shape[1])[column], table[image, column])

@@ -119,11 +119,11 @@ class CANet(BinaryMethod):
 
     def segment(
         self,
-        support_features: Float[Array, "way shot h w channel"],
+        support_features: Float[AnyArray, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "query_h query_w channel"],
+        query_features: Float[AnyArray, "query_h query_w channel"],
         query_image: Float[AnyArray, "query_height query_width 3"],
-        previous: UInt8[Array, "query_h query_w 2"] | None = None,
+        previous: UInt8[AnyArray, "query_h query_w 2"] | None = None,
         train: bool = False,
     ) -> Output[Binary]:
         """Logits of the query: after one iteration in training, after all at inference.
@@ -170,7 +170,7 @@ class CANet(BinaryMethod):
         return Output(join_ways(logits), Binary(logits), row=row)
 
     def _attention(
-        self, query: Float[Array, "h w channel"], vectors: Float[Array, "way shot channel"]
+        self, query: Float[AnyArray, "h w channel"], vectors: Float[AnyArray, "way shot channel"]
     ) -> Float[Array, "way shot"]:
         """Softmax over the shots of one learned score per shot (sec. 4.3)."""
         first, second = self.attention
@@ -182,8 +182,8 @@ class CANet(BinaryMethod):
 
     def _optimize(
         self,
-        compared: Float[Array, "way shot h w channel"],
-        prediction: Float[Array, "way shot h w 2"],
+        compared: Float[AnyArray, "way shot h w channel"],
+        prediction: Float[AnyArray, "way shot h w 2"],
         train: bool,
     ) -> Float[Array, "way shot h w 2"]:
         """Logits of one iteration of the optimization module (sec. 4.2)."""

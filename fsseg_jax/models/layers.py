@@ -17,8 +17,8 @@ from fsseg_jax.models.resize import pull_back, resize_masks
 
 
 def masked_average_pool(
-    features: Float[Array, "*batch h w channel"],
-    masks: Float[Array, "*batch mask height width"],
+    features: Float[AnyArray, "*batch h w channel"],
+    masks: Float[AnyArray, "*batch mask height width"],
     epsilon: float,
     align_corners: bool,
 ) -> Float[Array, "*batch mask channel"]:
@@ -43,7 +43,7 @@ def masked_average_pool(
 
 
 def pool(
-    features: Float[Array, "*batch h w channel"],
+    features: Float[AnyArray, "*batch h w channel"],
     mask: Shaped[AnyArray, "*batch height width"],
     epsilon: float,
     align_corners: bool,
@@ -57,7 +57,7 @@ def pool(
 
 
 def cosine_similarity(
-    features: Float[Array, "*batch h w channel"], vectors: Float[Array, "*batch n channel"]
+    features: Float[AnyArray, "*batch h w channel"], vectors: Float[AnyArray, "*batch n channel"]
 ) -> Float[Array, "*batch h w n"]:
     """Cosine similarity of every feature to every vector; 0 if either is zero.
 
@@ -65,7 +65,7 @@ def cosine_similarity(
     (1e-16 is the square of the epsilon of PyTorch's `F.cosine_similarity`).
     """
 
-    def inverse_norm(x: Float[Array, "*batch channel"]) -> Float[Array, "*batch"]:
+    def inverse_norm(x: Float[AnyArray, "*batch channel"]) -> Float[Array, "*batch"]:
         return jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1), 1e-16))
 
     product = jnp.einsum(
@@ -103,7 +103,7 @@ def channel_dropout(rate: float) -> nn.Dropout:
     return nn.Dropout(rate, broadcast_dims=(-3, -2))
 
 
-def halve(x: Float[Array, "*batch height width c"]) -> Float[Array, "*batch h w c"]:
+def halve(x: Float[AnyArray, "*batch height width c"]) -> Float[Array, "*batch h w c"]:
     """2 x 2 max-pooling of stride 2; a side of n becomes ceil(n / 2), as in strided convolutions
     (PyTorch's `MaxPool2d(2, ceil_mode=True)`)."""
     return masked(nn.max_pool(masked(x, -jnp.inf), (2, 2), (2, 2), "SAME"))
@@ -127,9 +127,9 @@ class JoinedConvolution(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "*#batch h w c"],
-        extra: Float[Array, "*#batch h w e"] | None = None,
-        vector: Float[Array, "*#batch v"] | None = None,
+        x: Float[AnyArray, "*#batch h w c"],
+        extra: Float[AnyArray, "*#batch h w e"] | None = None,
+        vector: Float[AnyArray, "*#batch v"] | None = None,
     ) -> Float[Array, "... h w width"]:
         """The convolution; leading axes broadcast."""
         given = [part for part in (x, extra, vector) if part is not None]
@@ -195,8 +195,8 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "*batch h w c"],
-        extra: Float[Array, "*batch h w e"] | None = None,
+        x: Float[AnyArray, "*batch h w c"],
+        extra: Float[AnyArray, "*batch h w e"] | None = None,
     ) -> Float[Array, "*batch h w c"]:
         """One block; `extra` enters F only."""
         width = x.shape[-1]
@@ -222,7 +222,7 @@ class ASPP(nn.Module):
     @rematerialisable
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*batch h w c"], train: bool = False
+        self, x: Float[AnyArray, "*batch h w c"], train: bool = False
     ) -> Float[Array, "*batch h w width"]:
         """Features with a wide receptive field."""
 

@@ -11,7 +11,7 @@ from fsseg_jax.models.resize import resize
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch h w class"],
+    logits: Float[AnyArray, "*batch h w class"],
     label: Integer[AnyArray, "*batch height width"],
     align_corners: bool,
 ) -> Float[Array, "*batch"]:
@@ -29,7 +29,7 @@ def cross_entropy(
 
 
 def focal_loss(
-    logits: Float[Array, "height width class"],
+    logits: Float[AnyArray, "height width class"],
     label: UInt8[AnyArray, "height width"],
     gamma: float,
 ) -> Float[Array, ""]:
@@ -58,8 +58,8 @@ def focal_loss(
 
 
 def metric_loss(
-    logits: Float[Array, "h w class"],
-    embedding: Float[Array, "h w c"],
+    logits: Float[AnyArray, "h w class"],
+    embedding: Float[AnyArray, "h w c"],
     label: UInt8[AnyArray, "h w"],
     key: PRNGKeyArray,
     *,
@@ -97,7 +97,7 @@ def metric_loss(
     wrong = counted & (label != own) & (predicted == own)
     valid = right[anchor] & missed.any(axis=1) & wrong.any(axis=1)
 
-    def squared_distance(other: Int[Array, " anchor"]) -> Float[Array, " anchor"]:
+    def squared_distance(other: Int[AnyArray, " anchor"]) -> Float[Array, " anchor"]:
         return jnp.sum((embedding[anchor] - embedding[other]) ** 2, axis=-1)
 
     if positives == "feature":
@@ -117,6 +117,6 @@ def metric_loss(
     return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
 
 
-def draw(key: PRNGKeyArray, log_weight: Float[Array, "row n"]) -> Int[Array, " row"]:
+def draw(key: PRNGKeyArray, log_weight: Float[AnyArray, "row n"]) -> Int[Array, " row"]:
     """Draws one index per row with the given log-weights; any index if all weights are 0."""
     return jax.random.categorical(key, jnp.maximum(log_weight, -1e30))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, Shaped, UInt8
 
 from fsseg_jax.backbones.extent import average
 from fsseg_jax.episode import BATCH_AXIS, AnyArray, Episode
@@ -160,9 +160,9 @@ class LTAFNet(BinaryMethod):
 
     def adapt(
         self,
-        support: Float[Array, "way shot h w channel"],
-        masks: Bool[Array, "way shot height width"],
-        query: Float[Array, "query_h query_w channel"],
+        support: Float[AnyArray, "way shot h w channel"],
+        masks: Shaped[AnyArray, "way shot height width"],
+        query: Float[AnyArray, "query_h query_w channel"],
     ) -> tuple[
         Float[Array, "way shot h w channel"], Float[Array, "way shot query_h query_w channel"]
     ]:
@@ -188,16 +188,18 @@ class LTAFNet(BinaryMethod):
         return support + shift, query + shift  # eq. 2
 
     def pool(
-        self, features: Float[Array, "*batch h w channel"], mask: Bool[Array, "*batch height width"]
+        self,
+        features: Float[AnyArray, "*batch h w channel"],
+        mask: Shaped[AnyArray, "*batch height width"],
     ) -> Float[Array, "*batch channel"]:
         """The prototype of a mask (sec. 3.1)."""
         return pool(features, mask, self.area_epsilon, self.align_corners)
 
     def segment(
         self,
-        support_features: Float[Array, "way shot h w channel"],
+        support_features: Float[AnyArray, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "query_h query_w channel"],
+        query_features: Float[AnyArray, "query_h query_w channel"],
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
@@ -241,14 +243,14 @@ class LTAFNet(BinaryMethod):
         raise AssertionError(self.before_aspp)
 
     def _auxiliary(
-        self, features: Float[Array, "way shot h w channel"]
+        self, features: Float[AnyArray, "way shot h w channel"]
     ) -> Float[Array, "way shot h w 2"]:
         """Logits of the auxiliary decoder (sec. 3.2), which runs in training only."""
         x = self.auxiliary_block(self.auxiliary_aspp(features, train=True))
         return self.auxiliary_classifier(x).astype(jnp.float32)
 
     def loss(
-        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         r"""Cross-entropies of refined and coarse mask, and of the auxiliary decoder (eq. 3).
 
@@ -293,7 +295,7 @@ class RefinementUNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        coarse: Float[Array, "way height width 2"],
+        coarse: Float[AnyArray, "way height width 2"],
         image: Float[AnyArray, "height width 3"],
         train: bool = False,
     ) -> Float[Array, "way height width 2"]:

@@ -60,7 +60,7 @@ class Method(nn.Module, abc.ABC):
         support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Any,
         query_image: Float[AnyArray, "query_height query_width 3"],
-        previous: Num[Array, "..."] | None = None,
+        previous: Num[AnyArray, "..."] | None = None,
         train: bool = False,
     ) -> Output:
         """Logits of the query.
@@ -77,7 +77,7 @@ class Method(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def loss(
-        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The loss of one episode, and its parts by name.
 
@@ -138,7 +138,7 @@ class Method(nn.Module, abc.ABC):
     def __call__(
         self,
         episode: Episode,
-        previous: Num[Array, "..."] | None = None,
+        previous: Num[AnyArray, "..."] | None = None,
         train: bool = False,
     ) -> Output:
         """Segments one episode of normalised images: `encode`, then `segment`.
@@ -179,7 +179,7 @@ class BinaryMethod(Method):
     """
 
     def loss(
-        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Cross-entropy of the binary logits (`output.aux.binary_logits`), averaged over the ways.
 
@@ -190,7 +190,7 @@ class BinaryMethod(Method):
         return loss, {"segmentation": loss}
 
 
-def join_ways(logits: Float[Array, "way h w 2"]) -> Float[Array, "h w class"]:
+def join_ways(logits: Float[AnyArray, "way h w 2"]) -> Float[Array, "h w class"]:
     r"""Joins N binary predictions into one of N + 1 classes by the maximum (MFNet sec. IV-C).
 
     The logits are $z_0 = \max_n \log p_n(\text{background})$ and

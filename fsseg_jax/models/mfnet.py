@@ -186,7 +186,9 @@ class MFNet(Method):
         ]
         return {"support": embedded[0], "query": embedded[-1]}
 
-    def prototypes(self, vectors: Float[Array, "way shot channel"]) -> Float[Array, "way channel"]:
+    def prototypes(
+        self, vectors: Float[AnyArray, "way shot channel"]
+    ) -> Float[Array, "way channel"]:
         r"""Means over shots of the vectors after attention among them (eq. 2-3).
 
         With shots k and j, and heads r of width d,
@@ -207,9 +209,9 @@ class MFNet(Method):
 
     def segment(
         self,
-        support_features: dict[str, Float[Array, "way shot h w channel"]],
+        support_features: dict[str, Float[AnyArray, "way shot h w channel"]],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: dict[str, Float[Array, "query_h query_w channel"]],
+        query_features: dict[str, Float[AnyArray, "query_h query_w channel"]],
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
@@ -240,8 +242,8 @@ class MFNet(Method):
     def _compare(
         self,
         scale: int,
-        query: Float[Array, "query_h query_w channel"],
-        rows: Float[Array, "row channel"],
+        query: Float[AnyArray, "query_h query_w channel"],
+        rows: Float[AnyArray, "row channel"],
         ways: int,
     ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w channel"]]:
         """Score map and features of each way at a scale (sec. III-B and III-C)."""
@@ -261,8 +263,8 @@ class MFNet(Method):
 
     def _combine(
         self,
-        scores: Sequence[Float[Array, "way _ _ 1"]],
-        features: Sequence[Float[Array, "way _ _ channel"]],
+        scores: Sequence[Float[AnyArray, "way _ _ 1"]],
+        features: Sequence[Float[AnyArray, "way _ _ channel"]],
         size: tuple[int, ...],
     ) -> Float[Array, "way h w channel"]:
         """One feature map per way from those of all scales."""
@@ -274,7 +276,7 @@ class MFNet(Method):
         return jnp.sum(weights.astype(self.dtype) * jnp.stack(features), axis=0)  # eq. 5
 
     def loss(
-        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         r"""$L = L_{focal} + \lambda L_{metric}$ (eq. 1, 6 and 7), and both parts.
 
@@ -321,7 +323,7 @@ class ScaleBranch(nn.Module):
     @rematerialisable
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*row h w c"], vector: Float[Array, "row c"] | None = None
+        self, x: Float[AnyArray, "*row h w c"], vector: Float[AnyArray, "row c"] | None = None
     ) -> tuple[Float[Array, "row h w 1"], Float[Array, "row h w channel"]]:
         """Score and features of `x`, or of `x` concatenated with a vector at every position."""
         joined = functools.partial(JoinedConvolution, self.width, **self.options)
@@ -342,7 +344,7 @@ class ShotScore(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*row h w c"], vector: Float[Array, "row c"] | None = None
+        self, x: Float[AnyArray, "*row h w c"], vector: Float[AnyArray, "row c"] | None = None
     ) -> Float[Array, " row"]:
         """Scores of `x`, or of `x` concatenated with a vector at every position."""
         joined = JoinedConvolution(self.width, name="Conv_0", **self.options)
@@ -366,7 +368,7 @@ class Hierarchy(nn.Module):
     @rematerialisable
     @nn.compact
     def __call__(
-        self, features: Sequence[Float[Array, "way _ _ channel"]], align_corners: bool
+        self, features: Sequence[Float[AnyArray, "way _ _ channel"]], align_corners: bool
     ) -> Float[Array, "way h w channel"]:
         """One map, at the size of the first scale."""
         size, levels = features[0].shape[-3:-1], []
@@ -391,7 +393,7 @@ class Decoder(nn.Module):
     @rematerialisable
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*batch h w c"], classes: int
+        self, x: Float[AnyArray, "*batch h w c"], classes: int
     ) -> tuple[Float[Array, "*batch h w classes"], Float[Array, "*batch h w channel"]]:
         """Logits, and the embedding that the metric loss works on (sec. III-D)."""
         embedding = convolution(self.width, 1, **self.options)(x)

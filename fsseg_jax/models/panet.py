@@ -82,9 +82,9 @@ class PANet(Method):
 
     def segment(
         self,
-        support_features: Float[Array, "way shot h w channel"],
+        support_features: Float[AnyArray, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "query_h query_w channel"],
+        query_features: Float[AnyArray, "query_h query_w channel"],
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
@@ -103,7 +103,7 @@ class PANet(Method):
         query_prototypes = self._pool(query_features, masks)
 
         def reverse(
-            features: Float[Array, "h w channel"], way: Int[Array, ""]
+            features: Float[AnyArray, "h w channel"], way: Int[AnyArray, ""]
         ) -> Float[Array, "h w 2"]:
             # Eq. 6: a support is segmented into its own way and the background.
             return self._similarity(features, query_prototypes[jnp.stack([0, way])])
@@ -115,9 +115,9 @@ class PANet(Method):
 
     def measure(
         self,
-        support_features: Float[Array, "way shot h w channel"],
+        support_features: Float[AnyArray, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "h w channel"],
+        query_features: Float[AnyArray, "h w channel"],
         query_label: UInt8[AnyArray, "height width"],
     ) -> dict[str, Float[Array, ""]]:
         """Distances between the prototypes of supports and query (sec. 4.3).
@@ -130,7 +130,7 @@ class PANet(Method):
         """
         prototypes = self._prototypes(support_features, support_label)
 
-        def distance(masks: Shaped[Array, "class height width"]) -> Float[Array, ""]:
+        def distance(masks: Shaped[AnyArray, "class height width"]) -> Float[Array, ""]:
             """The mean over the ways in the masks; NaN if there are none."""
             distances = jnp.linalg.norm(self._pool(query_features, masks) - prototypes, axis=-1)
             return jnp.mean(distances[1:], where=masks[1:].any(axis=(1, 2)))
@@ -143,7 +143,7 @@ class PANet(Method):
         }
 
     def loss(
-        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         r"""$L = L_{seg} + \lambda L_{PAR}$ (end of sec. 3.5), and both parts without weights.
 
@@ -170,7 +170,7 @@ class PANet(Method):
         # A way that is not predicted has a zero prototype: its loss is 0, and counts in the mean.
         return jnp.mean(losses * reverse.is_predicted[:, None])
 
-    def _predicted_masks(self, logits: Float[Array, "h w class"]) -> Float[Array, "class h w"]:
+    def _predicted_masks(self, logits: Float[AnyArray, "h w class"]) -> Float[Array, "class h w"]:
         """One-hot masks of the most probable class (eq. 4), which have no gradient."""
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], axis=0)
 
@@ -181,7 +181,7 @@ class PANet(Method):
 
     def _prototypes(
         self,
-        features: Float[Array, "way shot h w channel"],
+        features: Float[AnyArray, "way shot h w channel"],
         label: UInt8[AnyArray, "way shot height width"],
     ) -> Float[Array, "class channel"]:
         """Prototypes, background first: pooled per image, then averaged over images (eq. 1-2)."""
@@ -192,8 +192,8 @@ class PANet(Method):
 
     def _pool(
         self,
-        features: Float[Array, "*batch h w channel"],
-        masks: Shaped[Array, "*batch mask height width"],
+        features: Float[AnyArray, "*batch h w channel"],
+        masks: Shaped[AnyArray, "*batch mask height width"],
     ) -> Float[Array, "*batch mask channel"]:
         """Means of features over masks (the fraction in eq. 1)."""
         return masked_average_pool(
@@ -201,7 +201,7 @@ class PANet(Method):
         )
 
     def _similarity(
-        self, features: Float[Array, "h w channel"], prototypes: Float[Array, "class channel"]
+        self, features: Float[AnyArray, "h w channel"], prototypes: Float[AnyArray, "class channel"]
     ) -> Float[Array, "h w class"]:
         """Logits of eq. 3."""
         return self.similarity_scale * cosine_similarity(features, prototypes)

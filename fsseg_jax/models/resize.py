@@ -68,10 +68,10 @@ def resize(
 
 def resize_into(
     x: Float[AnyArray, "*batch h w channel"],
-    shape: Int[Array, "2"] | tuple[int, ...],
+    shape: Int[AnyArray, "2"] | tuple[int, ...],
     canvas: tuple[int, ...],
     align_corners: bool,
-    source: Int[Array, "2"] | tuple[int, ...] | None = None,
+    source: Int[AnyArray, "2"] | tuple[int, ...] | None = None,
 ) -> Float[Array, "*batch height width channel"]:
     """`resize` between shapes that are known at run time only.
 
@@ -105,7 +105,7 @@ def resize_into(
 
 
 def resize_masks(
-    masks: Shaped[Array, "*batch height width"], shape: tuple[int, ...], align_corners: bool
+    masks: Shaped[AnyArray, "*batch height width"], shape: tuple[int, ...], align_corners: bool
 ) -> Float[Array, "*batch h w"]:
     """`resize` of masks without channel axis: values in 0..1.
 
@@ -121,7 +121,7 @@ def resize_masks(
 
 
 def pull_back(
-    mask: Float[Array, "*batch height width"], shape: tuple[int, ...], align_corners: bool
+    mask: Float[AnyArray, "*batch height width"], shape: tuple[int, ...], align_corners: bool
 ) -> Float[Array, "*batch h w"]:
     """The transpose of `resize` from `shape` to the mask's size: weights at feature resolution.
 

@@ -110,29 +110,31 @@ class SST(BinaryMethod):
 
     def pool(
         self,
-        features: Float[Array, "*batch h w channel"],
-        label: UInt8[Array, "*batch height width"],
+        features: Float[AnyArray, "*batch h w channel"],
+        label: UInt8[AnyArray, "*batch height width"],
     ) -> Float[Array, "*batch channel"]:
         """The prototype of a binary label (pool of eq. 12)."""
         return pool(features, label == 1, self.area_epsilon, self.align_corners)
 
     def respond(
         self,
-        features: Float[Array, "*#batch h w channel"],
-        prototype: Float[Array, "*#batch channel"],
+        features: Float[AnyArray, "*#batch h w channel"],
+        prototype: Float[AnyArray, "*#batch channel"],
     ) -> Float[Array, "... h w channel"]:
         """Response of features to a prototype (f_m of eq. 6, `Relation` of eq. 13)."""
         first, second = self.relation
         return nn.relu(second(nn.relu(first(features, vector=prototype))))
 
-    def decode(self, response: Float[Array, "*batch h w channel"]) -> Float[Array, "*batch h w 2"]:
+    def decode(
+        self, response: Float[AnyArray, "*batch h w channel"]
+    ) -> Float[Array, "*batch h w 2"]:
         """Logits of a response (f_d of eq. 7 and 9, before its up-sampling to the image)."""
         return self.classifier(self.aspp(self.block(response))).astype(jnp.float32)
 
     def self_segmentation(
         self,
-        features: Float[Array, "*batch h w channel"],
-        label: UInt8[Array, "*batch height width"],
+        features: Float[AnyArray, "*batch h w channel"],
+        label: UInt8[AnyArray, "*batch height width"],
     ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch h w 2"]]:
         """Self-segmentation of each support (eq. 8-10): the loss, and the logits."""
         logits = self.decode(self.respond(features, self.pool(features, label)))
@@ -140,8 +142,8 @@ class SST(BinaryMethod):
 
     def tune(
         self,
-        features: Float[Array, "way shot h w channel"],
-        label: UInt8[Array, "way shot height width"],
+        features: Float[AnyArray, "way shot h w channel"],
+        label: UInt8[AnyArray, "way shot height width"],
     ) -> "Tuned":
         r"""One gradient step on the features of each support (eq. 11).
 
@@ -176,9 +178,9 @@ class SST(BinaryMethod):
 
     def segment(
         self,
-        support_features: Float[Array, "way shot h w channel"],
+        support_features: Float[AnyArray, "way shot h w channel"],
         support_label: UInt8[AnyArray, "way shot height width"],
-        query_features: Float[Array, "query_h query_w channel"],
+        query_features: Float[AnyArray, "query_h query_w channel"],
         query_image: Float[AnyArray, "query_height query_width 3"],
         previous: None = None,
         train: bool = False,
@@ -208,10 +210,10 @@ class SST(BinaryMethod):
 
     def _effect_of_tuning(
         self,
-        features: Float[Array, "way shot h w channel"],
+        features: Float[AnyArray, "way shot h w channel"],
         tuned: "Tuned",
-        prototype: Float[Array, "way shot channel"],
-        label: UInt8[Array, "way shot height width"],
+        prototype: Float[AnyArray, "way shot channel"],
+        label: UInt8[AnyArray, "way shot height width"],
     ) -> dict[str, Float[Array, ""]]:
         """How far the inner loop moves the prototype, and the loss before and after: means."""
         before = self.pool(features, label)
@@ -224,7 +226,7 @@ class SST(BinaryMethod):
         }
 
     def loss(
-        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[Array, ""]
+        self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Loss of the query plus the weighted loss of the self-segmentations (sec. 4.4)."""
         main, parts = super().loss(output, episode, key, epoch)
@@ -248,7 +250,7 @@ class Tuned(NamedTuple):
     logits_before: Float[Array, "way shot h w 2"]
 
 
-def join_shots(logits: Float[Array, "way shot h w 2"], fusion: str) -> Float[Array, "way h w 2"]:
+def join_shots(logits: Float[AnyArray, "way shot h w 2"], fusion: str) -> Float[Array, "way h w 2"]:
     """Logits of the average or the maximum over shots of foreground probabilities (table 2)."""
     log_p = jax.nn.log_softmax(logits)
     if fusion == "average":
@@ -259,8 +261,8 @@ def join_shots(logits: Float[Array, "way shot h w 2"], fusion: str) -> Float[Arr
 
 
 def self_iou(
-    logits: Float[Array, "*batch h w 2"],
-    label: UInt8[Array, "*batch height width"],
+    logits: Float[AnyArray, "*batch h w 2"],
+    label: UInt8[AnyArray, "*batch height width"],
     align_corners: bool,
 ) -> Float[Array, "*batch"]:
     """IoU of the foreground of self-segmentations (f_IoU of eq. 14); it has no gradient."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn import ModuleDict
 
@@ -32,7 +32,7 @@ class Equations:
     def logits(
         self,
         supports: Float[Tensor, "way shot c h w"],
-        support_label: Int[Tensor, "way shot height width"],
+        support_label: Integer[Tensor, "way shot height width"],
         query: Float[Tensor, "c h w"],
     ) -> Float[Tensor, "class h w"]:
         """What the softmax of eq. 3 takes, from the prototypes of eq. 1 and 2."""
@@ -48,7 +48,7 @@ class Equations:
     def alignment(
         self,
         supports: Float[Tensor, "way shot c h w"],
-        support_label: Int[Tensor, "way shot height width"],
+        support_label: Integer[Tensor, "way shot height width"],
         query: Float[Tensor, "c h w"],
         logits: Float[Tensor, "class h w"],
     ) -> Float[Tensor, ""]:
@@ -68,7 +68,7 @@ class Equations:
         return loss
 
     def score(
-        self, logits: Float[Tensor, "class h w"], label: Int[Tensor, "height width"]
+        self, logits: Float[Tensor, "class h w"], label: Integer[Tensor, "height width"]
     ) -> Float[Tensor, ""]:
         """Eq. 5: the cross-entropy at the size of the label."""
         large = self._enlarge(logits, label.shape)

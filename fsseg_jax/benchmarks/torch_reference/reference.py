@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from flax.traverse_util import flatten_dict
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import ModuleDict
 
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """Episodes on the device, as `Reference.prepare` makes them."""
 
     image: Float[Tensor, "episode image 3 height width"]  # normalised; the query is last
-    support_label: Int[Tensor, "episode shot height width"]
+    support_label: Integer[Tensor, "episode shot height width"]
     query_label: Int[Tensor, "episode height width"]
 
 
