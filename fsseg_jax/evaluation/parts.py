@@ -86,8 +86,8 @@ def _largest(source: Source, queries: Int[np.ndarray, " query"]) -> int:
 
 
 def shared_images(
-    episodes: EpisodeIds, parts: list[Int[np.ndarray, " part"]]
-) -> Int[np.ndarray, " image"]:
+    episodes: EpisodeIds, parts: list[Int[np.ndarray, " _"]]
+) -> Int[np.ndarray, " _"]:
     """The images that several parts of the episodes need, in ascending order."""
     seen = [np.unique(episodes.take(rows).images) for rows in parts]
     images, count = np.unique(np.concatenate(seen), return_counts=True)

@@ -162,7 +162,9 @@ def test_panet_averages_marked_pixels_alone():
     support = rng.standard_normal((2, 2, 6, 7, 8), np.float32)
     query = rng.standard_normal((6, 7, 8), np.float32)
     model = PANet(backbone=None)
-    logits = model.apply({}, support, label, query, None, method="segment").logits
+    logits = model.apply(
+        {}, support, label, query, np.zeros((36, 42, 3), np.float32), method="segment"
+    ).logits
     large = np.asarray(jax.image.resize(support, (2, 2, 36, 42, 8), "bilinear"))
     background, foreground = [], [[], []]
     for way, shot in np.ndindex(2, 2):
