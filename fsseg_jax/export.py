@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     exported = export(
         segmenter, arguments.ways, arguments.shots, tuple(arguments.platforms.split(","))
     )
-    program = exported.serialize()
+    program = bytes(exported.serialize())
     write_bytes(arguments.out, program)
     supports, labels, _ = (array.shape for array in exported.in_avals)
     ways, shots, size = supports[:3]

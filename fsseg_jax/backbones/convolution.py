@@ -29,6 +29,7 @@ def convolve(
     On CPUs only reverse-mode differentiation is supported. Maps are zero outside of an `extent`, as
     padding is.
     """
+    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     groups = options.pop("feature_group_count", 1)
     if max(rhs.shape[:2]) > 1:
         lhs = masked(lhs)

@@ -94,9 +94,9 @@ def positions(x: Float[AnyArray, "*batch h w channel"]) -> Bool[Array, "h w 1"] 
 
 def masked(
     x: Float[AnyArray, "*batch h w channel"], value: float = 0.0
-) -> Float[AnyArray, "*batch h w channel"]:
+) -> Float[Array, "*batch h w channel"]:
     """A map with `value` outside of the image."""
-    where = positions(x)
+    where, x = positions(x), jnp.asarray(x)
     return x if where is None else jnp.where(where, x, jnp.asarray(value, x.dtype))
 
 

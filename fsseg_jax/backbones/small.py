@@ -35,7 +35,7 @@ class Small(nn.Module):
         """Features of normalised RGB images after each of `stages`: 2 to 4 are the residual
         blocks, and 5, the last, is linear."""
         stages = stages or (5,)
-        x = image.astype(self.dtype)
+        x = jnp.asarray(image, self.dtype)
         x = nn.relu(self._convolution(x, self.width // 2, 5, 2, 1))
         x = nn.relu(self._convolution(x, self.width, 3, 2, 1))
         outputs = {}

@@ -23,8 +23,8 @@ CHANNELS_LAST = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 
 
 
 def convolution(
-    lhs: Float[Array | np.ndarray, "batch height width c"],
-    rhs: Float[Array | np.ndarray, "rows columns c d"],
+    lhs: Float[Array, "batch height width c"],
+    rhs: Float[Array, "rows columns c d"],
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],

@@ -46,8 +46,11 @@ def kept_table(
         with np.load(cache) as table:
             return ClassTable(table["photograph"], table["class_id"], table["pixels"])
     table = ClassTable.from_counts(parallel_map(count, arguments, f"class table of {name}"))
-    columns = {"photograph": table.image, "class_id": table.class_id, "pixels": table.pixels}
-    keep(cache, "the class table", lambda file: np.savez(file, **columns))
+
+    def write(file: Any) -> None:
+        np.savez(file, photograph=table.image, class_id=table.class_id, pixels=table.pixels)
+
+    keep(cache, "the class table", write)
     return table
 
 

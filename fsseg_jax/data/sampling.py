@@ -220,18 +220,18 @@ def sample(
             "photographs": likewise every image is the query once per epoch, for a class drawn
             uniformly among those it shows. The other classes and all supports are uniform.
     """
-    index = xp.asarray(index)
+    numbers = xp.asarray(index)
     draws = iter(range(1 + ways * (1 + shots) + 1))
 
     def bits() -> Integer[AnyArray, " batch"]:
-        return random_bits(seed, index, next(draws), xp)
+        return random_bits(seed, numbers, next(draws), xp)
 
     rows = []
     if sampling != "classes":
-        query_index = _in_turn(items, seed, index, sampling, bits, xp)
+        query_index = _in_turn(items, seed, numbers, sampling, bits, xp)
         past = items.start[None] + items.count[None] <= query_index[:, None]
         rows.append(past.sum(axis=1).astype(np.int32))
-    class_count = xp.full(index.shape, items.class_id.shape[0], np.int32)
+    class_count = xp.full(numbers.shape, items.class_id.shape[0], np.int32)
     while len(rows) < ways:
         rows.append(_draw_outside(bits(), class_count, rows, xp))
     rows = xp.stack(rows, axis=1)

@@ -146,7 +146,7 @@ class JoinedConvolution(nn.Module):
             result += tile(vector, next(kernels), x)
         return result
 
-    def _tile(self, vector: Array, kernel: Array, like: Array) -> Array:
+    def _tile(self, vector: AnyArray, kernel: Array, like: AnyArray) -> Array:
         """The convolution of a map of the size of `like` that holds a vector at every position."""
         height, width = like.shape[-3:-1]
         reach = self.dilation * (self.size // 2)
@@ -156,7 +156,7 @@ class JoinedConvolution(nn.Module):
         convolved = self._convolve(constant, kernel)
         return convolved[..., rows, :, :][..., columns, :]
 
-    def _tile_within_extent(self, vector: Array, kernel: Array, like: Array) -> Array:
+    def _tile_within_extent(self, vector: AnyArray, kernel: Array, like: AnyArray) -> Array:
         """The same for maps whose extent is known at run time only: the products with each
         element of the kernel, where that element falls on the map."""
         offset = self.dilation * (np.arange(self.size) - self.size // 2)
@@ -168,7 +168,7 @@ class JoinedConvolution(nn.Module):
         products = jnp.einsum("...v,abvc->...abc", vector.astype(self.dtype), kernel)
         return jnp.einsum("ha,wb,...abc->...hwc", rows, columns, products)
 
-    def _convolve(self, x: Array, kernel: Array) -> Array:
+    def _convolve(self, x: AnyArray, kernel: Array) -> Array:
         padding = [(self.dilation * (self.size // 2),) * 2] * 2
         maps = x.astype(self.dtype).reshape(-1, *x.shape[-3:])
         maps = convolve(maps, kernel, (1, 1), padding, rhs_dilation=(self.dilation,) * 2)
@@ -195,8 +195,8 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[AnyArray, "*batch h w c"],
-        extra: Float[AnyArray, "*batch h w e"] | None = None,
+        x: Float[Array, "*batch h w c"],
+        extra: Float[Array, "*batch h w e"] | None = None,
     ) -> Float[Array, "*batch h w c"]:
         """One block; `extra` enters F only."""
         width = x.shape[-1]
@@ -222,7 +222,7 @@ class ASPP(nn.Module):
     @rematerialisable
     @nn.compact
     def __call__(
-        self, x: Float[AnyArray, "*batch h w c"], train: bool = False
+        self, x: Float[Array, "*batch h w c"], train: bool = False
     ) -> Float[Array, "*batch h w width"]:
         """Features with a wide receptive field."""
 

@@ -160,9 +160,9 @@ class LTAFNet(BinaryMethod):
 
     def adapt(
         self,
-        support: Float[AnyArray, "way shot h w channel"],
-        masks: Shaped[AnyArray, "way shot height width"],
-        query: Float[AnyArray, "query_h query_w channel"],
+        support: Float[Array, "way shot h w channel"],
+        masks: Shaped[Array, "way shot height width"],
+        query: Float[Array, "query_h query_w channel"],
     ) -> tuple[
         Float[Array, "way shot h w channel"], Float[Array, "way shot query_h query_w channel"]
     ]:
@@ -213,10 +213,10 @@ class LTAFNet(BinaryMethod):
         """
         masks = support_masks(support_label)
         shape = (*support_label.shape[:2], *query_features.shape)
-        support, query = support_features, jnp.broadcast_to(query_features, shape)
+        support, query = jnp.asarray(support_features), jnp.broadcast_to(query_features, shape)
         support_logits = query_logits = coarse = None
         if self.adaption != "none":
-            support, query = self.adapt(support, masks, query_features)
+            support, query = self.adapt(support, masks, jnp.asarray(query_features))
             if train:
                 support_logits, query_logits = self._auxiliary(support), self._auxiliary(query)
         # The paper averages the adapted support features of the shots (sec. 3.4). Their masks

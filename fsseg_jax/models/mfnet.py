@@ -186,9 +186,7 @@ class MFNet(Method):
         ]
         return {"support": embedded[0], "query": embedded[-1]}
 
-    def prototypes(
-        self, vectors: Float[AnyArray, "way shot channel"]
-    ) -> Float[Array, "way channel"]:
+    def prototypes(self, vectors: Float[Array, "way shot channel"]) -> Float[Array, "way channel"]:
         r"""Means over shots of the vectors after attention among them (eq. 2-3).
 
         With shots k and j, and heads r of width d,
@@ -228,7 +226,7 @@ class MFNet(Method):
         # One row per way, or per way and shot.
         rows = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
         compared = [self._compare(scale, query, rows, ways) for scale in range(self.scales)]
-        combined = self._combine(*zip(*compared, strict=True), query.shape[:2])
+        combined = self._combine(compared, query.shape[:2])
         if self.binary_branches:
             joint = combined
         elif self.way_fusion == "add":
@@ -262,12 +260,10 @@ class MFNet(Method):
         return score, features
 
     def _combine(
-        self,
-        scores: Sequence[Float[AnyArray, "way _ _ 1"]],
-        features: Sequence[Float[AnyArray, "way _ _ channel"]],
-        size: tuple[int, ...],
+        self, compared: Sequence[tuple[Array, Array]], size: tuple[int, ...]
     ) -> Float[Array, "way h w channel"]:
-        """One feature map per way from those of all scales."""
+        """One feature map per way from the score maps and features of all scales."""
+        scores, features = zip(*compared, strict=True)
         if self.hierarchy:
             return self.merging(features, align_corners=self.align_corners)
         scores = [resize(x.astype(jnp.float32), size, self.align_corners) for x in scores]

@@ -142,7 +142,7 @@ class SST(BinaryMethod):
 
     def tune(
         self,
-        features: Float[AnyArray, "way shot h w channel"],
+        features: Float[Array, "way shot h w channel"],
         label: UInt8[AnyArray, "way shot height width"],
     ) -> "Tuned":
         r"""One gradient step on the features of each support (eq. 11).
@@ -189,7 +189,8 @@ class SST(BinaryMethod):
 
         See `Method.segment`; `query_image` and `previous` are not used. Training measures nothing.
         """
-        support_features = support_features.astype(jnp.float32)  # they may be cached in float16
+        # They may be cached in float16.
+        support_features = jnp.asarray(support_features, jnp.float32)
         label = support_labels(support_label)
         tuned = self.tune(support_features, label)
         prototype = self.pool(tuned.features, label)
