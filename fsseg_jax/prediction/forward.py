@@ -23,8 +23,8 @@ def forward(
     variables: Any,
     support_images: Num[Array, "way shot height width 3"],
     support_labels: UInt8[Array, "way shot height width"],
-    query_images: Num[Array, "query height width 3"],
-) -> Float[Array, "query height width class"]:
+    query_images: Num[Array, "query query_height query_width 3"],
+) -> Float[Array, "query query_height query_width class"]:
     """Logits of queries, as a pure function that composes with `jit`, `vmap` and `grad`.
 
     If the variables depend on the numbers of ways or shots and were trained for others, the model

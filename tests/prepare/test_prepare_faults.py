@@ -1,6 +1,7 @@
 """The program that prepares PASCAL-5i, and what is wrong with archives, lists and labels."""
 
 import hashlib
+import inspect
 import io
 import logging
 import pathlib
@@ -30,7 +31,7 @@ def with_value(label, value):
 def run_program(monkeypatch, site, *arguments):
     """The exit status of the program with the test's archives."""
     defaults = (None, EXPECTED, site.archives)
-    monkeypatch.setattr(prepare_pascal5i, "__defaults__", defaults)
+    monkeypatch.setattr(inspect.unwrap(prepare_pascal5i), "__defaults__", defaults)
     with pytest.raises(SystemExit) as caught:
         command_line.run(lambda: prepare.main(["pascal5i", f"--root={site.root}", *arguments]))
     return caught.value.code
