@@ -19,7 +19,7 @@ MEANS = ("mean_iou", "mean_iou_star", "binary_iou", "binary_iou_shown", "binary_
 
 def pixel_counts(
     prediction: Integer[AnyArray, "height width"],
-    label: UInt8[Array, "height width"],
+    label: UInt8[AnyArray, "height width"],
     ways: int,
     counted: Bool[Array, "height width"] | None = None,
 ) -> Int[Array, "class 3"]:

@@ -74,7 +74,7 @@ def segment(
     variables: Any,
     features: Any,
     labels: UInt8[Array, "way shot height width"],
-    queries: Num[Array, "query height width 3"],
+    queries: Num[Array, "query query_height query_width 3"],
 ) -> Float[Array, "query h w class"]:
     """Logits of queries at the model's own resolution."""
     images = normalise(queries)
