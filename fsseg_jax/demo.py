@@ -79,7 +79,7 @@ def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImag
 shown = functools.partial(small_overlay, long_side=LONG_SIDE)
 
 
-def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "height width"]]) -> bytes:
+def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "_ _"]]) -> bytes:
     """A zip file of masks, as `fsseg_jax.predict` writes them: that of `a.jpg` is `a.png`."""
     file, taken = io.BytesIO(), set()
     with zipfile.ZipFile(file, "w") as folder:

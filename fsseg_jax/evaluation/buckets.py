@@ -11,7 +11,7 @@ from fsseg_jax.backbones.extent import fits
 GRID = 32  # sizes of canvases are multiples of this, so that they often recur
 
 
-def group(shapes: Int[np.ndarray, "query 2"], count: int) -> list[Int[np.ndarray, " part"]]:
+def group(shapes: Int[np.ndarray, "query 2"], count: int) -> list[Int[np.ndarray, " _"]]:
     """Divides images into at most `count` parts whose canvases waste few pixels; returns rows.
 
     Starts with a part for each size, and repeatedly joins the two parts that add the fewest pixels.

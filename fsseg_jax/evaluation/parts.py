@@ -32,7 +32,7 @@ def scaled_side(size: int, scale: float) -> int:
 
 def portions(
     config: ConfigDict, model: Method, variables: Any, source: Source, episodes: EpisodeIds
-) -> list[Int[np.ndarray, " part"]]:
+) -> list[Int[np.ndarray, " _"]]:
     """Divides episodes into parts whose encoded images fit into `eval.cache`; returns their rows.
 
     Episodes of one class stay together, because they share images.

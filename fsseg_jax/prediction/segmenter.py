@@ -193,7 +193,7 @@ class Segmenter:
 
     def _logits_of(
         self, supports: tuple[Any, Array], queries: Sequence[Query], room: int
-    ) -> Iterator[Float[np.ndarray, "h w class"]]:
+    ) -> Iterator[Float[np.ndarray, "_ _ class"]]:
         """Logits of each query; the batch is filled up to `room` by repeating queries."""
         pixels = np.stack([query.pixels for query in queries])
         placed = put(pixels[np.arange(room) % len(queries)], split(self.mesh))

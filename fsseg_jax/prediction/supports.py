@@ -108,7 +108,7 @@ def square_support(support: LabelledImage, name: str, size: int, fit: str) -> La
 
 
 def episode_rows(
-    labels: Sequence[UInt8[np.ndarray, "height width"]],
+    labels: Sequence[UInt8[np.ndarray, "_ _"]],
 ) -> Int[np.ndarray, "way shot"]:
     """The numbers of the supports that are the shots of each way: all that show its class.
 
