@@ -12,7 +12,6 @@ from helpers import assert_close
 
 from fsseg_jax.config import default_config
 from fsseg_jax.episode import IGNORE, Episode, empty_episode
-from fsseg_jax.errors import UserError
 from fsseg_jax.models import create_model
 from fsseg_jax.models.canet import CANet
 
@@ -189,35 +188,6 @@ def test_small_masks_count_less_and_empty_ones_nothing(pytorch):
     assert relative_difference(other, expected) > 5e-4
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_order_of_shots_does_not_matter(fusion):
-    params, episode = draw_params(3), draw_episode(1, 3)
-    order = [2, 0, 1]
-    moved = episode.replace(
-        support_image=episode.support_image[:, order], support_label=episode.support_label[:, order]
-    )
-    result, expected = (predict(make(fusion), params, one).logits for one in (moved, episode))
-    assert_close(result, expected)
-
-    # Which photograph has which label does.
-    other = episode.replace(support_image=episode.support_image[:, order])
-    assert relative_difference(predict(make(fusion), params, other).logits, expected) > 1e-3
-
-
-def test_order_of_ways_permutes_the_logits():
-    params, episode = draw_params(3), draw_episode(2, 3)
-    renumber = np.arange(256, dtype=np.uint8)
-    renumber[[1, 2]] = [2, 1]
-    swapped = episode.replace(
-        support_image=episode.support_image[::-1],
-        support_label=renumber[episode.support_label[::-1]],
-        query_label=renumber[episode.query_label],
-    )
-    result, expected = (predict(make(), params, one).logits for one in (swapped, episode))
-    assert_close(result, expected[..., [0, 2, 1]])
-    assert relative_difference(expected[..., [0, 2, 1]], expected) > 1e-2
-
-
 # ----------------------------------------------------------------------------- training
 
 
@@ -323,24 +293,6 @@ def test_backbone_is_left_alone_unless_it_is_to_be_trained():
     assert abs(gradient(make(freeze_backbone=False))) > 1
 
 
-def test_dropout_takes_whole_channels_of_each_image():
-    model, image = make(dropout=0.5), draw_episode(1, 3).support_image[0]
-    variables = {"params": draw_params(1)}
-    without = jax.jit(functools.partial(model.apply, method="encode"))(variables, image)
-
-    @jax.jit
-    @jax.vmap
-    def encode(key):
-        return model.apply(variables, image, train=True, method="encode", rngs={"dropout": key})
-
-    features = np.asarray(encode(jax.random.split(jax.random.key(1), 100)))
-    is_dropped = (features == 0).all(axis=(2, 3))  # (key, photograph, channel)
-    assert 0.45 < is_dropped.mean() < 0.55  # 0.5; its deviation is 0.012
-    assert (is_dropped[:, 0] != is_dropped[:, 1]).any()
-    expected = np.where(is_dropped[:, :, None, None], 0, 2 * np.asarray(without))
-    assert_close(features, expected, 1e-5)
-
-
 def test_dropout_follows_the_embedding_the_comparison_and_all_of_the_pyramid():
     rates = []
 
@@ -416,21 +368,6 @@ def test_attention_has_parameters_only_where_it_is_used(fusion):
 
     assert names(1) == set()
     assert names(2) == ({"attention_0", "attention_1"} if fusion == "attention" else set())
-
-
-@pytest.mark.parametrize("stages", [(2,), (2, 3), (2, 3, 4)])
-def test_features_of_any_stages_can_be_compared(stages):
-    model, params = create(stages=stages)
-    assert params["embedding"]["kernel"].shape == (3, 3, 64 * len(stages), 256)
-    output = jax.eval_shape(model.apply, {"params": params}, empty_episode(1, 1, 33))
-    assert output.logits.shape == (9, 9, 2)
-
-
-def test_unknown_fusion_or_stage_is_the_users_error():
-    with pytest.raises(UserError, match=r"model\.fusion = 'maximum': choose attention or feature"):
-        create(fusion="maximum")
-    with pytest.raises(UserError, match=r"small has no stage 7"):
-        create(stages=(2, 7))
 
 
 def test_bfloat16_keeps_parameters_logits_and_loss_in_float32(find_operations):

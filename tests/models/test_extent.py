@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, random
 from test_method import draw_variables
 
 from fsseg_jax.backbones.convolution import Conv, max_pool
@@ -22,10 +22,6 @@ from fsseg_jax.models.resize import adaptive_pool, resize, resize_into
 
 CANVAS = (64, 160)
 SHAPES = np.array([(53, 38), (40, 77)], np.int32)  # odd and even ones, far from the canvas
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def on_canvas(x, canvas=CANVAS):

@@ -41,13 +41,6 @@ def test_pooling_matches_pooling_of_up_sampled_features(shape, align_corners):
     np.testing.assert_allclose(result, expected, atol=1e-5, rtol=0)
 
 
-def test_full_mask_gives_the_mean_of_the_features():
-    """Where every feature is stretched by the same whole number, none counts more."""
-    features = random(4, 4, 3)
-    result = masked_average_pool(features, jnp.ones((1, 4, 4)), EPSILON, False)
-    np.testing.assert_allclose(result[0], features.mean((0, 1)), atol=1e-5)
-
-
 @CORNERS
 def test_empty_mask_gives_zeros_and_no_gradient(align_corners):
     def pool(features):

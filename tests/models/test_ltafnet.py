@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, is_close
+from helpers import assert_close, is_close, random
 
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
@@ -159,26 +159,6 @@ def test_logits_match_pytorch(pytorch, ways, shots, options):
         assert result["logits"].shape == (9, 10, ways + 1)
 
 
-def test_refinement_that_adds_nothing_leaves_the_coarse_mask():
-    """M' = M + G (eq. 4), here with G = 0."""
-    unet = variables()["params"]["unet"]
-    silent = {**unet, "Conv_10": jax.tree.map(np.zeros_like, unet["Conv_10"])}
-    episode = draw_episode(2, 3)
-    result, expected = run(MODEL, episode, {"unet": silent}), run(MODEL, episode)
-    np.testing.assert_array_equal(result["binary_logits"], result["coarse_logits"])
-    assert_close(result["coarse_logits"], expected["coarse_logits"], 1e-6)
-    assert not is_close(result["binary_logits"], expected["binary_logits"], 0.05)
-
-
-def test_images_are_segmented_one_by_one_at_inference():
-    """Stored statistics: nothing depends on the other episodes of a batch."""
-    episodes = [draw_episode(2, 3, seed) for seed in (0, 1)]
-    batch = jax.tree.map(lambda *x: np.stack(x), *episodes)
-    together = jax.jit(jax.vmap(lambda episode: MODEL.apply(variables(), episode).logits))(batch)
-    for result, episode in zip(together, episodes, strict=True):
-        assert_close(result, run(MODEL, episode)["logits"], 1e-5)
-
-
 # ----------------------------------------------------------------------------- adaption
 
 
@@ -201,15 +181,6 @@ def adapt(features, kind="concatenation", **changed):
     return jax.device_get(adapt_compiled(kind, params, features))
 
 
-def gate_of(features, **changed):
-    """f(F_s, F_q), found as what alpha = 1 adds."""
-    support, query = adapt(features, alpha=np.float32(1), **changed)
-    shift = (support - features[0]).mean((-3, -2))
-    for added in (support - features[0], query - features[2]):  # the same for both, everywhere
-        np.testing.assert_allclose(added - shift[..., None, None, :], 0, atol=1e-6)
-    return shift
-
-
 @pytest.mark.parametrize("kind", ["concatenation", "correlation"])
 def test_task_vector_is_added_to_support_and_query_alike(kind):
     """Eq. 2 in NumPy, standardisation over channels (eq. 1) spelled out."""
@@ -230,10 +201,9 @@ def test_task_vector_is_added_to_support_and_query_alike(kind):
         x = np.maximum(x @ params["gate_0"]["kernel"] + params["gate_0"]["bias"], 0)
         x = 1 / (1 + np.exp(-(x @ params["gate_1"]["kernel"] + params["gate_1"]["bias"])))
         assert np.ptp(x) > 0.1
-        assert_close(gate_of(features, kind=kind)[0, shot], x, 1e-5)
-        new_support, new_query = adapt(features, kind)
-        assert_close(new_support[0, shot], support + params["alpha"] * x, 1e-5)
-        assert_close(new_query[0, shot], query + params["alpha"] * x, 1e-5)
+        for new, old in zip(adapt(features, kind), (support, query), strict=True):
+            shift = np.broadcast_to(params["alpha"] * x, old.shape)
+            assert_close(new[0, shot] - old, shift, 1e-5)
 
 
 def test_query_may_have_another_size_than_the_supports():
@@ -245,17 +215,6 @@ def test_query_may_have_another_size_than_the_supports():
     assert enlarged.shape == (1, 3, 10, 14, 8)
     assert_close(again, support, 1e-5)
     assert_close(enlarged, adapted.repeat(2, axis=2).repeat(2, axis=3), 1e-5)
-
-
-def test_standardisation_forgets_the_scale_and_the_mean_over_channels():
-    """Eq. 1: of a x + b with numbers a and b nothing is left but x; b a channel is another x."""
-    features = draw_features()
-    pair = variables()["params"]["pair"]
-    expected = gate_of(features)
-    scaled = {"kernel": 3 * pair["kernel"], "bias": 3 * pair["bias"] + 5}
-    assert_close(gate_of(features, pair=scaled), expected, 1e-3)  # up to epsilon
-    shifted = {**pair, "bias": pair["bias"] + np.linspace(-1, 1, 8, dtype=np.float32)}
-    assert not is_close(gate_of(features, pair=shifted), expected, 0.05)
 
 
 def test_adaption_does_nothing_at_first():
@@ -283,48 +242,22 @@ def test_there_is_nothing_to_switch_off_without_adaption():
 # ----------------------------------------------------------------------------- dropout
 
 
-def test_training_drops_channels_of_the_embedding_and_inference_does_not():
-    """Whole channels, of each photograph its own, and the others are scaled up."""
-    model = MODEL.clone(dropout=0.5, width=64)
-    images = draw_episode(1, 1).support_image[0].repeat(2, axis=0)
-
-    @jax.jit
-    def encode(key):
-        fresh = model.init(key, images, method="encode")
-        rngs = {"dropout": key}
-        trained = model.apply(fresh, images, train=True, rngs=rngs, method="encode")
-        return model.apply(fresh, images, method="encode"), trained
-
-    whole, dropped = encode(jax.random.key(0))
-    kept = np.asarray(dropped).any(axis=(1, 2))
-    assert 0.3 < kept.mean() < 0.7
-    assert (kept[0] != kept[1]).any()
-    assert_close(dropped, 2 * whole * kept[:, None, None], 1e-6)
-
-
 # ----------------------------------------------------------------------------- the loss
 
 
 def test_auxiliary_loss_is_of_support_and_query_and_of_both_classes():
-    """Each labelled pixel, object or not, pulls at its logits; ignored ones do not."""
     ways, shots = 2, 3
     episode = draw_episode(ways, shots)
-    rng = np.random.default_rng(0)
-    size = (33, 37)
-    aux = {
-        "support_logits": rng.standard_normal((ways, shots, *size, 2)).astype(np.float32),
-        "query_logits": rng.standard_normal((ways, shots, *size, 2)).astype(np.float32),
-        "coarse_logits": rng.standard_normal((ways, *size, 2)).astype(np.float32),
-        "binary_logits": rng.standard_normal((ways, *size, 2)).astype(np.float32),
-    }
+    pair, way = (ways, shots, 33, 37, 2), (ways, 33, 37, 2)
+    shapes = dict(support_logits=pair, query_logits=pair, coarse_logits=way, binary_logits=way)
+    aux = {name: random(*shapes[name], seed=seed) for seed, name in enumerate(shapes)}
 
     @jax.jit
-    @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(aux):
         model = MODEL.clone(auxiliary_weight=0.3, coarse_weight=0.7)
         return model.loss(Output(None, Aux(**aux)), episode, jax.random.key(0), jnp.zeros(()))
 
-    (total, parts), gradient = jax.device_get(loss(aux))
+    total, parts = jax.device_get(loss(aux))
 
     def cross_entropy(logits, label, way):
         """Mean over labelled pixels, in NumPy."""
@@ -347,38 +280,8 @@ def test_auxiliary_loss_is_of_support_and_query_and_of_both_classes():
     weighted = parts["segmentation"] + 0.7 * parts["coarse"] + 0.3 * parts["auxiliary"]
     assert total == pytest.approx(weighted, rel=1e-6)
 
-    for name, label in (
-        ("support_logits", episode.support_label),
-        ("query_logits", np.broadcast_to(query, (ways, shots, *size))),
-    ):
-        pulled = np.abs(gradient[name]).max(-1) > 0
-        np.testing.assert_array_equal(pulled, label != IGNORE)
-
 
 # ----------------------------------------------------------------------------- symmetries
-
-
-def test_order_of_shots_does_not_matter():
-    episode = draw_episode(2, 3)
-    order = [1, 2, 0]
-    swapped = episode.replace(
-        support_image=np.stack([episode.support_image[0][order], episode.support_image[1]]),
-        support_label=np.stack([episode.support_label[0][order], episode.support_label[1]]),
-    )
-    assert_close(run(MODEL, swapped)["logits"], run(MODEL, episode)["logits"], 1e-5)
-
-
-def test_order_of_ways_permutes_the_logits():
-    episode = draw_episode(2, 3)
-    renumber = np.arange(256, dtype=np.uint8)
-    renumber[[1, 2]] = [2, 1]
-    swapped = episode.replace(
-        support_image=episode.support_image[::-1],
-        support_label=renumber[episode.support_label[::-1]],
-        query_label=renumber[episode.query_label],
-    )
-    expected = run(MODEL, episode)["logits"][..., [0, 2, 1]]
-    assert_close(run(MODEL, swapped)["logits"], expected, 1e-5)
 
 
 # ----------------------------------------------------------------------------- training
@@ -446,17 +349,6 @@ def test_training_step_matches_pytorch_and_stores_the_statistics_of_the_whole_ba
     holds_in_a_batch(check)
 
 
-def test_backbone_is_frozen_and_statistics_are_updated():
-    new, _, gradient = train(1, draw_batch()[1])
-    jax.tree.map(
-        np.testing.assert_array_equal, new["params"]["backbone"], variables()["params"]["backbone"]
-    )
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
-    for name, old in variables()["batch_stats"]["unet"].items():
-        for statistic in ("mean", "var"):
-            assert not is_close(new["batch_stats"]["unet"][name][statistic], old[statistic], 0.01)
-
-
 def test_eight_devices_train_as_one_does():
     def check(seed):
         _, batch = draw_batch(seed)
@@ -466,19 +358,6 @@ def test_eight_devices_train_as_one_does():
         assert_trees_close(eight[2], one[2], 1e-3)
 
     holds_in_a_batch(check)
-
-
-@pytest.mark.parametrize("number", [0, 7])
-def test_statistics_depend_on_every_episode_of_the_batch(number):
-    _, batch = draw_batch()
-    negative = batch.query_image.copy()
-    negative[number] = 255 - negative[number]
-    old, new = (
-        train(1, one)[0]["batch_stats"]["unet"]["BatchNorm_0"]
-        for one in (batch, batch.replace(query_image=negative))
-    )
-    for name in ("mean", "var"):
-        assert not is_close(new[name], old[name], 1e-3)
 
 
 @pytest.mark.parametrize("label", [0, IGNORE, 2])

@@ -1,4 +1,4 @@
-"""Small masks at the resolution of features, and what methods make of unmarked pixels."""
+"""Small masks at the resolution of features, unmarked pixels, and symmetries of methods."""
 
 import functools
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, is_close
 
 from fsseg_jax.episode import BATCH_AXIS, Episode
 from fsseg_jax.models import METHODS
@@ -84,41 +85,43 @@ def features_of(method, x):
     return {"support": x, "query": x} if method == "mfnet" else x
 
 
-def compiled(method, **options):
-    """A function from a support label to the logits and the loss in training."""
+def compiled(method, mean=0.1, deviation=0.2, **options):
+    """A function from support labels and features to the logits and the loss in training."""
     small = {"width": 8, "heads": 2, "dropout": 0.0, "refinement": False, "scales": 2}
     small["metric_positives"] = "none"
     fields = METHODS[method].__dataclass_fields__
     options |= {name: value for name, value in small.items() if name in fields}
     model = METHODS[method](backbone=None, **options)
     rng = np.random.default_rng(0)
-    support = rng.standard_normal((2, 2, 6, 7, 8), np.float32)
-    query = rng.standard_normal((6, 7, 8), np.float32)
+    supports = rng.standard_normal((2, 2, 6, 7, 8), np.float32)
+    query = jnp.asarray(rng.standard_normal((6, 7, 8), np.float32))
     image = rng.standard_normal((36, 42, 3), np.float32)
     truth = jnp.asarray(rng.integers(0, 3, (36, 42), np.uint8))
 
-    def segment(function, label, **arguments):
+    def segment(function, label, support, **arguments):
         pair = features_of(method, support), label, features_of(method, query), image
         return function(*pair, train=True, method="segment", **arguments)
 
     # Drawn, because compiling the initialisation takes long.
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     shapes = jax.eval_shape(
-        functools.partial(segment, functools.partial(model.init, keys)), partly_marked()
+        functools.partial(segment, functools.partial(model.init, keys)), partly_marked(), supports
     )
-    variables = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(x.dtype), shapes)
+    variables = jax.tree.map(lambda x: rng.normal(mean, deviation, x.shape).astype(x.dtype), shapes)
 
-    def run(label):
+    def run(label, support):
         apply = functools.partial(model.apply, variables)
         output, _ = segment(
-            apply, label, rngs={"dropout": keys["dropout"]}, mutable=["batch_stats"]
+            apply, label, support, rngs={"dropout": keys["dropout"]}, mutable=["batch_stats"]
         )
         episode = Episode(None, label, image, truth, jnp.arange(2), None)
         loss, _ = model.loss(output, episode, jax.random.key(2), jnp.float32(10))
         return output.logits, loss
 
     batched = jax.jit(jax.vmap(run, axis_name=BATCH_AXIS))
-    return lambda label: [np.asarray(x)[0] for x in batched(label[None])]
+    return lambda label, order=...: [
+        np.asarray(x)[0] for x in batched(label[None], supports[order][None])
+    ]
 
 
 def partly_marked():
@@ -153,6 +156,24 @@ def test_unmarked_pixels_are_neither_the_class_nor_background(method):
     own = np.arange(1, 3, dtype=np.uint8)[:, None, None, None]
     as_class = run(np.where(label == 254, own, label))
     assert all((x != y).any() for x, y in zip(as_class, expected, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_of_shots_does_not_matter_and_that_of_ways_permutes_the_logits(method):
+    """MFNet's ways are equal if each has a decoder's pass of its own."""
+    options = {"binary_branches": True} if method == "mfnet" else {}
+    run = compiled(method, 0.0, 0.15, **options)
+    label, swap = partly_marked(), np.arange(256, dtype=np.uint8)
+    swap[[1, 2]] = [2, 1]
+    logits, loss = run(label)
+    shots = [[0], [1]], [[1, 0], [0, 1]]  # another order for each way
+    other_order, other_loss = run(label[shots], shots)
+    assert_close(other_order, logits, 1e-5)
+    assert_close(other_loss, loss, 1e-5)
+    assert not is_close(run(label, shots)[0], logits, 1e-2)  # the pairs matter
+    other_ways, _ = run(swap[label[::-1]], slice(None, None, -1))
+    assert_close(other_ways, logits[..., [0, 2, 1]], 1e-5)
+    assert not is_close(other_ways, logits, 1e-2)
 
 
 def test_panet_averages_marked_pixels_alone():
