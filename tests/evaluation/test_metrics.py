@@ -4,13 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsseg_jax.evaluation.metrics import (
-    best_threshold,
-    episode_iou,
-    iou,
-    pixel_counts,
-    run_metrics,
-)
+from fsseg_jax.evaluation.metrics import best_threshold, episode_iou, iou, pixel_counts, run_metrics
 
 NAMES = {2: "cat", 5: "dog", 7: "cow", 9: "bus", 11: "rare"}
 
