@@ -17,7 +17,6 @@ def group(shapes: Int[np.ndarray, "query 2"], count: int) -> list[Int[np.ndarray
     Starts with a part for each size, and repeatedly joins the two parts that add the fewest pixels.
 
     Args:
-        shapes: heights and widths.
         count: maximum number of parts, at least 1.
     """
     sizes, part_of = np.unique(-(-shapes // GRID), axis=0, return_inverse=True)
@@ -40,7 +39,6 @@ def canvas_for(largest: Int[np.ndarray, "2"], avoid: int) -> tuple[int, int]:
     """The size of a canvas for images of up to some height and width.
 
     Args:
-        largest: height and width of the largest image.
         avoid: side of the supports' squares, whose feature maps must have other sizes: see
             `extent`.
     """

@@ -96,9 +96,7 @@ class Choices:
     """Evaluates rows, and caches what they share.
 
     Args:
-        path: the configuration file.
         overrides: overrides from the command line, for all rows.
-        mesh: the devices.
         workdir: folder of the run whose checkpoint is evaluated, if it has one.
     """
 

@@ -29,7 +29,6 @@ def encode_images(
 
     Args:
         scorer: encodes them.
-        variables: the model's variables.
         images: what to encode.
         store: supplies images that are encoded already, and keeps those that are encoded here.
         description: text of the progress bar.

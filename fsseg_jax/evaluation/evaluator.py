@@ -41,10 +41,6 @@ class Evaluator:
     `eval.batch_size`: every image and every episode is computed on its own.
 
     Args:
-        model: a method.
-        source: the images.
-        episodes: the episodes to score.
-        mesh: the devices.
         config: the configuration, of which `image_size`, `support_annotation` and `eval` are used.
         bits: choose the objects that get boxes, see `annotations.choose`; by default drawn from
             `eval.seed`.
@@ -144,7 +140,6 @@ class Evaluator:
         """Scores every episode from encoded images.
 
         Args:
-            variables: the model's variables.
             caches: see `encode`.
             model: another method with the same variables and the same encoder, to use instead.
         """

@@ -77,10 +77,7 @@ def draw_episodes(
     """Draws episodes according to `eval.setup` and `eval.sampling`.
 
     Args:
-        config: the configuration.
-        source: the images.
         which: the classes: "novel", "validation" or "base".
-        seed: seed of the random numbers.
         count: number of episodes; `eval.episodes` by default.
         chosen_by: the field that chose the classes, for error messages.
 
@@ -171,7 +168,6 @@ def protocol(
     Args:
         config: the configuration of the evaluation.
         source: the test images.
-        model: a method.
         trained: the configuration of the training, or None for a model that was not trained.
         checkpoint: the checkpoint that was loaded; `eval.checkpoint` by default.
     """

@@ -39,7 +39,6 @@ class Reader:
     """Reads images of a source, in parallel.
 
     Args:
-        source: the images.
         config: the configuration, of which `image_size` and `eval` are used.
         annotation: the kind of annotation of supports.
     """
@@ -53,7 +52,6 @@ class Reader:
         """Reads images as squares.
 
         Args:
-            used: numbers of the images.
             supports: numbers of those that are supports.
             room: minimum number of rows of the result.
         """
@@ -82,8 +80,6 @@ class Reader:
         """Reads queries at the sizes and scales that squares do not serve, in buckets.
 
         Args:
-            queries: numbers of the images.
-            shapes: the images' own sizes.
             room: minimum number of rows of the result.
         """
         options, scales = self.options, sorted(self.options.scales)

@@ -47,11 +47,8 @@ def evaluate(
     and `report.html`.
 
     Args:
-        config: the configuration.
-        model: a method.
         loaded: its variables, on the mesh, and their origin.
         source: the test images.
-        mesh: the devices.
         folder: created if it does not exist.
 
     Returns:

@@ -108,8 +108,6 @@ class Scorer:
         """Features of images, on every device.
 
         Args:
-            variables: the model's variables.
-            images: images or canvases.
             shapes: heights and widths of images that are on canvases.
         """
 

@@ -24,11 +24,8 @@ class Scoring:
     """The episodes of all runs of an evaluation, scored in parts that fit into memory.
 
     Args:
-        config: the configuration.
-        model: a method.
         variables: the model's variables, on the mesh.
         source: the test images.
-        mesh: the devices.
         by_seed: the episodes of each run, by its seed.
         store: encoded images that are shared with other evaluations; by default a new one if there
             are several parts.

@@ -22,11 +22,7 @@ class Selection:
     """Keeps the checkpoint that scores best on validation images of some classes.
 
     Args:
-        config: the configuration.
-        model: a method.
         source: the validation images.
-        mesh: the devices.
-        checkpoints: the checkpoints of the run.
         name: name of the checkpoint; `selected` maps it to classes according to `train.select_on`.
         start: the step from which the run continues.
     """

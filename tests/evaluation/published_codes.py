@@ -193,21 +193,6 @@ def canet_target(label, class_id):
 CANET_SCALES = (0.7, 1.0, 1.3)  # of the query's own size: sec. 5.1, and issue 4 of the repository
 
 
-def canet_areas(prediction, target):
-    """Intersection and union of the foreground, in pixels (utils.py, lines 119 to 121)."""
-    together = target.astype(int) + prediction
-    return (together == 2).sum(), (together > 0).sum()
-
-
-def canet_figure(areas, drawn, classes):
-    """mean-IoU in percent: areas summed by class (train.py, lines 243 to 253)."""
-    inter, union = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0)
-    for (both, either), episode in zip(areas, drawn, strict=True):
-        inter[episode.asked] += both
-        union[episode.asked] += either
-    return 100 * np.mean([inter[c] / union[c] for c in classes])
-
-
 # ----------------------------------------------------------------------------- PFENet and BAM
 
 
@@ -263,7 +248,8 @@ def areas(prediction, target):
     """Intersections and unions of background and foreground, in pixels that are not 255.
 
     PFENet's util/util.py, lines 67 to 79, BAM's lines 84 to 96, HSNet's common/evaluation.py, lines
-    15 to 37: predictions become 255 where the label is, and are in neither bin then.
+    15 to 37: predictions become 255 where the label is, and are in neither bin then. CANet's
+    utils.py, lines 119 to 121, has the foreground's alone.
     """
     prediction = np.where(target == 255, 255, prediction)
     inter = np.array([((prediction == target) & (prediction == n)).sum() for n in (0, 1)])
@@ -271,20 +257,21 @@ def areas(prediction, target):
     return inter, sizes[0] + sizes[1] - inter
 
 
-def pfenet_figures(counted, drawn, classes):
-    """mean-IoU and FB-IoU in percent (test.py, lines 212 to 246; BAM's test.py, lines 260 to 327).
+def figures(counted, drawn):
+    """mean-IoU and FB-IoU in percent, from `areas`; PFENet's test.py, lines 212 to 246, BAM's
+    test.py, lines 260 to 327, HSNet's common/logger.py, lines 29 to 45, and CANet's train.py, lines
+    243 to 253, which has the mean alone.
 
-    FB-IoU sums background and foreground over all episodes. (The class meter is shifted by one
-    place, `subcls - 1`, which no mean sees.)
+    Areas are summed by class; FB-IoU sums background and foreground over all episodes. (PFENet's
+    class meter is shifted by one place, `subcls - 1`, which no mean sees; PFENet and BAM add 1e-10
+    to unions, HSNet raises those of 0 to 1.)
     """
-    inter = {c: np.zeros(2) for c in classes}
-    union = {c: np.zeros(2) for c in classes}
-    for (both, either), episode in zip(counted, drawn, strict=True):
-        inter[episode.asked] += both
-        union[episode.asked] += either
-    mean = np.mean([inter[c][1] / (union[c][1] + 1e-10) for c in classes])
-    pooled = sum(inter.values()) / (sum(union.values()) + 1e-10)
-    return {"mean_iou": 100 * mean, "binary_iou": 100 * pooled.mean()}
+    totals = {episode.asked: np.zeros((2, 2)) for episode in drawn}
+    for pair, episode in zip(counted, drawn, strict=True):
+        totals[episode.asked] += pair
+    mean = np.mean([inter[1] / union[1] for inter, union in totals.values()])
+    inter, union = sum(totals.values())
+    return {"mean_iou": 100 * mean, "binary_iou": 100 * np.mean(inter / union)}
 
 
 # ----------------------------------------------------------------------------- HSNet
@@ -328,18 +315,6 @@ def hsnet_coco_draw(labels, classes, rng, episodes, shots=1, area=AREA):
 def hsnet_target(label, class_id):
     """A label at the network's size in two numbers and 255 (data/pascal.py, lines 70 to 75)."""
     return np.where(label == 255, 255, label == class_id)
-
-
-def hsnet_figures(counted, drawn, classes):
-    """mean-IoU and FB-IoU in percent, from `areas` (common/logger.py, lines 29 to 45)."""
-    inter, union = np.zeros((2, max(classes) + 1)), np.zeros((2, max(classes) + 1))
-    for (both, either), episode in zip(counted, drawn, strict=True):
-        inter[:, episode.asked] += both
-        union[:, episode.asked] += either
-    chosen = list(classes)
-    mean = (inter / np.maximum(union, 1))[1, chosen].mean()
-    binary = (inter[:, chosen].sum(axis=1) / union[:, chosen].sum(axis=1)).mean()
-    return {"mean_iou": 100 * mean, "binary_iou": 100 * binary}
 
 
 # ----------------------------------------------------------------------------- folds

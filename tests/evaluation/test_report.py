@@ -87,52 +87,51 @@ def results(**changes):
     }
 
 
+def written(folder, given, gallery):
+    """The only page in a folder after the report was written."""
+    write_report(folder / "report.html", given, gallery)
+    assert [file.name for file in folder.iterdir()] == ["report.html"]  # no partial file left
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
 @pytest.fixture
 def page(tmp_path):
-    write_report(tmp_path / "report.html", results(), {"Best": [example()], "Worst": []})
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]  # no partial file left
-    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    return written(tmp_path, results(), {"Best": [example()], "Worst": []})
 
 
 def test_one_run_has_no_deviation_and_a_list_may_have_no_fold(tmp_path):
+    assert "±" in written(tmp_path, results(), {}).source
     one = results(fold=None)
     one["runs"] = one["runs"][:1]
-    write_report(tmp_path / "one.html", one, {})
-    page = (tmp_path / "one.html").read_text()
-    assert "±" not in page
-    assert "listed classes" in page
-    write_report(tmp_path / "two.html", results(), {})
-    assert "±" in (tmp_path / "two.html").read_text()
+    source = written(tmp_path, one, {}).source
+    assert "±" not in source
+    assert "listed classes" in source
 
 
 def test_one_way_has_one_definition_of_each_figure(tmp_path):
-    several = ("mIoU*", "binary-IoU of shown classes", "binary-IoU of merged classes")
-    write_report(tmp_path / "one.html", results(ways=1), {})
-    one = Page((tmp_path / "one.html").read_text())
-    assert not {*several} & {*one.texts}
-    assert "binary-IoU" in one.texts
-    write_report(tmp_path / "two.html", results(), {})
-    assert {*several, "binary-IoU"} <= {*Page((tmp_path / "two.html").read_text()).texts}
+    several = {"mIoU*", "binary-IoU of shown classes", "binary-IoU of merged classes"}
+    one, two = ({*written(tmp_path, given, {}).texts} for given in (results(ways=1), results()))
+    assert not several & one
+    assert "binary-IoU" in one
+    assert several | {"binary-IoU"} <= two
 
 
-def rows_beside(path, given):
+def rows_beside(folder, given):
     """The rows of the card with figures beside the main ones."""
-    write_report(path, given, {})
-    texts = [text for text in Page(path.read_text(encoding="utf-8")).texts if text]
+    texts = [text for text in written(folder, given, {}).texts if text]
     if "Under other rules" not in texts:
         return None
     after = texts[texts.index("Under other rules") + 1 :]
     card = after[: after.index("Protocol")]
     columns = 5 if given["ways"] > 1 else 2
     names, cells = card[:columns], card[columns:]
-    width = columns + 1
-    rows = [cells[at : at + width] for at in range(0, len(cells), width)]
+    rows = [cells[at : at + columns + 1] for at in range(0, len(cells), columns + 1)]
     return {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
 
 
 def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
     """Both borders; at a threshold and with parts left out where there are such figures."""
-    found = rows_beside(tmp_path / "r.html", results())
+    found = rows_beside(tmp_path, results())
     assert list(found) == ["label 255 is ignored", "label 255 is background"]
     assert found["label 255 is background"] == {
         "mean-IoU": "49.9",
@@ -152,7 +151,7 @@ def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
             "no tuning": figures(44.4, 43.4, 63.4),
         },
     }
-    found = rows_beside(tmp_path / "more.html", results(ways=1, **more))
+    found = rows_beside(tmp_path, results(ways=1, **more))
     assert {words: figure["mean-IoU"] for words, figure in found.items()} == {
         "label 255 is ignored": "55.0",
         "label 255 is background": "49.9",
@@ -165,7 +164,7 @@ def test_figures_beside_the_main_ones_are_in_a_card(tmp_path):
 
 
 def test_results_of_version_0_1_have_no_card_of_other_figures(tmp_path):
-    assert rows_beside(tmp_path / "r.html", results(borders={})) is None
+    assert rows_beside(tmp_path, results(borders={})) is None
 
 
 def test_what_could_not_be_measured_is_a_dash(page):
@@ -174,27 +173,12 @@ def test_what_could_not_be_measured_is_a_dash(page):
 
 
 def test_scores_hashes_runs_and_settings_are_shown(page):
-    for text in (
-        "55.0",
-        "72.0",
-        "53.2",
-        "52.9",
-        "alignment weight",
-        "0.25",
-        "Prototype shift",
-        "0.0123",
-        "beef0123",
-        "cafe4567",
-        "aaaa0007",
-        "54.5",
-        "72.5",
-        "/data/<voc>",
-    ):
-        assert text in page.texts
+    words = ("alignment weight", "Prototype shift", "/data/<voc>")
+    numbers = "55.0 72.0 53.2 52.9 0.25 0.0123 beef0123 cafe4567 aaaa0007 54.5 72.5"
+    words += ("2 x 1000", "freshly initialised <now>", "2-way 1-shot · fold 3")
+    assert {*words, *numbers.split()} <= {*page.texts}
     assert "similarity scale" not in page.texts  # it is the default
     assert "Worst" not in page.texts  # a heading without examples
-    for text in ("2 x 1000", "freshly initialised <now>", "2-way 1-shot · fold 3"):
-        assert text in page.texts
 
 
 def test_classes_are_sorted_by_iou_and_none_is_a_dash(page):
@@ -231,19 +215,8 @@ def test_gallery_embeds_small_pictures(page):
 @pytest.mark.parametrize(("ways", "shots"), [(1, 5), (3, 1)])
 def test_every_support_is_named(tmp_path, ways, shots):
     shown = example(ways, shots)
-    write_report(tmp_path / "r.html", results(), {"Median": [shown, shown]})
-    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
-    for names in shown.support_ids:
-        for name in names:
-            assert page.texts.count(name) == 2
-
-
-def test_second_report_replaces_the_first(tmp_path):
-    for mean_iou in (11.1, 22.2):
-        write_report(tmp_path / "r.html", results(mean_iou=mean_iou), {})
-    source = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "22.2" in source
-    assert "11.1" not in source
+    page = written(tmp_path, results(), {"Median": [shown, shown]})
+    assert all(page.texts.count(name) == 2 for names in shown.support_ids for name in names)
 
 
 def test_overlay_tints_ways_and_leaves_the_background():

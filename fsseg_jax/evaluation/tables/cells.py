@@ -204,7 +204,6 @@ def published_episodes(place: Place, epoch: int | None) -> int | None:
     """Number of episodes in the published training of a place; None if that is not known.
 
     Args:
-        place: a place of a table.
         epoch: number of episodes in an epoch, if known.
     """
     train = training_config(place).train
@@ -218,7 +217,6 @@ def matches(run: Run, wanted: ConfigDict, row: Row) -> bool:
 
     Args:
         run: see `find_runs`.
-        wanted: a configuration.
         row: row of the table, whose overrides for testing are ignored.
     """
     tested = {field.split("=")[0] for field in row.test}
@@ -246,7 +244,6 @@ def locate(
 
     Args:
         table: see `published.TABLES`.
-        place: a place of the table.
         run: its model; None if there is none, or the row needs none.
         overrides: `--config.field=value`, for the evaluation.
         workdir: folder that contains the tables.

@@ -51,7 +51,6 @@ def fill(
         workdir: folder that contains the runs, at any depth. If it does not exist, all trained
             models are missing, and nothing is written.
         overrides: `--config.field=value`, for all evaluations.
-        mesh: the devices.
         places: places of the table, see `choose`; all by default.
 
     Returns:
