@@ -1,11 +1,10 @@
 """Published protocols by name: what they set, what wins over them, and that none leaves traces."""
 
-import itertools
-
 import pytest
 from helpers import message_of
 
 from fsseg_jax.config import FIELDS, default_config, differences, override
+from fsseg_jax.config.checks import flatten
 from fsseg_jax.config.presets import PRESETS, apply_preset
 from fsseg_jax.errors import UserError
 
@@ -119,7 +118,9 @@ def test_every_one_sets_the_checkpoint_and_all_that_any_other_sets(data):
         for field, value in values.items()
         if value != before[field]
     }
-    assert {"eval.checkpoint", "eval.fit", "data.min_pixels", "eval.border"} <= fields
+    assert {"eval.checkpoint", "eval.fit", "data.min_pixels", "eval.border", "data.split"} <= fields
+    assert {f"eval.{name}" for name in ("seed", "setup", "episodes_file", "runs")} <= fields
+    assert "eval.crf.iterations" in fields
     assert {"eval.batch_size", "eval.threshold", "data.root"}.isdisjoint(fields)
     for name, (one, other) in results.items():
         left = {field for field in fields if one[field] != other[field]}
@@ -156,33 +157,6 @@ def test_what_is_given_beside_it_wins_wherever_it_stands(name, place):
     for field, value in flatten(config).items():
         if field not in BESIDE:
             assert value == only_preset[field], field
-
-
-def flatten(config):
-    empty = type(config)()
-    return {name: new for name, (_, new) in differences(empty, config).items()}
-
-
-@pytest.mark.parametrize("data", ["voc", "coco", "fss1000"])
-def test_one_after_another_leaves_no_traces(data):
-    """Whatever was set before: what is scored is what the last one says."""
-    fresh = {name: preset(name, f"data.name={data}") for name in PRESETS}
-    start = change(
-        default_config(),
-        *(
-            "eval.setup=metaseg",
-            "eval.border=background",
-            "eval.fit=letterbox",
-            "eval.crf.iterations=3",
-            "eval.episodes_file=list.csv",
-        ),
-        *("eval.seed=5", "data.split=train", "eval.runs=2"),
-    )
-    assert not differences(preset("mfnet", f"data.name={data}", config=start), fresh["mfnet"])
-    for first, second in itertools.permutations(PRESETS, 2):
-        before = preset(first, f"data.name={data}")
-        left = differences(preset(second, config=before), fresh[second])
-        assert set(left) <= FREE.get(second, set()), (first, second)
 
 
 def test_the_data_set_that_is_asked_for_counts_not_that_of_the_file():

@@ -5,6 +5,13 @@ import pytest
 from helpers_data import CATEGORIES, Drawn, random_object, rectangle
 
 from fsseg_jax.data.formats import coco_annotations
+from fsseg_jax.data.sources.voc import VOC
+
+
+@pytest.fixture
+def fresh(make_voc):
+    """A source of which nothing is cached."""
+    return VOC(make_voc(train=8, val=1), "train")
 
 
 @pytest.fixture

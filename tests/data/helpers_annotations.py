@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -73,6 +74,14 @@ class Objects(Source):
 
     def instances(self, index):
         return self.draw(index)[1]
+
+
+class Pixels(nn.Module):
+    """Uses images as features."""
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        return (image,)
 
 
 def shrunk(array, size):

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pycocotools.mask
 from ml_collections import ConfigDict
@@ -31,6 +32,10 @@ def chi_square(drawn, options):
 # ----------------------------------------------------------------------------- pipelines
 
 
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
 def options(flip=False, scale=(1.0, 1.0), rotation=0.0):
     """An augmentation, of queries too."""
     drawn = {"flip": flip, "scale": scale, "rotation": rotation}
@@ -57,8 +62,7 @@ def write_image(path, size=SIZE, seed=0):
 
 def write_mask(path, box=(3, 4, 10, 12), size=SIZE, value=255):
     """Writes and returns a mask of the rows and columns `box`."""
-    mask = np.zeros(size, bool)
-    mask[box[0] : box[2], box[1] : box[3]] = True
+    mask = rectangle(size, box[0], box[2], box[1], box[3])
     Image.fromarray((mask * value).astype(np.uint8)).save(path)
     return mask
 
@@ -110,9 +114,7 @@ def segmentation_of(kind, mask):
         left, right, top, bottom = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
         middle = (left + right) // 2
         halves = [(left, middle), (middle, right)] if middle > left else [(left, right)]
-        return [
-            [float(value) for value in (a, top, b, top, b, bottom, a, bottom)] for a, b in halves
-        ]
+        return [[float(x) for x in (a, top, b, top, b, bottom, a, bottom)] for a, b in halves]
     if kind == "runs":
         return {"size": list(mask.shape), "counts": runs_of(mask)}
     text = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -126,13 +128,11 @@ def rectangle(size, top, bottom, left, right):
 
 
 def random_object(rng, size, kind):
-    (top, bottom), (left, right) = (
-        np.sort(rng.choice(side + 1, 2, replace=False)) for side in size
-    )
-    mask = rectangle(size, top, bottom, left, right)
+    edges = [np.sort(rng.choice(side + 1, 2, replace=False)) for side in size]
+    mask = rectangle(size, *edges[0], *edges[1])
     if kind != "polygon":
         mask &= rng.random(size) < 0.8
-        mask[top, left] = True
+        mask[edges[0][0], edges[1][0]] = True
     return mask
 
 
@@ -152,28 +152,16 @@ class Drawn:
     def add_image(self, image_id, size):
         pixels = np.random.default_rng(image_id).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(self.image(image_id))
-        self.json["images"].append(
-            {
-                "id": image_id,
-                "file_name": f"{image_id:012d}.jpg",
-                "height": size[0],
-                "width": size[1],
-            }
-        )
+        sides = {"height": size[0], "width": size[1]}
+        self.json["images"].append({"id": image_id, "file_name": f"{image_id:012d}.jpg"} | sides)
         self.objects[image_id] = []
 
     def add_object(self, image_id, category, mask, kind="runs", crowd=False):
         self.objects[image_id].append((category, crowd, mask))
-        self.json["annotations"].append(
-            {
-                "id": 1000 - len(self.json["annotations"]),
-                "image_id": image_id,
-                "category_id": category,
-                "segmentation": segmentation_of(kind, mask),
-                "area": float(mask.sum()),
-                "iscrowd": int(crowd),
-            }
-        )
+        annotations = self.json["annotations"]
+        ids = {"id": 1000 - len(annotations), "image_id": image_id, "category_id": category}
+        shown = {"segmentation": segmentation_of(kind, mask), "area": float(mask.sum())}
+        annotations.append(ids | shown | {"iscrowd": int(crowd)})
 
     def write(self):
         self.file.write_text(json.dumps(self.json))

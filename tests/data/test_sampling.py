@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import message_of
-from helpers_data import chi_square
+from helpers_data import assert_equal, chi_square
 
 from fsseg_jax.data.sampling import Items, check_items, sample
 from fsseg_jax.data.source import ClassTable
@@ -38,10 +38,6 @@ def make_items():
 def images_of(items, class_id):
     (row,) = np.flatnonzero(items.class_id == class_id)
     return set(items.image[items.start[row] :][: items.count[row]].tolist())
-
-
-def assert_equal(left, right):
-    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 # ----------------------------------------------------------------------------- sampling
@@ -103,8 +99,6 @@ def test_classes_and_images_are_uniform(ways, shots):
     episodes = sample(items, 0, range(20_000), ways, shots)
     drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
     assert chi_square(drawn_as, items.class_id) < 4
-    for way in range(ways):
-        assert chi_square(episodes.classes[:, way], items.class_id) < 4
     for class_id in items.class_id:
         options = sorted(images_of(items, class_id))
         assert chi_square(episodes.query[drawn_as == class_id], options) < 4
@@ -142,31 +136,12 @@ def test_classes_of_a_hundred_thousand_episodes_are_uniform():
     for ways in (1, 2, 3):
         episodes = sample(items, 1, range(100_000), ways, 1)
         code = episodes.classes @ 100 ** np.arange(ways)
-        sets = [
-            np.array(chosen) for chosen in itertools.permutations(items.class_id.tolist(), ways)
-        ]
-        assert chi_square(code, [chosen @ 100 ** np.arange(ways) for chosen in sets]) < 4
+        sets = np.array(list(itertools.permutations(items.class_id.tolist(), ways)))
+        assert chi_square(code, sets @ 100 ** np.arange(ways)) < 4
         if ways > 1:
             drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
             _, way = np.nonzero(episodes.classes == drawn_as[:, None])
             assert chi_square(way, range(ways)) < 4
-
-
-@pytest.mark.parametrize(("ways", "shots"), [(2, 5), (3, 2)])
-def test_no_support_of_any_way_is_the_query(ways, shots):
-    """Even if all images show several classes and are barely enough."""
-    rng = np.random.default_rng(3)
-    shown = rng.integers(0, 2, (12, 4))
-    shown[: shots + 1] = 1
-    items = ClassTable.from_counts(shown).items((1, 2, 3, 4))
-    episodes = sample(items, 2, range(20_000), ways, shots)
-    assert (episodes.supports != episodes.query[:, None, None]).all()
-    ordered = np.sort(episodes.supports, axis=2)
-    assert (np.diff(ordered, axis=2) > 0).all()
-    shows = shown[episodes.supports, episodes.classes[:, :, None] - 1]
-    assert shows.all()
-    both = (episodes.supports[:, 0, :, None] == episodes.supports[:, 1, None]).any((1, 2))
-    assert both.any()  # two ways may share a support
 
 
 # ----------------------------------------------------------------------------- queries in turn
@@ -194,14 +169,6 @@ def test_everything_is_the_query_once_in_an_epoch(sampling, ways, shots):
     np.testing.assert_array_equal(items.image[episodes.query_index], episodes.query)
     other_seed = told(sample(items, 4, range(count), ways, shots, sampling=sampling))
     assert (other_seed == epochs[0]).mean() < 5 / np.sqrt(count)
-
-
-def test_classes_of_items_in_turn_count_as_often_as_they_occur():
-    items = make_items()
-    episodes = sample(items, 0, range(7 * len(items.image)), 2, 1, sampling="items")
-    drawn_as = np.repeat(items.class_id, items.count)[episodes.query_index]
-    for class_id, count in zip(items.class_id, items.count, strict=True):
-        assert (drawn_as == class_id).sum() == 7 * count
 
 
 def test_classes_of_images_in_turn_are_uniform_among_those_shown():
@@ -238,18 +205,6 @@ def test_what_a_query_in_turn_leaves_open_is_uniform():
     class_id = np.repeat(items.class_id, items.count)[row]
     left = images_of(items, class_id) - {int(items.image[row])}
     assert chi_square(own, sorted(left)) < 4
-
-
-def test_items_know_what_each_image_shows():
-    shown = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
-    items = ClassTable.from_counts(shown).items((1, 2, 3))
-    class_of = np.repeat(items.class_id, items.count)
-    told = {}
-    for start, count in zip(items.shown_start, items.shown_count, strict=True):
-        rows = items.by_image[start : start + count]
-        (image,) = set(items.image[rows].tolist())
-        told[image] = sorted(class_of[rows].tolist())
-    assert told == {0: [1, 3], 2: [1, 2, 3], 3: [2]}
 
 
 @pytest.mark.parametrize("sampling", ["classes", "items", "photographs"])
@@ -307,8 +262,3 @@ def test_impossible_settings_are_refused(counts, ways, shots, message):
     told = message_of(check_items, items, NAMES, ways, shots, "min_pixels")
     assert message in told
     assert ("lower shots or min_pixels" in told) == (ways == 1)
-
-
-def test_just_enough_images_are_accepted():
-    items = ClassTable.from_counts([[5, 5], [5, 0], [5, 5]]).items((1, 2))
-    check_items(items, NAMES, 2, 1, "min_pixels")

@@ -2,10 +2,10 @@
 
 import re
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from helpers_annotations import Pixels, in_episode_numbering
 
 from fsseg_jax.config import default_config
 from fsseg_jax.data import training_items, training_pipeline
@@ -23,12 +23,6 @@ from fsseg_jax.models.panet import PANet
 @pytest.fixture(scope="module")
 def source(make_voc):
     return VOC(make_voc(train=40, val=1, shown=6, seed=1), "train")
-
-
-@pytest.fixture
-def fresh(make_voc):
-    """A source of which nothing is cached."""
-    return VOC(make_voc(train=8, val=1), "train")
 
 
 def make_config(pipeline="device", **fields):
@@ -233,13 +227,6 @@ class Many(Source):
         return LabelledImage(image, label)
 
 
-def in_episode_numbering(label, classes):
-    result = np.where(label == 255, 255, 0)
-    for way, class_id in enumerate(classes, start=1):
-        result[label == class_id] = way
-    return result
-
-
 @pytest.mark.parametrize("rotation", [0.0, 25.0])
 @pytest.mark.parametrize("pipeline", ["device", "tfdata"])
 def test_ids_beyond_a_byte_are_not_taken_for_others(pipeline, rotation):
@@ -268,14 +255,6 @@ def test_ids_beyond_a_byte_are_not_taken_for_others(pipeline, rotation):
         assert (result != expected).mean() <= (0.01 if rotation else 0)
 
 
-class Colours(nn.Module):
-    """Uses an image's colours as features."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        return (image,)
-
-
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_evaluation_tells_ids_beyond_a_byte_apart(scored_at):
     """As each class and the background has its own colour, the prediction is perfect."""
@@ -287,7 +266,7 @@ def test_evaluation_tells_ids_beyond_a_byte_apart(scored_at):
     supports = np.array([[[pair], [pair + 4]] for pair in order])
     query = np.array([pair + 8 for pair in order])
     episodes = EpisodeIds(classes, supports, query, query)
-    scorer = Evaluator(PANet(backbone=Colours()), many, episodes, make_mesh(1), config)
+    scorer = Evaluator(PANet(backbone=Pixels()), many, episodes, make_mesh(1), config)
     cache = scorer.encode({})
     counts = scorer.score({}, cache).borders["ignored"]
     for row in range(8):

@@ -17,12 +17,6 @@ from fsseg_jax.devices import make_mesh
 from fsseg_jax.errors import UserError
 
 
-@pytest.fixture
-def fresh(make_voc):
-    """A source of which nothing is cached."""
-    return VOC(make_voc(train=8, val=1), "train")
-
-
 def test_images_that_do_not_divide_into_the_devices_are_all_there(fresh):
     pixels = device.load(fresh, 32, make_mesh(3), sharded=True, cache=False)
     assert pixels.shape == (9, 32, 32, 4)

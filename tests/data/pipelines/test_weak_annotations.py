@@ -2,12 +2,11 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers_annotations import Objects, in_episode_numbering, possible_boxes, shrunk
+from helpers_annotations import Objects, Pixels, in_episode_numbering, possible_boxes, shrunk
 from ml_collections import ConfigDict
 
 from fsseg_jax.config import default_config
@@ -171,14 +170,6 @@ class Weighing(PANet):
         weights = jnp.sin(jnp.arange(label.size)).reshape(label.shape)
         measured = {"weighed": jnp.sum(label * weights), "class": jnp.sum(label == 1)}
         return super().segment(*arguments, **options).replace(measured=measured)
-
-
-class Pixels(nn.Module):
-    """Uses images as features."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        return (image,)
 
 
 @pytest.mark.parametrize("kind", ["box", "scribble"])

@@ -317,17 +317,13 @@ def test_roots_that_are_none_are_named(tmp_path):
     assert "no objects" in message_of(Folder, tmp_path, "", 1)
 
 
-def test_home_is_expanded(root, monkeypatch):
+def test_hidden_files_are_ignored_and_home_is_expanded(root, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
-    assert len(Folder(f"~/{root.name}", "", 1)) == 5
-
-
-def test_hidden_files_are_ignored(root):
     (root / "cat" / "._1.jpg").write_bytes(b"what macOS leaves behind")
     (root / ".git").mkdir()
     (root / "__MACOSX").mkdir()
     (root / "cat" / "notes.txt").write_text("a note")
-    assert len(Folder(root, "", 1)) == 5
+    assert len(Folder(f"~/{root.name}", "", 1)) == 5
 
 
 def empty_mask(path):

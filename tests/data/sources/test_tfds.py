@@ -263,15 +263,17 @@ def test_tfrecord_is_told_with_the_command(build):
     assert "tfds build spots --file_format=array_record" in message
 
 
-@pytest.mark.parametrize("split", ["val", "", "train[:x]"])
-def test_unknown_splits_are_told(spots, split):
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        *((split, "train, test") for split in ("val", "", "train[:x]")),
+        ("train[:0]", "no images"),
+    ],
+)
+def test_splits_without_images_are_told(spots, split, expected):
     message = message_of(spots_of, spots[0], split)
     assert f"split = {split!r}" in message
-    assert "train, test" in message
-
-
-def test_empty_splits_are_told(spots):
-    assert "no images" in message_of(spots_of, spots[0], "train[:0]")
+    assert expected in message
 
 
 def test_unknown_features_are_told(spots):
@@ -308,40 +310,27 @@ def test_too_many_folds_are_told(spots, folds):
     assert "choose 1..5" in message_of(spots_of, spots[0], folds=folds)
 
 
-def test_labels_without_classes_are_told(build):
-    label = np.array([[0, 255]], np.uint8)
-    folder = build(make_records([label] * 2), FEATURES)
-    assert "nothing but background" in message_of(spots_of, folder)
+ONE_CLASS = tfds.features.LabeledImage(labels=["background", "cat"])
+SIGNED = tfds.features.Tensor(shape=(8, 9), dtype=np.int32)
+FIRST = "of spots/1.2.0 train, train_000000"
+SIZES = f"'mask' {FIRST} is 10 x 8 pixels, but its image 'image' {FIRST} is 9 x 8"
 
 
-def test_labels_above_the_classes_are_told(build):
-    features = FEATURES | {"mask": tfds.features.LabeledImage(labels=["background", "cat"])}
-    folder = build(make_records(make_labels(largest=7)), features)
-    message = message_of(spots_of, folder)
-    assert "'mask' of spots/1.2.0 train, train_000000" in message
-    assert "label 7" in message
-
-
-def test_labels_below_zero_are_told(build):
-    records = make_records(make_labels(2))
+@pytest.mark.parametrize(
+    ("mask", "feature", "expected"),
+    [
+        (encoded(np.full((8, 9), 255, np.uint8)), picture(), "nothing but background"),
+        (encoded(np.full((8, 9), 7, np.uint8)), ONE_CLASS, f"'mask' {FIRST} has the label 7"),
+        (np.full((8, 9), -1, np.int32), SIGNED, "values from -1 to 0"),
+        (encoded(np.ones((8, 10), np.uint8)), picture(), SIZES),
+        (encoded(np.ones((8, 9, 3), np.uint8)), picture(), "mode RGB"),
+    ],
+)
+def test_unusable_labels_are_told(build, mask, feature, expected):
+    records = make_records([np.ones((8, 9), np.uint8)] * 2)
     for record in records:
-        record["mask"] = np.full((8, 9), -1, np.int32)
-    features = FEATURES | {"mask": tfds.features.Tensor(shape=(8, 9), dtype=np.int32)}
-    assert "values from -1 to 0" in message_of(spots_of, build(records, features), features=MASK)
-
-
-def test_sizes_that_differ_are_told(build):
-    records = make_records([np.ones((8, 9), np.uint8)] * 2)
-    records[0]["mask"] = encoded(np.ones((8, 10), np.uint8))
-    message = message_of(spots_of, build(records, FEATURES))
-    assert "'mask' of spots/1.2.0 train, train_000000 is 10 x 8" in message
-    assert "'image' of spots/1.2.0 train, train_000000 is 9 x 8" in message
-
-
-def test_labels_in_colour_are_told(build):
-    records = make_records([np.ones((8, 9), np.uint8)] * 2)
-    records[0]["mask"] = encoded(np.ones((8, 9, 3), np.uint8))
-    assert "mode RGB" in message_of(spots_of, build(records, FEATURES))
+        record["mask"] = mask
+    assert expected in message_of(spots_of, build(records, FEATURES | {"mask": feature}))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
