@@ -18,14 +18,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
 from fsseg_jax.benchmarks import comparison, programs, workloads
-from fsseg_jax.benchmarks.measure import (
-    GIB,
-    abstract,
-    by_turns,
-    memory,
-    peak_memory,
-    peaks,
-)
+from fsseg_jax.benchmarks.measure import GIB, abstract, by_turns, memory, peak_memory, peaks
 from fsseg_jax.benchmarks.roofline import roofline
 from fsseg_jax.data import open_source, training_items
 from fsseg_jax.data.source import Source

@@ -11,15 +11,7 @@ from typing import Any
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.summary import summary
-from fsseg_jax.evaluation.tables.cells import (
-    Cell,
-    Place,
-    Run,
-    config_path,
-    find_runs,
-    forget,
-    keep,
-)
+from fsseg_jax.evaluation.tables.cells import Cell, Place, Run, config_path, find_runs, forget, keep
 from fsseg_jax.evaluation.tables.report import (
     CURVES,
     collect,

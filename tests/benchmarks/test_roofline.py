@@ -69,10 +69,7 @@ def test_a_convolution_counted_by_hand():
 @pytest.mark.parametrize("case", ["valid", "padded", "strided", "dilated", "grouped"])
 def test_both_gradients_of_a_convolution_count_as_much_as_it_does(case):
     options = CASES[case]
-    arguments = (
-        shape(2, 9, 11, 4),
-        shape(3, 3, 4 // options.get("feature_group_count", 1), 6),
-    )
+    arguments = (shape(2, 9, 11, 4), shape(3, 3, 4 // options.get("feature_group_count", 1), 6))
     forward = count(convolution(**options), *arguments).flops
 
     def loss(images, kernel):

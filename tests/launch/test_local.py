@@ -147,8 +147,7 @@ def test_devices_on_cpu_replace_an_earlier_number_and_keep_other_flags(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
-    [(["--gpus"], ["3", "GPU-5f"]), (["--gpus", "--processes=1"], ["3"])],
+    ("options", "expected"), [(["--gpus"], ["3", "GPU-5f"]), (["--gpus", "--processes=1"], ["3"])]
 )
 def test_each_process_sees_one_of_the_visible_gpus(tmp_path, finish, options, expected):
     assert finish(TELL, *options, CUDA_VISIBLE_DEVICES="3,GPU-5f")[0] == 0

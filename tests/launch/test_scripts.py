@@ -177,11 +177,7 @@ def test_a_missing_variable_is_named(run, worker, missing):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ([], "say what to do"),
-        (["delete"], "say what to do"),
-        (["train"], "there are no options"),
-    ],
+    [([], "say what to do"), (["delete"], "say what to do"), (["train"], "there are no options")],
 )
 def test_wrong_commands_are_told(run, worker, arguments, message):
     assert_wrong_input(run("tpu_vm.sh", *arguments, **VARIABLES), message)

@@ -119,11 +119,7 @@ def test_weights_go_to_the_rows_of_their_backbone(tmp_path):
         return Planner(CPU, ["--config.seed=1"], weights).own(place_of(name, label))
 
     seed = "--config.seed=1"
-    assert own("methods", "PANet") == [
-        "--config.backbone=vgg16",
-        f"--config.init={files[0]}",
-        seed,
-    ]
+    assert own("methods", "PANet") == ["--config.backbone=vgg16", f"--config.init={files[0]}", seed]
     caffe = ["--config.backbone=resnet50_caffe", f"--config.init={files[1]}", seed]
     assert own("methods", "SST") == caffe
     assert own("shapes", "SST") == [seed]

@@ -52,12 +52,7 @@ class Reference:
     network: Any
 
     def __init__(
-        self,
-        image_size: int,
-        shots: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        compile: bool,
+        self, image_size: int, shots: int, device: torch.device, dtype: torch.dtype, compile: bool
     ) -> None:
         self.image_size, self.shots = image_size, shots
         self.device, self.dtype = device, dtype

@@ -1,6 +1,7 @@
 """MFNet's tables (Zhang et al., TCSVT 2022), with its baseline, PANet on ResNet-50."""
 
 import functools
+from typing import Any
 
 from fsseg_jax.evaluation.published.table import (
     FIVE_WAY,
@@ -10,7 +11,6 @@ from fsseg_jax.evaluation.published.table import (
     Figures,
     Paper,
     Row,
-    Table,
     cells,
     means,
 )
@@ -21,8 +21,8 @@ PAPER = Paper(
     citation="Zhang et al., TCSVT 2022",
     metrics={"mean_iou": "mIoU", STAR: "mIoU*"},
     fold="fold-{}",
+    protocol=("eval.protocol=mfnet",),
 )
-_PROTOCOL = ("eval.protocol=mfnet",)
 _mfnet = functools.partial(Row, config="mfnet_res50.py")
 _coco = functools.partial(Row, config="mfnet_res50_coco.py")
 _panet = functools.partial(Row, config="panet_res50.py", printed="PANet [18]")
@@ -37,273 +37,192 @@ _SELF_ALIGNMENT = (
 _BLIND = "A sum over the ways does not tell them apart, so that eq. 1 to 5 cannot mean it."
 
 
-def _both(
-    setting: tuple[int, int], *folds: tuple[float, float], mean: tuple[float, float]
-) -> Figures:
-    """Figures from pairs of mIoU* and mIoU, as in tables I and X."""
-    star, plain = zip(*folds, mean, strict=True)
-    star = cells(setting, *star[:-1], mean=star[-1], metric=STAR)
-    return star | cells(setting, *plain[:-1], mean=plain[-1])
-
-
 def _two_way(*folds: float, mean: float, setting: tuple[int, int] = TWO_WAY) -> Figures:
     return cells(setting, *folds, mean=mean, metric=STAR)
 
 
 _five_shot = functools.partial(_two_way, setting=TWO_WAY_FIVE_SHOT)
+_five_way = functools.partial(_two_way, setting=FIVE_WAY)
+
+
+def _variant(label: str, figures: Figures, *train: str, **options: Any) -> Row:
+    """A row of MFNet that is trained otherwise."""
+    return _mfnet(label, figures, train=train, **options)
+
 
 TABLES = (
-    Table(
-        PAPER,
+    PAPER.table(
         1,
         "PASCAL-5i by fold, 2-way, on ResNet-50",
-        _PROTOCOL,
-        (
-            _panet(
-                "PANet",
-                _both(
-                    TWO_WAY,
-                    *((38.9, 42.8), (51.5, 56.3), (43.4, 48.7), (41.6, 45.5)),
-                    mean=(43.9, 48.3),
-                )
-                | _both(
-                    TWO_WAY_FIVE_SHOT,
-                    *((48.6, 54.7), (60.0, 64.8), (52.3, 57.6), (49.9, 54.9)),
-                    mean=(52.7, 58.0),
-                ),
-                others={"Params": "23.5M"},
-            ),
-            _mfnet(
-                "MFNet",
-                _both(
-                    TWO_WAY,
-                    *((53.8, 55.1), (66.8, 68.0), (49.2, 50.5), (48.2, 50.1)),
-                    mean=(54.5, 55.9),
-                )
-                | _both(
-                    TWO_WAY_FIVE_SHOT,
-                    *((58.5, 60.3), (70.0, 70.9), (55.6, 57.0), (54.6, 55.4)),
-                    mean=(59.7, 60.9),
-                ),
-                others={"Params": "9.4M"},
-            ),
+        _panet(
+            "PANet",
+            _two_way(38.9, 51.5, 43.4, 41.6, mean=43.9)
+            | cells(TWO_WAY, 42.8, 56.3, 48.7, 45.5, mean=48.3)
+            | _five_shot(48.6, 60.0, 52.3, 49.9, mean=52.7)
+            | cells(TWO_WAY_FIVE_SHOT, 54.7, 64.8, 57.6, 54.9, mean=58.0),
+            others={"Params": "23.5M"},
+        ),
+        _mfnet(
+            "MFNet",
+            _two_way(53.8, 66.8, 49.2, 48.2, mean=54.5)
+            | cells(TWO_WAY, 55.1, 68.0, 50.5, 50.1, mean=55.9)
+            | _five_shot(58.5, 70.0, 55.6, 54.6, mean=59.7)
+            | cells(TWO_WAY_FIVE_SHOT, 60.3, 70.9, 57.0, 55.4, mean=60.9),
+            others={"Params": "9.4M"},
         ),
         printed="I",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         2,
         "fold 2 of PASCAL-5i in MetaSeg's setup",
-        _PROTOCOL,
-        (
-            Row(
-                "PANet",
-                _five_shot(mean=41.3),
-                printed="PANet [18]",
-                note="no command: the figure is quoted from MetaSeg's paper (Tian et al., AAAI "
-                "2020), and neither says on which backbone PANet was.",
-            ),
-            _mfnet("MFNet", _five_shot(mean=47.8), test=("eval.setup=metaseg",)),
+        Row(
+            "PANet",
+            _five_shot(mean=41.3),
+            printed="PANet [18]",
+            note="no command: the figure is quoted from MetaSeg's paper (Tian et al., AAAI "
+            "2020), and neither says on which backbone PANet was.",
         ),
+        _mfnet("MFNet", _five_shot(mean=47.8), test=("eval.setup=metaseg",)),
         folds=(2,),
         printed="II",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         3,
         "PASCAL-5i, 1-way",
-        _PROTOCOL,
-        (
-            _mfnet("MFNet", means(60.9, 62.3)),
-            Row("MFNet + SA", means(64.5, 66.0), printed="MFNet+ SA in [21]", note=_SELF_ALIGNMENT),
-        ),
+        _mfnet("MFNet", means(60.9, 62.3)),
+        Row("MFNet + SA", means(64.5, 66.0), printed="MFNet+ SA in [21]", note=_SELF_ALIGNMENT),
         printed="III",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         4,
         "fusion by addition (A) or concatenation (C), PASCAL-5i",
-        _PROTOCOL,
-        (
-            _mfnet(
-                "Baseline",
-                _two_way(40.3, 52.8, 40.6, 38.7, mean=43.1),
-                train=("model.binary_branches=True", "model.metric_positives=none"),
-            ),
-            _mfnet(
-                "A+A",
-                _two_way(48.9, 62.8, 45.1, 45.0, mean=50.5),
-                train=("model.way_fusion=add",),
-                note=_BLIND,
-            ),
-            _mfnet(
-                "C+C",
-                _two_way(52.4, 65.5, 47.0, 46.8, mean=52.9),
-                train=("model.query_fusion=concat",),
-            ),
-            _mfnet(
-                "C+A",
-                _two_way(52.1, 65.4, 46.8, 45.8, mean=52.5),
-                train=("model.query_fusion=concat", "model.way_fusion=add"),
-                note=_BLIND,
-            ),
-            _mfnet("MFNet (A+C)", _TWO_WAY),
+        _variant(
+            "Baseline",
+            _two_way(40.3, 52.8, 40.6, 38.7, mean=43.1),
+            "model.binary_branches=True",
+            "model.metric_positives=none",
         ),
+        _variant(
+            "A+A", _two_way(48.9, 62.8, 45.1, 45.0, mean=50.5), "model.way_fusion=add", note=_BLIND
+        ),
+        _variant("C+C", _two_way(52.4, 65.5, 47.0, 46.8, mean=52.9), "model.query_fusion=concat"),
+        _variant(
+            "C+A",
+            _two_way(52.1, 65.4, 46.8, 45.8, mean=52.5),
+            "model.query_fusion=concat",
+            "model.way_fusion=add",
+            note=_BLIND,
+        ),
+        _mfnet("MFNet (A+C)", _TWO_WAY),
         printed="IV",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         5,
         "PASCAL-5i, 2-way in one pass",
-        _PROTOCOL,
-        (
-            _mfnet(
-                "MFNet",
-                means(54.5, 59.7, ways=2, metric=STAR),
-                others={"inference time": "0.057s"},
-                note="The time is that of an image in 2-way 1-shot on an RTX 2080 Ti; "
-                "`python -m fsseg_jax.benchmarks.predict --methods=mfnet --config.ways=2` "
-                "measures it on the device at hand.",
-            ),
+        _mfnet(
+            "MFNet",
+            means(54.5, 59.7, ways=2, metric=STAR),
+            others={"inference time": "0.057s"},
+            note="The time is that of an image in 2-way 1-shot on an RTX 2080 Ti; "
+            "`python -m fsseg_jax.benchmarks.predict --methods=mfnet --config.ways=2` "
+            "measures it on the device at hand.",
         ),
         printed="V",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         6,
         "attention over supports (A_S), PASCAL-5i",
-        _PROTOCOL,
-        (
-            _mfnet(
-                "w/o A_S",
-                _five_shot(57.6, 68.8, 53.5, 54.2, mean=58.5),
-                train=("model.support_attention=False",),
-            ),
-            _mfnet(
-                "w/ A_S-v1",
-                _five_shot(58.1, 68.8, 53.8, 54.4, mean=58.7),
-                train=("model.support_attention=False", "model.compare_supports=True"),
-            ),
-            Row(
-                "w/ A_S-v2",
-                _five_shot(57.8, 68.7, 53.5, 53.8, mean=58.5),
-                note="no command: supports are joined by a bidirectional convolutional LSTM (Azad "
-                "et al., WACV 2021).",
-            ),
-            _mfnet("MFNet (w/ A_S)", _FIVE_SHOT),
+        _variant(
+            "w/o A_S",
+            _five_shot(57.6, 68.8, 53.5, 54.2, mean=58.5),
+            "model.support_attention=False",
         ),
+        _variant(
+            "w/ A_S-v1",
+            _five_shot(58.1, 68.8, 53.8, 54.4, mean=58.7),
+            "model.support_attention=False",
+            "model.compare_supports=True",
+        ),
+        Row(
+            "w/ A_S-v2",
+            _five_shot(57.8, 68.7, 53.5, 53.8, mean=58.5),
+            note="no command: supports are joined by a bidirectional convolutional LSTM (Azad "
+            "et al., WACV 2021).",
+        ),
+        _mfnet("MFNet (w/ A_S)", _FIVE_SHOT),
         printed="VI",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         7,
         "attention over scales (A_M), PASCAL-5i",
-        _PROTOCOL,
-        (
-            _mfnet(
-                "w/o A_M",
-                _two_way(51.5, 65.6, 47.9, 45.9, mean=52.7),
-                train=("model.scales=1", "model.scale_attention=False"),
-            ),
-            _mfnet(
-                "w/ A_M-v1",
-                _two_way(53.4, 66.1, 48.7, 47.5, mean=53.9),
-                train=("model.hierarchy=True",),
-            ),
-            _mfnet(
-                "w/ A_M-v2",
-                _two_way(52.4, 66.0, 47.6, 46.9, mean=53.2),
-                train=("model.scales=1", "model.scale_attention=False", "model.aspp=True"),
-            ),
-            _mfnet("MFNet (w/ A_M)", _TWO_WAY),
+        _variant(
+            "w/o A_M",
+            _two_way(51.5, 65.6, 47.9, 45.9, mean=52.7),
+            "model.scales=1",
+            "model.scale_attention=False",
         ),
+        _variant("w/ A_M-v1", _two_way(53.4, 66.1, 48.7, 47.5, mean=53.9), "model.hierarchy=True"),
+        _variant(
+            "w/ A_M-v2",
+            _two_way(52.4, 66.0, 47.6, 46.9, mean=53.2),
+            "model.scales=1",
+            "model.scale_attention=False",
+            "model.aspp=True",
+        ),
+        _mfnet("MFNet (w/ A_M)", _TWO_WAY),
         printed="VII",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         8,
         "pixel-wise metric learning (PML), PASCAL-5i",
-        _PROTOCOL,
-        (
-            _mfnet(
-                "w/o PML",
-                _two_way(52.8, 65.0, 47.7, 46.6, mean=53.0),
-                train=("model.metric_positives=none",),
-            ),
-            _mfnet(
-                "w/ PML-rnd",
-                _two_way(53.2, 66.1, 48.7, 47.3, mean=53.8),
-                train=("model.metric_positives=random",),
-            ),
-            _mfnet(
-                "w/ PML-fea",
-                _two_way(53.0, 65.2, 48.9, 47.1, mean=53.6),
-                train=("model.metric_positives=feature",),
-            ),
-            _mfnet("MFNet (w/ PML-spat)", _TWO_WAY),
+        _variant(
+            "w/o PML", _two_way(52.8, 65.0, 47.7, 46.6, mean=53.0), "model.metric_positives=none"
         ),
+        _variant(
+            "w/ PML-rnd",
+            _two_way(53.2, 66.1, 48.7, 47.3, mean=53.8),
+            "model.metric_positives=random",
+        ),
+        _variant(
+            "w/ PML-fea",
+            _two_way(53.0, 65.2, 48.9, 47.1, mean=53.6),
+            "model.metric_positives=feature",
+        ),
+        _mfnet("MFNet (w/ PML-spat)", _TWO_WAY),
         printed="VIII",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         9,
         "backbones, PASCAL-5i, 2-way",
-        _PROTOCOL,
-        (
-            _mfnet(
-                "MFNet (VGG16)", means(52.7, 57.6, ways=2, metric=STAR), config="mfnet_vgg16.py"
-            ),
-            _mfnet("MFNet (ResNet50)", means(54.5, 59.7, ways=2, metric=STAR)),
-        ),
+        _mfnet("MFNet (VGG16)", means(52.7, 57.6, ways=2, metric=STAR), config="mfnet_vgg16.py"),
+        _mfnet("MFNet (ResNet50)", means(54.5, 59.7, ways=2, metric=STAR)),
         printed="IX",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         10,
         "COCO-20i by fold, 2-way and 5-way, on ResNet-50",
-        _PROTOCOL,
-        (
-            _panet_coco(
-                "PANet",
-                _both(
-                    TWO_WAY,
-                    *((25.7, 31.9), (16.1, 21.5), (16.2, 21.3), (13.8, 16.4)),
-                    mean=(18.0, 22.8),
-                )
-                | _both(
-                    FIVE_WAY,
-                    *((22.1, 27.2), (16.0, 21.5), (14.1, 19.7), (11.9, 15.4)),
-                    mean=(16.0, 20.9),
-                ),
-            ),
-            _coco(
-                "MFNet",
-                _both(
-                    TWO_WAY,
-                    *((35.3, 39.0), (24.0, 28.9), (18.4, 21.5), (18.7, 22.9)),
-                    mean=(24.1, 28.1),
-                )
-                | _both(
-                    FIVE_WAY,
-                    *((29.7, 35.5), (21.2, 26.7), (15.4, 20.0), (17.1, 21.1)),
-                    mean=(20.9, 25.8),
-                ),
-            ),
+        _panet_coco(
+            "PANet",
+            _two_way(25.7, 16.1, 16.2, 13.8, mean=18.0)
+            | cells(TWO_WAY, 31.9, 21.5, 21.3, 16.4, mean=22.8)
+            | _five_way(22.1, 16.0, 14.1, 11.9, mean=16.0)
+            | cells(FIVE_WAY, 27.2, 21.5, 19.7, 15.4, mean=20.9),
+        ),
+        _coco(
+            "MFNet",
+            _two_way(35.3, 24.0, 18.4, 18.7, mean=24.1)
+            | cells(TWO_WAY, 39.0, 28.9, 21.5, 22.9, mean=28.1)
+            | _five_way(29.7, 21.2, 15.4, 17.1, mean=20.9)
+            | cells(FIVE_WAY, 35.5, 26.7, 20.0, 21.1, mean=25.8),
         ),
         printed="X",
     ),
-    Table(
-        PAPER,
+    PAPER.table(
         11,
         "COCO-20i, 1-way, on ResNet-50",
-        _PROTOCOL,
-        (
-            _panet_coco("PANet", means(23.0, 33.8)),
-            _coco("MFNet", means(34.9, 39.2)),
-            Row(
-                "MFNet + SA", means(37.5, 41.9), printed="MFNet + SA in [21]", note=_SELF_ALIGNMENT
-            ),
-        ),
+        _panet_coco("PANet", means(23.0, 33.8)),
+        _coco("MFNet", means(34.9, 39.2)),
+        Row("MFNet + SA", means(37.5, 41.9), printed="MFNet + SA in [21]", note=_SELF_ALIGNMENT),
         printed="XI",
     ),
 )

@@ -1,7 +1,7 @@
 """Published tables: their rows, how these are trained and tested, and places of figures."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Setting = tuple[int, int]  # ways, shots
 Fold = int | Literal["mean"]  # folds count from 0
@@ -39,11 +39,16 @@ class Paper:
     metrics: dict[str, str]  # names in the paper's columns by metric
     fold: str = "split-{}"  # name of a fold in columns
     first_fold: int = 0
+    protocol: tuple[str, ...] = ()  # overrides for all evaluations of its tables
 
     @property
     def title(self) -> str:
         """Name and venue of the paper."""
         return f"{self.name} ({self.citation.split(', ')[-1]})"
+
+    def table(self, number: int, about: str, *rows: "Row", **options: Any) -> "Table":
+        """A table of the paper, under its protocol."""
+        return Table(self, number, about, rows=rows, **{"protocol": self.protocol} | options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, and hashable
