@@ -16,26 +16,14 @@ from fsseg_jax.prepare import Archive, prepare_pascal5i
 
 # Images of both data sets; SBD knows neither 2007_000003 nor 2007_000129.
 VOC_LISTS = {"train": ["2007_000003", "2008_000007"], "val": ["2007_000129", "2009_000001"]}
-
-
 SBD_LISTS = {
     "train": ["2010_000002", "2009_000001", "2008_000007"],
     "val": ["2008_000001", "2011_000005"],
 }
-
-
 TRAINAUG = ["2007_000003", "2008_000001", "2008_000007", "2010_000002", "2011_000005"]
-
-
 OWN = sorted({*VOC_LISTS["train"], *VOC_LISTS["val"]})
-
-
 SBDS = {*SBD_LISTS["train"], *SBD_LISTS["val"]}
-
-
 EXPECTED = (5, 2)
-
-
 LISTS = pathlib.Path("ImageSets", "Segmentation")
 
 
@@ -56,12 +44,8 @@ def png(values):
 def official_colours():
     """VOC's colour map as its development kit makes it: bit by bit."""
     colours = np.zeros((256, 3), np.uint8)
-    for number in range(256):
-        rest = number
-        for level in range(8):
-            for channel in range(3):
-                colours[number, channel] |= ((rest >> channel) & 1) << (7 - level)
-            rest >>= 3
+    for number, level, channel in np.ndindex(256, 8, 3):
+        colours[number, channel] |= ((number >> (3 * level + channel)) & 1) << (7 - level)
     return colours
 
 
@@ -72,11 +56,8 @@ def mat(variable, values, dtype=np.uint8):
     for row in range(len(boundaries)):
         boundaries[row, 0] = scipy.sparse.csc_matrix(values == row + 1)
     present = "CategoriesPresent" if variable == "GTcls" else "Categories"
-    struct = {
-        "Boundaries": boundaries,
-        "Segmentation": values.astype(dtype),
-        present: numbers[:, None],
-    }
+    struct = {"Boundaries": boundaries, "Segmentation": values.astype(dtype)}
+    struct[present] = numbers[:, None]
     content = io.BytesIO()
     scipy.io.savemat(content, {variable: struct}, do_compression=True)
     return content.getvalue()
@@ -143,6 +124,10 @@ class Site(NamedTuple):
     @property
     def voc(self):
         return self.root / "VOCdevkit" / "VOC2012"
+
+    @property
+    def merged(self):
+        return self.voc / "SegmentationClassAug"
 
     @property
     def sbd(self):

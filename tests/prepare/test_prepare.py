@@ -30,34 +30,20 @@ def merged(values, name):
 
 
 def test_labels_and_objects_are_vocs_where_it_has_them_and_otherwise_sbds(site, originals):
+    """In palette PNGs of VOC's colours; and no image to validate with is trained on."""
     made = site.prepare()
     assert made == Prepared(site.voc, 5, 2, from_voc=4, from_sbd=3)
     names = sorted({*TRAINAUG, *VOC_LISTS["val"]})
-    for folder, values in (
-        ("SegmentationClassAug", originals.labels),
-        ("SegmentationObjectAug", originals.objects),
-    ):
-        assert sorted(path.name for path in (site.voc / folder).iterdir()) == [
-            f"{name}.png" for name in names
-        ]
-        for name in names:
-            np.testing.assert_array_equal(
-                read(site.voc / folder / f"{name}.png"), merged(values, name)
-            )
-
-
-def test_labels_are_palette_pngs_in_vocs_colours(site):
-    site.prepare()
-    for folder in ("SegmentationClassAug", "SegmentationObjectAug"):
-        for path in (site.voc / folder).iterdir():
+    colours = official_colours()
+    for folder, values in (("Class", originals.labels), ("Object", originals.objects)):
+        paths = sorted((site.voc / f"Segmentation{folder}Aug").iterdir())
+        assert [path.name for path in paths] == [f"{name}.png" for name in names]
+        for path in paths:
             with Image.open(path) as picture:
                 assert picture.mode == "P"
-                shown = np.asarray(picture.convert("RGB"))
-                np.testing.assert_array_equal(shown, official_colours()[np.asarray(picture)])
-
-
-def test_no_validation_image_is_in_training(site):
-    site.prepare()
+                label = np.asarray(picture)
+                np.testing.assert_array_equal(label, merged(values, path.stem))
+                np.testing.assert_array_equal(picture.convert("RGB"), colours[label])
     trainaug = (site.voc / LISTS / "trainaug.txt").read_text().splitlines()
     assert trainaug == TRAINAUG  # sorted
     assert not set(trainaug) & set(VOC_LISTS["val"])
@@ -109,13 +95,11 @@ def test_each_step_is_told_once_and_a_rerun_does_nothing(site, log):
 def test_archives_are_not_needed_once_unpacked(site, originals):
     site.prepare()
     shutil.rmtree(site.downloads)
-    (site.voc / "SegmentationClassAug" / "2008_000001.png").unlink()
+    file = site.merged / "2008_000001.png"
+    file.unlink()
     site.server.requests.clear()
     site.prepare()
-    np.testing.assert_array_equal(
-        read(site.voc / "SegmentationClassAug" / "2008_000001.png"),
-        originals.labels["sbd", "2008_000001"],
-    )
+    np.testing.assert_array_equal(read(file), originals.labels["sbd", file.stem])
     assert not site.server.requests
 
 
@@ -211,10 +195,8 @@ def test_an_interrupted_merge_is_completed(site, originals, monkeypatch):
     assert all(after[path] == time for path, time in written.items())
     assert not list(site.root.rglob("*.partial"))
     for name in TRAINAUG:
-        np.testing.assert_array_equal(
-            read(site.voc / "SegmentationClassAug" / f"{name}.png"),
-            merged(originals.labels, name),
-        )
+        label = read(site.merged / f"{name}.png")
+        np.testing.assert_array_equal(label, merged(originals.labels, name))
 
 
 def test_another_trainaug_list_is_replaced(site, log):
