@@ -13,11 +13,7 @@ from fsseg_jax.episode import IGNORE
 from fsseg_jax.models import METHODS
 
 SIZE = 32
-
-
 UNSURE = 1e-4  # two classes whose probabilities differ by less may change places by rounding
-
-
 # Narrow heads, and few passes of them: what is compiled for a few calls had better be little.
 TINY = {
     "panet": {},

@@ -29,15 +29,6 @@ from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.prediction.stream import at_own_size
 
-# ----------------------------------------------------------------------------- by hand
-
-
-# ----------------------------------------------------------------------------- forward
-
-
-# ----------------------------------------------------------------------------- other ways, shots
-
-
 # ----------------------------------------------------------------------------- images
 
 
@@ -84,12 +75,10 @@ def test_predictions_are_those_of_the_evaluation_at_image_size(source, align_cor
 
 
 def test_probabilities_sum_to_one_and_the_mask_is_the_most_probable_class(fitted, images):
-    for image, (mask, probabilities) in zip(
-        images, fitted.predict(images, return_probabilities=True), strict=True
-    ):
-        assert mask.dtype == np.uint8
+    results = fitted.predict(images, return_probabilities=True)
+    for image, (mask, probabilities) in zip(images, results, strict=True):
+        assert (mask.dtype, probabilities.dtype) == (np.uint8, np.float32)
         assert mask.shape == image.shape[:2]
-        assert probabilities.dtype == np.float32
         assert probabilities.shape == (*mask.shape, 2)
         assert probabilities.min() >= 0
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
@@ -119,10 +108,8 @@ def test_one_or_several_images_in_any_form(fitted, images, tmp_path):
         Image.fromarray(image).save(path)
     texts = [str(path) for path in paths]
     pictures = [Image.open(path) for path in paths]
-    for several in (paths, texts, pictures, np.array(texts), np.stack(few), jnp.stack(few)):
-        for result, mask in zip(fitted.predict(several), expected, strict=True):
-            np.testing.assert_array_equal(result, mask)
-    for several in (iter(few), (x for x in few), tuple(few), dict(enumerate(few)).values()):
+    lists = (paths, texts, pictures, np.array(texts), np.stack(few), jnp.stack(few), tuple(few))
+    for several in (*lists, (x for x in few), dict(enumerate(few)).values()):
         for result, mask in zip(fitted.predict(several), expected, strict=True):
             np.testing.assert_array_equal(result, mask)
     for one in (paths[0], texts[0], pictures[0], few[0], jnp.asarray(few[0])):
@@ -131,9 +118,6 @@ def test_one_or_several_images_in_any_form(fitted, images, tmp_path):
         np.testing.assert_array_equal(result, expected[0])
     assert fitted.predict([]) == []
     assert len(fitted.predict([few[0]])) == 1
-
-
-# ----------------------------------------------------------------------------- stream
 
 
 # ----------------------------------------------------------------------------- supports
@@ -185,12 +169,8 @@ def test_a_single_support_needs_no_list(shown, images, tmp_path):
     expected = segmenter.fit([image], [mask]).predict(images[:3], True)
     Image.fromarray(image).save(tmp_path / "image.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    forms = (
-        (image, mask),
-        (str(tmp_path / "image.png"), tmp_path / "mask.png"),
-        (Image.open(tmp_path / "image.png"), Image.open(tmp_path / "mask.png")),
-    )
-    for form in forms:
+    paths = (tmp_path / "image.png", tmp_path / "mask.png")
+    for form in ((image, mask), (str(paths[0]), paths[1]), map(Image.open, paths)):
         assert_same(segmenter.fit(*form).predict(images[:3], True), expected)
     boxed = segmenter.fit([image], boxes=[(3, 2, 20, 13)]).predict(images[:3], True)
     assert_same(segmenter.fit(image, boxes=(3, 2, 20, 13)).predict(images[:3], True), boxed)
@@ -247,8 +227,6 @@ def test_supports_are_encoded_once_and_queries_too(shown, images):
     assert not supports & {*encoded}
     assert [encoded.count(one) for one in {*encoded}] == [2] * 4
 
-
-# ----------------------------------------------------------------------------- wrong input
 
 IMAGE, MASK = np.zeros((8, 9, 3), np.uint8), np.eye(8, 9, dtype=np.uint8)
 
