@@ -7,10 +7,7 @@ from fsseg_jax import train as program
 from fsseg_jax.config import default_config
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import LAST, Checkpoints
-from fsseg_jax.training.state import (
-    abstract_state,
-    initial_state,
-)
+from fsseg_jax.training.state import abstract_state, initial_state
 
 
 def tiny_config(**train):
