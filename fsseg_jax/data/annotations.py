@@ -235,7 +235,7 @@ def annotated(
     numbers = xp.arange(1, OBJECTS + 1)[:, None, None]
     if kind == "one_scribble":
         inside = (label == way)[:, :, None] & (marks[:, :, None] == numbers)
-        chosen = _choice(inside.any((-2, -1)), bits, xp)
+        chosen = _choice(xp.any(inside, (-2, -1)), bits, xp)
         stroke = (inside & chosen[..., None, None]).any(2)
         rest = xp.where(marks == BACKGROUND, 0, UNLABELLED)
         return xp.where(stroke, way, rest).astype(np.uint8)
@@ -247,8 +247,8 @@ def annotated(
 
     own = xp.arange(ways)
     rows, columns = rows[own, own], columns[own, own]  # (n, k, object, ...)
-    chosen = _choice(rows.any(-1), bits, xp)
-    rows, columns = ((x & chosen[..., None]).any(2) for x in (rows, columns))
+    chosen = _choice(xp.any(rows, -1), bits, xp)
+    rows, columns = (xp.any(x & chosen[..., None], 2) for x in (rows, columns))
     box = rows[..., :, None] & columns[..., None, :]
     # Objects beyond the numbered ones have no box, but are not background either.
     shown = (label > 0) & (label <= ways)

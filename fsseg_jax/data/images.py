@@ -73,7 +73,7 @@ def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "heig
         elif mask.mode != "L" and not mask.mode.startswith("I"):
             mask = mask.convert("RGB")
         values = np.asarray(mask)
-    return values > above if values.ndim == 2 else (values > above).any(axis=-1)
+    return values > above if values.ndim == 2 else np.any(values > above, axis=-1)
 
 
 def image_size(path: File) -> tuple[int, int]:

@@ -32,12 +32,10 @@ def pixel_counts(
             label 255 are background.
     """
     classes = jnp.arange(ways + 1)[:, None, None]
-    if counted is None:
-        counted = label != IGNORE
-    else:
-        label = jnp.where(label == IGNORE, 0, label)
-    predicted = (prediction == classes) & counted
-    true = (label == classes) & counted
+    valid = label != IGNORE if counted is None else counted
+    label = jnp.where(label == IGNORE, 0, label)
+    predicted = (prediction == classes) & valid
+    true = (label == classes) & valid
     counts = [predicted & true, predicted & ~true, true & ~predicted]
     return jnp.stack([mask.sum((-2, -1)) for mask in counts], axis=-1)
 

@@ -164,12 +164,12 @@ class Store:
         for position, row in enumerate(self._rows(images)):
             file.seek(row * _bytes(like))
             for leaf in stacked:
-                file.readinto(leaf[position].reshape(-1).view(np.uint8))
+                file.readinto(leaf[position].reshape(-1).view(np.uint8).data)
         return jax.tree.unflatten(structure, stacked)
 
 
 def _write(file: Any, array: np.ndarray) -> None:
-    left = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     while left:  # an almost full disk takes a part, then raises
         left = left[file.write(left) :]
 

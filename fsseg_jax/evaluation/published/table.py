@@ -48,7 +48,8 @@ class Paper:
 
     def table(self, number: int, about: str, *rows: "Row", **options: Any) -> "Table":
         """A table of the paper, under its protocol."""
-        return Table(self, number, about, rows=rows, **{"protocol": self.protocol} | options)
+        options.setdefault("protocol", self.protocol)
+        return Table(self, number, about, rows=rows, **options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, and hashable
