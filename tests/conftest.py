@@ -45,7 +45,7 @@ def voc_palette():
 
 
 def draw_image(rng, class_ids, height, width):
-    """A photograph with one object a class, in the class's colour, and its labels.
+    """An image with one object a class, in the class's colour, and its labels.
 
     Objects are rectangles and ellipses on a grid, so that all are visible; their borders have
     label 255.
@@ -71,7 +71,7 @@ def draw_image(rng, class_ids, height, width):
 
 
 def deal_classes(rng, classes, images, shown):
-    """Which classes each photograph shows: all of them equally often."""
+    """Which classes each image shows: all of them equally often."""
     classes = np.asarray(classes)
     counts = np.zeros(len(classes), int)
     dealt = []
@@ -103,13 +103,13 @@ def find_operations():
 
 @pytest.fixture(scope="session")
 def make_voc(tmp_path_factory):
-    """A function that writes a VOCdevkit of small photographs and returns its folder VOC2012.
+    """A function that writes a VOCdevkit of small images and returns its folder VOC2012.
 
     Labels are palette PNGs and greyscale PNGs by turns.
     """
 
     def make(train=8, val=8, classes=range(1, 21), shown=5, aug=True, objects=False, seed=0):
-        """Writes `train` and `val` photographs, each with objects of `shown` of `classes`."""
+        """Writes `train` and `val` images, each with objects of `shown` of `classes`."""
         rng = np.random.default_rng(seed)
         root = tmp_path_factory.mktemp("voc") / "VOCdevkit" / "VOC2012"
         labels = root / ("SegmentationClassAug" if aug else "SegmentationClass")
@@ -140,13 +140,13 @@ def make_voc(tmp_path_factory):
 
 
 class MemorySource(Source):
-    """Photographs that are in no file."""
+    """Images that are in no file."""
 
     name = "memory"
 
     def __init__(self, images, classes, folds):
         self.images, self.classes, self.folds = images, classes, folds
-        self.ids = tuple(f"photograph_{number}" for number in range(len(images)))
+        self.ids = tuple(f"image_{number}" for number in range(len(images)))
         self.table = ClassTable.from_counts(
             [count_classes(label, "", self) for _, label, _ in images]
         )
@@ -160,10 +160,10 @@ class MemorySource(Source):
 
 @pytest.fixture(scope="session")
 def make_source():
-    """A function that makes a source of small photographs without files."""
+    """A function that makes a source of small images without files."""
 
     def make(images=12, classes=6, shown=3, seed=0):
-        """Each of `photographs` shows `shown` of the first `classes` classes of VOC.
+        """Each of `images` shows `shown` of the first `classes` classes of VOC.
 
         There are two folds, which hold out one half of the classes each.
         """
