@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers_data import CATEGORIES, Drawn, random_object, rectangle
+from helpers_coco import CATEGORIES, Drawn, random_object, rectangle
 
 from fsseg_jax.data.formats import coco_annotations
 from fsseg_jax.data.sources.voc import VOC

@@ -15,7 +15,8 @@ pytest.importorskip("tensorflow_datasets")
 
 import tensorflow_datasets as tfds
 from helpers import message_of
-from helpers_data import CATEGORIES, Drawn, rectangle, rows_of
+from helpers_coco import CATEGORIES, Drawn, rectangle
+from helpers_data import rows_of
 
 from fsseg_jax.data.sources.fss1000 import FSS1000
 from fsseg_jax.data.sources.tfds import BUILDERS, TFDS

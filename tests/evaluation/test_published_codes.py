@@ -1,14 +1,13 @@
 """Presets draw and score as the published codes do: compared with `published_codes`, which was
 written from reading those.
 
-Random generators differ, so that episodes are not the same ones. What must be the same: how many
-there are, what is drawn from and how often, and with which chances; and of the same predictions
-every pixel count and every figure.
+Random generators differ, so that episodes are not the same ones. What must be the same:
+what is drawn from and how often, and with which chances; and of the same predictions every pixel
+count and every figure.
 """
 
 import collections
 import itertools
-import json
 from typing import NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 import published_codes as codes
 import pytest
 from by_hand import Stem, count
+from helpers_coco import CATEGORIES, Drawn, rectangle
 from PIL import Image
 from scipy import stats
 
@@ -124,30 +124,7 @@ def test_alike_tells_chances_apart():
     assert not alike(even.tolist(), uneven.tolist())
 
 
-# ----------------------------------------------------------------------------- how many, of what
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "code", "excess"),
-    [
-        ("panet", "voc", codes.PANET, 0),
-        ("panet", "coco", codes.PANET, 0),
-        ("canet", "voc", codes.CANET, 0),
-        ("pfenet", "voc", codes.PFENET, 1),
-        ("pfenet", "coco", codes.PFENET, 1),
-        ("hsnet", "voc", codes.HSNET, 0),
-        ("hsnet", "coco", codes.HSNET, 0),
-        ("hsnet", "fss1000", codes.HSNET, 0),
-        ("bam", "voc", codes.BAM, 0),
-        ("bam", "coco", codes.BAM, 0),
-    ],
-)
-def test_runs_and_episodes(name, data, code, excess, source):
-    """As many as the code has, but for the one more that PFENet's loop lets pass."""
-    runs = protocol_episodes(preset(name, data), source)
-    episodes = code["episodes"]
-    expected = episodes if isinstance(episodes, int) else episodes[data]
-    assert [len(run) for run in runs.values()] == [expected - excess] * code["runs"]
+# ----------------------------------------------------------------------------- test images
 
 
 def test_panet_tests_images_of_trainaug(make_voc):
@@ -159,50 +136,27 @@ def test_panet_tests_images_of_trainaug(make_voc):
         name: open_source(preset(name, **{"data.root": root}).data, "test").ids
         for name in ("panet", "canet", "pfenet", "hsnet", "bam")
     }
-    assert codes.PANET["split"]["voc"] == "trainaug"
     assert list(tested.pop("panet")) == names[1:]
     val = (lists / "val.txt").read_text().split()
     assert all(list(ids) == val for ids in tested.values())
-    assert preset("panet", "coco").data.split == codes.PANET["split"]["coco"]
 
 
 def test_each_category_of_coco_has_a_mask_of_its_own_for_panet(tmp_path):
-    rng = np.random.default_rng(0)
-    size, names = (20, 30), [f"thing {number}" for number in range(80)]
-    ids = (np.arange(80) + 1 + np.arange(80) // 9).tolist()  # with gaps, as COCO's
-    listed = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
-    images, annotations = [], []
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "train2014").mkdir()
+    rng, size = np.random.default_rng(0), (20, 30)
+    folder = Drawn(tmp_path, "train2014", rng)
     for image in (7, 3, 12):
-        name = f"COCO_train2014_{image}.jpg"
-        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "train2014" / name)
-        images.append({"id": image, "file_name": name, "height": size[0], "width": size[1]})
-        chosen = rng.choice(ids, 4, replace=False)
+        folder.add_image(image, size)
+        chosen = rng.choice(CATEGORIES, 4, replace=False).tolist()
         for number, category in enumerate([*chosen, *chosen[:2]]):  # large enough to overlap
             left, top = rng.integers(0, 8, 2).tolist()
-            right, bottom = left + 15, top + 10
-            outline = [[left, top, right, top, right, bottom, left, bottom]]
-            if crowd := number == 3:  # the only one of its category
-                runs = np.zeros(size, int)
-                runs[top:bottom, left:right] = 1
-                edges = np.flatnonzero(np.diff(runs.ravel(order="F"), prepend=0, append=0))
-                edges = np.diff([0, *edges, runs.size]).tolist()
-                outline = {"counts": edges, "size": list(size)}
-            annotations.append(
-                {
-                    **{"id": len(annotations) + 1, "image_id": image, "area": 150.0},
-                    **{"category_id": int(category), "segmentation": outline},
-                    **{"iscrowd": int(crowd), "bbox": [left, top, 15, 10]},
-                }
-            )
-    file = tmp_path / "annotations" / "instances_train2014.json"
-    contents = {"images": images, "annotations": annotations, "categories": listed[::-1]}
-    file.write_text(json.dumps(contents))
+            mask = rectangle(size, top, top + 10, left, left + 15)
+            crowd = number == 3  # the only one of its category
+            folder.add_object(image, category, mask, "runs" if crowd else "polygon", crowd)
+    file = folder.write().file
 
     source = open_source(preset("panet", "coco", **{"data.root": tmp_path}).data, "test")
     expected = {
-        (f"COCO_train2014_{image}", number): mask
+        (f"{image:012d}", number): mask
         for (image, number), mask in codes.panet_coco_masks(str(file)).items()
     }
     found = {}
@@ -212,7 +166,7 @@ def test_each_category_of_coco_has_a_mask_of_its_own_for_panet(tmp_path):
     assert found.keys() == expected.keys()
     assert all((found[key] == expected[key]).all() for key in found)
     # It matters here: what one pixel shows is of several categories.
-    of_image = [mask for (image, _), mask in expected.items() if image.endswith("_7")]
+    of_image = [mask for (image, _), mask in expected.items() if int(image) == 7]
     assert (np.sum(of_image, axis=0) > 1).any()
 
 
@@ -228,11 +182,6 @@ def test_each_category_of_coco_has_a_mask_of_its_own_for_panet(tmp_path):
 def test_classes_that_folds_of_coco_hold_out(name, split):
     folds = FOLDS[preset(name, "coco").data.coco.folds]
     assert folds == tuple(split(fold) for fold in range(4))
-
-
-@pytest.mark.parametrize(("name", "data"), codes.CHECKPOINTS)
-def test_which_checkpoint_is_tested(name, data):
-    assert preset(name, data).eval.checkpoint == codes.CHECKPOINTS[name, data]
 
 
 # ----------------------------------------------------------------------------- in turn

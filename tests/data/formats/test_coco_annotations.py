@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers import message_of
-from helpers_data import CATEGORIES, rectangle
+from helpers_coco import CATEGORIES, NUMBERS, rectangle
 
 from fsseg_jax.data.cache import fingerprint
 from fsseg_jax.data.formats import coco_annotations
@@ -17,7 +17,7 @@ def test_categories_without_a_number_are_background(drawn):
     annotations = CocoAnnotations(drawn.file)
     some = CATEGORIES[::2]
     for row, image_id in enumerate(annotations.image_ids):
-        number_of = {category: 300 + CATEGORIES.index(category) for category in some}
+        number_of = {category: 299 + NUMBERS[category] for category in some}
         label = annotations.label(row, number_of, np.uint16)
         expected = drawn.label(int(image_id), some).astype(np.uint16)
         expected[(expected > 0) & (expected < 255)] += 299
@@ -41,9 +41,8 @@ def test_sections_may_come_in_any_order(drawn, order):
     sections = list(drawn.json.items())
     drawn.json = dict(sections[number] for number in order)
     annotations = CocoAnnotations(drawn.write().file)
-    number_of = {category: number for number, category in enumerate(CATEGORIES, 1)}
     for row, image_id in enumerate(annotations.image_ids.tolist()):
-        np.testing.assert_array_equal(annotations.label(row, number_of), drawn.label(image_id))
+        np.testing.assert_array_equal(annotations.label(row, NUMBERS), drawn.label(image_id))
 
 
 def test_absent_iscrowd_is_no_crowd(overlapping):
@@ -98,8 +97,7 @@ def test_a_damaged_cache_is_made_again(drawn, reads, kept, damage):
         reads.clear()
         annotations = CocoAnnotations(drawn.file)
         assert reads
-        label = annotations.label(0, {category: n for n, category in enumerate(CATEGORIES, 1)})
-        np.testing.assert_array_equal(label, drawn.label(900))
+        np.testing.assert_array_equal(annotations.label(0, NUMBERS), drawn.label(900))
         assert file.read_bytes() == content
 
 
@@ -113,7 +111,7 @@ def test_without_a_cache_annotations_are_held_in_memory(drawn, kept, monkeypatch
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(coco_annotations.np, "save", save)
-    label = CocoAnnotations(drawn.file).label(2, {c: n for n, c in enumerate(CATEGORIES, 1)})
+    label = CocoAnnotations(drawn.file).label(2, NUMBERS)
     np.testing.assert_array_equal(label, drawn.label(512))
     told = [message for message in log.messages if "cannot be cached" in message]
     assert "No space left" in told[0] or obstacle == "no folder"
