@@ -8,7 +8,6 @@ count and every figure.
 
 import collections
 import itertools
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +24,6 @@ from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.coco import FOLDS
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import EpisodeIds
 from fsseg_jax.evaluation import scoring
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
@@ -358,22 +356,16 @@ def variables(model):
     return model.init(jax.random.key(0), np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
 
 
-class Scored(NamedTuple):
-    evaluator: Evaluator
-    episodes: EpisodeIds
-    counts: dict  # of pixels, by what the border is
-    predictions: list
-
-
-def score(config, source, model, variables, number):
+def score(config, source, model, variables):
+    """An evaluator of 12 episodes, counts of pixels by what the border is, and predictions."""
     config.image_size, config.eval.buckets, config.eval.feature_dtype = SIZE, 1, "float32"
-    episodes = draw_episodes(config, source, "novel", 0, number)
-    scored = Evaluator(model, source, episodes, make_mesh(1), config)
-    caches = scored.encode(variables)
-    counts = scored.score(variables, caches)
-    predictions = [scored.predict(variables, caches, row) for row in range(number)]
+    episodes = draw_episodes(config, source, "novel", 0, 12)
+    evaluator = Evaluator(model, source, episodes, make_mesh(1), config)
+    caches = evaluator.encode(variables)
+    counts = evaluator.score(variables, caches)
+    predictions = [evaluator.predict(variables, caches, row) for row in range(12)]
     assert all(len(np.unique(prediction)) > 1 for prediction in predictions)
-    return Scored(scored, episodes, counts.borders, predictions)
+    return evaluator, counts.borders, predictions
 
 
 def areas_of(counts):
@@ -385,8 +377,8 @@ def areas_of(counts):
 def test_panets_pixel_counts(ways, source, labels, model, variables):
     """At the network's size, without borders; what is skipped there is kept apart here."""
     config = preset("panet", ways=ways)
-    scored = score(config, source, model, variables, 12)
-    episodes, borders, predictions = scored[1:]
+    evaluator, borders, predictions = score(config, source, model, variables)
+    episodes = evaluator.episodes
     for row, prediction in enumerate(predictions):
         ids = episodes.take(row)
         target = codes.panet_target(labels[ids.query], ids.classes.tolist(), SIZE)
@@ -395,14 +387,14 @@ def test_panets_pixel_counts(ways, source, labels, model, variables):
         np.testing.assert_array_equal(counts[shown], expected[shown])
         assert not counts[~shown][:, [0, 2]].any()
     assert config.eval.border == "ignored"
-    check_stretched(scored.evaluator)
+    check_stretched(evaluator)
 
 
-def check_stretched(scored):
+def check_stretched(evaluator):
     """The network sees squares (PANet's dataloaders/transforms.py, line 49; HSNet's
     data/dataset.py, line 26)."""
-    for index, image in zip(scored.used, scored.squares.images, strict=True):
-        whole = Image.fromarray(scored.source.read(index).image)
+    for index, image in zip(evaluator.used, evaluator.squares.images, strict=True):
+        whole = Image.fromarray(evaluator.source.read(index).image)
         np.testing.assert_array_equal(image, whole.resize((SIZE, SIZE), Image.BILINEAR))
 
 
@@ -410,8 +402,8 @@ def test_canets_pixel_counts(source, labels, model, variables):
     """At each image's own size, where its author scores the published figures (issue 4 of the
     repository; the code's own quick validation scores squares). Borders are background."""
     config = preset("canet")
-    scored = score(config, source, model, variables, 12)
-    episodes, borders, predictions = scored[1:]
+    evaluator, borders, predictions = score(config, source, model, variables)
+    episodes = evaluator.episodes
     found = []
     for row, prediction in enumerate(predictions):
         label, (class_id,) = labels[episodes.query[row]], episodes.classes[row]
@@ -419,7 +411,7 @@ def test_canets_pixel_counts(source, labels, model, variables):
         inter, union = areas_of(borders[config.eval.border][row])
         assert (inter[1], union[1]) == (found[-1][0][1], found[-1][1][1])
         assert borders["background"][row].sum() > borders["ignored"][row].sum()
-    (bucket,) = scored.evaluator.buckets
+    (bucket,) = evaluator.buckets
     for view, scale in zip(bucket.queries.views, codes.CANET_SCALES, strict=True):
         for query, shape in zip(bucket.images, view.shape, strict=True):
             assert np.abs(shape - scale * np.array(labels[query].shape)).max() <= 0.5
@@ -437,8 +429,8 @@ def test_pixel_counts_of_pfenet_bam_and_hsnet(name, data, source, labels, model,
     labels, takes the pixel under the corner of the new one; ours, for all protocols, that under its
     centre, as PIL does."""
     config = preset(name, data)
-    scored = score(config, source, model, variables, 12)
-    episodes, borders, predictions = scored[1:]
+    evaluator, borders, predictions = score(config, source, model, variables)
+    episodes = evaluator.episodes
     found = []
     for row, prediction in enumerate(predictions):
         label, (class_id,) = labels[episodes.query[row]], episodes.classes[row]
@@ -460,9 +452,9 @@ def test_pixel_counts_of_pfenet_bam_and_hsnet(name, data, source, labels, model,
         assert figures[field] == pytest.approx(expected["binary_iou"])
     assert config.eval.border == "ignored"
     if name == "hsnet":
-        check_stretched(scored.evaluator)
+        check_stretched(evaluator)
         return
-    for index, image in zip(scored.evaluator.used, scored.evaluator.squares.images, strict=True):
+    for index, image in zip(evaluator.used, evaluator.squares.images, strict=True):
         height, width = codes.pfenet_shape(*labels[index].shape, SIZE)
         assert not image[height:].any()
         assert not image[:, width:].any()
