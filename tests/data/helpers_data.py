@@ -8,6 +8,9 @@ from helpers_coco import rectangle
 from ml_collections import ConfigDict
 from PIL import Image
 
+from fsseg_jax.data import training_items, training_pipeline
+from fsseg_jax.devices import make_mesh
+
 SIZE = (20, 30)  # height and width of most images
 SQUARE = [[2, 3], [11, 3], [11, 9], [2, 9]]
 
@@ -28,6 +31,15 @@ def chi_square(drawn, options):
 
 
 # ----------------------------------------------------------------------------- pipelines
+
+
+def first_batches(config, source, count=3, devices=1):
+    """The first batches, concatenated, as NumPy arrays."""
+    mesh = make_mesh(devices)
+    pipeline = training_pipeline(config, source, training_items(config.data, source), mesh)
+    draw = jax.jit(pipeline.draw)
+    batches = [draw(pipeline.feed(1), 0, step) for step in range(count)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
 def assert_equal(left, right):
@@ -93,3 +105,26 @@ def write_coco(path, file_names, annotations, categories, size=SIZE):
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+# ----------------------------------------------------------------------------- FSS-1000
+
+
+def write_class(folder, images=2, size=(16, 16), seed=0):
+    """Writes images with masks of varying kinds; returns the true masks."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    inside = []
+    for number in range(1, images + 1):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+        grey = rng.choice(np.array([0, 20, 127, 128, 240, 255], np.uint8), size)
+        mask = Image.fromarray(grey)
+        (mask.convert("RGB") if number % 2 else mask).save(folder / f"{number}.png")
+        inside.append(grey > 127)
+    return inside
+
+
+def write_lists(root, lists):
+    for name, classes in lists.items():
+        (root / f"{name}.txt").write_text("".join(f"{c}\n" for c in classes))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pycocotools.coco
 import pytest
-from helpers import message_of
+from helpers import message_of, pixels_of
 from helpers_coco import CATEGORIES, NUMBERS, Drawn, rectangle
 from helpers_data import rows_of
 from PIL import Image
@@ -34,8 +34,7 @@ def test_labels_show_the_smallest_object_of_each_pixel(drawn):
     expected = set()
     for row, name in enumerate(source.ids):
         image, label = source.read(row)
-        with Image.open(drawn.image(int(name))) as picture:
-            np.testing.assert_array_equal(image, np.asarray(picture))
+        np.testing.assert_array_equal(image, pixels_of(drawn.image(int(name))))
         np.testing.assert_array_equal(label, drawn.label(int(name)))
         assert label.dtype == np.uint8
         pixels = np.bincount(label.ravel(), minlength=256)[:81]

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import message_of
+from helpers import calls_of, message_of
 
 from fsseg_jax import evaluate
 from fsseg_jax.config import default_config, load_config, override
@@ -100,11 +100,7 @@ def test_cells_are_filled_and_missing_ones_named_with_their_training(
 def test_second_call_evaluates_only_what_has_changed(tmp_path, root, overrides, monkeypatch):
     small_table(monkeypatch, "panet-1")
     save_run(tmp_path / "run", root)
-    calls = []
-    original = tables.evaluate
-    monkeypatch.setattr(
-        tables, "evaluate", lambda *arguments: calls.append(1) or original(*arguments)
-    )
+    calls = calls_of(monkeypatch, tables, "evaluate")
     first = tables.fill("panet-1", tmp_path, overrides, make_mesh(1))
     assert len(calls) == 2
     assert tables.fill("panet-1", tmp_path, overrides, make_mesh(1)) == first
