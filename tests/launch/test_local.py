@@ -314,4 +314,5 @@ wait()
 def test_wrong_options_give_one_sentence_and_status_2(arguments, message):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, LAUNCHER, *arguments]
-    commands.assert_wrong_input(commands.run(*command, env=environment, status=2), message)
+    done = commands.run(*command, env=environment, status=2, timeout=20)
+    commands.assert_wrong_input(done, message)
