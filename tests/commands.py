@@ -17,9 +17,11 @@ def run(*command, status=0, **options):
 
 def run_program(name, *arguments, without=None, **options):
     """Runs a program of the library, perhaps as where some other module is not installed."""
-    start = f"import runpy, sys; sys.modules[{without!r}] = None"  # importing it fails
-    start += f"; runpy.run_module('fsseg_jax.{name}', run_name='__main__', alter_sys=True)"
-    words = ["-m", f"fsseg_jax.{name}"] if without is None else ["-c", start]
+    words = ["-m", f"fsseg_jax.{name}"]
+    if without is not None:
+        start = f"import runpy, sys; sys.modules[{without!r}] = None"  # importing it fails
+        start += f"; runpy.run_module('fsseg_jax.{name}', run_name='__main__', alter_sys=True)"
+        words = ["-c", start]
     return run(sys.executable, *words, *arguments, **options)
 
 
