@@ -3,7 +3,14 @@
 import jax
 import pytest
 from helpers import message_of
-from runs import assert_identical, flat, initial_state_of, saved_state, tiny_config, train_until
+from training_runs import (
+    assert_identical,
+    flat,
+    initial_state_of,
+    saved_state,
+    tiny_config,
+    train_until,
+)
 
 from fsseg_jax import models
 from fsseg_jax import train as program

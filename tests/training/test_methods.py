@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from runs import compilations
+from training_runs import compilations
 
 from fsseg_jax.benchmarks.evaluate import read
 from fsseg_jax.config import default_config

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from commands import wait_for
-from runs import assert_identical, saved_state, tiny_config
+from training_runs import assert_identical, saved_state, tiny_config
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
 OPTIONS = (

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from runs import (
+from training_runs import (
     assert_identical,
     compilations,
     flat,
