@@ -171,8 +171,6 @@ def read_episodes(
 
     Args:
         path: a CSV file as `episodes_to_csv` writes it.
-        image_ids: names of the source's images.
-        class_ids: ids of the source's classes.
 
     Raises:
         UserError: the file or a column is missing, an image or a class is unknown, episodes

@@ -34,7 +34,6 @@ def by_turns(
         functions: the functions to time; the arrays that they return are waited for.
         repeats: number of rows of the result.
         warm_up: number of earlier rounds, which are not counted.
-        description: text of the progress bar, which appears after a second.
     """
     seconds = np.empty((warm_up + repeats, len(functions)))
     rounds = tqdm(range(warm_up + repeats), description, unit="round", delay=1, leave=None)
@@ -98,7 +97,6 @@ def peaks(device: jax.Device, dtype: str = "float32") -> Peak:
     """The published figures of a device, or measured ones if there are none, as for CPUs.
 
     Args:
-        device: one of `jax.devices()`.
         dtype: dtype to measure in addition to float32.
     """
     for pattern, bfloat16, float32, memory in _PUBLISHED:

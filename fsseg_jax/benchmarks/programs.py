@@ -94,8 +94,6 @@ def settings(
     are given. Initialises JAX on their platform.
 
     Args:
-        arguments: see `parse`.
-        overrides: changes to every configuration.
         default: default of `--methods`.
 
     Raises:
@@ -146,10 +144,7 @@ def utilisation(
     """The work of a function, and its speed relative to the peak of the devices.
 
     Args:
-        function: the function that was timed.
         arguments: its arguments, or their shapes.
-        seconds: the time that it took.
-        dtype: `config.dtype`.
         devices: the devices that shared the work.
     """
     peak, count = peaks(devices[0], dtype), len(devices)

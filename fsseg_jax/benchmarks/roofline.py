@@ -58,7 +58,6 @@ def roofline(
     with these operations, and a real program can only take longer.
 
     Args:
-        function: a function of arrays.
         *arguments: its arguments, or their shapes.
         peak: peak performance of one device.
         devices: number of devices that share the work.

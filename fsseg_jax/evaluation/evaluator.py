@@ -140,7 +140,6 @@ class Evaluator:
         """Scores every episode from encoded images.
 
         Args:
-            caches: see `encode`.
             model: another method with the same variables and the same encoder, to use instead.
         """
         scorer = self.scorer if model is None else dataclasses.replace(self.scorer, model=model)

@@ -91,8 +91,6 @@ def run_metrics(
 
     Args:
         counts: see `pixel_counts`.
-        classes: class ids of the ways.
-        names: names by class id.
 
     Raises:
         UserError: no query shows any of its classes.

@@ -166,8 +166,6 @@ def protocol(
     whatever name `eval.checkpoint` has for it.
 
     Args:
-        config: the configuration of the evaluation.
-        source: the test images.
         trained: the configuration of the training, or None for a model that was not trained.
         checkpoint: the checkpoint that was loaded; `eval.checkpoint` by default.
     """

@@ -40,7 +40,6 @@ class Reader:
 
     Args:
         config: the configuration, of which `image_size` and `eval` are used.
-        annotation: the kind of annotation of supports.
     """
 
     def __init__(self, source: Source, config: ConfigDict, annotation: Annotation) -> None:

@@ -48,7 +48,6 @@ def evaluate(
 
     Args:
         loaded: its variables, on the mesh, and their origin.
-        source: the test images.
         folder: created if it does not exist.
 
     Returns:

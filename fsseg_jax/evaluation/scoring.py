@@ -25,7 +25,6 @@ class Scoring:
 
     Args:
         variables: the model's variables, on the mesh.
-        source: the test images.
         by_seed: the episodes of each run, by its seed.
         store: encoded images that are shared with other evaluations; by default a new one if there
             are several parts.

@@ -39,8 +39,6 @@ def save(
 
     Args:
         folder: the folder, which is made if it does not exist; a model in it is replaced.
-        config: the model's configuration.
-        variables: the model's variables.
         name: the model's name, or its owner/name on the hub, for the card.
         about: further sections of the card, in Markdown.
         licence: the licence by its name on the hub, such as "apache-2.0", for the card.

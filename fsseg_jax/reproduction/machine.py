@@ -38,9 +38,7 @@ def survey(children: Children, log: pathlib.Path, platform: str = "") -> Machine
     the process that asks.
 
     Args:
-        children: see `Children`.
         log: file for the output of the child process.
-        platform: see `config.platform`.
 
     Raises:
         UserError: the platform is not available.

@@ -150,8 +150,6 @@ class Planner:
     """Determines the training that a place of a table needs, and the run that replaces it.
 
     Args:
-        machine: that programs will run on.
-        overrides: from the command line.
         weights: files of pretrained weights by backbone, see `read_weights`.
         budget: suffix of folder names, which distinguishes trainings with different budgets.
         workdir: the folder of all runs.
@@ -222,7 +220,6 @@ class Planner:
         """A shorter training, which uses the settings `SHORT` if it is shorter than `SHORT_PART`.
 
         Args:
-            training: see `training`.
             steps: number of steps, with the batch size of `training`.
         """
         if steps >= training.steps:
@@ -252,7 +249,6 @@ class Planner:
         """A training that has begun, with the settings that it began with.
 
         Args:
-            training: see `training`.
             run: in its folder.
         """
         changed = {
@@ -277,7 +273,6 @@ class Planner:
 
         Args:
             place: in a row that is trained.
-            runs: all runs that were found.
         """
         folder = self.workdir / self.name(place)
         own = (run for run in runs if run.folder == folder and run.finished)
@@ -286,10 +281,6 @@ class Planner:
     def existing(self, training: Training, runs: Sequence[Run]) -> Run | None:
         """A run that makes a training unnecessary: the complete run of that training, or any other
         run with the same settings that is at least as long as the training without a budget.
-
-        Args:
-            training: see `training`.
-            runs: all runs that were found.
         """
         own = self.complete(training.place, runs)
         return own or longest([run for run in runs if self._alike(run, training)])

@@ -32,8 +32,6 @@ def measure(training: Training, children: Children, slot: Mapping[str, str]) -> 
     """Measures the speed of a training by running it for a few seconds.
 
     Args:
-        training: the training.
-        children: runs the program.
         slot: its environment.
 
     Raises:
@@ -81,7 +79,6 @@ def divide(
 
     Args:
         seconds: for everything.
-        trainings: that are missing.
         speeds: by kind of training.
         spent: seconds, by name, for startup and evaluations.
         slots: number of trainings that run simultaneously at full speed.

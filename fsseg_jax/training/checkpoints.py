@@ -43,7 +43,6 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        workdir: the folder of the run.
         trained_on: the names of its training classes, which are saved with each checkpoint.
     """
 

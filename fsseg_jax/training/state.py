@@ -128,8 +128,6 @@ def make_step(
     was stored before, and the later one is stored.
 
     Args:
-        model: the method.
-        optimizer: see `make_optimizer`.
         seed: of the method's own randomness, if it has any.
         items: number of items in an epoch, see `Items.epoch`.
         batch_size: episodes per step.
@@ -227,7 +225,6 @@ def in_parts(
     Args:
         part: a function of a carried value and some rows, which returns the next carried value, two
             trees of means and one of rows.
-        carry: the first carried value.
         batch: a tree of arrays, one row per episode.
         parts: number of parts, a divisor of the number of rows.
     """
@@ -260,9 +257,7 @@ def make_dispatch(
     """Compiles several training steps: episodes split over the mesh, the state replicated.
 
     Args:
-        step: see `make_step`.
         draw: see `data.Pipeline`.
-        mesh: see `devices.make_mesh`.
         loop: whether the steps are a compiled loop or unrolled; by default they are a loop on all
             platforms but CPUs.
         rematerialise: whether the step's model rematerialises, for which CPUs need an option.

@@ -90,9 +90,7 @@ class CocoAnnotations:
         """Paints the class ids of an image: smaller objects over larger ones, over crowds.
 
         Args:
-            row: number of the image.
             number_of: class ids by category id; other categories are background.
-            dtype: dtype of the label.
             crowds_are_ignored: whether crowds are ignored instead of belonging to their category.
         """
         category, crowd = (self._of_image(row, name).tolist() for name in ("category", "crowd"))

@@ -77,10 +77,7 @@ def load(
     """Reads a source, resized to squares, and puts it on the mesh.
 
     Args:
-        source: the images.
         size: side of the squares.
-        mesh: the devices.
-        annotation: how supports are annotated.
         border: what label 255 counts as; see `squares.bordered`.
         sharded: whether each device holds a part of the images instead of all of them.
         cache: whether to keep the squares in the user's cache folder.

@@ -50,7 +50,6 @@ class Folder(Source):
     begin with a dot are ignored.
 
     Args:
-        root: the folder.
         split: a folder of `root`, if that has splits; empty for `train`. None if `root` has no
             splits, whatever the names of its folders.
         folds: number of folds; each holds out one of as many groups of consecutive classes, as

@@ -67,7 +67,6 @@ class TFDS(Source):
             ("name/config:1.0.0").
         data_dir: folder where TFDS keeps its data sets; empty for its default.
         split: a split, or a part of one ("train[:80%]").
-        features: the features to read.
         folds: number of folds, unless the data set defines them. 1 holds out all classes, for
             tests only.
         variant: which of several lists of folds to use ("a", "b" or "canet" of coco20i); empty

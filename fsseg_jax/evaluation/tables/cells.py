@@ -90,7 +90,6 @@ def choose(
     """Chooses places of a table, by default all of them.
 
     Args:
-        table: see `published.TABLES`.
         rows: labels of rows, separated by commas.
         folds: numbers of folds, separated by commas.
         shots: numbers of shots, separated by commas.
@@ -216,7 +215,6 @@ def matches(run: Run, wanted: ConfigDict, row: Row) -> bool:
     """Whether a run is the model that `wanted` describes.
 
     Args:
-        run: see `find_runs`.
         row: row of the table, whose overrides for testing are ignored.
     """
     tested = {field.split("=")[0] for field in row.test}
@@ -243,9 +241,7 @@ def locate(
     """A cell with its evaluation, and its results if they exist.
 
     Args:
-        table: see `published.TABLES`.
         run: its model; None if there is none, or the row needs none.
-        overrides: `--config.field=value`, for the evaluation.
         workdir: folder that contains the tables.
         sources: cache of opened data sets, see `test_source`.
     """

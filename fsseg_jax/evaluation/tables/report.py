@@ -48,9 +48,7 @@ def collect(
     """Our figures and the published ones, missing cells, and inconsistent protocols.
 
     Args:
-        table: see `published.TABLES`.
         cells: its cells, see `cells.locate`.
-        workdir: folder that contains the runs.
         overrides: overrides from the command line, for the commands that produce missing cells.
         command: a command that produces all of them, if there is one.
     """
