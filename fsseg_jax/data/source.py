@@ -136,6 +136,11 @@ class Source(abc.ABC):
         return digest.hexdigest()[:8]
 
     @property
+    def label_type(self) -> np.dtype:
+        """The dtype of labels: uint8, or uint16 if there are too many classes for that."""
+        return np.min_scalar_type(class_numbers(len(self.classes))[-1])
+
+    @property
     def class_names(self) -> dict[int, str]:
         """Class names by class id."""
         numbers = class_numbers(len(self.classes)).tolist()

@@ -27,9 +27,8 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import SAMPLING, protocol_episodes
 from fsseg_jax.files import write_text
 
-logger = logging.getLogger(
-    "fsseg_jax.evaluation.lists"
-)  # as a program, the module has another name
+# As a program, the module has another name.
+logger = logging.getLogger("fsseg_jax.evaluation.lists")
 
 
 def draw(config: ConfigDict, source: Source) -> dict[str, EpisodeIds]:

@@ -139,7 +139,7 @@ class Scorer:
         def at(values: Any, row: AnyArray) -> Any:
             return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
 
-        queries, turn = cache.queries, rows.turn
+        queries, turn, corners = cache.queries, rows.turn, self.model.align_corners
         support_label = episode_label(cache.labels[rows.supports], rows.classes)
         if cache.marks is not None:
             marks = cache.marks[rows.supports]
@@ -160,7 +160,11 @@ class Scorer:
                 )
                 logits = output.logits.astype(jnp.float32)
                 source = None if shape is None else inside(logits)
-            results.append(self._resize(logits, source, queries, turn, label.shape))
+            if queries.label is None:
+                results.append(resize(logits, label.shape, corners))
+            else:
+                size = queries.extent[turn]
+                results.append(resize_into(logits, size, label.shape, corners, source))
             measured.append(output.measured)
         if len(results) > 1:
             results = [jnp.log(sum(map(jax.nn.softmax, results)) / len(results) + 1e-7)]
@@ -172,20 +176,6 @@ class Scorer:
         own = queries.shape[turn]
         down, across = jnp.arange(label.shape[0]) < own[0], jnp.arange(label.shape[1]) < own[1]
         return Segmented(results[0], label, down[:, None] & across, mean)
-
-    def _resize(
-        self,
-        logits: Float[Array, "h w class"],
-        source: Int[Array, "2"] | tuple[int, ...] | None,
-        queries: Queries,
-        turn: Int[AnyArray, ""],
-        shape: tuple[int, ...],
-    ) -> Float[Array, "height width class"]:
-        """Resizes logits to the scoring size."""
-        corners = self.model.align_corners
-        if queries.label is None:
-            return resize(logits, shape, corners)
-        return resize_into(logits, queries.extent[turn], shape, corners, source)
 
     @functools.partial(jax.jit, static_argnums=0)
     def predict(

@@ -17,6 +17,8 @@ from fsseg_jax.evaluation.tables.cells import (
     Place,
     Run,
     config_path,
+    differing,
+    fields_of,
     longest,
     published_episodes,
     slug,
@@ -133,12 +135,6 @@ def check_free(overrides: Sequence[str], places: Sequence[Place]) -> None:
             raise UserError(f"--config.{name}: the table's columns set it; use {options[name]}.")
         if name in about and (name, value) != ("init", ""):
             raise UserError(f"--config.{name}: the table's rows differ in it; choose by --rows.")
-
-
-def fields_of(overrides: Sequence[str]) -> dict[str, str]:
-    """Fields and values of overrides."""
-    pairs = (override.removeprefix("--config.").partition("=") for override in joined(overrides))
-    return {name: value for name, _, value in pairs}
 
 
 def without(overrides: Sequence[str], *fields: str) -> list[str]:
@@ -286,19 +282,15 @@ class Planner:
         return own or longest([run for run in runs if self._alike(run, training)])
 
     def _alike(self, run: Run, training: Training) -> bool:
-        wanted, row = training.config, training.place.row
+        wanted = training.config
         if run.folder == self.workdir / training.name or not run.finished:
             return False
         if run.episodes < training.steps * training.batch_size:
             return False
         if run.config.method != wanted.method or bool(run.config.init) != bool(wanted.init):
             return False
-        tested = tuple(field.split("=")[0] for field in row.test)
-        return not any(
-            json.dumps(old) != json.dumps(new)
-            for name, (old, new) in differences(run.config, wanted).items()
-            if not name.startswith(ALIKE + tested) and not (name == "model.stages" and not new)
-        )
+        free = (*ALIKE, *fields_of(training.place.row.test))
+        return all(name.startswith(free) for name in differing(run, wanted))
 
     def name(self, place: Place) -> str:
         """The folder of a place's training, below `workdir`."""

@@ -262,20 +262,16 @@ def _outline(entry: Mapping[str, Any], height: int, width: int, where: str) -> d
         UserError: the segmentation or box is invalid.
     """
     segmentation, box = entry.get("segmentation"), entry.get("bbox")
-    if segmentation in (None, [], [[]]) and box is not None:
-        try:
-            return _compress_box(box, height, width)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{where}.bbox = {box!r} cannot be read ({error}): it must be x, y, width and "
-                "height in pixels, as COCO has them."
-            ) from None
+    boxed = segmentation in (None, [], [[]]) and box is not None
+    field, content = "segmentation", "polygons or run lengths"
+    if boxed:
+        field, content = f"bbox = {box!r}", "x, y, width and height in pixels"
     try:
-        return _compress(segmentation, height, width)
+        compress = _compress_box if boxed else _compress
+        return compress(box if boxed else segmentation, height, width)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{where}.segmentation cannot be read ({error}): it must be polygons or run "
-            "lengths, as COCO has them."
+            f"{where}.{field} cannot be read ({error}): it must be {content}, as COCO has them."
         ) from None
 
 

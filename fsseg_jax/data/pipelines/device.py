@@ -57,11 +57,7 @@ class DeviceData:
 
 def channels(source: Source, annotation: Annotation) -> int:
     """Bytes per pixel; see `DeviceData`."""
-    return 3 + _label_bytes(source) + (annotation.kind != "dense")
-
-
-def _label_bytes(source: Source) -> int:
-    return 1 if max(source.class_names) < IGNORE else 2
+    return 3 + source.label_type.itemsize + (annotation.kind != "dense")
 
 
 def load(
@@ -166,7 +162,7 @@ def decode(
 
     def read(index: int) -> None:
         image, label = read_square(source, index, size, border)
-        planes = [image, label & 255, label >> 8][: 1 + _label_bytes(source)]
+        planes = [image, label & 255, label >> 8][: 1 + source.label_type.itemsize]
         if annotation.kind != "dense":
             planes.append(square_marks(source, index, label, annotation))
         array[index] = np.dstack(planes)

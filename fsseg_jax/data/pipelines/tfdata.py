@@ -228,7 +228,7 @@ def _loader(source: Source, recipe: Recipe) -> Callable[[tf.Tensor], tuple[tf.Te
     if source.files and not recipe.marked:
         return _file_loader(source.files, recipe.border)
     # Not uint16, which TensorFlow's projective transform does not support.
-    label_type = tf.uint8 if max(source.class_names) < IGNORE else tf.int32
+    label_type = tf.uint8 if source.label_type == np.uint8 else tf.int32
 
     def read(number: np.ndarray) -> tuple[np.ndarray, ...]:
         whole = bordered(source.read(int(number)), recipe.border)

@@ -106,8 +106,6 @@ class TFDS(Source):
         if not names:
             raise UserError(f"{info.full_name}: {label!r} shows nothing but background.")
         self.classes = tuple(names)
-        numbers = class_numbers(len(names))
-        self._dtype = np.min_scalar_type(numbers[-1])
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
 
         if lists := defined.get("folds"):
@@ -120,12 +118,12 @@ class TFDS(Source):
             self.folds = tuple(map(tuple, lists[chosen]["folds"]))
             self.validation = tuple(lists[chosen]["validation"])
         else:
-            self.folds = deal_folds(numbers, folds, info.full_name)
+            self.folds = deal_folds(class_numbers(len(names)), folds, info.full_name)
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the record, if it is broken."""
         record = self._records.read(index, self._image, self._label)
-        label = record[self._label].values().astype(self._dtype, copy=False)
+        label = record[self._label].values().astype(self.label_type, copy=False)
         return LabelledImage(read_image(record[self._image].file()), label)
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:

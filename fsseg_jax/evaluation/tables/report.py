@@ -13,7 +13,7 @@ import numpy as np
 
 from fsseg_jax.config import differences
 from fsseg_jax.evaluation.published import Fold, Table
-from fsseg_jax.evaluation.report import SCORES, STYLE
+from fsseg_jax.evaluation.report import HEAD, SCORES, STYLE
 from fsseg_jax.evaluation.tables.cells import (
     Cell,
     config_path,
@@ -331,6 +331,7 @@ def _as_html(results: dict[str, Any], curves: bytes) -> str:
         for entry in results["missing"]
     )
     return string.Template(_PAGE).substitute(
+        head=HEAD,
         title=html.escape(results["title"]),
         style=STYLE,
         warnings=f"<h2>Warning</h2><div class=card>{notes}</div>" if notes else "",
@@ -365,11 +366,7 @@ def _remarks(row: dict[str, Any]) -> str:
     return " ".join([*others, row["note"]])
 
 
-_PAGE = """<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<meta http-equiv=Content-Security-Policy
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel=icon href="data:,"><title>$title</title>
+_PAGE = """$head<title>$title</title>
 <style>$style th { white-space: nowrap }</style>
 <header><h1>$title</h1></header>$warnings$failed$blocks$curves$missing</html>
 """
