@@ -25,14 +25,8 @@ LAST_WORDS = 2
 MACHINE = ("platform", "devices", "distributed", "compilation_cache")
 
 
-def _path(argument: str) -> pathlib.Path:
-    return pathlib.Path(argument).expanduser()
-
-
 # Options of argparse for a folder.
-FOLDER = {"type": _path, "metavar": "DIR"}
-
-
+FOLDER = {"type": lambda argument: pathlib.Path(argument).expanduser(), "metavar": "DIR"}
 # Options that choose a part of a table; see `evaluation.tables.cells.choose`.
 PART = {
     "rows": "rows of the table by their labels, as in PANet,CANet; all by default",

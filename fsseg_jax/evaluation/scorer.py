@@ -134,8 +134,6 @@ class Scorer:
         return jax.tree.map(lambda whole, new: whole.at[rows].set(new), encoded, part)
 
     def _segment(self, variables: Any, cache: Cache, rows: Rows) -> "Segmented":
-        """Segments the query of an episode."""
-
         def at(values: Any, row: AnyArray) -> Any:
             return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
 
@@ -194,10 +192,10 @@ class Scorer:
             logits, label, counted, measured = self._segment(variables, cache, rows)
             ways = rows.classes.shape[0]
             prediction = jnp.argmax(logits, axis=-1)
-            borders = border_counts(prediction, label, ways, counted)
+            kept = {"ignored": counted & (label != IGNORE), "background": counted}
+            borders = {k: pixel_counts(prediction, label, ways, kept[k]) for k in kept}
             thresholds = None
             if self.thresholds:
-                kept = counted if self.border == "background" else counted & (label != IGNORE)
                 objects = logits[..., 1:]
                 sure = jax.nn.sigmoid(objects.max(axis=-1) - logits[..., 0])
                 thresholds = jax.lax.map(
@@ -205,7 +203,7 @@ class Scorer:
                         jnp.where(sure > threshold, 1 + objects.argmax(axis=-1), 0),
                         label,
                         ways,
-                        kept,
+                        kept[self.border],
                     ),
                     jnp.array(THRESHOLDS),
                 )
@@ -223,19 +221,6 @@ class Segmented(NamedTuple):
     label: UInt8[Array, "height width"]
     counted: Bool[Array, "height width"]  # inside the image, border included
     measured: dict[str, Float[Array, ""]]
-
-
-def border_counts(
-    prediction: Int[Array, "height width"],
-    label: UInt8[Array, "height width"],
-    ways: int,
-    counted: Bool[Array, "height width"],
-) -> dict[str, Int[Array, "class 3"]]:
-    """Pixel counts of an episode for both meanings of the label 255 (`eval.border`)."""
-    return {
-        "ignored": pixel_counts(prediction, label, ways, counted & (label != IGNORE)),
-        "background": pixel_counts(prediction, label, ways, counted),
-    }
 
 
 def _on_canvas(

@@ -170,7 +170,6 @@ def upload(folder: str | pathlib.Path, repository: str, private: bool = False) -
 
 
 def _card(config: ConfigDict, arrays: dict[str, Any], name: str, about: str, licence: str) -> str:
-    """The model card that the hub shows."""
     title = name.split("/")[-1]
     address = name if "/" in name else f"owner/{name}"
     count = sum(array.size for path, array in arrays.items() if path.startswith("params/"))

@@ -320,7 +320,6 @@ def _check_features(info: tfds.core.DatasetInfo, features: Features) -> None:
 
 
 def _prepared(name: str, data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
-    """Opens a prepared data set."""
     folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     try:
         return read_only_builder.builder_from_files(name, data_dir=folder)
