@@ -29,9 +29,6 @@ def fast(config: ConfigDict, machine: Machine, images: int, steps: int) -> list[
 
     Devices hold the images where they fit. An accelerator computes in bfloat16, which has the range
     of float32, and runs many steps in a call.
-
-    Args:
-        images: number of training images.
     """
     needed = 3 * images * (config.data.device.size or config.image_size) ** 2
     fits = needed < DEVICE_SHARE * machine.memory

@@ -31,9 +31,6 @@ class Speed(NamedTuple):
 def measure(training: Training, children: Children, slot: Mapping[str, str]) -> Speed:
     """Measures the speed of a training by running it for a few seconds.
 
-    Args:
-        slot: its environment.
-
     Raises:
         Failure: the training failed.
     """

@@ -194,8 +194,7 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
         length.append(len(runs["counts"]))
         counts += runs["counts"]
 
-    of_annotations = (np.asarray(a) for a in (image, category, area, crowd, length))
-    image, category, area, crowd, length = of_annotations
+    image, category, area, crowd, length = map(np.asarray, (image, category, area, crowd, length))
     stop = np.cumsum(length)
     order = np.lexsort((-area, -crowd, image))  # stable: equal areas keep the file's order
     return {

@@ -115,11 +115,6 @@ class Table:
             return self.about
         return f"{self.paper.title}, table {self.printed}: {self.about}"
 
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        """Ways and shots of the columns."""
-        return tuple(dict.fromkeys(setting for row in self.rows for setting in row.settings))
-
     def place(self, row: Row, setting: Setting, fold: Fold, metric: str) -> Place:
         """The place of a published figure of a row."""
         for table, quoted in row.quoted:

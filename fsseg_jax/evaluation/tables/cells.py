@@ -100,7 +100,8 @@ def choose(
     """
     wanted = _rows(rows, table)
     some_folds = _numbers("folds", folds, table.folds)
-    some_shots = _numbers("shots", shots, [shots for _, shots in table.settings])
+    all_shots = [shots for row in table.rows for _, shots in row.settings]
+    some_shots = _numbers("shots", shots, all_shots)
     places = [
         Place(row, setting, fold)
         for row in wanted

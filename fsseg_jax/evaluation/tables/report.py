@@ -53,8 +53,7 @@ def collect(
         command: a command that produces all of them, if there is one.
     """
     rows = []
-    for row in dict.fromkeys(cell.place.row.label for cell in cells):
-        row = next(r for r in table.rows if r.label == row)
+    for row in dict.fromkeys(cell.place.row for cell in cells):
         figures = []
         for setting in row.settings:
             own = [
