@@ -216,8 +216,7 @@ def _read_line(
         if None in line.values():
             raise ValueError("too few columns")
         classes = [int(name) for name in line["classes"].split(";")]
-        ways = line["supports"].split("|")
-        supports = [[rows[name] for name in way.split(";")] for way in ways]
+        supports = [[rows[name] for name in way.split(";")] for way in line["supports"].split("|")]
         return classes, supports, rows[line["query"]]
     except KeyError as error:
         raise UserError(

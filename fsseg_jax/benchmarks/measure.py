@@ -36,8 +36,7 @@ def by_turns(
         warm_up: number of earlier rounds, which are not counted.
     """
     seconds = np.empty((warm_up + repeats, len(functions)))
-    rounds = tqdm(range(warm_up + repeats), description, unit="round", delay=1, leave=None)
-    for row in rounds:
+    for row in tqdm(range(warm_up + repeats), description, unit="round", delay=1, leave=None):
         for column, function in enumerate(functions):
             started = time.perf_counter()
             jax.block_until_ready(function())

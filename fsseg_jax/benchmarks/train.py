@@ -70,8 +70,7 @@ def step_row(
 def step_function(config: ConfigDict, batch: Episode, items: int) -> tuple[Any, tuple[Any, Any]]:
     """A step, and the shapes of its arguments."""
     model = create_model(config)
-    options = workloads.step_options(config, items)
-    step = make_step(model, make_optimizer(config.train), **options)
+    step = make_step(model, make_optimizer(config.train), **workloads.step_options(config, items))
     return step, (abstract_state(model, config, items), abstract(batch))
 
 

@@ -88,8 +88,7 @@ class ClassTable:
         filtered = items(keep)
         if sampling != "photographs":
             return filtered
-        drawn = items(np.isin(self.image, filtered.image))
-        return dataclasses.replace(drawn, supports=filtered)
+        return dataclasses.replace(items(np.isin(self.image, filtered.image)), supports=filtered)
 
 
 class Source(abc.ABC):
@@ -143,8 +142,7 @@ class Source(abc.ABC):
     @property
     def class_names(self) -> dict[int, str]:
         """Class names by class id."""
-        numbers = class_numbers(len(self.classes)).tolist()
-        return dict(zip(numbers, self.classes, strict=True))
+        return dict(zip(class_numbers(len(self.classes)).tolist(), self.classes, strict=True))
 
 
 def count_classes(

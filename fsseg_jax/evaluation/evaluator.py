@@ -187,8 +187,7 @@ class Evaluator:
         if queries.label is None:
             return np.asarray(episode_label(self.squares.labels[rows.query], rows.classes))
         height, width = self._shape(row)
-        whole = np.asarray(episode_label(queries.label[rows.turn], rows.classes))
-        return whole[:height, :width]
+        return np.asarray(episode_label(queries.label[rows.turn], rows.classes))[:height, :width]
 
     def predict(
         self, variables: Any, caches: Sequence[Cache], row: int, scorer: Scorer | None = None

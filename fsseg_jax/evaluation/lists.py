@@ -105,8 +105,7 @@ def main() -> int:
         sentences = differing(arguments.out, described)
         for name, episodes in lists.items():
             path = arguments.out / name
-            text = episodes_to_csv(episodes, source.ids)
-            if not path.is_file() or path.read_text() != text:
+            if not path.is_file() or path.read_text() != episodes_to_csv(episodes, source.ids):
                 sentences.append(f"{path}: missing, or different from what is drawn here")
         print("\n".join(sentences) or f"{len(lists)} lists are as expected")
         return 1 if sentences else 0

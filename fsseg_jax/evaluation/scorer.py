@@ -122,8 +122,7 @@ class Scorer:
     @functools.partial(jax.jit, static_argnums=(0, 2, 3))
     def room(self, variables: Any, count: int, size: tuple[int, int]) -> Any:
         """Zeros to be replaced by the features of `count` images, on every device."""
-        step = self.mesh.size * self.together
-        images = jax.ShapeDtypeStruct((step, *size, 3), jnp.uint8)
+        images = jax.ShapeDtypeStruct((self.mesh.size * self.together, *size, 3), jnp.uint8)
         features = jax.eval_shape(self.encode, variables, images)
         zeros = jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), features)
         return jax.lax.with_sharding_constraint(zeros, replicated(self.mesh))

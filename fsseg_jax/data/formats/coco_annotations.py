@@ -222,8 +222,7 @@ def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
                 file, "read", path.stat().st_size, desc=f"{section} of {path.name}", delay=1
             ) as stream,
         ):
-            entries = ijson.items(stream, f"{section}.item", use_float=True)
-            for number, entry in enumerate(entries):
+            for number, entry in enumerate(ijson.items(stream, f"{section}.item", use_float=True)):
                 yield f"{path}: {section}[{number}]", entry
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None

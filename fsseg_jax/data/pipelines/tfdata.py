@@ -235,8 +235,7 @@ def _loader(source: Source, recipe: Recipe) -> Callable[[tf.Tensor], tuple[tf.Te
         arrays = [whole.image, whole.label[..., None].astype(label_type.as_numpy_dtype)]
         if recipe.marked:
             label = square(whole, recipe.image_size).label
-            marks = square_marks(source, int(number), label, recipe.annotation)
-            arrays.append(marks[..., None])
+            arrays.append(square_marks(source, int(number), label, recipe.annotation)[..., None])
         return tuple(arrays)
 
     def load(number: tf.Tensor) -> tuple[tf.Tensor, ...]:

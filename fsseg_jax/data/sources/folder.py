@@ -196,8 +196,7 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
         if found:
             pairs.append((image, _only(image, found)))
     if pairs and len(pairs) < len(beside):
-        left_out = len(beside) - len(pairs)
-        _log_once(f"{folder}: {left_out} images without an annotation are skipped.")
+        _log_once(f"{folder}: {len(beside) - len(pairs)} images without an annotation are skipped.")
     for below, images in class_folders.items():
         if not images:
             raise UserError(
