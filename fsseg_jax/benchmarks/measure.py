@@ -119,29 +119,14 @@ def peaks(device: jax.Device, dtype: str = "float32") -> Peak:
     return Peak(flops, 2 * array.nbytes / seconds[-1], words)
 
 
-class Memory(NamedTuple):
-    """Memory of a compiled program on each device, in bytes."""
-
-    arguments: int
-    outputs: int
-    temporary: int
-    aliased: int  # outputs that reuse the memory of arguments
-
-    @property
-    def peak(self) -> int:
-        """Bytes that are needed at the same time."""
-        return self.arguments + self.outputs + self.temporary - self.aliased
-
-
-def memory(compiled: Any) -> Memory | None:
-    """The memory that the compiler planned for a program; None if it does not report any."""
+def memory(compiled: Any) -> int | None:
+    """The bytes of each device that a program needs at the same time, as the compiler planned; None
+    if it does not report any."""
     planned = compiled.memory_analysis()
     if planned is None:
         return None
-    return Memory(
-        *(planned.argument_size_in_bytes, planned.output_size_in_bytes),
-        *(planned.temp_size_in_bytes, planned.alias_size_in_bytes),
-    )
+    results = planned.output_size_in_bytes - planned.alias_size_in_bytes  # beside the arguments
+    return planned.argument_size_in_bytes + results + planned.temp_size_in_bytes
 
 
 def peak_memory(device: jax.Device) -> tuple[int, str]:

@@ -65,8 +65,8 @@ def measured(
             raise
         return {**row, "out_of_memory": True}
     row |= programs.timing(seconds)
-    planned, devices = memory(program.compiled), jax.devices()[:1]
-    row |= {"per_second": size / row["seconds"], "memory": planned and planned.peak}
+    row |= {"per_second": size / row["seconds"], "memory": memory(program.compiled)}
+    devices = jax.devices()[:1]
     return row | programs.utilisation(function, arguments, row["seconds"], config.dtype, devices)
 
 

@@ -58,8 +58,7 @@ def step_row(
             raise
         return {**row, "out_of_memory": True}
     row |= programs.timing(seconds[:, 0])
-    planned = memory(tasks[0].compiled)
-    row |= {"episodes_per_second": size / row["seconds"], "memory": planned and planned.peak}
+    row |= {"episodes_per_second": size / row["seconds"], "memory": memory(tasks[0].compiled)}
     ratios = np.median(seconds / seconds[:, :1], axis=0).tolist()
     row |= {"in_times_of_constant": dict(zip(pipelines, ratios, strict=True))}
     function, arguments = step_function(config, batch, items)

@@ -48,7 +48,7 @@ def collect(
     """Our figures and the published ones, missing cells, and inconsistent protocols.
 
     Args:
-        cells: its cells, see `cells.locate`.
+        cells: those of the table to show, see `cells.locate`.
         overrides: overrides from the command line, for the commands that produce missing cells.
         command: a command that produces all of them, if there is one.
     """
