@@ -25,14 +25,8 @@ LAST_WORDS = 2
 MACHINE = ("platform", "devices", "distributed", "compilation_cache")
 
 
-def _path(argument: str) -> pathlib.Path:
-    return pathlib.Path(argument).expanduser()
-
-
 # Options of argparse for a folder.
-FOLDER = {"type": _path, "metavar": "DIR"}
-
-
+FOLDER = {"type": lambda argument: pathlib.Path(argument).expanduser(), "metavar": "DIR"}
 # Options that choose a part of a table; see `evaluation.tables.cells.choose`.
 PART = {
     "rows": "rows of the table by their labels, as in PANet,CANet; all by default",
@@ -52,11 +46,9 @@ def parse(
     """Parses a command line.
 
     Args:
-        description: of the program, for --help.
         argv: the arguments; those of the process by default.
         workdir: whether the program has the option --workdir; or its help text, if it is not just
             the folder of a run.
-        config: whether the program has the option --config.
         optional_workdir: whether --workdir may be left out; it is None then.
         **options: further options: their help text, or arguments of `add_argument`.
 
@@ -88,7 +80,6 @@ def first_config(path: str | None, overrides: Sequence[str]) -> ConfigDict:
     Args:
         path: a file with a configuration; None if the run or model has one. That may come from
             another machine, so devices are the defaults, unless they are overridden.
-        overrides: overrides of the command line.
 
     Raises:
         UserError: the file or an override is invalid.

@@ -24,7 +24,6 @@ def start(config: ConfigDict, stoppable: bool = False) -> None:
     """Initialises JAX as `config` says; call before any other use of JAX.
 
     Args:
-        config: the configuration of the run.
         stoppable: whether, with several processes, SIGTERM is noticed by
             `multihost_utils.reached_preemption_sync_point` instead of ending the process.
 

@@ -171,8 +171,6 @@ def read_episodes(
 
     Args:
         path: a CSV file as `episodes_to_csv` writes it.
-        image_ids: names of the source's images.
-        class_ids: ids of the source's classes.
 
     Raises:
         UserError: the file or a column is missing, an image or a class is unknown, episodes
@@ -218,8 +216,7 @@ def _read_line(
         if None in line.values():
             raise ValueError("too few columns")
         classes = [int(name) for name in line["classes"].split(";")]
-        ways = line["supports"].split("|")
-        supports = [[rows[name] for name in way.split(";")] for way in ways]
+        supports = [[rows[name] for name in way.split(";")] for way in line["supports"].split("|")]
         return classes, supports, rows[line["query"]]
     except KeyError as error:
         raise UserError(

@@ -23,7 +23,7 @@ from fsseg_jax.evaluation.summary import comparisons, summary
 from fsseg_jax.evaluation.tables.cells import choose, named
 from fsseg_jax.evaluation.tables.fill import fill
 from fsseg_jax.models import create_model
-from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables
+from fsseg_jax.training.checkpoints import LAST, Checkpoints, available, load_variables
 
 logger = logging.getLogger("fsseg_jax.evaluate")  # as a program, the module has another name
 
@@ -57,9 +57,9 @@ def main() -> None:
         places = choose(named(table), arguments.rows, arguments.folds, arguments.shots)
         fill(table, workdir or pathlib.Path("runs"), overrides, mesh, places)
         return
-    checkpoints = Checkpoints(workdir)
-    which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
     if path is None:
+        checkpoints = Checkpoints(workdir)
+        which = available(checkpoints, LAST)
         if which is None:
             raise UserError(
                 f"--workdir = {workdir} holds no checkpoint: train there first, or give --config "

@@ -106,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if truth is not None:
             predicted = {q.path: predictions.mask_file(q) for q in queries if predictions.done(q)}
             results = truth.compare(predicted)
-            contents = json.dumps(results | {"made_by": facts}, indent=2)
-            write_text(arguments.out / RESULTS, contents)
+            write_text(arguments.out / RESULTS, json.dumps(results | {"made_by": facts}, indent=2))
             print(table(results))
     before = len(queries) - len(todo)
     earlier = f" ({before} of them before)" if before else ""
@@ -159,8 +158,7 @@ def read_supports(folder: pathlib.Path) -> Supports:
         logger.info("%s: no image shows %s", folder, ", ".join(absent))
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
-    shown = np.unique(source.table.image).tolist()
-    read = parallel_map(source.read, shown, "supports")
+    read = parallel_map(source.read, np.unique(source.table.image).tolist(), "supports")
     images = [LabelledImage(image, own[label]) for image, label in read]
     digest = hashlib.sha256()
     for image in images:

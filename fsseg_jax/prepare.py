@@ -96,7 +96,6 @@ def prepare_pascal5i(
         root: the folder to make it in; it may be or hold an unpacked VOC2012.
         downloads: the folder of the archives; by default `downloads` in `root`.
         expected: the numbers of training and validation images that there must be.
-        archives: the archives of VOC and SBD.
 
     Raises:
         UserError: an archive cannot be downloaded or is another file, a label is broken or does not

@@ -35,12 +35,12 @@ from fsseg_jax import command_line
 from fsseg_jax.config import joined
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.published import overview
-from fsseg_jax.evaluation.tables.cells import choose, named, table_folder
+from fsseg_jax.evaluation.tables.cells import choose, fields_of, named, table_folder
 from fsseg_jax.evaluation.tables.report import as_text
 from fsseg_jax.files import lock
 from fsseg_jax.reproduction.agenda import Agenda
 from fsseg_jax.reproduction.machine import share, survey
-from fsseg_jax.reproduction.plan import Planner, check_free, fields_of, read_weights
+from fsseg_jax.reproduction.plan import Planner, check_free, read_weights
 from fsseg_jax.reproduction.processes import Children, Stopped
 from fsseg_jax.reproduction.runner import Reproduction
 

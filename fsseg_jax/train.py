@@ -248,8 +248,7 @@ class Loop:
             write_to_disk=is_first_process(),
         )
         # Information about training for the last checkpoint.
-        known = {"epoch": data.epoch, "batch_size": self.batch_size, "devices": describe(mesh)}
-        self.known = known
+        self.known = {"epoch": data.epoch, "batch_size": self.batch_size, "devices": describe(mesh)}
         self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self.losses: list[Any] = []  # since the last summary
 
@@ -326,8 +325,7 @@ class Loop:
         means = {name: values.mean() for name, values in whole.items()}
         means["learning_rate"] = float(self.schedule(step - 1))
         now = time.perf_counter()
-        rate = len(whole["loss"]) * self.batch_size / (now - self.log_time)
-        means["episodes_per_second"] = rate
+        means["episodes_per_second"] = len(whole["loss"]) * self.batch_size / (now - self.log_time)
         for name, value in means.items():
             self.writer.add_scalar(f"train/{name}", value, step)
         self.writer.flush()  # a run that is killed keeps its curves up to here

@@ -28,7 +28,6 @@ def create_backbone(
         name: one of `BACKBONES`, or see `extensions.find`.
         dtype: float32 or bfloat16.
         statistics: those that batch normalisation uses in training, `config.backbone_statistics`.
-        rematerialise: whether blocks compute activations again in the backward pass.
 
     Raises:
         UserError: the name or the dtype is unknown, or there is no batch normalisation.

@@ -73,6 +73,5 @@ def max_pool(
         return best
 
     x = masked(x, -jnp.inf)
-    return masked(
-        along(along(x, x.ndim - 2), x.ndim - 3)
-    )  # zeros again, so that all values are finite
+    # Zeros again, so that all values are finite.
+    return masked(along(along(x, x.ndim - 2), x.ndim - 3))

@@ -48,7 +48,6 @@ def torch_forms(config: ConfigDict, variables: Any, batch: Episode, action: str)
 
     Args:
         config: configuration of our model; the tuned forms have its `dtypes`.
-        variables: our model's variables.
         batch: episodes as NumPy arrays.
         action: "predict" or "train_step".
     """
@@ -114,7 +113,6 @@ def beside_torch(
     Args:
         config, variables, batch, action: see `torch_forms`.
         compiled: our program with a configuration.
-        repeats: how often each form is timed.
         steps: number of steps in a run of our program.
     """
     others = torch_forms(config, variables, batch, action)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
 from fsseg_jax.benchmarks import programs, workloads
-from fsseg_jax.benchmarks.measure import GIB, by_turns, peak_memory
+from fsseg_jax.benchmarks.measure import GIB, by_turns
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.data.squares import read_square
@@ -189,14 +189,8 @@ def main() -> None:
         "are\nmeasured in one batch on one device and extrapolated), which takes x times as long:"
     )
     print(programs.table(AGAINST, [against_cells(row) for row in against]))
-    peak, where = peak_memory(mesh.devices.flat[0])
-    print(f"most memory in use, {where}: {peak / GIB:.2f} GiB")
-    programs.write_json(
-        *(arguments.json, "evaluate", mesh, configs),
-        growth=growth,
-        against_encoding_anew=against,
-        peak_memory=peak,
-    )
+    results = {"growth": growth, "against_encoding_anew": against}
+    programs.finish(arguments.json, "evaluate", mesh, configs, **results)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,9 @@ def by_turns(
         functions: the functions to time; the arrays that they return are waited for.
         repeats: number of rows of the result.
         warm_up: number of earlier rounds, which are not counted.
-        description: text of the progress bar, which appears after a second.
     """
     seconds = np.empty((warm_up + repeats, len(functions)))
-    rounds = tqdm(range(warm_up + repeats), description, unit="round", delay=1, leave=None)
-    for row in rounds:
+    for row in tqdm(range(warm_up + repeats), description, unit="round", delay=1, leave=None):
         for column, function in enumerate(functions):
             started = time.perf_counter()
             jax.block_until_ready(function())
@@ -98,7 +96,6 @@ def peaks(device: jax.Device, dtype: str = "float32") -> Peak:
     """The published figures of a device, or measured ones if there are none, as for CPUs.
 
     Args:
-        device: one of `jax.devices()`.
         dtype: dtype to measure in addition to float32.
     """
     for pattern, bfloat16, float32, memory in _PUBLISHED:
@@ -122,29 +119,14 @@ def peaks(device: jax.Device, dtype: str = "float32") -> Peak:
     return Peak(flops, 2 * array.nbytes / seconds[-1], words)
 
 
-class Memory(NamedTuple):
-    """Memory of a compiled program on each device, in bytes."""
-
-    arguments: int
-    outputs: int
-    temporary: int
-    aliased: int  # outputs that reuse the memory of arguments
-
-    @property
-    def peak(self) -> int:
-        """Bytes that are needed at the same time."""
-        return self.arguments + self.outputs + self.temporary - self.aliased
-
-
-def memory(compiled: Any) -> Memory | None:
-    """The memory that the compiler planned for a program; None if it does not report any."""
+def memory(compiled: Any) -> int | None:
+    """The bytes of each device that a program needs at the same time, as the compiler planned; None
+    if it does not report any."""
     planned = compiled.memory_analysis()
     if planned is None:
         return None
-    return Memory(
-        *(planned.argument_size_in_bytes, planned.output_size_in_bytes),
-        *(planned.temp_size_in_bytes, planned.alias_size_in_bytes),
-    )
+    results = planned.output_size_in_bytes - planned.alias_size_in_bytes  # beside the arguments
+    return planned.argument_size_in_bytes + results + planned.temp_size_in_bytes
 
 
 def peak_memory(device: jax.Device) -> tuple[int, str]:

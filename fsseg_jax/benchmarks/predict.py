@@ -7,6 +7,7 @@ queries with batch size 1 is the latency of a query.
     --torch   compares whole episodes with PyTorch, if it is installed, by turns in this process
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,25 +17,14 @@ from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
 from fsseg_jax.benchmarks import comparison, programs, workloads
-from fsseg_jax.benchmarks.measure import GIB, by_turns, memory, peak_memory, peaks
+from fsseg_jax.benchmarks.measure import by_turns, memory, peaks
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import Episode, normalise
 from fsseg_jax.models import METHODS, Method, create_model, init_variables
+from fsseg_jax.prediction.forward import encode_supports
 
 REPEATS, WARM_UP = 11, 2
 BATCH_SIZES = (1, 8)
-
-
-def encode_supports(model: Method) -> Callable[..., Any]:
-    """A function of variables and supports that returns their features, by way and shot."""
-
-    def encode(variables: Any, images: UInt8[Array, "way shot height width 3"]) -> Any:
-        ways, shots, *shape = images.shape
-        flat = normalise(images.reshape(ways * shots, *shape))
-        features = model.apply(variables, flat, method="encode")
-        return jax.tree.map(lambda x: x.reshape(ways, shots, *x.shape[1:]), features)
-
-    return encode
 
 
 def segment_queries(model: Method) -> Callable[..., UInt8[Array, "query height width"]]:
@@ -75,8 +65,8 @@ def measured(
             raise
         return {**row, "out_of_memory": True}
     row |= programs.timing(seconds)
-    planned, devices = memory(program.compiled), jax.devices()[:1]
-    row |= {"per_second": size / row["seconds"], "memory": planned and planned.peak}
+    row |= {"per_second": size / row["seconds"], "memory": memory(program.compiled)}
+    devices = jax.devices()[:1]
     return row | programs.utilisation(function, arguments, row["seconds"], config.dtype, devices)
 
 
@@ -124,7 +114,7 @@ def main() -> None:
         batch = workloads.made_episodes(config, max(sizes))
         variables = init_variables(model, jax.random.key(0), config.ways, config.shots)
         supports, labels = batch.support_image[0], batch.support_label[0]
-        encode = encode_supports(model)
+        encode = functools.partial(encode_supports, model)
         features = jax.jit(encode)(variables, supports)
         count = config.ways * config.shots
         rows.append(
@@ -141,13 +131,10 @@ def main() -> None:
                 comparisons |= {f"{config.method}, {size}": found} if found else {}
     print(programs.table(HEADINGS, [cells(row) for row in rows]))
     print(programs.LEGEND)
-    peak, where = peak_memory(mesh.devices.flat[0])
-    print(f"most memory in use, {where}: {peak / GIB:.2f} GiB")
-    programs.write_json(
+    programs.finish(
         *(arguments.json, "predict", mesh, configs),
         predictions=rows,
         torch=comparisons,
-        peak_memory=peak,
         peaks={c.dtype: peaks(mesh.devices.flat[0], c.dtype)._asdict() for c in configs},
     )
 

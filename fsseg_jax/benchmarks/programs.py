@@ -14,7 +14,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
-from fsseg_jax.benchmarks.measure import GIB, Peak, Work, peaks, work
+from fsseg_jax.benchmarks.measure import GIB, Peak, Work, peak_memory, peaks, work
 from fsseg_jax.benchmarks.roofline import roofline
 from fsseg_jax.config import config_file, load_config, override
 from fsseg_jax.data.sources.shapes import Shapes
@@ -94,8 +94,6 @@ def settings(
     are given. Initialises JAX on their platform.
 
     Args:
-        arguments: see `parse`.
-        overrides: changes to every configuration.
         default: default of `--methods`.
 
     Raises:
@@ -146,10 +144,7 @@ def utilisation(
     """The work of a function, and its speed relative to the peak of the devices.
 
     Args:
-        function: the function that was timed.
         arguments: its arguments, or their shapes.
-        seconds: the time that it took.
-        dtype: `config.dtype`.
         devices: the devices that shared the work.
     """
     peak, count = peaks(devices[0], dtype), len(devices)
@@ -230,8 +225,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def write_json(path: str | None, program: str, mesh: Mesh, configs: Any, **results: Any) -> None:
-    """Writes results with their settings, unless `path` is empty."""
+def finish(path: str | None, program: str, mesh: Mesh, configs: Any, **results: Any) -> None:
+    """Prints the most memory in use, and writes results with their settings unless `path` is
+    empty."""
+    peak, where = peak_memory(mesh.devices.flat[0])
+    print(f"most memory in use, {where}: {peak / GIB:.2f} GiB")
     if not path:
         return
     contents = {
@@ -240,5 +238,6 @@ def write_json(path: str | None, program: str, mesh: Mesh, configs: Any, **resul
         "devices": [device.device_kind for device in mesh.devices.flat],
         "configs": {config.method: config.to_dict() for config in configs},
         **results,
+        "peak_memory": peak,
     }
     write_text(pathlib.Path(path).expanduser(), json.dumps(contents, indent=1))

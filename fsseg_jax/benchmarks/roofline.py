@@ -12,6 +12,9 @@ import numpy as np
 
 from fsseg_jax.benchmarks.measure import Peak, abstract
 
+# Primitives that are counted, and their names in results.
+KINDS = {"conv_general_dilated": "conv", "dot_general": "dot"}
+
 
 class Operation(NamedTuple):
     """All convolutions or matrix products of one shape."""
@@ -58,7 +61,6 @@ def roofline(
     with these operations, and a real program can only take longer.
 
     Args:
-        function: a function of arrays.
         *arguments: its arguments, or their shapes.
         peak: peak performance of one device.
         devices: number of devices that share the work.
@@ -66,22 +68,16 @@ def roofline(
     counts: dict[tuple[str, str], list[int]] = {}
     unknown = 0
     for equation, times in _equations(jax.make_jaxpr(function)(*abstract(arguments)).jaxpr):
+        primitive = equation.primitive.name
+        unknown += primitive == "while"
+        if primitive not in KINDS:
+            continue
         inputs, outputs = ([v.aval for v in side] for side in (equation.invars, equation.outvars))
-        match equation.primitive.name:
-            case "conv_general_dilated":
-                kind, flops = "conv", convolution_flops(inputs, outputs[0], equation.params)
-            case "dot_general":
-                kind, flops = "dot", product_flops(inputs, equation.params)
-            case "while":
-                unknown += 1
-                continue
-            case _:
-                continue
         shapes = ["x".join(map(str, x.shape)) or "1" for x in (*inputs, *outputs)]
-        name = f"{kind} {shapes[0]} * {shapes[1]} -> {shapes[2]}"
+        name = f"{KINDS[primitive]} {shapes[0]} * {shapes[1]} -> {shapes[2]}"
         entry = counts.setdefault((name, inputs[0].dtype.name), [0, 0, 0])
         size = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
-        for column, value in enumerate((1, flops, size)):
+        for column, value in enumerate((1, flops_of(equation), size)):
             entry[column] += times * value
 
     operations = []
@@ -112,7 +108,7 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
         if name == "cond":
             # Only one branch runs: assume the one with most multiplications.
             branches = [list(_equations(x.jaxpr, inner)) for x in parameters["branches"]]
-            yield from max(branches, key=lambda found: sum(map(_multiplications, found)))
+            yield from max(branches, key=lambda found: sum(n * flops_of(x) for x, n in found))
             continue
         for value in parameters.values():
             value = getattr(value, "jaxpr", value)
@@ -120,14 +116,12 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
                 yield from _equations(value, inner)
 
 
-def _multiplications(found: tuple[Any, int]) -> int:
-    equation, times = found
+def flops_of(equation: Any) -> int:
+    """FLOPs of a convolution or matrix product; 0 for other equations."""
     inputs = [v.aval for v in equation.invars]
     if equation.primitive.name == "conv_general_dilated":
-        return times * convolution_flops(inputs, equation.outvars[0].aval, equation.params)
-    if equation.primitive.name == "dot_general":
-        return times * product_flops(inputs, equation.params)
-    return 0
+        return convolution_flops(inputs, equation.outvars[0].aval, equation.params)
+    return product_flops(inputs, equation.params) if equation.primitive.name in KINDS else 0
 
 
 def convolution_flops(inputs: Sequence[Any], output: Any, parameters: dict[str, Any]) -> int:

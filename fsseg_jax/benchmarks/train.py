@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
 from fsseg_jax.benchmarks import comparison, programs, workloads
-from fsseg_jax.benchmarks.measure import GIB, abstract, by_turns, memory, peak_memory, peaks
+from fsseg_jax.benchmarks.measure import abstract, by_turns, memory, peaks
 from fsseg_jax.benchmarks.roofline import roofline
 from fsseg_jax.data import open_source, training_items
 from fsseg_jax.data.source import Source
@@ -35,13 +35,6 @@ from fsseg_jax.training.state import (
 
 REPEATS, WARM_UP = 11, 2  # dispatches
 LAYERS = 12  # number of operations that --layers lists
-
-
-def resized(config: ConfigDict, batch_size: int) -> ConfigDict:
-    """A copy with another batch size."""
-    config = config.copy_and_resolve_references()
-    config.train.batch_size = batch_size
-    return config
 
 
 def step_row(
@@ -65,8 +58,7 @@ def step_row(
             raise
         return {**row, "out_of_memory": True}
     row |= programs.timing(seconds[:, 0])
-    planned = memory(tasks[0].compiled)
-    row |= {"episodes_per_second": size / row["seconds"], "memory": planned and planned.peak}
+    row |= {"episodes_per_second": size / row["seconds"], "memory": memory(tasks[0].compiled)}
     ratios = np.median(seconds / seconds[:, :1], axis=0).tolist()
     row |= {"in_times_of_constant": dict(zip(pipelines, ratios, strict=True))}
     function, arguments = step_function(config, batch, items)
@@ -77,8 +69,7 @@ def step_row(
 def step_function(config: ConfigDict, batch: Episode, items: int) -> tuple[Any, tuple[Any, Any]]:
     """A step, and the shapes of its arguments."""
     model = create_model(config)
-    options = workloads.step_options(config, items)
-    step = make_step(model, make_optimizer(config.train), **options)
+    step = make_step(model, make_optimizer(config.train), **workloads.step_options(config, items))
     return step, (abstract_state(model, config, items), abstract(batch))
 
 
@@ -167,7 +158,8 @@ def main() -> None:
         batch = workloads.made_episodes(config, max([own, *sizes]))
         for size in sizes or [own]:
             part = jax.tree.map(lambda x, size=size: x[:size], batch)
-            changed = resized(config, size)
+            changed = config.copy_and_resolve_references()
+            changed.train.batch_size = size
             row = step_row(changed, part, source if size == own else None, mesh, repeats)
             rows.append(row)
             if arguments.layers:
@@ -179,13 +171,10 @@ def main() -> None:
     print(programs.LEGEND)
     print("device, tfdata: time of a step with that pipeline relative to one on a constant batch")
     print(*listed, sep="\n")
-    peak, where = peak_memory(mesh.devices.flat[0])
-    print(f"most memory in use, {where}: {peak / GIB:.2f} GiB")
-    programs.write_json(
+    programs.finish(
         *(arguments.json, "train", mesh, configs),
         steps=rows,
         torch=comparisons,
-        peak_memory=peak,
         peaks={c.dtype: peaks(mesh.devices.flat[0], c.dtype)._asdict() for c in configs},
     )
 

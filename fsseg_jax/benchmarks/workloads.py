@@ -30,8 +30,7 @@ def made_episodes(config: ConfigDict, size: int) -> Episode:
     config.data.device.sharded = False
     config.train.batch_size = min(size, 8)
     source = Shapes("train", len(KINDS) * (config.shots + 1), config.image_size)
-    mesh = make_mesh(1)
-    pipeline = training_pipeline(config, source, training_items(config.data, source), mesh)
+    pipeline = training_pipeline(config, source, training_items(config.data, source), make_mesh(1))
     batch = jax.device_get(jax.jit(pipeline.draw)(pipeline.feed(1), 0, 0))
     return jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
 

@@ -15,7 +15,7 @@ from fsseg_jax.errors import UserError
 
 def config_names() -> list[str]:
     """Names of the configurations in `configs/`."""
-    return sorted(path.stem for folder in _config_folders() for path in folder.glob("*.py"))
+    return sorted(path.stem for path in _config_folder().glob("*.py"))
 
 
 def config_file(name: str) -> str | None:
@@ -26,16 +26,15 @@ def config_file(name: str) -> str | None:
     if pathlib.Path(name.rsplit(":", 1)[0]).suffix == ".py":
         return name
     stem, *argument = name.split(":", 1)
-    for folder in _config_folders():
-        if stem in config_names() and (folder / f"{stem}.py").is_file():
-            return ":".join([str(folder / f"{stem}.py"), *argument])
-    return None
+    if stem not in config_names():
+        return None
+    return ":".join([str(_config_folder() / f"{stem}.py"), *argument])
 
 
-def _config_folders() -> list[pathlib.Path]:
+def _config_folder() -> pathlib.Path:
     """The folder `configs/`: next to the package, or where it was installed."""
     beside = pathlib.Path(__file__).resolve().parents[2] / "configs"
-    return [beside] if beside.is_dir() else [pathlib.Path(sys.prefix) / "share/fsseg_jax/configs"]
+    return beside if beside.is_dir() else pathlib.Path(sys.prefix) / "share/fsseg_jax/configs"
 
 
 def load_config(path: str) -> ConfigDict:
@@ -72,9 +71,8 @@ def _with_protocol(config: ConfigDict) -> ConfigDict:
         preset, default = default_config(config.method), default_config(config.method)
         preset.data.name, preset.data.tfds.name = config.data.name, config.data.tfds.name
         apply_preset(preset, config.eval.protocol)
-        kept = [
-            name for name in differences(default, config) if name in differences(default, preset)
-        ]
-        fields = {name: new for name, (_, new) in differences(default, preset).items()}
-        config.update_from_flattened_dict({n: v for n, v in fields.items() if n not in kept})
+        kept, fields = differences(default, config), differences(default, preset)
+        config.update_from_flattened_dict(
+            {name: new for name, (_, new) in fields.items() if name not in kept}
+        )
     return config

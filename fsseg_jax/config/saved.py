@@ -18,8 +18,7 @@ def from_saved(saved: dict[str, Any]) -> ConfigDict:
     with config.unlocked():
         _update(config, saved)
         if "queries" in config.eval:  # its name in checkpoints of version 0.1
-            renamed = {"uniform": "classes", "each": "items"}
-            config.eval.sampling = renamed[config.eval.queries]
+            config.eval.sampling = {"uniform": "classes", "each": "items"}[config.eval.queries]
             del config.eval.queries
     return config
 

@@ -14,6 +14,7 @@ from fsseg_jax.data.pipelines import device
 from fsseg_jax.data.pipelines.recipe import Recipe
 from fsseg_jax.data.sampling import Items, check_items
 from fsseg_jax.data.source import Source
+from fsseg_jax.data.sources.fss1000 import FSS1000
 from fsseg_jax.data.sources.shapes import Shapes
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.devices import put, put_batches, replicated
@@ -31,12 +32,6 @@ def _coco(data: ConfigDict, split: str) -> Source:
             "data.coco.masks = category keeps only one: set data.held_out_photographs = keep."
         )
     return COCO(data.root, split, data.coco.folds, data.coco.masks)
-
-
-def _fss1000(data: ConfigDict, split: str) -> Source:
-    from fsseg_jax.data.sources.fss1000 import FSS1000
-
-    return FSS1000(data.root, split)
 
 
 def _folder(data: ConfigDict, split: str) -> Source:
@@ -71,7 +66,7 @@ SOURCES = {
     ),
     "voc": lambda data, split: VOC(data.root, split),
     "coco": _coco,
-    "fss1000": _fss1000,
+    "fss1000": lambda data, split: FSS1000(data.root, split),
     "folder": _folder,
     "tfds": _tfds,
 }

@@ -156,8 +156,7 @@ def _parts(mask: Bool[np.ndarray, "height width"]) -> Int[np.ndarray, "height wi
 
 def _longest_line(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """The longest of all shortest paths along the skeleton of a connected mask."""
-    skeleton = skeletonize(np.pad(mask, 1))[1:-1, 1:-1]
-    rows, columns = np.nonzero(skeleton)
+    rows, columns = np.nonzero(skeletonize(np.pad(mask, 1))[1:-1, 1:-1])
     count = len(rows)
     number = np.full(np.add(mask.shape, 2), -1)
     number[rows + 1, columns + 1] = np.arange(count)

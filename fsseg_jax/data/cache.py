@@ -26,8 +26,7 @@ def fingerprint(files: Iterable[str | os.PathLike]) -> str:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name in wanted[folder]:
                     status = entry.stat()
-                    line = f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n"
-                    digest.update(line.encode())
+                    digest.update(f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -88,8 +88,7 @@ class ClassTable:
         filtered = items(keep)
         if sampling != "photographs":
             return filtered
-        drawn = items(np.isin(self.image, filtered.image))
-        return dataclasses.replace(drawn, supports=filtered)
+        return dataclasses.replace(items(np.isin(self.image, filtered.image)), supports=filtered)
 
 
 class Source(abc.ABC):
@@ -136,10 +135,14 @@ class Source(abc.ABC):
         return digest.hexdigest()[:8]
 
     @property
+    def label_type(self) -> np.dtype:
+        """The dtype of labels: uint8, or uint16 if there are too many classes for that."""
+        return np.min_scalar_type(class_numbers(len(self.classes))[-1])
+
+    @property
     def class_names(self) -> dict[int, str]:
         """Class names by class id."""
-        numbers = class_numbers(len(self.classes)).tolist()
-        return dict(zip(numbers, self.classes, strict=True))
+        return dict(zip(class_numbers(len(self.classes)).tolist(), self.classes, strict=True))
 
 
 def count_classes(

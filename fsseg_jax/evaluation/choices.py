@@ -42,9 +42,8 @@ from fsseg_jax.files import write_text
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import Checkpoints, available, load_variables
 
-logger = logging.getLogger(
-    "fsseg_jax.evaluation.choices"
-)  # as a program, the module has another name
+# As a program, the module has another name.
+logger = logging.getLogger("fsseg_jax.evaluation.choices")
 
 
 class Row(NamedTuple):

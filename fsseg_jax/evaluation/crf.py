@@ -26,7 +26,6 @@ def refine(
     """Refines a prediction by mean-field inference; returns its label.
 
     Args:
-        probabilities: the probability of each class at each pixel.
         image: the image at the same size.
         options: `config.eval.crf`.
     """

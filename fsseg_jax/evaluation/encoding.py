@@ -28,10 +28,7 @@ def encode_images(
     """Features of images on the mesh of the scorer, in the same rows.
 
     Args:
-        scorer: encodes them.
-        images: what to encode.
         store: supplies images that are encoded already, and keeps those that are encoded here.
-        description: text of the progress bar.
     """
     numbers, mesh = images.numbers, scorer.mesh
     step, size = mesh.size * scorer.together, images.pixels.shape[1:3]

@@ -15,22 +15,14 @@ from fsseg_jax.data.annotations import annotated, annotation_of, choose
 from fsseg_jax.data.source import LabelledImage, Source
 from fsseg_jax.data.squares import square
 from fsseg_jax.devices import put, replicated, split
-from fsseg_jax.episode import AnyArray, EpisodeIds, episode_label
+from fsseg_jax.episode import IGNORE, AnyArray, EpisodeIds, episode_label
 from fsseg_jax.evaluation import crf
-from fsseg_jax.evaluation.buckets import place
 from fsseg_jax.evaluation.encoding import Images, encode_images, progress_bar
+from fsseg_jax.evaluation.metrics import label_counts
 from fsseg_jax.evaluation.parts import Store
 from fsseg_jax.evaluation.reading import Bucket, Reader
 from fsseg_jax.evaluation.report import Example
-from fsseg_jax.evaluation.scorer import (
-    Cache,
-    Counts,
-    Queries,
-    Rows,
-    Scorer,
-    View,
-    border_counts,
-)
+from fsseg_jax.evaluation.scorer import Cache, Counts, Queries, Rows, Scorer, View
 from fsseg_jax.models import Method
 
 
@@ -140,7 +132,6 @@ class Evaluator:
         """Scores every episode from encoded images.
 
         Args:
-            caches: see `encode`.
             model: another method with the same variables and the same encoder, to use instead.
         """
         scorer = self.scorer if model is None else dataclasses.replace(self.scorer, model=model)
@@ -171,23 +162,16 @@ class Evaluator:
     def _score_refined(self, scorer: Scorer, variables: Any, caches: Sequence[Cache]) -> Counts:
         """`score` with predictions that DenseCRF refines one by one on the host."""
         ways = self.episodes.classes.shape[1]
-        sizes = [self._label(row).shape for row in range(len(self.episodes))]
-        canvas = np.max(sizes, axis=0)
-        count = jax.jit(lambda found, label, inside: border_counts(found, label, ways, inside))
         counts = []
         with progress_bar("scoring with DenseCRF", len(self.episodes), "episode") as progress:
             for row in range(len(self.episodes)):
-                # Canvases of one size, because each size is compiled separately.
-                pictures = np.zeros((3, *canvas), np.uint8)
-                prediction = self.predict(variables, caches, row, scorer)
-                inside = np.zeros(prediction.shape, np.uint8)
-                rows, columns = self._shape(row)
-                inside[:rows, :columns] = 1
-                for number, part in enumerate((prediction, self._label(row), inside)):
-                    place(pictures[number], part)
-                counts.append(count(pictures[0], pictures[1], pictures[2] > 0))
+                height, width = self._shape(row)
+                prediction = self.predict(variables, caches, row, scorer)[:height, :width]
+                label = self._label(row)[:height, :width]
+                labels = {"ignored": label, "background": np.where(label == IGNORE, 0, label)}
+                counts.append({k: label_counts(prediction, x, ways) for k, x in labels.items()})
                 progress.update()
-        return Counts(jax.tree.map(lambda *x: np.stack(x), *jax.device_get(counts)), None, {})
+        return Counts(jax.tree.map(lambda *x: np.stack(x), *counts), None, {})
 
     def _queries(self, row: int) -> Queries:
         return self.buckets[self.bucket_of[row]].queries
@@ -203,8 +187,7 @@ class Evaluator:
         if queries.label is None:
             return np.asarray(episode_label(self.squares.labels[rows.query], rows.classes))
         height, width = self._shape(row)
-        whole = np.asarray(episode_label(queries.label[rows.turn], rows.classes))
-        return whole[:height, :width]
+        return np.asarray(episode_label(queries.label[rows.turn], rows.classes))[:height, :width]
 
     def predict(
         self, variables: Any, caches: Sequence[Cache], row: int, scorer: Scorer | None = None

@@ -27,9 +27,8 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import SAMPLING, protocol_episodes
 from fsseg_jax.files import write_text
 
-logger = logging.getLogger(
-    "fsseg_jax.evaluation.lists"
-)  # as a program, the module has another name
+# As a program, the module has another name.
+logger = logging.getLogger("fsseg_jax.evaluation.lists")
 
 
 def draw(config: ConfigDict, source: Source) -> dict[str, EpisodeIds]:
@@ -106,8 +105,7 @@ def main() -> int:
         sentences = differing(arguments.out, described)
         for name, episodes in lists.items():
             path = arguments.out / name
-            text = episodes_to_csv(episodes, source.ids)
-            if not path.is_file() or path.read_text() != text:
+            if not path.is_file() or path.read_text() != episodes_to_csv(episodes, source.ids):
                 sentences.append(f"{path}: missing, or different from what is drawn here")
         print("\n".join(sentences) or f"{len(lists)} lists are as expected")
         return 1 if sentences else 0

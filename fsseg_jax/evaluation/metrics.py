@@ -62,8 +62,7 @@ def iou(counts: Int[AnyArray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
 
 def episode_iou(counts: Int[AnyArray, "episode class 3"]) -> Float[np.ndarray, " episode"]:
     """The mean IoU over the classes that each query shows, in percent."""
-    foreground = np.where(_shown(counts)[..., None], counts[:, 1:], 0)
-    values = iou(foreground)
+    values = iou(np.where(_shown(counts)[..., None], counts[:, 1:], 0))
     seen = np.isfinite(values)
     return np.nansum(values, axis=1) / np.maximum(seen.sum(axis=1), 1)
 
@@ -91,8 +90,6 @@ def run_metrics(
 
     Args:
         counts: see `pixel_counts`.
-        classes: class ids of the ways.
-        names: names by class id.
 
     Raises:
         UserError: no query shows any of its classes.

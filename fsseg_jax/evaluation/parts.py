@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.data.cache import cache_folder
 from fsseg_jax.data.source import Source
-from fsseg_jax.episode import IGNORE, EpisodeIds
+from fsseg_jax.episode import EpisodeIds
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
 
@@ -37,7 +37,7 @@ def portions(
 
     Episodes of one class stay together, because they share images.
     """
-    options, channels = config.eval, 4 if max(source.class_names) < IGNORE else 5
+    options, channels = config.eval, 3 + source.label_type.itemsize
 
     def size(sides: Iterable[int]) -> int:
         """Bytes of an image at these sizes."""

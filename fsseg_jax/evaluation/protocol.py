@@ -121,8 +121,7 @@ def _pairs_with_person(
             "another data.fold."
         )
     shows = {c: source.table.items([c], min_pixels).image for c in classes}
-    others = [c for c in classes if c != person]
-    both = {c: np.intersect1d(shows[person], shows[c]) for c in others}
+    both = {c: np.intersect1d(shows[person], shows[c]) for c in classes if c != person}
     both = {c: images for c, images in both.items() if len(images) > shots}
     if not both:
         raise UserError(
@@ -166,8 +165,6 @@ def protocol(
     whatever name `eval.checkpoint` has for it.
 
     Args:
-        config: the configuration of the evaluation.
-        source: the test images.
         trained: the configuration of the training, or None for a model that was not trained.
         checkpoint: the checkpoint that was loaded; `eval.checkpoint` by default.
     """

@@ -40,13 +40,11 @@ class Reader:
 
     Args:
         config: the configuration, of which `image_size` and `eval` are used.
-        annotation: the kind of annotation of supports.
     """
 
     def __init__(self, source: Source, config: ConfigDict, annotation: Annotation) -> None:
         self.source, self.options, self.size = source, config.eval, config.image_size
         self.annotation = annotation
-        self.label_type = np.uint8 if max(source.class_names) < IGNORE else np.uint16
 
     def squares(self, used: Int[np.ndarray, " image"], supports: set[int], room: int) -> Squares:
         """Reads images as squares.
@@ -57,7 +55,7 @@ class Reader:
         """
         marked = self.annotation.kind != "dense"
         count = max(len(used), room), self.size, self.size
-        images, labels = np.zeros((*count, 3), np.uint8), np.zeros(count, self.label_type)
+        images, labels = np.zeros((*count, 3), np.uint8), np.zeros(count, self.source.label_type)
         marks = np.zeros(count, np.uint8) if marked else None
         shapes = np.ones((len(used), 2), np.int32)
 
@@ -99,7 +97,7 @@ class Reader:
             largest = padded.max(axis=0)
             if room:  # the images of other evaluators mostly have about the same size
                 largest = -(-largest // CANVAS) * CANVAS
-            label = np.full((turns, *largest), IGNORE, self.label_type)
+            label = np.full((turns, *largest), IGNORE, self.source.label_type)
         else:
             padded[: len(queries)] = [
                 fitted((height, width), self.size, options.fit) for height, width in shapes.tolist()
@@ -131,7 +129,7 @@ class Reader:
         sizes = [np.maximum(np.rint(shapes * scale), 8).astype(np.int32) for scale in scales]
         canvases = [canvas_for(size.max(axis=0), avoid=self.size) for size in sizes]
         blanks = [np.zeros((len(queries), *canvas, 3), np.uint8) for canvas in canvases]
-        label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self.label_type)
+        label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self.source.label_type)
 
         def read(turn: int) -> None:
             image = self.source.read(int(queries[turn]))

@@ -100,6 +100,7 @@ def write_report(
     spread = {key: f" ± {_number(results[f'{key}_std'])}" if several else "" for key in names}
     classes_of = "listed classes" if results["fold"] is None else f"fold {results['fold']}"
     page = string.Template(_PAGE).substitute(
+        head=HEAD,
         style=STYLE,
         model=_text(f"{results['method']} · {results['backbone']}"),
         setting=_text(f"{results['ways']}-way {results['shots']}-shot · {classes_of}"),
@@ -271,11 +272,12 @@ p { font-size: 13px; margin-bottom: 4px } p i { display: inline-block; width: 11
 figcaption { font-size: 12px; margin-top: 3px; line-height: 1.35; overflow-wrap: anywhere }
 summary { cursor: pointer }
 """
-_PAGE = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel=icon href="data:,"><title>$model, $setting</title><style>$style</style>
+<link rel=icon href="data:,">"""
+_PAGE = """$head<title>$model, $setting</title><style>$style</style>
 <header><h1>$model <span>$setting</span></h1>
 <div class=scores>$scores<dl>$facts</dl></div></header>
 <div class=columns><section><h2>Runs</h2><div class=card><table class=runs>

@@ -48,7 +48,6 @@ def evaluate(
 
     Args:
         loaded: its variables, on the mesh, and their origin.
-        source: the test images.
         folder: created if it does not exist.
 
     Returns:
@@ -60,13 +59,20 @@ def evaluate(
     tell_difference(folder / "results.json", described)
     thresholds = _choose_thresholds(config, model, loaded, source, mesh)
     scoring = Scoring(config, model, loaded.variables, source, mesh, by_seed)
+    episodes = scoring.episodes
     results = {
-        **_subject(config, loaded, scoring),
+        "method": config.method,
+        "backbone": config.backbone,
+        "model": json.loads(json.dumps(config.model.to_dict())),  # tuples as lists
+        "fold": _fold(source, episodes, config.data.fold),
+        "ways": episodes.classes.shape[1],
+        "shots": episodes.supports.shape[2],
+        "checkpoint": loaded.words,
         **_figures(scoring, thresholds),
-        "episodes": len(scoring.episodes) // len(by_seed),  # in a run
-        "episodes_hash": episodes_hash(scoring.episodes, source.ids),
+        "episodes": len(episodes) // len(by_seed),  # in a run
+        "episodes_hash": episodes_hash(episodes, source.ids),
         "protocol": described,
-        "photographs": len(np.unique(scoring.episodes.images)),
+        "photographs": len(np.unique(episodes.images)),
         "seconds": time.perf_counter() - started,
         "seconds_reading": scoring.seconds[0],
         "seconds_encoding": scoring.seconds[1],
@@ -77,25 +83,11 @@ def evaluate(
     if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         runs, shown = scoring.run_of.tolist(), [f"{value:.2f}" for value in ious]
-        listing = episodes_to_csv(scoring.episodes, source.ids, run=runs, iou=shown)
+        listing = episodes_to_csv(episodes, source.ids, run=runs, iou=shown)
         write_text(folder / "episodes.csv", listing)
         write_report(folder / "report.html", results, gallery)
         write_text(folder / "results.json", json.dumps(results, indent=1))
     return results
-
-
-def _subject(config: ConfigDict, loaded: Loaded, scoring: Scoring) -> dict[str, Any]:
-    """The model and the setting of an evaluation, for `results.json`."""
-    episodes = scoring.episodes
-    return {
-        "method": config.method,
-        "backbone": config.backbone,
-        "model": json.loads(json.dumps(config.model.to_dict())),  # tuples as lists
-        "fold": _fold(scoring.source, episodes, config.data.fold),
-        "ways": episodes.classes.shape[1],
-        "shots": episodes.supports.shape[2],
-        "checkpoint": loaded.words,
-    }
 
 
 def _figures(scoring: Scoring, thresholds: dict[str, float]) -> dict[str, Any]:

@@ -122,8 +122,7 @@ class Scorer:
     @functools.partial(jax.jit, static_argnums=(0, 2, 3))
     def room(self, variables: Any, count: int, size: tuple[int, int]) -> Any:
         """Zeros to be replaced by the features of `count` images, on every device."""
-        step = self.mesh.size * self.together
-        images = jax.ShapeDtypeStruct((step, *size, 3), jnp.uint8)
+        images = jax.ShapeDtypeStruct((self.mesh.size * self.together, *size, 3), jnp.uint8)
         features = jax.eval_shape(self.encode, variables, images)
         zeros = jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), features)
         return jax.lax.with_sharding_constraint(zeros, replicated(self.mesh))
@@ -134,12 +133,10 @@ class Scorer:
         return jax.tree.map(lambda whole, new: whole.at[rows].set(new), encoded, part)
 
     def _segment(self, variables: Any, cache: Cache, rows: Rows) -> "Segmented":
-        """Segments the query of an episode."""
-
         def at(values: Any, row: AnyArray) -> Any:
             return jax.tree.map(lambda x: x[row].astype(jnp.float32), values)
 
-        queries, turn = cache.queries, rows.turn
+        queries, turn, corners = cache.queries, rows.turn, self.model.align_corners
         support_label = episode_label(cache.labels[rows.supports], rows.classes)
         if cache.marks is not None:
             marks = cache.marks[rows.supports]
@@ -160,7 +157,11 @@ class Scorer:
                 )
                 logits = output.logits.astype(jnp.float32)
                 source = None if shape is None else inside(logits)
-            results.append(self._resize(logits, source, queries, turn, label.shape))
+            if queries.label is None:
+                results.append(resize(logits, label.shape, corners))
+            else:
+                size = queries.extent[turn]
+                results.append(resize_into(logits, size, label.shape, corners, source))
             measured.append(output.measured)
         if len(results) > 1:
             results = [jnp.log(sum(map(jax.nn.softmax, results)) / len(results) + 1e-7)]
@@ -172,20 +173,6 @@ class Scorer:
         own = queries.shape[turn]
         down, across = jnp.arange(label.shape[0]) < own[0], jnp.arange(label.shape[1]) < own[1]
         return Segmented(results[0], label, down[:, None] & across, mean)
-
-    def _resize(
-        self,
-        logits: Float[Array, "h w class"],
-        source: Int[Array, "2"] | tuple[int, ...] | None,
-        queries: Queries,
-        turn: Int[AnyArray, ""],
-        shape: tuple[int, ...],
-    ) -> Float[Array, "height width class"]:
-        """Resizes logits to the scoring size."""
-        corners = self.model.align_corners
-        if queries.label is None:
-            return resize(logits, shape, corners)
-        return resize_into(logits, queries.extent[turn], shape, corners, source)
 
     @functools.partial(jax.jit, static_argnums=0)
     def predict(
@@ -204,10 +191,10 @@ class Scorer:
             logits, label, counted, measured = self._segment(variables, cache, rows)
             ways = rows.classes.shape[0]
             prediction = jnp.argmax(logits, axis=-1)
-            borders = border_counts(prediction, label, ways, counted)
+            kept = {"ignored": counted & (label != IGNORE), "background": counted}
+            borders = {k: pixel_counts(prediction, label, ways, kept[k]) for k in kept}
             thresholds = None
             if self.thresholds:
-                kept = counted if self.border == "background" else counted & (label != IGNORE)
                 objects = logits[..., 1:]
                 sure = jax.nn.sigmoid(objects.max(axis=-1) - logits[..., 0])
                 thresholds = jax.lax.map(
@@ -215,7 +202,7 @@ class Scorer:
                         jnp.where(sure > threshold, 1 + objects.argmax(axis=-1), 0),
                         label,
                         ways,
-                        kept,
+                        kept[self.border],
                     ),
                     jnp.array(THRESHOLDS),
                 )
@@ -233,19 +220,6 @@ class Segmented(NamedTuple):
     label: UInt8[Array, "height width"]
     counted: Bool[Array, "height width"]  # inside the image, border included
     measured: dict[str, Float[Array, ""]]
-
-
-def border_counts(
-    prediction: Integer[Array, "height width"],
-    label: UInt8[Array, "height width"],
-    ways: int,
-    counted: Bool[Array, "height width"],
-) -> dict[str, Int[Array, "class 3"]]:
-    """Pixel counts of an episode for both meanings of the label 255 (`eval.border`)."""
-    return {
-        "ignored": pixel_counts(prediction, label, ways, counted & (label != IGNORE)),
-        "background": pixel_counts(prediction, label, ways, counted),
-    }
 
 
 def _on_canvas(

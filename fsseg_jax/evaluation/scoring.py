@@ -25,7 +25,6 @@ class Scoring:
 
     Args:
         variables: the model's variables, on the mesh.
-        source: the test images.
         by_seed: the episodes of each run, by its seed.
         store: encoded images that are shared with other evaluations; by default a new one if there
             are several parts.
@@ -44,8 +43,7 @@ class Scoring:
         self.config, self.model, self.variables = config, model, variables
         self.source, self.mesh, self.by_seed = source, mesh, by_seed
         self.episodes = concatenate(list(by_seed.values()))
-        lengths = [len(run) for run in by_seed.values()]
-        self.run_of = np.repeat(np.arange(len(by_seed)), lengths)
+        self.run_of = np.repeat(np.arange(len(by_seed)), [len(run) for run in by_seed.values()])
         ways, shots = self.episodes.supports.shape[1:]
         self.bits = np.concatenate(
             [choose(seed, np.arange(len(run)), ways, shots) for seed, run in by_seed.items()]
@@ -114,8 +112,7 @@ class Scoring:
     def gallery(self, ious: Float[np.ndarray, " episode"]) -> dict[str, list[Example]]:
         """The best, median and worst episodes, for the report."""
         # Small data sets repeat episodes: show each once.
-        count = len(self.episodes)
-        supports = self.episodes.supports.reshape(count, -1)
+        supports = self.episodes.supports.reshape(len(self.episodes), -1)
         ids = [self.episodes.classes, supports, self.episodes.query[:, None]]
         _, first = np.unique(np.concatenate(ids, axis=1), axis=0, return_index=True)
         order = np.sort(first)

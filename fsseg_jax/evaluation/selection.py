@@ -51,9 +51,8 @@ class Selection:
         self.evaluator = Evaluator(model, source, episodes, mesh, plain)
         self.names = source.class_names
         self.best = -1.0
-        self.at_best_threshold: float | None = (
-            None  # mean-IoU of the last state, for the learning curve
-        )
+        # Mean-IoU of the last state, for the learning curve.
+        self.at_best_threshold: float | None = None
         if checkpoints.step(name) is not None:
             _, info = checkpoints.describe(name)
             # It was selected on other episodes, or at a step that will be repeated.

@@ -32,8 +32,6 @@ def forward(
     the probabilities.
 
     Args:
-        model: the method.
-        variables: the model's variables.
         support_images: N ways by K shots, RGB in 0..255, uint8 or float, of any size that the model
             accepts.
         support_labels: 0 for the background, n for the class of way n, 255 for ignored pixels, 254

@@ -89,7 +89,6 @@ def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:
 def _of_run(
     folder: pathlib.Path, checkpoint: str, arguments: Sequence[str]
 ) -> tuple[ConfigDict, Method, Any]:
-    """The model of a run, from its checkpoint."""
     # Imported here, because optimisers and checkpoints take seconds to import.
     from fsseg_jax.training.checkpoints import Checkpoints, available
 

@@ -39,8 +39,6 @@ def save(
 
     Args:
         folder: the folder, which is made if it does not exist; a model in it is replaced.
-        config: the model's configuration.
-        variables: the model's variables.
         name: the model's name, or its owner/name on the hub, for the card.
         about: further sections of the card, in Markdown.
         licence: the licence by its name on the hub, such as "apache-2.0", for the card.
@@ -172,7 +170,6 @@ def upload(folder: str | pathlib.Path, repository: str, private: bool = False) -
 
 
 def _card(config: ConfigDict, arrays: dict[str, Any], name: str, about: str, licence: str) -> str:
-    """The model card that the hub shows."""
     title = name.split("/")[-1]
     address = name if "/" in name else f"owner/{name}"
     count = sum(array.size for path, array in arrays.items() if path.startswith("params/"))

@@ -52,8 +52,7 @@ def in_batches(
     try:
 
         def start() -> list[Future]:
-            batch = itertools.islice(numbered, batch_size)
-            return [pool.submit(read, *pair) for pair in batch]
+            return [pool.submit(read, *pair) for pair in itertools.islice(numbered, batch_size)]
 
         reading = start()
         while reading:

@@ -60,7 +60,6 @@ def _listed(values: Any, name: str) -> list[Any]:
 def _label(
     image: UInt8[np.ndarray, "height width 3"], outline: Any, name: str, i: int
 ) -> UInt8[np.ndarray, "height width"]:
-    """The label of support number `i`."""
     height, width = image.shape[:2]
     if name == "boxes":
         return boxes_label(outline, (height, width), f"boxes[{i}]")

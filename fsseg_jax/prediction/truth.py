@@ -27,7 +27,6 @@ class Truth:
     is; a missing file means that the image does not show the class.
 
     Args:
-        folder: the folder of the masks.
         names: the name of each image.
         classes: names of the classes 1, 2 ...
 

@@ -28,10 +28,7 @@ class Agenda:
     """What exists of a table, what is missing, and how long it takes.
 
     Args:
-        table: see `published.TABLES`.
         places: the requested places of the table, see `cells.choose`.
-        planner: determines which trainings are needed.
-        children: runs the programs.
         slots: environments of simultaneous programs, see `machine.share`.
     """
 

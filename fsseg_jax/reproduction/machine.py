@@ -37,11 +37,6 @@ def survey(children: Children, log: pathlib.Path, platform: str = "") -> Machine
     """Describes the machine, from a child process, because JAX reserves the accelerator's memory in
     the process that asks.
 
-    Args:
-        children: see `Children`.
-        log: file for the output of the child process.
-        platform: see `config.platform`.
-
     Raises:
         UserError: the platform is not available.
     """
@@ -63,7 +58,6 @@ def share(
     devices.
 
     Args:
-        machine: the whole machine.
         at_once: number of simultaneous programs; None for as many as there are GPUs for.
         devices: number of devices of each program; 0 for one, or for an equal share of them if
             `at_once` is given.

@@ -17,6 +17,8 @@ from fsseg_jax.evaluation.tables.cells import (
     Place,
     Run,
     config_path,
+    differing,
+    fields_of,
     longest,
     published_episodes,
     slug,
@@ -135,12 +137,6 @@ def check_free(overrides: Sequence[str], places: Sequence[Place]) -> None:
             raise UserError(f"--config.{name}: the table's rows differ in it; choose by --rows.")
 
 
-def fields_of(overrides: Sequence[str]) -> dict[str, str]:
-    """Fields and values of overrides."""
-    pairs = (override.removeprefix("--config.").partition("=") for override in joined(overrides))
-    return {name: value for name, _, value in pairs}
-
-
 def without(overrides: Sequence[str], *fields: str) -> list[str]:
     """The overrides of all other fields."""
     return [override for override in joined(overrides) if not fields_of([override]).keys() & fields]
@@ -150,8 +146,6 @@ class Planner:
     """Determines the training that a place of a table needs, and the run that replaces it.
 
     Args:
-        machine: that programs will run on.
-        overrides: from the command line.
         weights: files of pretrained weights by backbone, see `read_weights`.
         budget: suffix of folder names, which distinguishes trainings with different budgets.
         workdir: the folder of all runs.
@@ -222,7 +216,6 @@ class Planner:
         """A shorter training, which uses the settings `SHORT` if it is shorter than `SHORT_PART`.
 
         Args:
-            training: see `training`.
             steps: number of steps, with the batch size of `training`.
         """
         if steps >= training.steps:
@@ -252,7 +245,6 @@ class Planner:
         """A training that has begun, with the settings that it began with.
 
         Args:
-            training: see `training`.
             run: in its folder.
         """
         changed = {
@@ -277,7 +269,6 @@ class Planner:
 
         Args:
             place: in a row that is trained.
-            runs: all runs that were found.
         """
         folder = self.workdir / self.name(place)
         own = (run for run in runs if run.folder == folder and run.finished)
@@ -286,28 +277,20 @@ class Planner:
     def existing(self, training: Training, runs: Sequence[Run]) -> Run | None:
         """A run that makes a training unnecessary: the complete run of that training, or any other
         run with the same settings that is at least as long as the training without a budget.
-
-        Args:
-            training: see `training`.
-            runs: all runs that were found.
         """
         own = self.complete(training.place, runs)
         return own or longest([run for run in runs if self._alike(run, training)])
 
     def _alike(self, run: Run, training: Training) -> bool:
-        wanted, row = training.config, training.place.row
+        wanted = training.config
         if run.folder == self.workdir / training.name or not run.finished:
             return False
         if run.episodes < training.steps * training.batch_size:
             return False
         if run.config.method != wanted.method or bool(run.config.init) != bool(wanted.init):
             return False
-        tested = tuple(field.split("=")[0] for field in row.test)
-        return not any(
-            json.dumps(old) != json.dumps(new)
-            for name, (old, new) in differences(run.config, wanted).items()
-            if not name.startswith(ALIKE + tested) and not (name == "model.stages" and not new)
-        )
+        free = (*ALIKE, *fields_of(training.place.row.test))
+        return all(name.startswith(free) for name in differing(run, wanted))
 
     def name(self, place: Place) -> str:
         """The folder of a place's training, below `workdir`."""

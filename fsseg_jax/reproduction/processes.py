@@ -92,7 +92,6 @@ class Children:
         """Runs a program to its end.
 
         Args:
-            command: the program and its arguments.
             log: file that the output of the program is appended to.
             environment: variables in addition to those of this process.
             name: prefix of each printed line; without one, output is passed on unchanged, including
@@ -171,11 +170,9 @@ def run_program(
     """Runs a program of this package.
 
     Args:
-        children: runs it.
         program: for example "train".
         workdir: its `--workdir`.
         environment: variables in addition to those of this process.
-        arguments: its other arguments.
         log: folder of `log.txt`; `workdir` by default.
         **options: see `Children.run`.
 

@@ -35,7 +35,6 @@ class Reproduction:
     """Does what is on an agenda and writes the results.
 
     Args:
-        agenda: what to do.
         command: continues this reproduction; printed in the table.
         models: folder to write trained models to, or None.
     """
@@ -212,7 +211,6 @@ def card(cells: Sequence[Cell], table: Table) -> str:
 
     Args:
         cells: cells of one run, with results.
-        table: that contains the cells.
     """
     run, first = cells[0].run, cells[0].results
     assert run is not None

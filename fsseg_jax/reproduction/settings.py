@@ -29,12 +29,6 @@ def fast(config: ConfigDict, machine: Machine, images: int, steps: int) -> list[
 
     Devices hold the images where they fit. An accelerator computes in bfloat16, which has the range
     of float32, and runs many steps in a call.
-
-    Args:
-        config: of the training.
-        machine: that it will run on.
-        images: number of training images.
-        steps: of the training.
     """
     needed = 3 * images * (config.data.device.size or config.image_size) ** 2
     fits = needed < DEVICE_SHARE * machine.memory
@@ -69,8 +63,6 @@ def schedule(config: ConfigDict, steps: int, scheduled: int) -> list[str]:
     """Overrides that scale the learning rate schedule.
 
     Args:
-        config: with the schedule.
-        steps: of the training.
         scheduled: number of steps that the schedule was made for.
     """
     train, ratio = config.train, steps / scheduled
@@ -84,7 +76,6 @@ def shortened(config: ConfigDict, steps: int, whole: int) -> list[str]:
     """Overrides that scale the other fields which count steps or epochs.
 
     Args:
-        config: of the training.
         steps: of the training, a multiple of the steps in a dispatch.
         whole: number of steps of the published training, with batches of this size.
     """

@@ -31,11 +31,6 @@ class Speed(NamedTuple):
 def measure(training: Training, children: Children, slot: Mapping[str, str]) -> Speed:
     """Measures the speed of a training by running it for a few seconds.
 
-    Args:
-        training: the training.
-        children: runs the program.
-        slot: its environment.
-
     Raises:
         Failure: the training failed.
     """
@@ -81,7 +76,6 @@ def divide(
 
     Args:
         seconds: for everything.
-        trainings: that are missing.
         speeds: by kind of training.
         spent: seconds, by name, for startup and evaluations.
         slots: number of trainings that run simultaneously at full speed.

@@ -43,7 +43,6 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        workdir: the folder of the run.
         trained_on: the names of its training classes, which are saved with each checkpoint.
     """
 
@@ -226,8 +225,7 @@ def load_variables(
         logger.info("%s holds no %s checkpoint: using the %s one", workdir, wanted, kind)
     checkpoints.check_same(which, config)
     checkpoints.check_classes(which, config, source)
-    like = jax.eval_shape(initialise)
-    variables = checkpoints.restore_variables(which, like, replicated(mesh))
+    variables = checkpoints.restore_variables(which, jax.eval_shape(initialise), replicated(mesh))
     words = "the last" if which == LAST else f"best on {info['selected_on']} classes"
     return Loaded(variables, f"step {info['step']}, {words}", saved, which)
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer, Shaped
@@ -75,10 +76,7 @@ def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
     if train.new_layers_rate != 1:
 
         def is_new(params: dict[str, Any]) -> dict[str, Any]:
-            return {
-                name: jax.tree.map(lambda _, new=name != "backbone": new, tree)
-                for name, tree in params.items()
-            }
+            return {name: name != "backbone" for name in params}
 
         steps.append(optax.masked(optax.scale(train.new_layers_rate), is_new))
     return optax.chain(*steps)
@@ -128,8 +126,6 @@ def make_step(
     was stored before, and the later one is stored.
 
     Args:
-        model: the method.
-        optimizer: see `make_optimizer`.
         seed: of the method's own randomness, if it has any.
         items: number of items in an epoch, see `Items.epoch`.
         batch_size: episodes per step.
@@ -227,16 +223,11 @@ def in_parts(
     Args:
         part: a function of a carried value and some rows, which returns the next carried value, two
             trees of means and one of rows.
-        carry: the first carried value.
         batch: a tree of arrays, one row per episode.
         parts: number of parts, a divisor of the number of rows.
     """
-
-    def deal(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-
-    def gather(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    deal = functools.partial(rearrange, pattern="(row part) ... -> part row ...", part=parts)
+    gather = functools.partial(rearrange, pattern="part row ... -> (row part) ...")
 
     def add(state: tuple[Any, Any], rows: Any) -> tuple[tuple[Any, Any], Any]:
         carry, total = state
@@ -260,9 +251,7 @@ def make_dispatch(
     """Compiles several training steps: episodes split over the mesh, the state replicated.
 
     Args:
-        step: see `make_step`.
         draw: see `data.Pipeline`.
-        mesh: see `devices.make_mesh`.
         loop: whether the steps are a compiled loop or unrolled; by default they are a loop on all
             platforms but CPUs.
         rematerialise: whether the step's model rematerialises, for which CPUs need an option.

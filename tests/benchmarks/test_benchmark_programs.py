@@ -19,6 +19,7 @@ from fsseg_jax.benchmarks import (
     train,
     workloads,
 )
+from fsseg_jax.prediction.forward import encode_supports
 
 SMALL = ("backbone=small", "image_size=40", "devices=1", "data.shapes.val=48")
 
@@ -150,7 +151,8 @@ def test_queries_with_encoded_supports_are_segmented_as_in_whole_episodes():
     variables = predict.init_variables(model, jax.random.key(0), 2, 2)
     batch = workloads.made_episodes(config, 1)
     whole = jax.jit(workloads.prediction(model))(variables, batch)
-    features = jax.jit(predict.encode_supports(model))(variables, batch.support_image[0])
+    images = batch.support_image[0]
+    features = jax.jit(encode_supports, static_argnums=0)(model, variables, images)
     segment = jax.jit(predict.segment_queries(model))
     parts = segment(variables, features, batch.support_label[0], batch.query_image)
     assert (np.asarray(whole) == np.asarray(parts)).mean() > 0.999

@@ -38,8 +38,7 @@ class _CANet(Reference):
             "classifier": convolution(256, 2, 1),
         }
         if self.shots > 1:
-            attention = [convolution(2 * 256, 256), convolution(256, 1)]
-            layers["attention"] = ModuleList(attention)
+            layers["attention"] = ModuleList([convolution(2 * 256, 256), convolution(256, 1)])
         return ModuleDict(layers)
 
     def _encode(self, image: Float[Tensor, "n 3 H W"], train: bool) -> Float[Tensor, "n 256 h w"]:

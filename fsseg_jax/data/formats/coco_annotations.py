@@ -90,9 +90,7 @@ class CocoAnnotations:
         """Paints the class ids of an image: smaller objects over larger ones, over crowds.
 
         Args:
-            row: number of the image.
             number_of: class ids by category id; other categories are background.
-            dtype: dtype of the label.
             crowds_are_ignored: whether crowds are ignored instead of belonging to their category.
         """
         category, crowd = (self._of_image(row, name).tolist() for name in ("category", "crowd"))
@@ -196,8 +194,7 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
         length.append(len(runs["counts"]))
         counts += runs["counts"]
 
-    of_annotations = (np.asarray(a) for a in (image, category, area, crowd, length))
-    image, category, area, crowd, length = of_annotations
+    image, category, area, crowd, length = map(np.asarray, (image, category, area, crowd, length))
     stop = np.cumsum(length)
     order = np.lexsort((-area, -crowd, image))  # stable: equal areas keep the file's order
     return {
@@ -225,8 +222,7 @@ def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
                 file, "read", path.stat().st_size, desc=f"{section} of {path.name}", delay=1
             ) as stream,
         ):
-            entries = ijson.items(stream, f"{section}.item", use_float=True)
-            for number, entry in enumerate(entries):
+            for number, entry in enumerate(ijson.items(stream, f"{section}.item", use_float=True)):
                 yield f"{path}: {section}[{number}]", entry
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None
@@ -264,20 +260,16 @@ def _outline(entry: Mapping[str, Any], height: int, width: int, where: str) -> d
         UserError: the segmentation or box is invalid.
     """
     segmentation, box = entry.get("segmentation"), entry.get("bbox")
-    if segmentation in (None, [], [[]]) and box is not None:
-        try:
-            return _compress_box(box, height, width)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{where}.bbox = {box!r} cannot be read ({error}): it must be x, y, width and "
-                "height in pixels, as COCO has them."
-            ) from None
+    boxed = segmentation in (None, [], [[]]) and box is not None
+    field, content = "segmentation", "polygons or run lengths"
+    if boxed:
+        field, content = f"bbox = {box!r}", "x, y, width and height in pixels"
     try:
-        return _compress(segmentation, height, width)
+        compress = _compress_box if boxed else _compress
+        return compress(box if boxed else segmentation, height, width)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{where}.segmentation cannot be read ({error}): it must be polygons or run "
-            "lengths, as COCO has them."
+            f"{where}.{field} cannot be read ({error}): it must be {content}, as COCO has them."
         ) from None
 
 

@@ -107,7 +107,6 @@ def _shape(fields: Any, name: str) -> Shape:
 
 
 def _area(shape: Shape) -> float:
-    """The area of a shape in pixels."""
     if shape.kind == "circle":
         return math.pi * math.dist(*shape.points) ** 2
     if shape.kind == "rectangle":

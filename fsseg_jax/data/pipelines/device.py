@@ -57,11 +57,7 @@ class DeviceData:
 
 def channels(source: Source, annotation: Annotation) -> int:
     """Bytes per pixel; see `DeviceData`."""
-    return 3 + _label_bytes(source) + (annotation.kind != "dense")
-
-
-def _label_bytes(source: Source) -> int:
-    return 1 if max(source.class_names) < IGNORE else 2
+    return 3 + source.label_type.itemsize + (annotation.kind != "dense")
 
 
 def load(
@@ -77,10 +73,7 @@ def load(
     """Reads a source, resized to squares, and puts it on the mesh.
 
     Args:
-        source: the images.
         size: side of the squares.
-        mesh: the devices.
-        annotation: how supports are annotated.
         border: what label 255 counts as; see `squares.bordered`.
         sharded: whether each device holds a part of the images instead of all of them.
         cache: whether to keep the squares in the user's cache folder.
@@ -169,7 +162,7 @@ def decode(
 
     def read(index: int) -> None:
         image, label = read_square(source, index, size, border)
-        planes = [image, label & 255, label >> 8][: 1 + _label_bytes(source)]
+        planes = [image, label & 255, label >> 8][: 1 + source.label_type.itemsize]
         if annotation.kind != "dense":
             planes.append(square_marks(source, index, label, annotation))
         array[index] = np.dstack(planes)

@@ -228,15 +228,14 @@ def _loader(source: Source, recipe: Recipe) -> Callable[[tf.Tensor], tuple[tf.Te
     if source.files and not recipe.marked:
         return _file_loader(source.files, recipe.border)
     # Not uint16, which TensorFlow's projective transform does not support.
-    label_type = tf.uint8 if max(source.class_names) < IGNORE else tf.int32
+    label_type = tf.uint8 if source.label_type == np.uint8 else tf.int32
 
     def read(number: np.ndarray) -> tuple[np.ndarray, ...]:
         whole = bordered(source.read(int(number)), recipe.border)
         arrays = [whole.image, whole.label[..., None].astype(label_type.as_numpy_dtype)]
         if recipe.marked:
             label = square(whole, recipe.image_size).label
-            marks = square_marks(source, int(number), label, recipe.annotation)
-            arrays.append(marks[..., None])
+            arrays.append(square_marks(source, int(number), label, recipe.annotation)[..., None])
         return tuple(arrays)
 
     def load(number: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -86,8 +86,7 @@ class COCO(Source):
                 f"{error.filename} cannot be read ({error.strerror}): {self._json} expects "
                 "an image there."
             ) from None
-        rows = range(len(self.ids))
-        self.table = kept_table(kind, self.fingerprint, self._count, rows)
+        self.table = kept_table(kind, self.fingerprint, self._count, range(len(self.ids)))
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the file, if it is broken."""

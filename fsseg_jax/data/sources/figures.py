@@ -227,8 +227,7 @@ def _bubbles(u: Grid, v: Grid, rng: Generator) -> Grid:
 
 def _pluses(u: Grid, v: Grid, rng: Generator) -> Grid:
     u, v = 0.5 - _wave(u * 0.75), 0.5 - _wave(v * 0.75)
-    bars = np.minimum(np.maximum(u - 0.36, v - 0.1), np.maximum(u - 0.1, v - 0.36))
-    return _sharp(bars)
+    return _sharp(np.minimum(np.maximum(u - 0.36, v - 0.1), np.maximum(u - 0.1, v - 0.36)))
 
 
 def _plaid(u: Grid, v: Grid, rng: Generator) -> Grid:

@@ -50,7 +50,6 @@ class Folder(Source):
     begin with a dot are ignored.
 
     Args:
-        root: the folder.
         split: a folder of `root`, if that has splits; empty for `train`. None if `root` has no
             splits, whatever the names of its folders.
         folds: number of folds; each holds out one of as many groups of consecutive classes, as
@@ -74,10 +73,8 @@ class Folder(Source):
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:
             raise UserError(f"{root} has images, but their annotations outline no objects.")
-        numbers = class_numbers(len(self.classes))
-        self.folds = deal_folds(numbers, folds, root)
+        self.folds = deal_folds(class_numbers(len(self.classes)), folds, root)
         self._number_of = {name: number for number, name in self.class_names.items()}
-        self._dtype = np.min_scalar_type(numbers[-1])
 
         ids = [path.relative_to(folder).with_suffix("").as_posix() for path, _ in self._annotated]
         self.ids = tuple(ids)
@@ -110,13 +107,13 @@ class Folder(Source):
         image, annotation = self._annotated[index]
         if self._coco:
             number_of = {key: self._number_of[name] for key, name in self._coco.categories.items()}
-            return self._coco.label(index, number_of, self._dtype)
+            return self._coco.label(index, number_of, self.label_type)
         if _is_mask(annotation):
             number = self._number_of[_class_of(image, self._root)]
-            return read_mask(annotation) * self._dtype.type(number)
+            return read_mask(annotation) * self.label_type.type(number)
         labelme = read_labelme(annotation)
         numbers = [0, *(self._number_of[shape.label] for shape in labelme.shapes)]
-        return np.array(numbers, self._dtype)[labelme.draw()]
+        return np.array(numbers, self.label_type)[labelme.draw()]
 
     def _count(self, index: int) -> np.ndarray:
         """Counts the pixels of each class in a label, and checks its size."""
@@ -199,8 +196,7 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
         if found:
             pairs.append((image, _only(image, found)))
     if pairs and len(pairs) < len(beside):
-        left_out = len(beside) - len(pairs)
-        _log_once(f"{folder}: {left_out} images without an annotation are skipped.")
+        _log_once(f"{folder}: {len(beside) - len(pairs)} images without an annotation are skipped.")
     for below, images in class_folders.items():
         if not images:
             raise UserError(

@@ -11,7 +11,7 @@ from jaxtyping import Integer
 
 from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_mask
-from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes, existing_root
+from fsseg_jax.data.source import LabelledImage, Source, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
 TRAINING_CLASSES = 520
@@ -78,7 +78,6 @@ class FSS1000(Source):
             self._class_of += [number] * len(images)
             self.pairs += [(path, path.with_suffix(".png")) for path in images]
         self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self.pairs)
-        self._dtype = np.min_scalar_type(class_numbers(len(self.classes))[-1])
         # Adding a class outside this split renumbers its classes.
         key = fingerprint(itertools.chain.from_iterable(self.pairs))
         self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
@@ -90,7 +89,7 @@ class FSS1000(Source):
 
     def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
         mask = read_mask(self.pairs[index][1], above=127)
-        return mask * self._dtype.type(self._class_of[index])
+        return mask * self.label_type.type(self._class_of[index])
 
     def _count(self, index: int) -> np.ndarray:
         """Counts the pixels of each class in a label, and checks its size."""

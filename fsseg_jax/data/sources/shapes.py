@@ -43,8 +43,7 @@ def _two_colours(rng: Generator) -> Float32[np.ndarray, "2 3"]:
     """The darkest and the lightest of five random colours, in random order."""
     colours = rng.uniform(0, 255, (5, 3)).astype(np.float32)
     brightness = colours @ np.array([0.3, 0.6, 0.1], np.float32)
-    ends = [brightness.argmin(), brightness.argmax()]
-    return colours[rng.permutation(ends)]
+    return colours[rng.permutation([brightness.argmin(), brightness.argmax()])]
 
 
 def _place(rng: Generator, radii: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:

@@ -67,7 +67,6 @@ class TFDS(Source):
             ("name/config:1.0.0").
         data_dir: folder where TFDS keeps its data sets; empty for its default.
         split: a split, or a part of one ("train[:80%]").
-        features: the features to read.
         folds: number of folds, unless the data set defines them. 1 holds out all classes, for
             tests only.
         variant: which of several lists of folds to use ("a", "b" or "canet" of coco20i); empty
@@ -107,8 +106,6 @@ class TFDS(Source):
         if not names:
             raise UserError(f"{info.full_name}: {label!r} shows nothing but background.")
         self.classes = tuple(names)
-        numbers = class_numbers(len(names))
-        self._dtype = np.min_scalar_type(numbers[-1])
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
 
         if lists := defined.get("folds"):
@@ -121,12 +118,12 @@ class TFDS(Source):
             self.folds = tuple(map(tuple, lists[chosen]["folds"]))
             self.validation = tuple(lists[chosen]["validation"])
         else:
-            self.folds = deal_folds(numbers, folds, info.full_name)
+            self.folds = deal_folds(class_numbers(len(names)), folds, info.full_name)
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the record, if it is broken."""
         record = self._records.read(index, self._image, self._label)
-        label = record[self._label].values().astype(self._dtype, copy=False)
+        label = record[self._label].values().astype(self.label_type, copy=False)
         return LabelledImage(read_image(record[self._image].file()), label)
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
@@ -323,7 +320,6 @@ def _check_features(info: tfds.core.DatasetInfo, features: Features) -> None:
 
 
 def _prepared(name: str, data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
-    """Opens a prepared data set."""
     folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     try:
         return read_only_builder.builder_from_files(name, data_dir=folder)

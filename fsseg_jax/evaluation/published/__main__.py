@@ -109,7 +109,6 @@ def _file_row(name: str) -> list[str]:
 
 
 def _section(table: Table) -> str:
-    """The section of a table."""
     lines, notes = [], []
     for row in table.rows:
         for setting in row.settings:

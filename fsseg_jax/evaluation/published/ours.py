@@ -34,13 +34,6 @@ def _quoted(
 
 
 _row = functools.partial(Row, published={}, measured=((ONE_SHOT, "mean_iou"),))
-_SHAPES = {
-    "PANet": "shapes.py:panet",
-    "CANet": "shapes.py:canet",
-    "SST": "shapes.py:sst",
-    "LTAF-Net": "shapes.py:ltafnet",
-    "MFNet": "shapes.py:mfnet",
-}
 
 METHODS = Table(
     PAPER,
@@ -84,8 +77,8 @@ SHAPES = Table(
     "The five methods on synthetic images, before and after training",
     ("eval.threshold=base",),
     tuple(
-        _row(label=f"{name}{state}", config=config, trained=not state)
-        for name, config in _SHAPES.items()
+        _row(label=f"{paper.name}{state}", config=f"shapes.py:{paper.method}", trained=not state)
+        for paper in (panet.PAPER, canet.PAPER, sst.PAPER, ltafnet.PAPER, mfnet.PAPER)
         for state in (", untrained", "")
     ),
     folds=(0,),

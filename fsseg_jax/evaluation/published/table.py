@@ -39,6 +39,7 @@ class Paper:
     metrics: dict[str, str]  # names in the paper's columns by metric
     fold: str = "split-{}"  # name of a fold in columns
     first_fold: int = 0
+    numerals: tuple[str, ...] = ()  # of its tables, if they are Roman
     protocol: tuple[str, ...] = ()  # overrides for all evaluations of its tables
 
     @property
@@ -48,7 +49,8 @@ class Paper:
 
     def table(self, number: int, about: str, *rows: "Row", **options: Any) -> "Table":
         """A table of the paper, under its protocol."""
-        options.setdefault("protocol", self.protocol)
+        printed = self.numerals[number - 1] if self.numerals else str(number)
+        options = {"protocol": self.protocol, "printed": printed} | options
         return Table(self, number, about, rows=rows, **options)
 
 
@@ -99,7 +101,7 @@ class Table:
     protocol: tuple[str, ...]  # overrides for all evaluations
     rows: tuple[Row, ...]
     folds: tuple[int, ...] = (0, 1, 2, 3)  # the folds that "mean" averages
-    printed: str = ""  # the paper's number, if it is a Roman one
+    printed: str = ""  # the number as the paper prints it
 
     @property
     def name(self) -> str:
@@ -111,21 +113,7 @@ class Table:
         """Paper, number and subject."""
         if not self.paper.method:
             return self.about
-        return f"{self.paper.title}, table {self.printed or self.number}: {self.about}"
-
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        """Ways and shots of the columns."""
-        return tuple(dict.fromkeys(setting for row in self.rows for setting in row.settings))
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names as in results.json: "mean_iou", "mean_iou_star" (mIoU*), "binary_iou", ..."""
-        return tuple(
-            dict.fromkeys(
-                metric for row in self.rows for s in row.settings for metric in row.metrics(s)
-            )
-        )
+        return f"{self.paper.title}, table {self.printed}: {self.about}"
 
     def place(self, row: Row, setting: Setting, fold: Fold, metric: str) -> Place:
         """The place of a published figure of a row."""
@@ -137,7 +125,7 @@ class Table:
             column.append(self.paper.fold.format(fold + self.paper.first_fold))
         elif any(f != "mean" for s, f, m in row.published if (s, m) == (setting, metric)):
             column.append("mean")
-        where = row.section or f"table {self.printed or self.number}"
+        where = row.section or f"table {self.printed}"
         return Place(self.paper.title, where, row.printed or row.label, " ".join(column))
 
 

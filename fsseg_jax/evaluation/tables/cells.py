@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import config_file, differences, load_config, override
+from fsseg_jax.config import config_file, differences, joined, load_config, override
+from fsseg_jax.config.checks import flatten
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.errors import UserError
@@ -16,7 +17,7 @@ from fsseg_jax.evaluation.protocol import protocol
 from fsseg_jax.evaluation.published import TABLES, Row, Setting, Table
 from fsseg_jax.files import write_text
 from fsseg_jax.models import create_model
-from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, available
+from fsseg_jax.training.checkpoints import LAST, Checkpoints, available
 
 # Fields of where, how and how long a model was trained, which may differ between a run and its row.
 # Those that affect a score are in its protocol, which reports differences.
@@ -90,7 +91,6 @@ def choose(
     """Chooses places of a table, by default all of them.
 
     Args:
-        table: see `published.TABLES`.
         rows: labels of rows, separated by commas.
         folds: numbers of folds, separated by commas.
         shots: numbers of shots, separated by commas.
@@ -100,7 +100,8 @@ def choose(
     """
     wanted = _rows(rows, table)
     some_folds = _numbers("folds", folds, table.folds)
-    some_shots = _numbers("shots", shots, [shots for _, shots in table.settings])
+    all_shots = [shots for row in table.rows for _, shots in row.settings]
+    some_shots = _numbers("shots", shots, all_shots)
     places = [
         Place(row, setting, fold)
         for row in wanted
@@ -158,7 +159,7 @@ def find_runs(workdir: pathlib.Path) -> Iterator[Run]:
     """The trained models below a folder; warns of those that cannot be read."""
     for folder in sorted(path.parent for path in workdir.rglob("checkpoints") if path.is_dir()):
         checkpoints = Checkpoints(folder)
-        which = next((w for w in (LAST, BEST) if checkpoints.step(w) is not None), None)
+        which = available(checkpoints, LAST)
         if which is None:
             continue
         try:
@@ -216,20 +217,29 @@ def matches(run: Run, wanted: ConfigDict, row: Row) -> bool:
     """Whether a run is the model that `wanted` describes.
 
     Args:
-        run: see `find_runs`.
         row: row of the table, whose overrides for testing are ignored.
     """
-    tested = {field.split("=")[0] for field in row.test}
-    if run.config.method != wanted.method:
-        return False
-    trained = {field.split("=")[0] for field in row.train}
-    for name, (old, new) in differences(run.config, wanted).items():
-        chosen = name == "model.stages" and not new  # depends on the pretrained weights
-        free = name in tested or (name.startswith(FREE) and name not in trained)
-        different = json.dumps(old) != json.dumps(new)
-        if different and not (chosen or free):
-            return False
-    return True
+    tested, trained = fields_of(row.test), fields_of(row.train)
+    return run.config.method == wanted.method and all(
+        name in tested or (name.startswith(FREE) and name not in trained)
+        for name in differing(run, wanted)
+    )
+
+
+def differing(run: Run, wanted: ConfigDict) -> list[str]:
+    """The fields in which a run differs from a configuration, except stages that depend on the
+    pretrained weights."""
+    return [
+        name
+        for name, (old, new) in differences(run.config, wanted).items()
+        if json.dumps(old) != json.dumps(new) and not (name == "model.stages" and not new)
+    ]
+
+
+def fields_of(overrides: Sequence[str]) -> dict[str, str]:
+    """Fields and values of overrides, with or without `--config.`."""
+    pairs = (override.removeprefix("--config.").partition("=") for override in joined(overrides))
+    return {name: value for name, _, value in pairs}
 
 
 def locate(
@@ -243,9 +253,7 @@ def locate(
     """A cell with its evaluation, and its results if they exist.
 
     Args:
-        table: see `published.TABLES`.
         run: its model; None if there is none, or the row needs none.
-        overrides: `--config.field=value`, for the evaluation.
         workdir: folder that contains the tables.
         sources: cache of opened data sets, see `test_source`.
     """
@@ -311,18 +319,10 @@ def _neutral(trained: ConfigDict | None, row: Row) -> ConfigDict | None:
     """The configuration of a training without the settings that its row is about."""
     if trained is None or not row.train:
         return trained
-    plain = load_config(config_path(row))
+    plain = flatten(load_config(config_path(row)))
     copy = ConfigDict(trained.to_dict())
-    for field in row.train:
-        name = field.split("=")[0]
-        copy.update_from_flattened_dict({name: _get(plain, name)})
+    copy.update_from_flattened_dict({name: plain[name] for name in fields_of(row.train)})
     return copy
-
-
-def _get(config: ConfigDict, name: str) -> Any:
-    for part in name.split("."):
-        config = config[part]
-    return config
 
 
 def _stamp(run: Run, which: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fsseg_jax.config import differences
 from fsseg_jax.evaluation.published import Fold, Table
-from fsseg_jax.evaluation.report import SCORES, STYLE
+from fsseg_jax.evaluation.report import HEAD, SCORES, STYLE
 from fsseg_jax.evaluation.tables.cells import (
     Cell,
     config_path,
@@ -48,15 +48,12 @@ def collect(
     """Our figures and the published ones, missing cells, and inconsistent protocols.
 
     Args:
-        table: see `published.TABLES`.
-        cells: its cells, see `cells.locate`.
-        workdir: folder that contains the runs.
+        cells: those of the table to show, see `cells.locate`.
         overrides: overrides from the command line, for the commands that produce missing cells.
         command: a command that produces all of them, if there is one.
     """
     rows = []
-    for row in dict.fromkeys(cell.place.row.label for cell in cells):
-        row = next(r for r in table.rows if r.label == row)
+    for row in dict.fromkeys(cell.place.row for cell in cells):
         figures = []
         for setting in row.settings:
             own = [
@@ -333,6 +330,7 @@ def _as_html(results: dict[str, Any], curves: bytes) -> str:
         for entry in results["missing"]
     )
     return string.Template(_PAGE).substitute(
+        head=HEAD,
         title=html.escape(results["title"]),
         style=STYLE,
         warnings=f"<h2>Warning</h2><div class=card>{notes}</div>" if notes else "",
@@ -367,11 +365,7 @@ def _remarks(row: dict[str, Any]) -> str:
     return " ".join([*others, row["note"]])
 
 
-_PAGE = """<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<meta http-equiv=Content-Security-Policy
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel=icon href="data:,"><title>$title</title>
+_PAGE = """$head<title>$title</title>
 <style>$style th { white-space: nowrap }</style>
 <header><h1>$title</h1></header>$warnings$failed$blocks$curves$missing</html>
 """
