@@ -165,7 +165,7 @@ def test_scores_are_of_refined_predictions(make_source, variables, scored_at, mo
 @NEEDED
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_what_a_letterbox_adds_never_counts(make_source, variables, scored_at, monkeypatch):
-    monkeypatch.setattr(crf, "refine", lambda probabilities, *_: probabilities.argmax(axis=-1))
+    monkeypatch.setattr(crf, "refine", lambda p, *_: p.argmax(axis=-1).astype(np.uint8))
     source = make_source()
     options = {"scored_at": scored_at, "fit": "letterbox"}
     evaluator, plain = (evaluator_of(source, iterations=n, **options) for n in (1, 0))
