@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from fsseg_jax.errors import UserError
 
@@ -49,6 +50,24 @@ def holds_in_a_draw(check):
     raise failure
 
 
+def calls_of(monkeypatch, owner, name):
+    """The arguments of all calls of a function from now on."""
+    calls, function = [], getattr(owner, name)
+
+    def watched(*arguments, **options):
+        calls.append(arguments)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, watched)
+    return calls
+
+
+def pixels_of(file):
+    """What Pillow reads, as an array that may be written to."""
+    with Image.open(file) as picture:
+        return np.array(picture)
+
+
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -87,3 +106,10 @@ def up_sampled(torch, x, shape, align_corners):
     return torch.nn.functional.interpolate(
         planes, shape, mode="bilinear", align_corners=align_corners
     )
+
+
+def in_episode_numbering(label, classes):
+    result = np.where(label == 255, 255, 0).astype(np.uint8)
+    for way, class_id in enumerate(classes, start=1):
+        result[label == class_id] = way
+    return result

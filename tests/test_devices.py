@@ -1,14 +1,13 @@
 """Choosing devices, and computing row by row on several of them."""
 
-import os
 import platform
-import subprocess
 import sys
 
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pytest
+from commands import run
 
 from fsseg_jax.cpu.versions import CORRUPTING
 from fsseg_jax.devices import check_divides, choose_platform, describe, make_mesh, map_over_devices
@@ -77,9 +76,7 @@ for prepare in (lambda: None, keep_memory):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 def test_kept_memory_is_used_again_without_faults():
-    result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    anew, kept = map(int, result.stdout.split())
+    anew, kept = map(int, run(sys.executable, "-c", FAULTS).stdout.split())
     assert anew >= 16  # of pages of 4 MiB at most
     assert kept < anew / 4
 
@@ -105,10 +102,6 @@ print(os.environ.get("XLA_FLAGS") == flags)
 
 
 @pytest.mark.smoke
-def test_sums_are_right_in_every_version_and_sound_ones_get_no_flag():
-    """As users compile them, without the tests' own flags."""
-    environment = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
-    command = [sys.executable, "-c", SUMS]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def test_sums_are_right_in_every_version_and_sound_ones_get_no_flag(users_environment):
+    result = run(sys.executable, "-c", SUMS, env=users_environment)
     assert result.stdout.split() == [str(jaxlib.__version__ not in CORRUPTING)]

@@ -1,12 +1,12 @@
 """An exported program is `forward` of the model, and needs nothing of this code."""
 
 import re
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from commands import run
 from small_models import make_config, random_variables
 
 from fsseg_jax import load
@@ -79,15 +79,7 @@ def test_what_is_printed_runs_without_this_code_and_gives_the_logits_of_forward(
         code.write_text("\n".join(lines[start : lines.index("", start + 2)]))
         arguments += [code, arrays, tmp_path / f"{method}_logits.npz"]
     environment = {n: value for n, value in users_environment.items() if n != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, *map(str, arguments)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run(sys.executable, "-c", ALONE, *arguments, cwd=tmp_path, env=environment)
     for method, (model, _, _, arrays) in exported.items():
         segmenter = load(model, devices=1)
         expected = np.asarray(segmenter.forward(**np.load(arrays)))

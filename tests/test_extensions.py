@@ -1,13 +1,13 @@
 """A method, a backbone and a source from outside of the package, by the ordinary programs."""
 
+import functools
 import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+from commands import run_program
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.extensions import find
@@ -82,19 +82,9 @@ def folder(tmp_path_factory):
 def run(folder):
     """A function that runs a program there."""
 
-    def run(program, *arguments):
-        here = str(pathlib.Path(__file__).parents[1])
-        path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, "-m", f"fsseg_jax.{program}", *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-
-    return run
+    path = os.pathsep.join([str(PAGE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    return functools.partial(run_program, cwd=folder, env=environment)
 
 
 def test_they_are_trained_and_evaluated_by_the_ordinary_commands(folder, run):
@@ -106,10 +96,8 @@ def test_they_are_trained_and_evaluated_by_the_ordinary_commands(folder, run):
         *("--config.train.log_every=20", "--config.devices=1"),
     ]
     trained = run("train", "--config=mymethods/config.py", "--workdir=run", *small)
-    assert trained.returncode == 0, trained.stderr
     assert "mymethods.ratio:Ratio on network:Network" in trained.stderr
-    evaluated = run("evaluate", "--workdir=run")
-    assert evaluated.returncode == 0, evaluated.stderr
+    run("evaluate", "--workdir=run")
     results = json.loads((folder / "run" / "evaluation" / "results.json").read_text())
     assert results["method"] == "mymethods.ratio:Ratio"
     assert list(results["per_class"]) == ["white"]

@@ -236,7 +236,7 @@ class Segmented(NamedTuple):
 
 
 def border_counts(
-    prediction: Int[Array, "height width"],
+    prediction: Integer[Array, "height width"],
     label: UInt8[Array, "height width"],
     ways: int,
     counted: Bool[Array, "height width"],

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax
 import numpy as np
@@ -79,15 +80,9 @@ def test_train_measures_a_step_and_what_pipelines_add(run, monkeypatch):
     assert results["configs"]["panet"]["image_size"] == 40
 
 
-class Fake:
-    """Stands for a compiled program, which takes long to make."""
-
-    def memory_analysis(self):
-        return None
-
-
 def quick(config, pipeline, items, mesh):
-    return workloads.Program(lambda: None, Fake())
+    """In place of a compiled program, which takes long to make."""
+    return workloads.Program(lambda: None, types.SimpleNamespace(memory_analysis=lambda: None))
 
 
 def test_batches_that_do_not_fit_are_told_and_the_others_measured(run, monkeypatch):

@@ -1,8 +1,9 @@
 """The input benchmark measures what it says."""
 
 import re
-import subprocess
 import sys
+
+from commands import run
 
 from fsseg_jax.benchmarks import input as benchmark
 from fsseg_jax.data.sources.voc import VOC
@@ -26,10 +27,7 @@ def test_made_folder_is_a_voc_folder_with_images_of_many_classes(tmp_path):
 def test_prints_rates_and_the_ratio_of_two_steps_with_their_settings(users_environment):
     overrides = ("image_size=48", "shots=2", "backbone=small", "devices=1")
     command = [sys.executable, "-c", SHORTLY, *(f"--config.{field}" for field in overrides)]
-    pipes = {"capture_output": True, "text": True, "timeout": 300}
-    result = subprocess.run(command, env=users_environment, **pipes)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    lines = run(*command, env=users_environment).stdout.splitlines()
     assert lines[0].startswith("devices: 1 x cpu")
     assert lines[1] == "data.root is empty: using synthetic images"
     assert lines[2].startswith("1-way 2-shot at 48 px, batches of 1, flip True, scale (0.9, 1.1)")

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from fsseg_jax.benchmarks.measure import Peak, work
 from fsseg_jax.benchmarks.roofline import roofline
 from fsseg_jax.benchmarks.workloads import prediction
+from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import empty_episode
 from fsseg_jax.models import create_model, init_variables
@@ -41,12 +42,17 @@ CASES = {
 }
 
 
+def convolved(case):
+    """The convolution of a case, and the shapes of images and of a kernel."""
+    options = CASES[case]
+    kernel = shape(3, 3, 4 // options.get("feature_group_count", 1), 6)
+    return convolution(**options), shape(2, 9, 11, 4), kernel
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_multiplications_of_a_convolution_are_those_of_ones_with_ones(case):
-    options = CASES[case]
-    function = convolution(**options)
-    images = jnp.ones((2, 9, 11, 4))
-    kernel = jnp.ones((3, 3, 4 // options.get("feature_group_count", 1), 6))
+    function, *shapes = convolved(case)
+    images, kernel = (jnp.ones(array.shape) for array in shapes)
     # Each product of one and one adds one to the result; padding and holes add nothing.
     expected = 2 * function(images, kernel).sum()
     found = count(function, images, kernel)
@@ -68,15 +74,13 @@ def test_a_convolution_counted_by_hand():
 
 @pytest.mark.parametrize("case", ["valid", "padded", "strided", "dilated", "grouped"])
 def test_both_gradients_of_a_convolution_count_as_much_as_it_does(case):
-    options = CASES[case]
-    arguments = (shape(2, 9, 11, 4), shape(3, 3, 4 // options.get("feature_group_count", 1), 6))
-    forward = count(convolution(**options), *arguments).flops
+    function, *shapes = convolved(case)
 
     def loss(images, kernel):
-        return (convolution(**options)(images, kernel) ** 2).sum()
+        return (function(images, kernel) ** 2).sum()
 
-    both = count(jax.value_and_grad(loss, argnums=(0, 1)), *arguments)
-    assert both.flops == 3 * forward
+    both = count(jax.value_and_grad(loss, argnums=(0, 1)), *shapes)
+    assert both.flops == 3 * count(function, *shapes).flops
     assert sum(x.count for x in both.operations) == 3
 
 
@@ -166,19 +170,12 @@ def test_nothing_to_multiply_takes_no_time():
     assert (found.flops, found.seconds, found.memory_limited) == (0, 0, 0)
 
 
-def test_a_whole_method_agrees_with_the_count_of_xla(small_config):
-    model = create_model(small_config)
+def test_a_whole_method_agrees_with_the_count_of_xla():
+    config = default_config("panet")
+    config.backbone = "small"
+    model = create_model(config)
     variables = init_variables(model, jax.random.key(0), 1, 1)
     batch = jax.tree.map(lambda x: x[None], empty_episode(1, 1, 48))
     arguments = prediction(model), variables, batch
     ours, theirs = count(*arguments).flops, work(*arguments).flops
     assert 0.85 * theirs < ours < theirs  # what is left out is element-wise
-
-
-@pytest.fixture
-def small_config():
-    from fsseg_jax.config import default_config
-
-    config = default_config("panet")
-    config.backbone = "small"
-    return config

@@ -1,7 +1,6 @@
 """Both forms in PyTorch compute what our models do: speeds are compared of the same function."""
 
 import functools
-import subprocess
 import sys
 import textwrap
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run
 from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers import assert_close
 
@@ -21,9 +21,7 @@ from fsseg_jax.models.resize import resize
 
 SIZE = 49
 FORMS = pytest.mark.parametrize("tuned", [False, True], ids=["straightforward", "tuned"])
-CASES = pytest.mark.parametrize(
-    ("method", "shots"), [("panet", 1), ("panet", 2), ("canet", 1), ("canet", 2)]
-)
+METHODS = pytest.mark.parametrize("method", torch_reference.METHODS)
 needs_torch = pytest.mark.skipif(not torch_reference.available(), reason="PyTorch is absent")
 
 
@@ -146,7 +144,8 @@ def expected_logits(method, shots):
 
 @needs_torch
 @FORMS
-@CASES
+@METHODS
+@pytest.mark.parametrize("shots", [1, 2])
 def test_logits_and_predictions_are_ours(method, shots, tuned):
     """CANet's after its refinements. All that counts is a difference of logits."""
     model = our_model(method, shots)[0]
@@ -192,7 +191,7 @@ def gradients_of(reference, method):
 
 @needs_torch
 @FORMS
-@pytest.mark.parametrize("method", torch_reference.METHODS)
+@METHODS
 def test_loss_and_gradients_are_ours(method, tuned, shots=2):
     """The mean over episodes, each with pixels of its own that count.
 
@@ -214,7 +213,7 @@ def test_loss_and_gradients_are_ours(method, tuned, shots=2):
 
 @needs_torch
 @FORMS
-@pytest.mark.parametrize("method", torch_reference.METHODS)
+@METHODS
 def test_training_step_descends_the_mean_gradient_of_the_episodes(method, tuned, monkeypatch):
     """Also where the episodes' gradients are added up one by one; SGD itself is PyTorch's."""
     reference, batch = build(method, 1, tuned), draw_batch(1)
@@ -242,7 +241,7 @@ def test_training_step_descends_the_mean_gradient_of_the_episodes(method, tuned,
 
 
 @needs_torch
-@pytest.mark.parametrize("method", torch_reference.METHODS)
+@METHODS
 def test_bfloat16_is_near(method):
     batch = draw_batch(2)
     exact, near = (build(method, 2, tuned=True, dtype=dtype) for dtype in ("float32", "bfloat16"))
@@ -328,7 +327,4 @@ def test_module_needs_no_pytorch():
         except UserError as error:
             print(error)
     """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
-    )
-    assert "pip install torch" in run.stdout, run.stderr
+    assert "pip install torch" in run(sys.executable, "-c", textwrap.dedent(program)).stdout

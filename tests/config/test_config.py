@@ -64,7 +64,6 @@ def test_steps_and_epochs_take_the_place_of_each_other():
     [
         ([], {}),
         (["--config.ways=2", "--config.shots", "5", "--config.ways=3"], {"ways": 3, "shots": 5}),
-        (["--config.ways", "2", "--config.shots", "5"], {"ways": 2, "shots": 5}),
         (["--config.ways", "3", "--config.shots", "3"], {"ways": 3, "shots": 3}),
         (
             ["--config.shots", "2", "--config.ways=3", "--config.shots=3"],

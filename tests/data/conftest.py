@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from helpers_data import CATEGORIES, Drawn, random_object, rectangle
+from helpers import calls_of
+from helpers_coco import CATEGORIES, Drawn, random_object, rectangle
 
 from fsseg_jax.data.formats import coco_annotations
 from fsseg_jax.data.sources.voc import VOC
@@ -50,13 +51,5 @@ def overlapping(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The sections of annotation files read since."""
-    sections = []
-    read = coco_annotations._section
-
-    def spy(path, section):
-        sections.append(section)
-        return read(path, section)
-
-    monkeypatch.setattr(coco_annotations, "_section", spy)
-    return sections
+    """The annotation files and their sections read since."""
+    return calls_of(monkeypatch, coco_annotations, "_section")

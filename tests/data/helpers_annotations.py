@@ -85,18 +85,12 @@ class Pixels(nn.Module):
 
 
 def shrunk(array, size):
-    """Samples the pixels under the centres of a square's pixels."""
+    """Samples the pixels under the centres of a square's pixels, or of a rectangle's."""
     rows, columns = (
-        np.floor((np.arange(size) + 0.5) * side / size).astype(int) for side in array.shape
+        np.floor((np.arange(new) + 0.5) * side / new).astype(int)
+        for new, side in zip(np.broadcast_to(size, 2), array.shape, strict=True)
     )
     return array[rows][:, columns]
-
-
-def in_episode_numbering(label, classes):
-    result = np.where(label == 255, 255, 0).astype(np.uint8)
-    for way, class_id in enumerate(classes, start=1):
-        result[label == class_id] = way
-    return result
 
 
 def box_of(mask):

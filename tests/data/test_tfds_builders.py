@@ -15,7 +15,8 @@ pytest.importorskip("tensorflow_datasets")
 
 import tensorflow_datasets as tfds
 from helpers import message_of
-from helpers_data import CATEGORIES, Drawn, rectangle, rows_of
+from helpers_coco import CATEGORIES, Drawn, rectangle
+from helpers_data import rows_of, write_class, write_lists
 
 from fsseg_jax.data.sources.fss1000 import FSS1000
 from fsseg_jax.data.sources.tfds import BUILDERS, TFDS
@@ -96,19 +97,10 @@ def prepare(builder, folder, root):
 def test_fss1000_is_its_source(tmp_path):
     from fsseg_jax.data.tfds_builders.fss1000.fss1000_dataset_builder import Builder
 
-    rng, root = np.random.default_rng(0), tmp_path / "fewshot_data"
-    root.mkdir()
-    lists = {"train": ("ant", "dog"), "val": ("bee",), "test": ("cat", "elk")}
-    for kind, names in lists.items():
-        (root / f"{kind}.txt").write_text("\n".join(names))
-        for name in names:
-            (root / name).mkdir()
-            for number in range(1, 4):
-                shape = rng.integers(8, 16, 2)
-                pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / name / f"{number}.jpg")
-                mask = rng.integers(0, 2, shape, dtype=np.uint8) * 255
-                Image.fromarray(mask).save(root / name / f"{number}.png")
+    root = tmp_path / "fewshot_data"
+    for number, name in enumerate(("ant", "bee", "cat", "dog", "elk")):
+        write_class(root / name, images=3, size=(8 + number, 15 - 2 * number), seed=number)
+    write_lists(root, {"train": ("ant", "dog"), "val": ("bee",), "test": ("cat", "elk")})
     prepare(Builder, tmp_path / "out", root)
     for split in ("train", "test"):
         ours = TFDS("fss1000", tmp_path / "out", split)

@@ -25,13 +25,6 @@ def make_evaluator(model, source, episodes, size, devices=1, **changes):
     return Evaluator(model, source, episodes, make_mesh(devices), config)
 
 
-def in_episode_numbering(label, classes):
-    result = np.where(label == 255, 255, 0).astype(np.uint8)
-    for way, class_id in enumerate(classes, start=1):
-        result[label == class_id] = way
-    return result
-
-
 def count(prediction, truth, classes, border="ignored"):
     """Pixels that are rightly, wrongly and not found, of each class."""
     seen = truth != 255

@@ -18,18 +18,6 @@ from pycocotools.coco import COCO
 AREA = 2 * 32 * 32  # pixels of a class that make an item: PFENet's util/dataset.py, line 60
 NOTHING = (np.nan, np.nan, np.nan)
 
-# Which checkpoint is tested: PANet's last snapshot (`30000.pth` in experiments/*.sh); the best one
-# on the very classes that are tested in CANet's (train.py, line 266), PFENet's (train.py, line
-# 224), BAM's (train.py, line 245) and HSNet's code (train.py, line 95), whose FSS-1000 has classes
-# of its own to select by (data/fss.py, line 22).
-CHECKPOINTS = {
-    **dict.fromkeys([("canet", "voc"), ("pfenet", "voc"), ("pfenet", "coco")], "best_novel"),
-    **dict.fromkeys([("hsnet", "voc"), ("hsnet", "coco"), ("bam", "voc")], "best_novel"),
-    ("panet", "voc"): "last",
-    ("panet", "coco"): "last",
-    ("hsnet", "fss1000"): "best_validation",
-}
-
 
 class Drawn(NamedTuple):
     """One test episode."""
@@ -46,9 +34,6 @@ def shown_by_class(labels, classes, area=1):
 
 
 # ----------------------------------------------------------------------------- PANet
-
-
-PANET = {"runs": 5, "episodes": 1000, "split": {"voc": "trainaug", "coco": "train2014"}}
 
 
 def panet_draw(labels, classes, rng, episodes, ways=1, shots=1):
@@ -154,9 +139,6 @@ def panet_figures(runs, classes):
 # ----------------------------------------------------------------------------- CANet
 
 
-CANET = {"runs": 1, "episodes": 1000}
-
-
 def canet_draw(labels, classes, rng, episodes, area=AREA):
     """The (class, photograph) items of a fold's list in its order, then twice more shuffled, cut
     off at 1,000 (dataset_mask_val.py, lines 24 to 30); the one support is another image of
@@ -194,11 +176,6 @@ CANET_SCALES = (0.7, 1.0, 1.3)  # of the query's own size: sec. 5.1, and issue 4
 
 
 # ----------------------------------------------------------------------------- PFENet and BAM
-
-
-# `(iter_num - 1) >= test_num` lets one more pass (PFENet's test.py, line 184).
-PFENET = {"runs": 1, "episodes": {"voc": 5001, "coco": 20_001}}
-BAM = {"runs": 5, "episodes": 1000}  # test.py, lines 37 and 193 to 198
 
 
 def pfenet_draw(labels, classes, rng, episodes, shots=1, area=AREA):
@@ -275,9 +252,6 @@ def figures(counted, drawn):
 
 
 # ----------------------------------------------------------------------------- HSNet
-
-
-HSNET = {"runs": 1, "episodes": {"voc": 1000, "coco": 1000, "fss1000": 2400}}
 
 
 def hsnet_draw(labels, classes, rng, episodes, shots=1, area=AREA):

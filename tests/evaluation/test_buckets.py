@@ -5,6 +5,7 @@ import logging
 import jax
 import numpy as np
 import pytest
+from by_hand import make_evaluator
 from PIL import Image
 
 from fsseg_jax.backbones.small import Small
@@ -12,7 +13,6 @@ from fsseg_jax.config import default_config
 from fsseg_jax.data.sampling import sample
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.evaluation.buckets import canvas_for, group, place, resized
-from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.models import init_variables
@@ -20,6 +20,7 @@ from fsseg_jax.models.panet import PANet
 from fsseg_jax.training.checkpoints import Loaded
 
 SIZE = 33
+OWN = {"fit": "own", "scored_at": "photograph", "feature_dtype": "float32", "batch_size": 4}
 UNSURE = 1e-4  # two classes that differ by less at a pixel may change places by rounding
 
 
@@ -135,15 +136,6 @@ def episodes(source):
     return episodes
 
 
-def settings(**changes):
-    config = default_config()
-    config.image_size, config.eval.batch_size, config.backbone = SIZE, 4, "small"
-    config.eval.update(fit="own", scored_at="photograph", feature_dtype="float32")
-    config.data.min_pixels = 1
-    config.update_from_flattened_dict(changes)
-    return config
-
-
 def test_figures_do_not_depend_on_the_groups_and_each_compiles_one_function(
     source, model, variables, episodes, caplog
 ):
@@ -156,8 +148,7 @@ def test_figures_do_not_depend_on_the_groups_and_each_compiles_one_function(
     encoded = set()
 
     def score(buckets):
-        config = settings(**{"eval.buckets": buckets})
-        evaluator = Evaluator(model, source, episodes, make_mesh(1), config)
+        evaluator = make_evaluator(model, source, episodes, SIZE, buckets=buckets, **OWN)
         caplog.clear()
         with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
             caches = evaluator.encode(variables)
@@ -199,10 +190,10 @@ def test_what_does_not_fit_into_memory_is_scored_in_parts(source, model, variabl
     """Canvases of a part are others than those of all images."""
     results = []
     for number, gibibytes in enumerate((8.0, 0.0001)):
-        options = {"eval.runs": 1, "eval.episodes": 4, "eval.buckets": 1, "eval.gallery": 0}
-        config = settings(**options, **{"eval.cache": gibibytes})
-        folder = tmp_path / str(number)
-        loaded = Loaded(variables, "of the test")
+        config = default_config()
+        config.image_size, config.data.min_pixels, config.backbone = SIZE, 1, "small"
+        config.eval.update(OWN, runs=1, episodes=4, buckets=1, gallery=0, cache=gibibytes)
+        folder, loaded = tmp_path / str(number), Loaded(variables, "of the test")
         results.append(evaluate(config, model, loaded, source, make_mesh(1), folder))
     assert "scoring in 2 parts" in log.text
     one, other = results

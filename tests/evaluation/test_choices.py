@@ -7,6 +7,7 @@ import weakref
 import jax
 import numpy as np
 import pytest
+from helpers import calls_of
 
 from fsseg_jax import command_line
 from fsseg_jax.config import differences, load_config, override
@@ -90,14 +91,11 @@ def results_of(path, tmp_path, *fields):
 def test_rows_are_what_evaluations_tell_and_are_not_evaluated_again(
     program, evaluated, path, tmp_path, monkeypatch
 ):
-    stored = []
-    put = Store.put
-    monkeypatch.setattr(
-        Store, "put", lambda self, key, ids, *x: stored.extend(ids) or put(self, key, ids, *x)
-    )
+    calls = calls_of(monkeypatch, Store, "put")
     printed = program("base,border,items")
     # One evaluation tells both borders; images are encoded once for all of them.
     assert evaluated == [(0, "classes"), (1, "classes"), (0, "items"), (1, "items")]
+    stored = np.concatenate([images for _, _, images, _ in calls]).tolist()
     assert len(stored) == len(set(stored))
 
     saved = json.loads((tmp_path / "work" / "choices.json").read_text())
@@ -182,17 +180,12 @@ def test_one_checkpoint_is_evaluated_by_all_rows_and_never_on_what_it_was_traine
     state = jax.eval_shape(lambda: initial_state(create_model(config), config, "", 1))
     state = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), state)
     Checkpoints(tmp_path / "work", trained_on=base).save(LAST, state, config)
-    chosen = []
-
-    def load(config, *arguments):
-        chosen.append(config.eval.checkpoint)
-        return load_variables(config, *arguments)
-
-    monkeypatch.setattr(choices, "load_variables", load)
+    loads = calls_of(monkeypatch, choices, "load_variables")
     overrides = [*OVERRIDES, "--config.eval.runs=1"]
     program("hsnet,mfnet", folds="0", overrides=overrides)
     assert len(evaluated) == 2
-    assert set(chosen) == {"best"}  # the configuration's, not the protocols'
+    # The configuration's, not the protocols'.
+    assert {config.eval.checkpoint for config, *_ in loads} == {"best"}
     with pytest.raises(UserError, match=r"was trained on .* which fold 1 of voc tests"):
         program("hsnet", folds="0,1", overrides=overrides)
     evaluated.clear()

@@ -5,8 +5,8 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
-from by_hand import count, in_episode_numbering, make_evaluator
-from helpers import message_of
+from by_hand import count, make_evaluator
+from helpers import in_episode_numbering, message_of
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
@@ -20,9 +20,12 @@ NEEDED = pytest.mark.skipif(
 HEIGHT, WIDTH = 40, 56
 
 
-def options(iterations=5):
+NO_COLOUR = (80.0, 13.0, 0.0)
+
+
+def options(**fields):
     config = default_config()
-    config.eval.crf.iterations = iterations
+    config.eval.crf.update(iterations=5, **fields)
     return config.eval.crf
 
 
@@ -78,21 +81,14 @@ def test_sure_pixels_of_a_uniform_image_stay():
         np.testing.assert_array_equal(crf.refine(probabilities, image, options()), expected)
     sure = np.full((HEIGHT, WIDTH, 2), [1 - 1e-7, 1e-7])
     sure[:, WIDTH // 2 :] = sure[:, WIDTH // 2 :, ::-1]
-    refined = crf.refine(sure, image, crf_of_no_colour())
+    refined = crf.refine(sure, image, options(colour=NO_COLOUR))
     np.testing.assert_array_equal(refined, sure.argmax(axis=-1))
-
-
-def crf_of_no_colour():
-    chosen = options()
-    chosen.colour = (80.0, 13.0, 0.0)
-    return chosen
 
 
 @NEEDED
 def test_nothing_moves_where_neighbours_need_not_agree():
     image, _, probabilities = draw()
-    chosen = crf_of_no_colour()
-    chosen.smooth = (3.0, 0.0)
+    chosen = options(colour=NO_COLOUR, smooth=(3.0, 0.0))
     refined = crf.refine(probabilities, image, chosen)
     np.testing.assert_array_equal(refined, probabilities.argmax(axis=-1))
 
@@ -165,7 +161,7 @@ def test_scores_are_of_refined_predictions(make_source, variables, scored_at, mo
 @NEEDED
 @pytest.mark.parametrize("scored_at", ["network", "photograph"])
 def test_what_a_letterbox_adds_never_counts(make_source, variables, scored_at, monkeypatch):
-    monkeypatch.setattr(crf, "refine", lambda probabilities, *_: probabilities.argmax(axis=-1))
+    monkeypatch.setattr(crf, "refine", lambda p, *_: p.argmax(axis=-1).astype(np.uint8))
     source = make_source()
     options = {"scored_at": scored_at, "fit": "letterbox"}
     evaluator, plain = (evaluator_of(source, iterations=n, **options) for n in (1, 0))

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import count, in_episode_numbering
+from by_hand import count
+from helpers import calls_of, in_episode_numbering, message_of
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.config import default_config
@@ -17,7 +18,6 @@ from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.squares import read_square
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import Episode, EpisodeIds, episodes_hash, normalise, read_episodes
-from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import run as evaluation_run
 from fsseg_jax.evaluation import scoring
 from fsseg_jax.evaluation.evaluator import Evaluator
@@ -70,18 +70,9 @@ def make_evaluator(model, source, episodes, batch_size=3, devices=1, **options):
 
 
 @pytest.fixture(scope="module")
-def encoder(model, source, episodes):
-    return make_evaluator(model, source, episodes)
-
-
-@pytest.fixture(scope="module")
-def caches(encoder, variables):
-    return encoder.encode(variables)
-
-
-@pytest.fixture(scope="module")
-def scored_all(encoder, variables, caches):
-    return encoder.score(variables, caches)
+def scored_all(model, source, variables, episodes):
+    evaluator = make_evaluator(model, source, episodes)
+    return evaluator.score(variables, evaluator.encode(variables))
 
 
 @pytest.fixture(scope="module")
@@ -170,24 +161,11 @@ def test_score_of_an_episode_does_not_depend_on_the_list(
     np.testing.assert_array_equal(ignored(other, variables), counts[rows])
 
 
-def test_each_image_is_encoded_once(source, variables, episodes, encoder):
-    encoded.clear()
-    caches = encoder.encode(variables)
-    jax.effects_barrier()
-    used = np.unique(np.concatenate([episodes.supports.ravel(), episodes.query]))
-    assert len(encoded) == len(set(encoded)) == len(used) == len(encoder.squares.images)
-    encoder.score(variables, caches)
-    jax.effects_barrier()
-    assert len(encoded) == len(used)
-
-
 def test_only_images_in_use_are_read(model, source, monkeypatch):
-    indices = []
-    read = source.read
-    monkeypatch.setattr(source, "read", lambda index: indices.append(index) or read(index))
+    reads = calls_of(monkeypatch, source, "read")
     ids = EpisodeIds(*map(np.array, ([[1], [2]], [[[9, 3]], [[3, 4]]], [4, 9], [0, 0])))
     make_evaluator(model, source, ids)
-    assert sorted(indices) == [3, 4, 9]
+    assert sorted(reads) == [(3,), (4,), (9,)]
 
 
 def test_features_are_kept_in_the_type_that_was_asked_for(
@@ -213,13 +191,16 @@ def make_settings(**changes):
     return config
 
 
+def evaluated(model, source, folder, variables=None, **changes):
+    loaded = Loaded(variables, "of the test")
+    return evaluate(make_settings(**changes), model, loaded, source, make_mesh(1), folder)
+
+
 @pytest.fixture(scope="module")
 def folder(model, source, variables, tmp_path_factory):
     """What an evaluation writes."""
     folder = tmp_path_factory.mktemp("run") / "evaluation"
-    results = evaluate(
-        make_settings(), model, Loaded(variables, "of the test"), source, make_mesh(1), folder
-    )
+    results = evaluated(model, source, folder, variables)
     assert strict_json(folder / "results.json") == results
     names = {path.name for path in folder.iterdir()}
     assert names == {"results.json", "episodes.csv", "report.html"}  # no partial file is left
@@ -314,29 +295,24 @@ def write_list(path, source, classes):
     return str(path)
 
 
-def run_list(tmp_path, model, source, classes):
-    path = write_list(tmp_path / "list.csv", source, classes)
-    config = make_settings(**{"eval.episodes_file": path, "eval.gallery": 0})
-    return evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path / "out")
-
-
 def test_a_listed_support_must_show_its_class(tmp_path, model, source):
     table = source.table
     without = set(range(len(source))) - set(table.image[table.class_id == 1].tolist())
     support, query = sorted(without)[0], int(table.image[table.class_id == 1][0])
     path = tmp_path / "list.csv"
     path.write_text(f"classes,supports,query\n1,{source.ids[support]},{source.ids[query]}\n")
-    config = make_settings(**{"eval.episodes_file": str(path)})
-    with pytest.raises(UserError, match=f"episode 1: the support {source.ids[support]} shows no"):
-        evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
+    message = message_of(evaluated, model, source, tmp_path, **{"eval.episodes_file": str(path)})
+    assert f"episode 1: the support {source.ids[support]} shows no" in message
 
 
 @pytest.mark.parametrize(("second", "iou"), [([30, 0, 30], 50), ([0, 0, 0], None)])
 def test_a_list_is_scored_in_one_run(tmp_path, model, source, scored, second, iou):
     """A class without pixels has no figure."""
     scored([[[500, 20, 30], [60, 30, 20]], [[500, 0, 0], second]])
-    results = run_list(tmp_path, model, source, [1, 2])
-    assert strict_json(tmp_path / "out" / "results.json") == results
+    path = write_list(tmp_path / "list.csv", source, [1, 2])
+    options = {"eval.episodes_file": path, "eval.gallery": 0}
+    results = evaluated(model, source, tmp_path, **options)
+    assert strict_json(tmp_path / "results.json") == results
     assert len(results["runs"]) == 1
     ious = [pytest.approx(100 * 60 / 110), iou]
     assert results["per_class"] == {source.class_names[c + 1]: x for c, x in enumerate(ious)}
@@ -354,8 +330,7 @@ def test_both_figures_of_the_border_are_told_and_the_one_asked_for_first(
     scored([[[500, 20, 30], [60, 30, 20]]], [[[500, 20, 50], [60, 50, 20]]])
     path = write_list(tmp_path / "list.csv", source, [1])
     options = {"eval.episodes_file": path, "eval.gallery": 0, "eval.border": border}
-    loaded = Loaded({}, "none")
-    results = evaluate(make_settings(**options), model, loaded, source, make_mesh(1), tmp_path)
+    results = evaluated(model, source, tmp_path, **options)
     objects, ground = [100 * 60 / 110, 100 * 60 / 130], [100 * 500 / 550, 100 * 500 / 570]
     expected = {"ignored": objects[0], "background": objects[1]}
     assert {name: x["mean_iou"] for name, x in results["borders"].items()} == pytest.approx(
@@ -389,10 +364,9 @@ class Turning(PANet):
 def test_figures_at_the_best_threshold_and_with_a_part_left_out(source, variables, tmp_path):
     """The threshold is found on classes that are not tested, by NumPy over all pixels."""
     options = {"eval.threshold": "base", "train.eval_episodes": 12, "eval.runs": 1}
-    config = make_settings(**options, **{"eval.gallery": 0})
-    model = Turning(backbone=Watched())
-    loaded = Loaded(variables, "of the test")
-    results = evaluate(config, model, loaded, source, make_mesh(1), tmp_path)
+    options |= {"eval.gallery": 0}
+    config, model = make_settings(**options), Turning(backbone=Watched())
+    results = evaluated(model, source, tmp_path, variables, **options)
     assert strict_json(tmp_path / "results.json") == results
 
     def pixels(which, count):
@@ -442,10 +416,9 @@ def test_figures_at_the_best_threshold_and_with_a_part_left_out(source, variable
 
 
 def test_means_over_runs_are_of_runs_not_of_episodes(tmp_path, model, source, scored):
-    config = make_settings(**{"eval.episodes": 2, "eval.gallery": 0})
     small, large = [[10, 0, 1], [1, 0, 0]], [[100, 0, 900], [0, 0, 900]]
     scored([small, small, large, large])
-    results = evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
+    results = evaluated(model, source, tmp_path, **{"eval.episodes": 2, "eval.gallery": 0})
     assert [run["mean_iou"] for run in results["runs"]] == [100, 0]
     assert (results["mean_iou"], results["mean_iou_std"]) == (50, 50)
 
@@ -461,29 +434,23 @@ def test_gallery_shows_the_best_the_median_and_the_worst(
     monkeypatch.setattr(
         evaluation_run, "write_report", lambda path, r, gallery: shown.update(gallery)
     )
-    config = make_settings(**{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
-    evaluate(config, model, Loaded({}, "none"), source, make_mesh(1), tmp_path)
+    evaluated(model, source, tmp_path, **{"eval.runs": 1, "eval.episodes": 5, "eval.gallery": 1})
     assert shown == {"Best": [(1, 90)], "Median": [(3, 50)], "Worst": [(2, 10)]}
+
+
+def size_of_an_image(model, variables):
+    """Bytes of its features and its label."""
+    features = model.apply(variables, np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
+    return np.asarray(features).nbytes + SIZE**2 * 4
 
 
 def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
     folder, model, source, variables, tmp_path, monkeypatch
 ):
-    sizes = []
-    original = Evaluator.__init__
-
-    def spy(self, model, source, episodes, *others):
-        sizes.append(len(np.unique(episodes.images)))
-        original(self, model, source, episodes, *others)
-
-    monkeypatch.setattr(Evaluator, "__init__", spy)
-    features = model.apply(variables, np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
-    size = np.asarray(features).nbytes + SIZE**2 * 4  # of one image, with its label
-    config = make_settings(**{"eval.cache": 3.5 * size / 2**30})
-    results = evaluate(
-        config, model, Loaded(variables, "of the test"), source, make_mesh(1), tmp_path
-    )
-    *scored, shown = sizes
+    made = calls_of(monkeypatch, Evaluator, "__init__")
+    held = {"eval.cache": 3.5 * size_of_an_image(model, variables) / 2**30}
+    results = evaluated(model, source, tmp_path, variables, **held)
+    *scored, shown = (len(np.unique(episodes.images)) for _, _, _, episodes, *_ in made)
     assert len(scored) > 1
     assert max(scored) <= 3
     assert shown <= 6  # those of three episodes in the gallery
@@ -497,15 +464,12 @@ def test_parts_that_fit_into_memory_give_what_all_at_once_gives(
 def test_each_image_is_encoded_once_however_many_parts_need_it(
     source, model, variables, tmp_path, caplog
 ):
-    features = model.apply(variables, np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
-    size = np.asarray(features).nbytes + SIZE**2 * 4
-    loaded = Loaded(variables, "of the test")
-    settings = {"eval.gallery": 0, "eval.feature_dtype": "float32"}
+    size = size_of_an_image(model, variables)
     for held in (100, 4.5):
-        config = make_settings(**settings, **{"eval.cache": held * size / 2**30})
+        options = {"eval.gallery": 0, "eval.cache": held * size / 2**30}
         encoded.clear()
         with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
-            results = evaluate(config, model, loaded, source, make_mesh(1), tmp_path / str(held))
+            results = evaluated(model, source, tmp_path / str(held), variables, **options)
         jax.effects_barrier()
         assert len(encoded) == results["photographs"] == len(set(encoded))
     messages = [record.getMessage() for record in caplog.records]

@@ -1,8 +1,9 @@
-"""Figures agree with plain loops over pixels."""
+"""Figures agree with those of NumPy over all pixels."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import count
 
 from fsseg_jax.evaluation.metrics import best_threshold, episode_iou, iou, pixel_counts, run_metrics
 
@@ -29,17 +30,8 @@ def counts_of(prediction, label, ways, *counted):
     return np.stack([pixel_counts(p, y, ways, *c) for p, y, *c in zip(*arrays, strict=True)])
 
 
-def count(prediction, label, chosen):
-    """TP, FP and FN by a loop; `chosen` tells from (prediction or label, episode) what is meant."""
-    true_positive = false_positive = false_negative = 0
-    for place in np.ndindex(*label.shape):
-        if label[place] == 255:
-            continue
-        found, there = chosen(prediction[place], place[0]), chosen(label[place], place[0])
-        true_positive += found and there
-        false_positive += found and not there
-        false_negative += there and not found
-    return true_positive, false_positive, false_negative
+def counts_by_hand(prediction, label, ways):
+    return np.stack([count(p, y, ways + 1) for p, y in zip(prediction, label, strict=True)])
 
 
 def percent(counts):
@@ -47,16 +39,10 @@ def percent(counts):
 
 
 @pytest.mark.parametrize("ways", [1, 3])
-def test_pixel_counts_match_a_loop(ways):
+def test_pixel_counts_are_those_by_hand(ways):
     prediction, label, _ = make_run(ways)
-    counts = counts_of(prediction, label, ways)
-    assert counts.shape == (12, ways + 1, 3)
-    for episode in range(12):
-        for value in range(ways + 1):
-            expected = count(
-                prediction[[episode]], label[[episode]], lambda x, _, value=value: x == value
-            )
-            assert tuple(counts[episode, value]) == expected
+    expected = counts_by_hand(prediction, label, ways)
+    np.testing.assert_array_equal(counts_of(prediction, label, ways), expected)
 
 
 def test_pixels_that_count_may_be_told():
@@ -64,12 +50,10 @@ def test_pixels_that_count_may_be_told():
     prediction, label, _ = make_run(2)
     counted = np.random.default_rng(3).random(label.shape) < 0.7
     counts = counts_of(prediction, label, 2, counted)
-    # By a loop, for which only what does not count is 255.
+    # By hand, for which only what does not count is 255.
     label = np.where(label == 255, 0, label)
     label[~counted] = 255
-    for value in range(3):
-        expected = count(prediction, label, lambda x, _, value=value: x == value)
-        assert tuple(counts[:, value].sum(axis=0)) == expected
+    np.testing.assert_array_equal(counts, counts_by_hand(prediction, label, 2))
 
 
 def test_iou_of_nothing_is_unknown():
@@ -78,79 +62,47 @@ def test_iou_of_nothing_is_unknown():
 
 
 @pytest.mark.parametrize("ways", [1, 3])
-def test_run_metrics_match_a_loop(ways):
+def test_run_metrics_are_those_of_maps_of_class_ids(ways):
     prediction, label, classes = make_run(ways)
     result = run_metrics(counts_of(prediction, label, ways), classes, NAMES)
 
+    ids = np.column_stack([np.zeros(12, int), classes])
+    row, known = np.arange(12)[:, None, None], label != 255
+    found, there = ids[row, prediction], np.where(known, ids[row, label * known], 255)
     per_class, per_class_star = {}, {}
     for class_id in (2, 5, 7, 9):
-
-        def is_class(value, episode, class_id=class_id):
-            return 0 < value <= ways and classes[episode][value - 1] == class_id
-
-        with_class = [
-            episode
-            for episode in range(12)
-            if any(is_class(value, episode) for value in label[episode].ravel() if value != 255)
-        ]
-        only = count(
-            prediction[with_class],
-            label[with_class],
-            lambda x, row, e=with_class, f=is_class: f(x, e[row]),
-        )
-        per_class[NAMES[class_id]] = percent(only)
-        per_class_star[NAMES[class_id]] = percent(count(prediction, label, is_class))
+        shown = (there == class_id).any(axis=(1, 2))
+        per_class[NAMES[class_id]] = percent(count(found[shown], there[shown], 10)[class_id])
+        per_class_star[NAMES[class_id]] = percent(count(found, there, 10)[class_id])
     assert result["per_class"] == pytest.approx(per_class)
     assert result["mean_iou"] == pytest.approx(np.mean(list(per_class.values())))
     assert result["mean_iou_star"] == pytest.approx(np.mean(list(per_class_star.values())))
     assert result["mean_iou_star"] < result["mean_iou"]  # some queries lack a class
 
-    background = percent(count(prediction, label, lambda x, _: x == 0))
-    # Each way on its own: a pixel of one class given to another is wrong twice.
-    ways_counts = [
-        count(prediction, label, lambda x, _, way=way: x == way) for way in range(1, ways + 1)
-    ]
-    foreground = percent(np.sum(ways_counts, axis=0))
-    assert result["binary_iou"] == pytest.approx((background + foreground) / 2)
-
-
-def two_class_iou(found, there, counted):
-    """The mean IoU of a mask and of all else, in percent, over maps of many episodes."""
-    pairs = ((found, there), (~found, ~there))
-    return np.mean([100 * (f & t & counted).sum() / ((f | t) & counted).sum() for f, t in pairs])
-
 
 def test_three_definitions_of_binary_iou():
     """Of two ways, whose queries show both, one or none of them."""
     prediction, label, classes = make_run(2, episodes=40, density=0.5)
-    shown = np.stack([(label == way).any(axis=(1, 2)) for way in (1, 2)])
-    assert {tuple(row) for row in shown.T.tolist()} == {(a, b) for a in (0, 1) for b in (0, 1)}
+    shown = np.stack([(label == way).any(axis=(1, 2)) for way in (1, 2)], axis=1)
+    assert {tuple(row) for row in shown.tolist()} == {(a, b) for a in (0, 1) for b in (0, 1)}
     label[0] = 1  # a query without background
-    result = run_metrics(counts_of(prediction, label, 2), classes, NAMES)
-
-    counted = label != 255
-    merged = two_class_iou(prediction > 0, label > 0, counted)
-    assert result["binary_iou_merged"] == pytest.approx(merged)
-
-    # Each class on maps of its own, one above the other.
-    found, there, counted_twice = (
-        np.stack([part(way) for way in (1, 2)])
-        for part in (lambda w: prediction == w, lambda w: label == w, lambda w: counted)
-    )
-    ground = [(prediction == 0), (label == 0)]
-
-    def summed(kept, kept_ground):
-        objects = (found & there & counted_twice)[kept].sum()
-        objects /= ((found | there) & counted_twice)[kept].sum()
-        free = (ground[0] & ground[1] & counted)[kept_ground].sum()
-        free /= ((ground[0] | ground[1]) & counted)[kept_ground].sum()
-        return 100 * (objects + free) / 2
-
-    everything = np.ones((2, 40), bool), np.ones(40, bool)
-    assert result["binary_iou"] == pytest.approx(summed(*everything))
+    shown[0] = True, False
     with_ground = (label == 0).any(axis=(1, 2))
     assert not with_ground.all()
-    shown = np.stack([(label == way).any(axis=(1, 2)) for way in (1, 2)])
+    result = run_metrics(counts_of(prediction, label, 2), classes, NAMES)
+
+    merged = count(prediction > 0, np.where(label == 255, 255, label > 0), 2)
+    assert result["binary_iou_merged"] == pytest.approx(np.mean([*map(percent, merged)]))
+
+    counts = counts_by_hand(prediction, label, 2)
+
+    def summed(objects, ground):
+        """A pixel of one class given to another is wrong twice."""
+        parts = counts[:, 1:][objects].sum(axis=0), counts[ground, 0].sum(axis=0)
+        return np.mean([percent(part) for part in parts])
+
+    everything = np.ones_like(shown), np.ones_like(with_ground)
+    assert result["binary_iou"] == pytest.approx(summed(*everything))
     assert result["binary_iou_shown"] == pytest.approx(summed(shown, with_ground))
     values = [result[f"binary_iou{name}"] for name in ("", "_shown", "_merged")]
     assert values == sorted(set(values))  # each forgives more than the one before
@@ -185,15 +137,13 @@ def test_the_best_threshold_is_that_of_the_best_mean_iou(ways):
 
 
 @pytest.mark.parametrize("ways", [1, 3])
-def test_episode_iou_matches_a_loop(ways):
+def test_episode_iou_is_the_mean_of_the_ways_that_are_shown(ways):
     prediction, label, _ = make_run(ways)
+    counts = counts_by_hand(prediction, label, ways)
     expected = []
     for episode in range(12):
-        values = [
-            percent(count(prediction[[episode]], label[[episode]], lambda x, _, way=way: x == way))
-            for way in range(1, ways + 1)
-            if (label[episode] == way).any()
-        ]
+        shown = [way for way in range(1, ways + 1) if (label[episode] == way).any()]
+        values = [percent(counts[episode, way]) for way in shown]
         expected.append(np.mean(values) if values else 0)
     np.testing.assert_allclose(episode_iou(counts_of(prediction, label, ways)), expected)
 

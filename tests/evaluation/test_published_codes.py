@@ -1,21 +1,20 @@
 """Presets draw and score as the published codes do: compared with `published_codes`, which was
 written from reading those.
 
-Random generators differ, so that episodes are not the same ones. What must be the same: how many
-there are, what is drawn from and how often, and with which chances; and of the same predictions
-every pixel count and every figure.
+Random generators differ, so that episodes are not the same ones. What must be the same:
+what is drawn from and how often, and with which chances; and of the same predictions every pixel
+count and every figure.
 """
 
 import collections
 import itertools
-import json
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import published_codes as codes
 import pytest
 from by_hand import Stem, count
+from helpers_coco import CATEGORIES, Drawn, rectangle
 from PIL import Image
 from scipy import stats
 
@@ -25,7 +24,6 @@ from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.coco import FOLDS
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.devices import make_mesh
-from fsseg_jax.episode import EpisodeIds
 from fsseg_jax.evaluation import scoring
 from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import run_metrics
@@ -124,30 +122,7 @@ def test_alike_tells_chances_apart():
     assert not alike(even.tolist(), uneven.tolist())
 
 
-# ----------------------------------------------------------------------------- how many, of what
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "code", "excess"),
-    [
-        ("panet", "voc", codes.PANET, 0),
-        ("panet", "coco", codes.PANET, 0),
-        ("canet", "voc", codes.CANET, 0),
-        ("pfenet", "voc", codes.PFENET, 1),
-        ("pfenet", "coco", codes.PFENET, 1),
-        ("hsnet", "voc", codes.HSNET, 0),
-        ("hsnet", "coco", codes.HSNET, 0),
-        ("hsnet", "fss1000", codes.HSNET, 0),
-        ("bam", "voc", codes.BAM, 0),
-        ("bam", "coco", codes.BAM, 0),
-    ],
-)
-def test_runs_and_episodes(name, data, code, excess, source):
-    """As many as the code has, but for the one more that PFENet's loop lets pass."""
-    runs = protocol_episodes(preset(name, data), source)
-    episodes = code["episodes"]
-    expected = episodes if isinstance(episodes, int) else episodes[data]
-    assert [len(run) for run in runs.values()] == [expected - excess] * code["runs"]
+# ----------------------------------------------------------------------------- test images
 
 
 def test_panet_tests_images_of_trainaug(make_voc):
@@ -159,50 +134,27 @@ def test_panet_tests_images_of_trainaug(make_voc):
         name: open_source(preset(name, **{"data.root": root}).data, "test").ids
         for name in ("panet", "canet", "pfenet", "hsnet", "bam")
     }
-    assert codes.PANET["split"]["voc"] == "trainaug"
     assert list(tested.pop("panet")) == names[1:]
     val = (lists / "val.txt").read_text().split()
     assert all(list(ids) == val for ids in tested.values())
-    assert preset("panet", "coco").data.split == codes.PANET["split"]["coco"]
 
 
 def test_each_category_of_coco_has_a_mask_of_its_own_for_panet(tmp_path):
-    rng = np.random.default_rng(0)
-    size, names = (20, 30), [f"thing {number}" for number in range(80)]
-    ids = (np.arange(80) + 1 + np.arange(80) // 9).tolist()  # with gaps, as COCO's
-    listed = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
-    images, annotations = [], []
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "train2014").mkdir()
+    rng, size = np.random.default_rng(0), (20, 30)
+    folder = Drawn(tmp_path, "train2014", rng)
     for image in (7, 3, 12):
-        name = f"COCO_train2014_{image}.jpg"
-        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "train2014" / name)
-        images.append({"id": image, "file_name": name, "height": size[0], "width": size[1]})
-        chosen = rng.choice(ids, 4, replace=False)
+        folder.add_image(image, size)
+        chosen = rng.choice(CATEGORIES, 4, replace=False).tolist()
         for number, category in enumerate([*chosen, *chosen[:2]]):  # large enough to overlap
             left, top = rng.integers(0, 8, 2).tolist()
-            right, bottom = left + 15, top + 10
-            outline = [[left, top, right, top, right, bottom, left, bottom]]
-            if crowd := number == 3:  # the only one of its category
-                runs = np.zeros(size, int)
-                runs[top:bottom, left:right] = 1
-                edges = np.flatnonzero(np.diff(runs.ravel(order="F"), prepend=0, append=0))
-                edges = np.diff([0, *edges, runs.size]).tolist()
-                outline = {"counts": edges, "size": list(size)}
-            annotations.append(
-                {
-                    **{"id": len(annotations) + 1, "image_id": image, "area": 150.0},
-                    **{"category_id": int(category), "segmentation": outline},
-                    **{"iscrowd": int(crowd), "bbox": [left, top, 15, 10]},
-                }
-            )
-    file = tmp_path / "annotations" / "instances_train2014.json"
-    contents = {"images": images, "annotations": annotations, "categories": listed[::-1]}
-    file.write_text(json.dumps(contents))
+            mask = rectangle(size, top, top + 10, left, left + 15)
+            crowd = number == 3  # the only one of its category
+            folder.add_object(image, category, mask, "runs" if crowd else "polygon", crowd)
+    file = folder.write().file
 
     source = open_source(preset("panet", "coco", **{"data.root": tmp_path}).data, "test")
     expected = {
-        (f"COCO_train2014_{image}", number): mask
+        (f"{image:012d}", number): mask
         for (image, number), mask in codes.panet_coco_masks(str(file)).items()
     }
     found = {}
@@ -212,7 +164,7 @@ def test_each_category_of_coco_has_a_mask_of_its_own_for_panet(tmp_path):
     assert found.keys() == expected.keys()
     assert all((found[key] == expected[key]).all() for key in found)
     # It matters here: what one pixel shows is of several categories.
-    of_image = [mask for (image, _), mask in expected.items() if image.endswith("_7")]
+    of_image = [mask for (image, _), mask in expected.items() if int(image) == 7]
     assert (np.sum(of_image, axis=0) > 1).any()
 
 
@@ -228,11 +180,6 @@ def test_each_category_of_coco_has_a_mask_of_its_own_for_panet(tmp_path):
 def test_classes_that_folds_of_coco_hold_out(name, split):
     folds = FOLDS[preset(name, "coco").data.coco.folds]
     assert folds == tuple(split(fold) for fold in range(4))
-
-
-@pytest.mark.parametrize(("name", "data"), codes.CHECKPOINTS)
-def test_which_checkpoint_is_tested(name, data):
-    assert preset(name, data).eval.checkpoint == codes.CHECKPOINTS[name, data]
 
 
 # ----------------------------------------------------------------------------- in turn
@@ -409,22 +356,16 @@ def variables(model):
     return model.init(jax.random.key(0), np.zeros((SIZE, SIZE, 3), np.float32), method="encode")
 
 
-class Scored(NamedTuple):
-    evaluator: Evaluator
-    episodes: EpisodeIds
-    counts: dict  # of pixels, by what the border is
-    predictions: list
-
-
-def score(config, source, model, variables, number):
+def score(config, source, model, variables):
+    """An evaluator of 12 episodes, counts of pixels by what the border is, and predictions."""
     config.image_size, config.eval.buckets, config.eval.feature_dtype = SIZE, 1, "float32"
-    episodes = draw_episodes(config, source, "novel", 0, number)
-    scored = Evaluator(model, source, episodes, make_mesh(1), config)
-    caches = scored.encode(variables)
-    counts = scored.score(variables, caches)
-    predictions = [scored.predict(variables, caches, row) for row in range(number)]
+    episodes = draw_episodes(config, source, "novel", 0, 12)
+    evaluator = Evaluator(model, source, episodes, make_mesh(1), config)
+    caches = evaluator.encode(variables)
+    counts = evaluator.score(variables, caches)
+    predictions = [evaluator.predict(variables, caches, row) for row in range(12)]
     assert all(len(np.unique(prediction)) > 1 for prediction in predictions)
-    return Scored(scored, episodes, counts.borders, predictions)
+    return evaluator, counts.borders, predictions
 
 
 def areas_of(counts):
@@ -436,8 +377,8 @@ def areas_of(counts):
 def test_panets_pixel_counts(ways, source, labels, model, variables):
     """At the network's size, without borders; what is skipped there is kept apart here."""
     config = preset("panet", ways=ways)
-    scored = score(config, source, model, variables, 12)
-    episodes, borders, predictions = scored[1:]
+    evaluator, borders, predictions = score(config, source, model, variables)
+    episodes = evaluator.episodes
     for row, prediction in enumerate(predictions):
         ids = episodes.take(row)
         target = codes.panet_target(labels[ids.query], ids.classes.tolist(), SIZE)
@@ -446,14 +387,14 @@ def test_panets_pixel_counts(ways, source, labels, model, variables):
         np.testing.assert_array_equal(counts[shown], expected[shown])
         assert not counts[~shown][:, [0, 2]].any()
     assert config.eval.border == "ignored"
-    check_stretched(scored.evaluator)
+    check_stretched(evaluator)
 
 
-def check_stretched(scored):
+def check_stretched(evaluator):
     """The network sees squares (PANet's dataloaders/transforms.py, line 49; HSNet's
     data/dataset.py, line 26)."""
-    for index, image in zip(scored.used, scored.squares.images, strict=True):
-        whole = Image.fromarray(scored.source.read(index).image)
+    for index, image in zip(evaluator.used, evaluator.squares.images, strict=True):
+        whole = Image.fromarray(evaluator.source.read(index).image)
         np.testing.assert_array_equal(image, whole.resize((SIZE, SIZE), Image.BILINEAR))
 
 
@@ -461,8 +402,8 @@ def test_canets_pixel_counts(source, labels, model, variables):
     """At each image's own size, where its author scores the published figures (issue 4 of the
     repository; the code's own quick validation scores squares). Borders are background."""
     config = preset("canet")
-    scored = score(config, source, model, variables, 12)
-    episodes, borders, predictions = scored[1:]
+    evaluator, borders, predictions = score(config, source, model, variables)
+    episodes = evaluator.episodes
     found = []
     for row, prediction in enumerate(predictions):
         label, (class_id,) = labels[episodes.query[row]], episodes.classes[row]
@@ -470,7 +411,7 @@ def test_canets_pixel_counts(source, labels, model, variables):
         inter, union = areas_of(borders[config.eval.border][row])
         assert (inter[1], union[1]) == (found[-1][0][1], found[-1][1][1])
         assert borders["background"][row].sum() > borders["ignored"][row].sum()
-    (bucket,) = scored.evaluator.buckets
+    (bucket,) = evaluator.buckets
     for view, scale in zip(bucket.queries.views, codes.CANET_SCALES, strict=True):
         for query, shape in zip(bucket.images, view.shape, strict=True):
             assert np.abs(shape - scale * np.array(labels[query].shape)).max() <= 0.5
@@ -488,8 +429,8 @@ def test_pixel_counts_of_pfenet_bam_and_hsnet(name, data, source, labels, model,
     labels, takes the pixel under the corner of the new one; ours, for all protocols, that under its
     centre, as PIL does."""
     config = preset(name, data)
-    scored = score(config, source, model, variables, 12)
-    episodes, borders, predictions = scored[1:]
+    evaluator, borders, predictions = score(config, source, model, variables)
+    episodes = evaluator.episodes
     found = []
     for row, prediction in enumerate(predictions):
         label, (class_id,) = labels[episodes.query[row]], episodes.classes[row]
@@ -511,9 +452,9 @@ def test_pixel_counts_of_pfenet_bam_and_hsnet(name, data, source, labels, model,
         assert figures[field] == pytest.approx(expected["binary_iou"])
     assert config.eval.border == "ignored"
     if name == "hsnet":
-        check_stretched(scored.evaluator)
+        check_stretched(evaluator)
         return
-    for index, image in zip(scored.evaluator.used, scored.evaluator.squares.images, strict=True):
+    for index, image in zip(evaluator.used, evaluator.squares.images, strict=True):
         height, width = codes.pfenet_shape(*labels[index].shape, SIZE)
         assert not image[height:].any()
         assert not image[:, width:].any()

@@ -8,14 +8,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from by_hand import Stem, count, in_episode_numbering
+from by_hand import Stem, count
+from helpers import in_episode_numbering, up_sampled
 from PIL import Image
+from scipy.special import softmax
+from small_models import draw_variables
 
 from fsseg_jax.backbones.convolution import Conv
 from fsseg_jax.data.sampling import sample
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
-from fsseg_jax.episode import empty_episode, normalise
+from fsseg_jax.episode import normalise
 from fsseg_jax.evaluation.metrics import run_metrics
 from fsseg_jax.evaluation.parts import scaled_side
 from fsseg_jax.evaluation.scorer import THRESHOLDS
@@ -98,16 +101,8 @@ def interpolate(logits, shape, align_corners):
             for n_in, n_out in zip(logits.shape, shape, strict=False)
         )
         return np.einsum("Hh,hwc,Ww->HWc", rows, logits, columns)
-    planes = torch.tensor(logits).permute(2, 0, 1)[None]
-    planes = torch.nn.functional.interpolate(
-        planes, shape, mode="bilinear", align_corners=align_corners
-    )
-    return planes[0].permute(1, 2, 0).numpy()
-
-
-def softmax(logits):
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    (planes,) = up_sampled(torch, logits[None], shape, align_corners)
+    return planes.permute(1, 2, 0).numpy()
 
 
 def enlarged(image, scale):
@@ -148,7 +143,7 @@ def probabilities_by_hand(
         assert logits.shape[2] == len(ids.classes) + 1
         longer = (max(shape),) * 2 if letterbox else shape
         logits = interpolate(logits, longer, model.align_corners)[: shape[0], : shape[1]]
-        total = total + softmax(logits)
+        total = total + softmax(logits, axis=-1)
     return total / len(queries), in_episode_numbering(label, ids.classes)
 
 
@@ -336,24 +331,6 @@ class TwoStages(nn.Module):
     def __call__(self, image, stages=(), train=False):
         fine = nn.relu(Conv(8, (5, 5), 4, 2)(image))
         return fine, Conv(8, (3, 3), 2, 1)(fine)
-
-
-def draw_variables(model, ways, shots):
-    """Weights with which every layer matters, and predictions are clear."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, shape):
-        name = path[-1].key
-        if len(shape.shape) > 1:
-            values = rng.standard_normal(shape.shape) * np.sqrt(3 / np.prod(shape.shape[:-1]))
-        else:
-            values = (name in ("scale", "var", "alpha")) + 0.1 * rng.standard_normal(shape.shape)
-        return values.astype(np.float32)
-
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    episode = empty_episode(ways, shots, SIZE)
-    shapes = jax.eval_shape(functools.partial(model.init, train=True), keys, episode)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,10 +6,10 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
-import psutil
+import commands
 import pytest
+from commands import is_alive, wait_for
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
 GRACE = "--grace=0.3"
@@ -74,15 +74,6 @@ def end(process):
     return process.returncode, output.decode(), errors.decode()
 
 
-def wait_for(condition):
-    """Waits until the condition gives something, and returns it."""
-    for _ in range(400):
-        if found := condition():
-            return found
-        time.sleep(0.025)
-    raise AssertionError("it did not happen within 10 seconds")
-
-
 def notes(folder, number):
     file = folder / f"notes_{number}"
     return file.read_text().splitlines() if file.exists() else []
@@ -93,13 +84,6 @@ def pids(folder, count=2):
     files = [folder / f"notes_{number}" for number in range(count)]
     wait_for(lambda: all(file.exists() and file.read_text().endswith("\n") for file in files))
     return [int(notes(folder, number)[0].removeprefix("pid ")) for number in range(count)]
-
-
-def is_alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # which only awaits its parent
-    except psutil.NoSuchProcess:
-        return False
 
 
 # ------------------------------------------------------------------------------- what they are told
@@ -181,8 +165,7 @@ sys.stderr.write(f"10%\\r20%\\r{number} done\\nno end of line")
     assert output == "out 0\n"
     assert "10%\r20%\r0 done\nno end of line" in errors
     for number in (1, 2):
-        lines = [f"out {number}", f"{number} done", "no end of line"]
-        for line in lines:
+        for line in (f"out {number}", f"{number} done", "no end of line"):
             assert f"[{number}] {line}\n" in errors
     assert errors.count("10%") == 1  # of the others' bars only the last state
 
@@ -329,14 +312,7 @@ wait()
     ],
 )
 def test_wrong_options_give_one_sentence_and_status_2(arguments, message):
-    result = subprocess.run(
-        [sys.executable, LAUNCHER, *arguments],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    assert result.returncode == 2
-    (sentence,) = result.stderr.splitlines()
-    assert sentence.startswith("error: ")
-    assert message in sentence
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, LAUNCHER, *arguments]
+    done = commands.run(*command, env=environment, status=2, timeout=20)
+    commands.assert_wrong_input(done, message)

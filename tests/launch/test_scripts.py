@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from commands import assert_wrong_input
 
 FOLDER = pathlib.Path(__file__).parents[2] / "launch"
 pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
@@ -44,13 +45,6 @@ def pretend(folder, name, then=""):
 def arguments_of(folder, name):
     file = folder / f"{name}.txt"
     return file.read_text().splitlines() if file.exists() else None
-
-
-def assert_wrong_input(result, message):
-    assert result.returncode == 2
-    (sentence,) = result.stderr.splitlines()
-    assert sentence.startswith("error: ")
-    assert message in sentence
 
 
 # ----------------------------------------------------------------------------------------- slurm.sh

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers import assert_close, is_close
-from tiny import block_labels
+from tiny_models import block_labels
 
 from fsseg_jax.config import default_config
 from fsseg_jax.episode import Episode, empty_episode

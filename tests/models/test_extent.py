@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, draw_values, random
-from tiny import TwoStages
+from tiny_models import TwoStages
 
 from fsseg_jax.backbones.convolution import Conv, max_pool
 from fsseg_jax.backbones.extent import average, extent, fits, inside, is_open, true_shape

@@ -15,7 +15,7 @@ from helpers import (
     is_close,
     random,
 )
-from tiny import TwoStages, draw_episode
+from tiny_models import TwoStages, draw_episode
 
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh

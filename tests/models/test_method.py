@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers import assert_close, draw_values, random, up_sampled
-from tiny import EveryFourth, block_labels
+from tiny_models import EveryFourth, block_labels
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16

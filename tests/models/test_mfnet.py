@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from helpers import assert_close, assert_trees_close, random, up_sampled
 from test_losses import ONE_OF_EACH, draw_logits, focal_by_hand, squared
-from tiny import EveryFourth, draw_episode
+from tiny_models import EveryFourth, draw_episode
 
 from fsseg_jax.backbones.resnet import ResNet50
 from fsseg_jax.episode import IGNORE, empty_episode

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, assert_trees_close, draw_values, is_close, up_sampled
-from tiny import block_labels
+from tiny_models import block_labels
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16

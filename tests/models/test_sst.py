@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, assert_trees_close, draw_values, holds_in_a_draw, is_close
-from tiny import TwoStages, block_labels
+from tiny_models import TwoStages, block_labels
 
 from fsseg_jax.config import default_config
 from fsseg_jax.data.sources.voc import VOC

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from drawn import draw, inside, save
+from drawn import draw, save, supports
 
 import fsseg_jax
 from fsseg_jax import command_line, predict
@@ -28,10 +28,9 @@ def segmenter(model):
 @pytest.fixture
 def folders(tmp_path):
     """Two supports of one class, and five queries: two of one name, two in a folder."""
-    for seed in (0, 1):
-        image, boxes = draw(seed, "red")
-        save(tmp_path / "support" / "red" / f"{seed}.png", image)
-        save(tmp_path / "support" / "red" / f"{seed}_mask.png", inside(boxes["red"]))
+    for number, (image, mask) in enumerate(zip(*supports(), strict=True)):
+        save(tmp_path / "support" / "red" / f"{number}.png", image)
+        save(tmp_path / "support" / "red" / f"{number}_mask.png", mask)
     for seed, name in enumerate(("a.jpg", "a.png", "b.jpeg", "sub/a.JPG", "sub/deep/c.bmp"), 10):
         save(tmp_path / "query" / name, draw(seed, "red")[0])
     return tmp_path
@@ -46,10 +45,8 @@ def run(folders, segmenter, model, monkeypatch):
     stream = Segmenter.stream
 
     def counted(self, images, *arguments, **options):
-        for image in images:
-            run.segmented.append(os.path.relpath(image, folders / "query"))
-            run.images.append(image)
-        images, run.images = run.images, []
+        images = list(images)
+        run.segmented += [os.path.relpath(image, folders / "query") for image in images]
         return stream(self, images, *arguments, **options)
 
     monkeypatch.setattr(Segmenter, "stream", counted)
@@ -60,5 +57,5 @@ def run(folders, segmenter, model, monkeypatch):
         arguments = (f"--workdir={model}", *places, f"--out={folders / out}", *extra)
         return predict.main(list(map(str, arguments)))
 
-    run.segmented, run.images = [], []
+    run.segmented = []
     return run

@@ -1,13 +1,12 @@
 """Images in folders become masks in folders, once each, whatever happens meanwhile."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pycocotools.coco
 import pytest
-from drawn import draw, files_of, inside, read, save
+from commands import run_program
+from drawn import draw, files_of, inside, outline, read, save, supports
 from helpers import message_of
 from PIL import Image
 
@@ -31,12 +30,7 @@ def test_all_images_are_segmented_as_by_the_segmenter(run, folders, segmenter, c
     assert last.startswith("5 images, 0 skipped, ")
     assert last.endswith(f"are in {out}")
 
-    images, masks = [], []
-    for seed in (0, 1):
-        image, boxes = draw(seed, "red")
-        images.append(image)
-        masks.append(inside(boxes["red"]))
-    segmenter.fit(images, masks=masks)
+    segmenter.fit(*supports())
     coco = json.loads((out / "predictions.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == sorted(files_of(folders / "query"))
     assert {image["mask_file"] for image in coco["images"]} == {f"masks/{n}.png" for n in OUTPUTS}
@@ -115,14 +109,7 @@ def test_several_classes(run, folders, segmenter):
     for seed in range(2):
         image, boxes = draw(30 + seed, "red", "blue")
         save(folders / "many" / f"{seed}.jpg", image, quality=95)
-        shapes = [
-            {"label": name, "shape_type": "rectangle", "points": [box[:2], np.subtract(box[2:], 1)]}
-            for name, box in boxes.items()
-        ]
-        for shape in shapes:
-            shape["points"] = np.array(shape["points"]).tolist()
-        content = {"shapes": shapes, "imageHeight": 40, "imageWidth": 52}
-        (folders / "many" / f"{seed}.json").write_text(json.dumps(content))
+        outline(folders / "many" / f"{seed}.json", boxes)
     image, boxes = draw(40, "red", "blue")
     save(folders / "both" / "x.png", image)
     assert run(support="many", query="both") == 0
@@ -149,10 +136,7 @@ def test_boxes_and_masks_of_the_same_pixels_give_the_same(run, folders, kind):
         if kind == "flat":
             save(support / f"{seed}_mask.png", inside(boxes["red"]))
         if kind == "rectangles":
-            points = [[left, top], [right - 1, bottom - 1]]
-            shape = {"label": "red", "shape_type": "rectangle", "points": points}
-            content = {"shapes": [shape], "imageHeight": 40, "imageWidth": 52}
-            (support / f"{seed}.json").write_text(json.dumps(content))
+            outline(support / f"{seed}.json", boxes)
         images.append({"id": seed, "file_name": f"{seed}.png", "height": 40, "width": 52})
         box = [left, top, right - left, bottom - top]
         annotations.append({"id": seed, "image_id": seed, "category_id": 9, "bbox": box})
@@ -164,14 +148,11 @@ def test_boxes_and_masks_of_the_same_pixels_give_the_same(run, folders, kind):
     assert run.segmented == []
 
 
-def test_supports_may_lie_among_the_queries(run, folders, segmenter):
-    support = folders / "query" / "red"
-    (folders / "support" / "red").rename(support)
+def test_supports_may_lie_among_the_queries(run, folders):
+    (folders / "support" / "red").rename(folders / "query" / "red")
     assert run(support="query/red") == 0
-    assert files_of(folders / "out" / "masks") == {f"{name}.png" for name in OUTPUTS} | {
-        "red/0.png",
-        "red/1.png",
-    }
+    names = {*OUTPUTS, "red/0", "red/1"}
+    assert files_of(folders / "out" / "masks") == {f"{name}.png" for name in names}
 
 
 # ----------------------------------------------------------------------------- truth
@@ -214,12 +195,6 @@ def test_truth_of_another_size_is_told_before_anything_is_segmented(run, folders
 
 # ----------------------------------------------------------------------------- as a program
 
-WITHOUT_TENSORFLOW = """
-import runpy, sys
-sys.modules["tensorflow"] = None  # importing it fails, as where it is not installed
-runpy.run_module("fsseg_jax.predict", run_name="__main__", alter_sys=True)
-"""
-
 
 @pytest.mark.smoke
 def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_skipped(
@@ -228,10 +203,10 @@ def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_sk
     (folders / "query" / "bad.jpg").write_text("a text")
     options = ("--config.platform=cpu", "--config.devices=1", "--config.eval.fit=letterbox")
     places = [f"--{name}={folders / name}" for name in ("support", "query", "out")]
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, f"--workdir={model}", *places, *options]
-    pipes = {"capture_output": True, "text": True, "timeout": 300}
-    result = subprocess.run(command, env=users_environment, **pipes)
-    assert result.returncode == 1, result.stderr
+    arguments = (f"--workdir={model}", *places, *options)
+    result = run_program(
+        "predict", *arguments, status=1, without="tensorflow", env=users_environment
+    )
     lines = result.stderr.splitlines()
     assert lines[0].startswith("devices: 1 x cpu")
     assert any(line.startswith("2 supports of red, encoded in ") for line in lines)
@@ -240,8 +215,7 @@ def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_sk
     made_by = json.loads((folders / "out" / "made_by.json").read_text())
     assert made_by["eval.fit"] == "letterbox"
     segmenter = fsseg_jax.load(model, devices=1, **{"eval.fit": "letterbox"})
-    seeds = [draw(seed, "red") for seed in (0, 1)]
-    segmenter.fit([image for image, _ in seeds], masks=[inside(box["red"]) for _, box in seeds])
+    segmenter.fit(*supports())
     label = read(folders / "out" / "masks" / "b.png")
     same = label == segmenter.predict(folders / "query" / "b.jpeg")
     assert same.mean() > 0.99  # compiled with other options, the last digits differ

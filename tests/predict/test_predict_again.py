@@ -6,10 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from drawn import draw, files_of, inside, read, save
+from drawn import draw, files_of, inside, outline, read, save
 from helpers import message_of
 
-from fsseg_jax import predict
 from fsseg_jax.prediction import output as predictions_module
 
 # pycocotools's own, of NumPy 2.
@@ -102,14 +101,13 @@ def test_folders_of_something_else_are_left_alone(run, folders):
     assert files_of(folders / "out") == {"masks/a.png"}
 
 
-def test_bad_images_are_told_and_skipped(run, folders, caplog, monkeypatch):
-    monkeypatch.setattr(predict.logger.parent, "propagate", True)
+def test_bad_images_are_told_and_skipped(run, folders, log):
     query = folders / "query"
     (query / "0.jpg").write_text("a text")
     (query / "empty.png").touch()
     (query / "b.jpeg").write_bytes((query / "b.jpeg").read_bytes()[:700])
     assert run("--batch_size=2") == 1
-    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    told = [message for message in log.messages if "skipped" in message]
     names = ["0.jpg", "b.jpeg", "empty.png"]
     assert len(told) == 3
     for name, line in zip(names, told, strict=True):
@@ -117,12 +115,8 @@ def test_bad_images_are_told_and_skipped(run, folders, caplog, monkeypatch):
     coco = json.loads((folders / "out" / "predictions.json").read_text())
     done = ["a.jpg", "a.png", "sub/a.JPG", "sub/deep/c.bmp"]
     assert [image["file_name"] for image in coco["images"]] == done
-    assert files_of(folders / "out" / "masks") == {
-        "a.png",
-        "a.png.png",
-        "sub/a.png",
-        "sub/deep/c.png",
-    }
+    masks = {"a.png", "a.png.png", "sub/a.png", "sub/deep/c.png"}
+    assert files_of(folders / "out" / "masks") == masks
     save(query / "0.jpg", draw(70, "red")[0])
     assert run() == 1
     assert run.segmented == ["0.jpg", "b.jpeg", "empty.png"]
@@ -181,8 +175,7 @@ def test_missing_and_empty_folders_are_told(run, folders):
     assert "--batch_size = 0" in message_of(run, "--batch_size=0")
     assert "--suport=x: expected --config.field=value" in message_of(run, "--suport=x")
     save(folders / "blank" / "x.jpg", np.zeros((9, 9, 3), np.uint8))
-    content = {"shapes": [], "imageHeight": 9, "imageWidth": 9}
-    (folders / "blank" / "x.json").write_text(json.dumps(content))
+    outline(folders / "blank" / "x.json", {}, size=(9, 9))
     assert "outline no objects" in message_of(run, support="blank")
     assert not run.segmented
 

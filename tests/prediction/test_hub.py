@@ -4,12 +4,12 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from commands import run
 from small_models import assert_equal
 
 from fsseg_jax.prediction import sharing
@@ -186,16 +186,9 @@ def hub(saved, tmp_path_factory):
         "HF_HUB_DISABLE_XET": "1",  # whose client speaks to a store of its own
         "NO_PROXY": "127.0.0.1",
     }
-    command = [saved[0], folder / "loaded", folder / "results.json"]
+    places = (saved[0], folder / "loaded", folder / "results.json")
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", SESSION, *map(str, command)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        run(sys.executable, "-c", SESSION, *places, env=environment)
     finally:
         server.shutdown()
         server.server_close()

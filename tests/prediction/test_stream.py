@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -60,20 +61,14 @@ def test_a_stream_keeps_the_supports_that_it_began_with(shown, images):
 def test_threads_may_share_a_segmenter_of_several_devices(shown, images):
     segmenter = make_segmenter(devices=4).fit(*shown)
     expected = segmenter.predict(images, True)
-    results = {}
 
-    def work(number):
-        results[number] = [segmenter.predict(images, True, batch_size=4) for _ in range(5)]
+    def work(_):
+        return [segmenter.predict(images, True, batch_size=4) for _ in range(5)]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert len(results) == 4
-    for several in results.values():
-        for result in several:
-            assert_same(result, expected)
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(work, range(4)):
+            for result in results:
+                assert_same(result, expected)
 
 
 def test_broken_images_stop_a_stream_in_their_turn_or_are_skipped(fitted, images, tmp_path):

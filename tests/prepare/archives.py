@@ -140,8 +140,3 @@ class Site(NamedTuple):
     def stop(self):
         self.server.shutdown()
         self.server.server_close()
-
-
-def read(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture)

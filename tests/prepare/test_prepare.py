@@ -7,8 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
-from archives import LISTS, SBD_LISTS, TRAINAUG, VOC_LISTS, official_colours, read
-from helpers import message_of
+from archives import LISTS, SBD_LISTS, TRAINAUG, VOC_LISTS, official_colours
+from helpers import message_of, pixels_of
 from PIL import Image
 
 from fsseg_jax import prepare
@@ -60,7 +60,7 @@ def test_voc_reads_what_is_made(site, originals, split, names):
         np.testing.assert_array_equal(label, merged(originals.labels, name))
         np.testing.assert_array_equal(source.instances(index), merged(originals.objects, name))
         jpeg = originals.files[f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg"]
-        np.testing.assert_array_equal(image, read(io.BytesIO(jpeg)))
+        np.testing.assert_array_equal(image, pixels_of(io.BytesIO(jpeg)))
 
 
 def test_only_what_is_needed_is_unpacked_and_nothing_is_left_behind(site):
@@ -99,7 +99,7 @@ def test_archives_are_not_needed_once_unpacked(site, originals):
     file.unlink()
     site.server.requests.clear()
     site.prepare()
-    np.testing.assert_array_equal(read(file), originals.labels["sbd", file.stem])
+    np.testing.assert_array_equal(pixels_of(file), originals.labels["sbd", file.stem])
     assert not site.server.requests
 
 
@@ -195,7 +195,7 @@ def test_an_interrupted_merge_is_completed(site, originals, monkeypatch):
     assert all(after[path] == time for path, time in written.items())
     assert not list(site.root.rglob("*.partial"))
     for name in TRAINAUG:
-        label = read(site.merged / f"{name}.png")
+        label = pixels_of(site.merged / f"{name}.png")
         np.testing.assert_array_equal(label, merged(originals.labels, name))
 
 

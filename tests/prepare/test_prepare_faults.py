@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
-from archives import EXPECTED, LISTS, mat, png, read
-from helpers import message_of
+from archives import EXPECTED, LISTS, mat, png
+from helpers import message_of, pixels_of
 
 from fsseg_jax import command_line, prepare
 from fsseg_jax.prepare import prepare_pascal5i
@@ -176,7 +176,7 @@ def test_broken_mat_files_are_named_and_can_be_unpacked_anew(site, originals):
         assert not target.exists()
     shutil.rmtree(path.parent)
     site.prepare()
-    np.testing.assert_array_equal(read(target), originals.labels["sbd", name])
+    np.testing.assert_array_equal(pixels_of(target), originals.labels["sbd", name])
 
 
 @pytest.mark.parametrize(
@@ -210,4 +210,4 @@ def test_labels_of_other_types_are_read(serve, originals):
     label = originals.labels["sbd", "2008_000001"]
     site = serve({CLASSES: mat("GTcls", label, np.float64)})
     site.prepare()
-    np.testing.assert_array_equal(read(site.merged / "2008_000001.png"), label)
+    np.testing.assert_array_equal(pixels_of(site.merged / "2008_000001.png"), label)

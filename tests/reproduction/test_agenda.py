@@ -24,6 +24,7 @@ def make(workdir, rows, budget="9min", slots=1, overrides=(), machine=CPU):
     made = Agenda(TABLES["shapes"], places, planner, None, [{"SLOT": str(n)} for n in range(slots)])
     made._measured = lambda kind: Speed(10.0, 1.0)
     made.folder.mkdir(parents=True, exist_ok=True)
+    made.find()
     return made
 
 
@@ -47,10 +48,8 @@ def begun(made, row, steps, **changes):
 def test_what_has_begun_keeps_its_steps(tmp_path, runs, limit):
     """Whatever is decided of the others, by whichever machine."""
     first = make(tmp_path, "PANet,CANet")
-    first.find()
     runs.append(begun(first, "PANet", 300))
     again = make(tmp_path, "PANet,CANet", slots=2, machine=CPU._replace(kind="another"))
-    again.find()
     getattr(again, f"limit_{limit}")(*((80,) if limit == "episodes" else (9, 1e9)))
     steps = {t.place.row.label: (t.steps, t.done) for t in again.missing.values()}
     assert steps["PANet"] == (300, 150)
@@ -68,7 +67,6 @@ def test_decisions_are_kept_but_not_of_a_dry_run(tmp_path, runs, monkeypatch):
 
     def steps(rows, keep, **options):
         made = make(tmp_path, rows, overrides=["--config.eval.episodes=10"], **options)
-        made.find()
         made.limit_minutes(3, 0, keep)
         return [training.steps for training in made.missing.values()]
 
@@ -84,13 +82,11 @@ def test_decisions_are_kept_but_not_of_a_dry_run(tmp_path, runs, monkeypatch):
 
 def test_what_was_tested_before_of_the_rest_is_taken_along(tmp_path, runs):
     whole = make(tmp_path, "PANet,CANet")
-    whole.find()
     run = begun(whole, "CANet", 300)
     runs.append(run._replace(step=300))
 
     def others():
         made = make(tmp_path, "PANet")
-        made.find()
         assert list(made.missing) == [made.planner.name(made.places[0])]
         return [place.row.label for place in made.others]
 
@@ -116,16 +112,10 @@ def trainings(*needs):
     return several
 
 
-def seconds_of(steps, trainings, speeds):
-    return {t.name: steps[t.name] * t.batch_size / speeds[t.kind].rate for t in trainings}
-
-
 def test_a_time_is_divided_alike():
     several = trainings(("a", 10**6), ("b", 10**6), ("b", 10**6))
-    speeds = {"a": Speed(8.0, 0), "b": Speed(80.0, 0)}
-    spent = {t.name: 10.0 for t in several}
-    steps = divide(330.0, several, speeds, spent)
-    assert seconds_of(steps, several, speeds) == pytest.approx(dict.fromkeys(spent, 100.0))
+    speeds = {"a": Speed(8.0, 0), "b": Speed(80.0, 0)}  # a step a second, or ten
+    steps = divide(330.0, several, speeds, {t.name: 10.0 for t in several})
     assert steps == {"a0": 100, "b1": 1000, "b2": 1000}
 
 

@@ -31,6 +31,13 @@ def training_of(label, *overrides, machine=CPU, **options):
     return planner, planner.training(place_of("shapes", label))
 
 
+def published(label, *overrides, table="methods", machine=CPU, episodes=100):
+    """A training of a paper; of its data all that counts is the number of episodes in an epoch."""
+    planner = Planner(machine, ["--config.data.root=.", *overrides], {})
+    planner._sizes = lambda config: (100, episodes)
+    return planner, planner.training(place_of(table, label))
+
+
 # ------------------------------------------------------------------------------- what is needed
 
 
@@ -51,9 +58,7 @@ def test_another_batch_sees_as_many_episodes():
     _, training = training_of("PANet", "--config.train.batch_size=4")
     assert (training.steps, training.whole) == (1200, 1200)
     assert training.config.train.warmup == 100
-    planner = Planner(CPU, ["--config.train.batch_size=8", "--config.data.root=."], {})
-    planner._sizes = lambda config: (100, 100)
-    training = planner.training(place_of("methods", "PANet"))
+    _, training = published("PANet", "--config.train.batch_size=8")
     assert (training.steps, training.whole) == (3750, 3750)  # 30,000 of 1
     assert training.config.train.decay_every == 1250  # a third, as published
 
@@ -241,9 +246,8 @@ def test_a_small_part_has_settings_of_its_own_unless_the_user_says_otherwise(mon
     monkeypatch.setitem(SHORT, "panet", ("train.batch_size=2", "train.learning_rate=0.5"))
 
     def limited(steps, *overrides):
-        planner = Planner(CPU, ["--config.data.root=.", *overrides], {})
-        planner._sizes = lambda config: (100, 100)
-        return planner.limited(planner.training(place_of("methods", "PANet")), steps)
+        planner, training = published("PANet", *overrides)
+        return planner.limited(training, steps)
 
     short, longer = limited(300), limited(3000)
     assert (short.batch_size, short.steps, short.whole) == (2, 150, 15_000)  # as many episodes
@@ -258,18 +262,13 @@ def test_devices_divide_the_smaller_batch_of_a_short_training(monkeypatch):
     monkeypatch.setitem(SHORT, "panet", ("train.batch_size=4",))
 
     def devices(*overrides):
-        machine = GPU._replace(count=8)
-        words = ["--config.data.root=.", "--config.train.batch_size=8", *overrides]
-        planner = Planner(machine, words, {})
-        planner._sizes = lambda config: (100, 100)
-        training = planner.training(place_of("methods", "PANet"))
+        words = ["--config.train.batch_size=8", *overrides]
+        planner, training = published("PANet", *words, machine=GPU._replace(count=8))
         return training.config.devices, planner.limited(training, 30).config.devices
 
     assert devices() == (8, 8)  # the user's batch stays
     assert devices("--config.train.accumulate=4") == (2, 2)
-    planner = Planner(GPU._replace(count=8), ["--config.data.root=."], {})
-    planner._sizes = lambda config: (100, 100)
-    training = planner.training(place_of("methods", "SST"))
+    planner, training = published("SST", machine=GPU._replace(count=8))
     short = planner.limited(training, 10)
     assert (training.batch_size, training.config.devices) == (16, 8)
     assert (short.batch_size, short.config.devices) == (4, 4)
@@ -277,9 +276,7 @@ def test_devices_divide_the_smaller_batch_of_a_short_training(monkeypatch):
 
 def test_settings_change_at_a_tenth_of_what_the_row_has_to_train():
     """On COCO a configuration has fewer epochs than its paper: one step less is not short yet."""
-    planner = Planner(CPU, ["--config.data.root=."], {})
-    planner._sizes = lambda config: (100, 1000)
-    training = planner.training(place_of("canet-6", "CANet"))
+    planner, training = published("CANet", table="canet-6", episodes=1000)
     assert training.steps < 0.1 * training.whole
     rates = {
         steps: planner.limited(training, steps).config.train.learning_rate
@@ -289,9 +286,8 @@ def test_settings_change_at_a_tenth_of_what_the_row_has_to_train():
 
 
 def test_limiting_changes_nothing_of_what_is_limited():
-    _, training = training_of("MFNet")
+    planner, training = training_of("MFNet")
     before = list(training.overrides)
-    planner, _ = training_of("MFNet")
     planner.limited(training, 5)
     assert training.overrides == before
 

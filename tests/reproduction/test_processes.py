@@ -5,29 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from commands import is_alive, wait_for
 
 from fsseg_jax.reproduction.processes import Children, Failure, Stopped, reason
 
 PYTHON = [sys.executable, "-c"]
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:  # a zombie has ended
-        return file.read().rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
 
 
 def test_output_is_logged_and_passed_on(tmp_path, capfd):
@@ -151,7 +135,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path, number):
     parent = subprocess.Popen([*PYTHON, program])
     wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
     child = int(log.read_text())
-    assert alive(child)
+    assert is_alive(child)
     parent.send_signal(number)
     parent.wait()
-    wait_for(lambda: not alive(child))
+    wait_for(lambda: not is_alive(child))

@@ -1,12 +1,16 @@
 """The checkpoints of a run: which are kept, which are evaluated, and which are refused."""
 
-import os
-import signal
-
 import jax
 import pytest
 from helpers import message_of
-from runs import assert_identical, flat, initial_state_of, interrupt, saved_state, tiny_config
+from training_runs import (
+    assert_identical,
+    flat,
+    initial_state_of,
+    saved_state,
+    tiny_config,
+    train_until,
+)
 
 from fsseg_jax import models
 from fsseg_jax import train as program
@@ -21,17 +25,10 @@ from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variabl
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 
-def test_best_checkpoint_says_which_classes_chose_it(tmp_path):
-    config = tiny_config(steps=2, eval_every=1)
-    assert program.train(config, tmp_path)
-    checkpoints = Checkpoints(tmp_path)
-    saved, info = checkpoints.describe(BEST)
-    assert info["selected_on"] == "base"
-    held_out = set(program.open_source(config.data, "test").folds[0])
-    names = program.open_source(config.data, "test").class_names
-    assert not {names[c] for c in held_out} & set(info["classes"])
-    assert saved["train"]["steps"] == 2
-    assert checkpoints.step(BEST) == info["step"]
+def load(workdir, config, model=None):
+    """The variables of a run for a configuration and a model."""
+    source = program.open_source(tiny_config().data, "test")
+    return load_variables(config, model or create_model(config), workdir, make_mesh(1), source)
 
 
 @pytest.fixture
@@ -52,15 +49,11 @@ def scores(monkeypatch):
     return given
 
 
-def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
-    tmp_path, monkeypatch, scores, log
-):
+def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(tmp_path, scores, log):
     """Over a run that is stopped and continues, too; and each can be evaluated."""
     config = tiny_config(select_on="base+novel", eval_every=2)
     checkpoints = Checkpoints(tmp_path)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not program.train(config, tmp_path)
+    train_until(5, config, tmp_path)
     assert (checkpoints.step(BEST), checkpoints.step("best_novel")) == (4, 2)
     assert program.train(config, tmp_path)
     assert scores == {"base": [], "novel": []}  # none was scored twice
@@ -73,7 +66,6 @@ def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
         assert (info["selected_on"], info["mean_iou"]) == (which, best)
         assert held_out.isdisjoint(info["classes"]) == (which == "base")
 
-    model, mesh = create_model(config), make_mesh(1)
     states = {name: saved_state(config, tmp_path, name) for name in (BEST, "best_novel", LAST)}
     assert (flat(states[BEST]) != flat(states["best_novel"])).any()
     for wanted, name, words in (
@@ -85,7 +77,7 @@ def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(
     ):
         log.clear()
         config.eval.checkpoint = wanted
-        loaded = load_variables(config, model, tmp_path, mesh, source)
+        loaded = load(tmp_path, config)
         assert (loaded.words, loaded.checkpoint) == (words, name)
         assert_identical(jax.device_get(loaded.variables), states[name].variables)
         told = f"{tmp_path} holds no {wanted} checkpoint: using the best (on base classes) one"
@@ -105,40 +97,26 @@ def test_a_best_checkpoint_that_is_selected_no_longer_goes(tmp_path, scores, log
 def test_a_run_with_one_best_checkpoint_is_evaluated_by_that_and_says_so(tmp_path, log):
     """Which is the one that was asked for, if the same classes have selected it."""
     config = tiny_config()
-    model, mesh, source = (
-        create_model(config),
-        make_mesh(1),
-        program.open_source(config.data, "test"),
-    )
     checkpoints, state = Checkpoints(tmp_path), initial_state_of(config)
     checkpoints.save(LAST, state, config)
     config.eval.checkpoint = "best_novel"
-    loaded = load_variables(config, model, tmp_path, mesh, source)
-    assert loaded.checkpoint == LAST
+    assert load(tmp_path, config).checkpoint == LAST
     assert "holds no best_novel checkpoint: using the last one" in log.text
     for which in ("base", "novel"):
         log.clear()
         if checkpoints.step(BEST) is not None:
             checkpoints.delete(BEST)
         checkpoints.save(BEST, state, config, selected_on=which)
-        loaded = load_variables(config, model, tmp_path, mesh, source)
+        loaded = load(tmp_path, config)
         assert loaded.checkpoint == BEST
         assert f"best on {which} classes" in loaded.words
         told = "holds no best_novel checkpoint: using the best (on base classes) one"
         assert (told in log.text) == (which == "base")
 
 
-@pytest.mark.parametrize(
-    ("select_on", "expected"),
-    [
-        ("base", {"best": "base"}),
-        ("novel", {"best": "novel"}),
-        ("base+novel", {"best": "base", "best_novel": "novel"}),
-        ("validation+novel", {"best": "validation", "best_novel": "novel"}),
-    ],
-)
-def test_names_of_the_best_checkpoints(select_on, expected):
-    assert selected(select_on) == expected
+def test_names_of_the_best_checkpoints():
+    assert selected("novel") == {"best": "novel"}
+    assert selected("validation+novel") == {"best": "validation", "best_novel": "novel"}
 
 
 # ----------------------------------------------------------------------------- what is refused
@@ -150,18 +128,6 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     assert program.train(tiny_config(steps=2), workdir)
     return workdir
-
-
-@pytest.fixture
-def load(trained):
-    """A function that loads the variables of `trained` for a configuration and a model."""
-
-    source = program.open_source(tiny_config().data, "test")
-
-    def load(config, model=None):
-        return load_variables(config, model or create_model(config), trained, make_mesh(1), source)
-
-    return load
 
 
 @pytest.mark.parametrize(
@@ -180,9 +146,7 @@ def load(trained):
         ({"train.steps": 1}, r"train.steps = 1, but .* is already at step 2", None),
     ],
 )
-def test_other_trainings_are_refused(
-    trained, load, monkeypatch, change, refused, refused_by_evaluation
-):
+def test_other_trainings_are_refused(trained, monkeypatch, change, refused, refused_by_evaluation):
     monkeypatch.setitem(models.METHODS, "another", type("Another", (PANet,), {}))
     config = tiny_config(steps=2)
     config.update_from_flattened_dict(change)
@@ -190,31 +154,32 @@ def test_other_trainings_are_refused(
         program.train(config, trained)
     if refused_by_evaluation is not None:
         with pytest.raises(UserError, match=refused_by_evaluation):
-            load(config)
+            load(trained, config)
 
 
-def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(load):
+def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(trained):
     config = tiny_config()
     model = create_model(config)
-    message = message_of(load, config, model.clone(backbone=model.backbone.clone(width=32)))
+    narrow = model.clone(backbone=model.backbone.clone(width=32))
+    message = message_of(load, trained, config, narrow)
     assert "does not fit the model" in message
     assert "instead of" in message
     assert "trained for ways = 1, shots = 1" in message
     with pytest.raises(UserError, match=r"it also has params/backbone/\S+ and \d more"):
-        load(config, model.clone(stages=(4,)))
+        load(trained, config, model.clone(stages=(4,)))
 
 
-def test_classes_that_a_run_was_trained_on_are_never_tested(trained, load, monkeypatch, log):
+def test_classes_that_a_run_was_trained_on_are_never_tested(trained, monkeypatch, log):
     config = tiny_config(steps=2)
     source = program.open_source(config.data, "test")
-    load(config)
+    load(trained, config)
     # The same fold of the same data, where other classes are held out now.
     monkeypatch.setattr(type(source), "folds", ((1, 2, 7), *source.folds[1:]))
     with pytest.raises(UserError, match=f"was trained on {source.classes[6]}, which fold 0"):
-        load(config)
+        load(trained, config)
     with pytest.raises(UserError, match="trained on other classes than shapes has now"):
         program.train(config, trained)
     # Other data may mean something else by the same name.
     config.data.name = "other"
-    load(config)
+    load(trained, config)
     assert "it has seen these classes" in log.text

@@ -1,12 +1,18 @@
 """Whole runs on tiny images: stopping, resuming, devices, and what can go wrong."""
 
-import os
-import signal
-
 import jax
 import numpy as np
 import pytest
-from runs import assert_identical, flat, initial_state_of, interrupt, saved_state, tiny_config
+from training_runs import (
+    assert_identical,
+    compilations,
+    flat,
+    initial_state_of,
+    saved_state,
+    terminate,
+    tiny_config,
+    train_until,
+)
 
 from fsseg_jax import train as program
 from fsseg_jax.config import default_config
@@ -14,13 +20,7 @@ from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints
-from fsseg_jax.training.state import (
-    abstract_state,
-    initial_state,
-    make_dispatch,
-    make_optimizer,
-    make_step,
-)
+from fsseg_jax.training.state import initial_state, make_dispatch, make_optimizer, make_step
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -32,27 +32,21 @@ def uninterrupted(tmp_path_factory):
     return saved_state(config, workdir)
 
 
-def test_run_stopped_by_sigterm_and_resumed_ends_identical(tmp_path, monkeypatch, uninterrupted):
+def test_run_stopped_by_sigterm_and_resumed_ends_identical(tmp_path, uninterrupted):
     config = tiny_config()
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not program.train(config, tmp_path)
+    train_until(3, config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) == 3  # not a multiple of save_every: saved at once
     assert program.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted)
 
 
-def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(
-    tmp_path, monkeypatch, uninterrupted
-):
+def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(tmp_path, uninterrupted):
     def die():
         raise KeyboardInterrupt
 
     config = tiny_config()
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6, die)
-        with pytest.raises(KeyboardInterrupt):
-            program.train(config, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_until(6, config, tmp_path, die)
     assert Checkpoints(tmp_path).step(LAST) == 4
     assert program.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted)
@@ -80,22 +74,16 @@ def test_both_pipelines_and_any_steps_per_dispatch_train_alike(
     assert distance < 0.02 * moved  # images of 32 pixels, as they are: the same but for sums
 
 
-def test_stopped_run_on_the_device_resumes_and_ends_identical(
-    tmp_path, monkeypatch, uninterrupted_on_device
-):
+def test_stopped_run_on_the_device_resumes_and_ends_identical(tmp_path, uninterrupted_on_device):
     config = on_device()
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not program.train(config, tmp_path)
+    train_until(3, config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) == 4  # a dispatch is not divided
     assert program.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted_on_device)
 
 
 @pytest.mark.parametrize("method", ["canet", "ltafnet"])
-def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
-    tmp_path, monkeypatch, method
-):
+def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(tmp_path, method):
     """CANet has rows and dropout, LTAF-Net has statistics of its batches."""
     config = default_config(method)
     config.update(
@@ -110,20 +98,14 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(
             program.train(config, tmp_path / "flipped")
         config.data.augment.query = False
     config.train.update(steps=4, eval_every=4, save_every=4)
+    train_until(3, config, tmp_path / "stopped")
+    assert Checkpoints(tmp_path / "stopped").step(LAST) == 3
+    source = program.open_source(config.data, "train")
+    items = len(program.training_items(config.data, source).image)
     states = []
-    for run, stop in enumerate((False, True)):
-        workdir = tmp_path / str(run)
-        if stop:
-            with monkeypatch.context() as patch:
-                interrupt(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-                assert not program.train(config, workdir)
-            assert Checkpoints(workdir).step(LAST) == 3
-        assert program.train(config, workdir)
-        source = program.open_source(config.data, "train")
-        items = len(program.training_items(config.data, source).image)
-        like = abstract_state(create_model(config), config, items)
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        states.append(jax.device_get(Checkpoints(workdir).restore(LAST, like, one)))
+    for name in ("stopped", "whole"):
+        assert program.train(config, tmp_path / name)
+        states.append(saved_state(config, tmp_path / name, items=items))
     assert_identical(*states)
     if method == "canet":
         visited = states[0].rows.any(axis=(1, 2, 3)).sum()
@@ -161,15 +143,11 @@ def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, 
 def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
     tmp_path, monkeypatch, caplog, pipeline
 ):
-    def compiled():
-        messages = [record.getMessage() for record in caplog.records]
-        return [message for message in messages if "Finished XLA compilation" in message]
-
     original, counts = program.Selection.score, []
 
     def score(self, state):
         result = original(self, state)
-        counts.append(len(compiled()))
+        counts.append(len(compilations(caplog)))
         return result
 
     monkeypatch.setattr(program.Selection, "score", score)
@@ -177,7 +155,7 @@ def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
     config.data.pipeline = pipeline
     with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
         assert program.train(config, tmp_path)
-    assert len([message for message in compiled() if "jit(dispatch)" in message]) == 1
+    assert sum("jit(dispatch)" in message for message in compilations(caplog)) == 1
     assert counts[0] == counts[1] == counts[2] > 1
 
 
@@ -209,20 +187,24 @@ def test_run_saved_on_eight_devices_resumes_on_one(tmp_path, uninterrupted):
     assert np.linalg.norm(after - expected) < 0.2 * moved
 
 
-def test_eight_devices_give_one_devices_losses(tmp_path):
+def beginning(config, model, in_loop=None):
+    """The dispatch of a run, its pipeline and the state before the first step."""
+    mesh = make_mesh(config.devices)
+    assert mesh.size == config.devices
+    source = program.open_source(config.data, "train")
+    items = program.training_items(config.data, source)
+    pipeline = program.training_pipeline(config, source, items, mesh)
+    step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
+    state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))
+    return make_dispatch(step, pipeline.draw, mesh, in_loop), pipeline, state
+
+
+def test_eight_devices_give_one_devices_losses():
     losses = {}
     for devices in (1, 8):
         config = tiny_config()
         config.devices = devices
-        mesh = make_mesh(devices)
-        assert mesh.size == devices
-        source = program.open_source(config.data, "train")
-        items = program.training_items(config.data, source)
-        pipeline = program.training_pipeline(config, source, items, mesh)
-        model = create_model(config)
-        step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
-        dispatch = make_dispatch(step, pipeline.draw, mesh)
-        state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))
+        dispatch, pipeline, state = beginning(config, create_model(config))
         losses[devices] = []
         for _ in range(3):
             state, metrics = dispatch(state, pipeline.feed(1), 1)
@@ -241,18 +223,11 @@ def test_steps_in_a_compiled_loop_are_the_steps_one_after_another(devices):
     config.devices = devices
     config.data.device.sharded = devices > 1
     config.data.augment.rotation = 10.0
-    mesh = make_mesh(devices)
-    source = program.open_source(config.data, "train")
-    pipeline = program.training_pipeline(
-        config, source, program.training_items(config.data, source), mesh
-    )
     model = create_model(config)
     model = model.clone(backbone=model.backbone.clone(width=16))
-    step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
     losses, states = [], []
     for in_loop in (False, True):
-        dispatch = make_dispatch(step, pipeline.draw, mesh, in_loop)
-        state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))
+        dispatch, pipeline, state = beginning(config, model, in_loop)
         state, metrics = dispatch(state, pipeline.feed(2), 2)
         losses.append(metrics["loss"])
         states.append(jax.device_get(state))
@@ -275,7 +250,7 @@ def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
     def score(self, state):
         calls.append(int(state.step))
         if len(calls) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            terminate()
         return original(self, state)
 
     monkeypatch.setattr(program.Selection, "score", score)

@@ -1,6 +1,7 @@
 """PANet in both forms."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Equations:
 
     def logits(
         self,
-        supports: Float[Tensor, "way shot c h w"],
+        supports: Iterable[Iterable[Float[Tensor, "c h w"]]],  # of each way
         support_label: Integer[Tensor, "way shot height width"],
         query: Float[Tensor, "c h w"],
     ) -> Float[Tensor, "class h w"]:
@@ -47,7 +48,7 @@ class Equations:
 
     def alignment(
         self,
-        supports: Float[Tensor, "way shot c h w"],
+        supports: Iterable[Iterable[Float[Tensor, "c h w"]]],  # of each way
         support_label: Integer[Tensor, "way shot height width"],
         query: Float[Tensor, "c h w"],
         logits: Float[Tensor, "class h w"],

@@ -5,7 +5,9 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers_annotations import Pixels, in_episode_numbering
+from helpers import in_episode_numbering
+from helpers_annotations import Pixels
+from helpers_data import first_batches
 
 from fsseg_jax.config import default_config
 from fsseg_jax.data import training_items, training_pipeline
@@ -35,15 +37,6 @@ def make_config(pipeline="device", **fields):
     config.data.augment.flip = False
     config.update(fields)
     return config
-
-
-def first_batches(config, source, count=3, devices=1):
-    """The first batches, concatenated, as NumPy arrays."""
-    mesh = make_mesh(devices)
-    pipeline = training_pipeline(config, source, training_items(config.data, source), mesh)
-    draw = jax.jit(pipeline.draw)
-    batches = [draw(pipeline.feed(1), 0, step) for step in range(count)]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
 # ----------------------------------------------------------------------------- episodes

@@ -1,11 +1,10 @@
 """What the device pipeline loads, caches and refuses to load."""
 
-import logging
 import re
 
 import numpy as np
 import pytest
-from helpers import message_of
+from helpers import calls_of, message_of, pixels_of
 from PIL import Image
 
 from fsseg_jax.data.annotations import KINDS, Annotation
@@ -32,23 +31,15 @@ def test_decoded_images_are_squares_and_their_labels(fresh):
         np.testing.assert_array_equal(pixels[number, ..., 3], label)
 
 
-def count_reads(monkeypatch):
-    reads = []
-    original = device.read_square
-    monkeypatch.setattr(device, "read_square", lambda *a: reads.append(a[1]) or original(*a))
-    return reads
-
-
-def test_second_start_reads_the_cache_and_a_changed_file_makes_another(fresh, monkeypatch, caplog):
-    reads = count_reads(monkeypatch)
+def test_second_start_reads_the_cache_and_a_changed_file_makes_another(fresh, monkeypatch, log):
+    reads = calls_of(monkeypatch, device, "read_square")
     first = np.array(device.decode(fresh, 24, cache=True))
-    assert sorted(reads) == list(range(8))
-    with caplog.at_level(logging.INFO, "fsseg_jax"):
-        second = device.decode(fresh, 24, cache=True)
+    assert sorted(index for _, index, *_ in reads) == list(range(8))
+    second = device.decode(fresh, 24, cache=True)
     assert len(reads) == 8
     np.testing.assert_array_equal(first, second)
     assert isinstance(second, np.memmap)
-    assert str(second.filename) in caplog.text
+    assert str(second.filename) in log.text
     device.decode(fresh, 25, cache=True)  # another size
     assert len(reads) == 16
 
@@ -82,7 +73,7 @@ def test_an_interrupted_reading_leaves_nothing_behind(fresh, monkeypatch):
 
 
 @pytest.mark.parametrize("obstacle", ["full", "read-only"])
-def test_no_room_for_the_cache_is_said_and_training_goes_on(fresh, monkeypatch, caplog, obstacle):
+def test_no_room_for_the_cache_is_said_and_training_goes_on(fresh, monkeypatch, log, obstacle):
     before = set(cache_folder("decoded").glob("*"))
     if obstacle == "full":
 
@@ -93,9 +84,8 @@ def test_no_room_for_the_cache_is_said_and_training_goes_on(fresh, monkeypatch, 
         monkeypatch.setattr(device.np, "save", save)
     else:
         monkeypatch.setattr(device, "cache_folder", lambda kind: device.pathlib.Path("/proc/none"))
-    with caplog.at_level(logging.WARNING, "fsseg_jax"):
-        pixels = device.decode(fresh, 24, cache=True)
-    assert "cannot be kept" in caplog.text
+    pixels = device.decode(fresh, 24, cache=True)
+    assert "cannot be kept" in log.text
     assert set(cache_folder("decoded").glob("*")) == before
     np.testing.assert_array_equal(pixels, device.decode(fresh, 24, cache=False))
 
@@ -121,7 +111,7 @@ def test_changed_objects_make_another_cache(make_voc):
     source = VOC(root, "train")
     first = np.array(device.decode(source, 32, True, box))
     file = root / "SegmentationObject" / f"{source.ids[1]}.png"
-    objects = np.asarray(Image.open(file)).copy()
+    objects = pixels_of(file)
     objects[::2][objects[::2] == 1] = 77  # the first one is two now
     Image.fromarray(objects).save(file)
     changed = VOC(root, "train")
@@ -136,7 +126,7 @@ def test_a_damaged_cache_is_made_again(fresh, monkeypatch, content):
     (file,) = cache_folder("decoded").glob(f"*{fresh.fingerprint}*")
     file.write_bytes(file.read_bytes()[:-100] if content == "short" else content)
     np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
-    reads = count_reads(monkeypatch)
+    reads = calls_of(monkeypatch, device, "read_square")
     np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
     assert not reads
 

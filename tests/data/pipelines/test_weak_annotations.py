@@ -2,15 +2,15 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers_annotations import Objects, Pixels, in_episode_numbering, possible_boxes, shrunk
+from helpers import in_episode_numbering
+from helpers_annotations import Objects, Pixels, possible_boxes, shrunk
+from helpers_data import first_batches
 from ml_collections import ConfigDict
 
 from fsseg_jax.config import default_config
-from fsseg_jax.data import training_items, training_pipeline
 from fsseg_jax.data.annotations import Annotation, annotated, choose, square_marks, strokes
 from fsseg_jax.data.pipelines.augment import episode_geometry
 from fsseg_jax.data.pipelines.device import decode
@@ -25,20 +25,15 @@ AUGMENT = {"flip": True, "scale": (0.7, 1.5), "rotation": 25.0, "query": True, "
 
 
 @functools.cache
-def first_batches(pipeline, kind, augmented=False):
-    """Two batches of 2-way 2-shot episodes at 32 pixels, concatenated."""
+def two_batches(pipeline, kind, augmented=False):
+    """Of 2-way 2-shot episodes at 32 pixels."""
     config = default_config()
     config.update(ways=2, shots=2, image_size=32, seed=7, support_annotation=kind)
     config.annotation_width = 2
     config.data.update(pipeline=pipeline, fold=1, train_min_pixels=1)
     config.data.augment.update(AUGMENT if augmented else {"flip": False})
     config.train.batch_size = 4
-    source = Objects()
-    items = training_items(config.data, source)
-    made = training_pipeline(config, source, items, make_mesh(1))
-    draw = jax.jit(made.draw)
-    batches = [draw(made.feed(1), 0, step) for step in range(2)]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+    return first_batches(config, Objects(), 2)
 
 
 def drawn_supports():
@@ -56,7 +51,7 @@ def marks_of(index, kind):
 @pytest.mark.parametrize("kind", ["box", "scribble"])
 def test_supports_are_outlined_and_queries_stay_dense(pipeline, kind):
     """Without augmentation, each support follows from its image."""
-    batch, dense = first_batches(pipeline, kind), first_batches(pipeline, "dense")
+    batch, dense = two_batches(pipeline, kind), two_batches(pipeline, "dense")
     classes, supports = drawn_supports()
     for name in ("support_image", "query_image", "query_label", "class_id", "query_index"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(dense, name))
@@ -80,7 +75,7 @@ def test_supports_are_outlined_and_queries_stay_dense(pipeline, kind):
 @pytest.mark.parametrize("kind", ["box", "scribble", "one_scribble"])
 def test_both_pipelines_outline_the_same(kind):
     """Including the choice of the object for the box, and of the part for the scribble."""
-    ours, theirs = (first_batches(pipeline, kind) for pipeline in ("device", "tfdata"))
+    ours, theirs = (two_batches(pipeline, kind) for pipeline in ("device", "tfdata"))
     np.testing.assert_array_equal(ours.support_label, theirs.support_label)
 
 
@@ -99,7 +94,7 @@ def moved(codes, geometry):
 @PIPELINES
 @pytest.mark.parametrize("kind", ["box", "scribble"])
 def test_outlines_move_with_their_augmented_image(pipeline, kind):
-    batch, dense = (first_batches(pipeline, k, augmented=True) for k in (kind, "dense"))
+    batch, dense = (two_batches(pipeline, k, augmented=True) for k in (kind, "dense"))
     np.testing.assert_array_equal(batch.support_image, dense.support_image)
     np.testing.assert_array_equal(batch.query_label, dense.query_label)
     labels = batch.support_label
@@ -152,11 +147,7 @@ def test_evaluation_finds_the_objects_of_its_own_squares(fit):
         if fit == "letterbox":
             assert max(label.shape) > 48
             sides = [int(48 * side / max(label.shape)) // 8 * 8 for side in label.shape]
-        rows, columns = (
-            np.floor((np.arange(side) + 0.5) * whole / side).astype(int)
-            for side, whole in zip(sides, label.shape, strict=True)
-        )
-        objects = objects[rows][:, columns]
+        objects = shrunk(objects, sides)
         numbers = evaluator.squares.marks[row][: sides[0], : sides[1]]
         pairs = set(zip(objects.ravel().tolist(), numbers.ravel().tolist(), strict=True))
         assert len(pairs) == 7  # three objects of two classes, and background

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pycocotools.coco
 import pytest
-from helpers import message_of
-from helpers_data import CATEGORIES, Drawn, rectangle, rows_of
+from helpers import message_of, pixels_of
+from helpers_coco import CATEGORIES, NUMBERS, Drawn, rectangle
+from helpers_data import rows_of
 from PIL import Image
 
 from fsseg_jax.config import default_config
@@ -33,8 +34,7 @@ def test_labels_show_the_smallest_object_of_each_pixel(drawn):
     expected = set()
     for row, name in enumerate(source.ids):
         image, label = source.read(row)
-        with Image.open(drawn.image(int(name))) as picture:
-            np.testing.assert_array_equal(image, np.asarray(picture))
+        np.testing.assert_array_equal(image, pixels_of(drawn.image(int(name))))
         np.testing.assert_array_equal(label, drawn.label(int(name)))
         assert label.dtype == np.uint8
         pixels = np.bincount(label.ravel(), minlength=256)[:81]
@@ -46,10 +46,10 @@ def test_labels_show_the_smallest_object_of_each_pixel(drawn):
 def test_overlaps_ties_and_crowds(overlapping):
     expected = np.zeros((10, 20), np.uint8)
     expected[0:9, 0:10] = 255
-    expected[2:8, 2:8] = CATEGORIES.index(13) + 1
+    expected[2:8, 2:8] = NUMBERS[13]
     expected[4:6, 4:6] = 80
-    expected[0:2, 12:16] = CATEGORIES.index(25) + 1
-    expected[1:3, 12:16] = CATEGORIES.index(27) + 1
+    expected[0:2, 12:16] = NUMBERS[25]
+    expected[1:3, 12:16] = NUMBERS[27]
     np.testing.assert_array_equal(COCO(overlapping.root, "val", "a").read(0).label, expected)
 
 
@@ -96,7 +96,7 @@ def test_every_category_may_have_a_mask_of_its_own(drawn):
     of_objects = COCO(drawn.root, "train", "a")
     for row, name in enumerate(source.ids):
         image, label = source.read(row)
-        class_id = CATEGORIES.index(int(name.rpartition(" ")[2])) + 1
+        class_id = NUMBERS[int(name.rpartition(" ")[2])]
         np.testing.assert_array_equal(label, class_id * expected[name].astype(np.uint8))
         assert label.dtype == np.uint8
         table.add((row, class_id, int(expected[name].sum())))

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from helpers import message_of
+from helpers import message_of, pixels_of
 from helpers_data import SIZE, rows_of, write_coco, write_image, write_mask
-from PIL import Image
 
 from fsseg_jax.data.sources.folder import Folder
 
@@ -37,8 +36,7 @@ def test_coco_files(coco):
     expected[5:9, 20:29] = 1
     image, label = source.read(0)
     np.testing.assert_array_equal(label, expected)
-    with Image.open(coco / "images" / "day" / "2.jpg") as picture:
-        np.testing.assert_array_equal(image, np.asarray(picture))
+    np.testing.assert_array_equal(image, pixels_of(coco / "images" / "day" / "2.jpg"))
     instance = source.instances(0)
     assert {(int(i), int(c)) for i, c in zip(instance.flat, label.flat, strict=True)} == {
         (0, 0),

@@ -12,7 +12,7 @@ pytest.importorskip("importlib_resources")  # which TFDS 4.9 needs to build, but
 pytest.importorskip("tensorflow_datasets")
 
 import tensorflow_datasets as tfds
-from helpers import message_of
+from helpers import calls_of, message_of, pixels_of
 from helpers_data import rows_of
 
 from fsseg_jax.data.sources import tfds as tfds_source
@@ -115,8 +115,7 @@ def test_any_data_set_is_read_and_counted(spots):
         expected = set()
         for number, row in enumerate(rows):
             image, label = source.read(number)
-            with Image.open(io.BytesIO(records[row]["image"])) as file:
-                np.testing.assert_array_equal(image, np.asarray(file))
+            np.testing.assert_array_equal(image, pixels_of(io.BytesIO(records[row]["image"])))
             np.testing.assert_array_equal(label, labels[row])
             assert label.dtype == np.uint8
             assert source.instances(number) is None
@@ -144,10 +143,7 @@ def test_parts_of_a_split_are_splits(spots):
 
 def test_records_are_counted_once_and_images_are_not_decoded(spots, monkeypatch):
     folder, _, _ = spots
-    reads = []
-    records = tfds_source._Records
-    spy = records.read
-    monkeypatch.setattr(records, "read", lambda *names: reads.append(names) or spy(*names))
+    reads = calls_of(monkeypatch, tfds_source._Records, "read")
     monkeypatch.setattr(tfds_source, "read_image", None)  # calling it would fail
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     first = spots_of(folder, "test")

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import message_of
+from helpers import calls_of, message_of, pixels_of
 from helpers_data import rows_of
 from PIL import Image
 
@@ -28,16 +28,8 @@ def image_file(root, number=0):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The label files read since, by name."""
-    names = []
-    read_label = voc.read_label
-
-    def spy(path):
-        names.append(os.path.basename(path))
-        return read_label(path)
-
-    monkeypatch.setattr(voc, "read_label", spy)
-    return names
+    """The label files read since."""
+    return calls_of(monkeypatch, voc, "read_label")
 
 
 @pytest.mark.parametrize(("split", "size"), [("train", 4), ("val", 3)])
@@ -62,10 +54,8 @@ def test_read_gives_image_and_class_ids(root):
     source = VOC(root, "train")
     for number in range(len(source)):
         image, label = source.read(number)
-        with Image.open(image_file(root, number)) as picture:
-            np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
-        with Image.open(label_file(root, number)) as picture:
-            np.testing.assert_array_equal(label, np.asarray(picture))
+        np.testing.assert_array_equal(image, pixels_of(image_file(root, number)))
+        np.testing.assert_array_equal(label, pixels_of(label_file(root, number)))
         assert image.dtype == label.dtype == np.uint8
         assert image.shape == (*label.shape, 3)
         assert 255 in label
@@ -99,7 +89,7 @@ def test_folds_hold_out_five_classes_each():
 
 def test_labels_are_counted_once(root, reads):
     first = VOC(root, "train").table
-    assert sorted(reads) == [f"2007_{number:06d}.png" for number in range(4)]
+    assert sorted(reads) == [(str(label_file(root, number)),) for number in range(4)]
     reads.clear()
     assert rows_of(VOC(root, "train").table) == rows_of(first)
     assert not reads
@@ -107,8 +97,7 @@ def test_labels_are_counted_once(root, reads):
 
 def test_table_is_counted_anew_when_a_label_changes(root, reads):
     before = VOC(root, "train").table
-    with Image.open(label_file(root)) as picture:
-        label = np.array(picture)
+    label = pixels_of(label_file(root))
     label[:3, :3] = 9
     Image.fromarray(label).save(label_file(root))
     reads.clear()
@@ -221,8 +210,7 @@ def test_wrong_arguments_are_named(root, folder, split, expected):
 
 @pytest.mark.parametrize("value", [21, 254])
 def test_label_above_the_classes_is_named(root, value):
-    with Image.open(label_file(root, 1)) as picture:
-        label = np.array(picture)
+    label = pixels_of(label_file(root, 1))
     label[0, 0] = value
     Image.fromarray(label).save(label_file(root, 1))
     message = message_of(VOC, root, "train")

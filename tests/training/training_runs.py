@@ -1,42 +1,30 @@
 """Short runs of training on tiny images, and what they leave."""
 
+import os
+import signal
+
 import jax
 import numpy as np
+import pytest
+import tiny
 
 from fsseg_jax import train as program
-from fsseg_jax.config import default_config
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import LAST, Checkpoints
 from fsseg_jax.training.state import abstract_state, initial_state
 
 
 def tiny_config(**train):
-    config = default_config("panet")
-    config.backbone = "small"
-    config.image_size = 32
-    config.devices = 1
-    config.data.name = "shapes"
-    config.data.min_pixels = config.data.train_min_pixels = 1
-    config.data.shapes.update(train=60, val=80, pixels=32)
-    config.eval.update(runs=1, episodes=6, gallery=1)
-    config.train.update(
-        steps=6,
-        batch_size=8,
-        learning_rate=0.01,
-        log_every=2,
-        save_every=2,
-        eval_every=3,
-        eval_episodes=6,
-    )
+    config = tiny.get_config()
     config.train.update(train)
     return config
 
 
-def saved_state(config, workdir, which=LAST):
+def saved_state(config, workdir, which=LAST, items=1):
     """The state in a checkpoint, as NumPy arrays."""
-    model = create_model(config)
+    like = abstract_state(create_model(config), config, items)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state = Checkpoints(workdir).restore(which, abstract_state(model, config, 1), one)
+    state = Checkpoints(workdir).restore(which, like, one)
     return jax.tree.map(np.asarray, state)
 
 
@@ -54,8 +42,12 @@ def flat(state):
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.variables)])
 
 
-def interrupt(monkeypatch, before_step, action):
-    """Calls `action` when what step `before_step` needs is asked for."""
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_until(before_step, config, workdir, action=terminate):
+    """Trains, and calls `action` when what step `before_step` needs is asked for."""
     original = program.training_pipeline
 
     def training_pipeline(config, source, items, mesh, start):
@@ -71,4 +63,12 @@ def interrupt(monkeypatch, before_step, action):
 
         return pipeline._replace(feed=feed)
 
-    monkeypatch.setattr(program, "training_pipeline", training_pipeline)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "training_pipeline", training_pipeline)
+        assert not program.train(config, workdir)
+
+
+def compilations(caplog):
+    """What JAX has told of programs that it compiled."""
+    messages = [record.getMessage() for record in caplog.records]
+    return [message for message in messages if "Finished XLA compilation" in message]
