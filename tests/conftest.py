@@ -27,6 +27,14 @@ def users_environment():
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, where there is PyTorch."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # more of them would wait for each other, with so little to do
+    return torch
+
+
 @pytest.fixture
 def log(caplog, monkeypatch):
     """What the library tells, even if a program has set logging up for itself."""

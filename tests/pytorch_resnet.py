@@ -56,10 +56,11 @@ def to_pytorch(variables):
 
 
 def features(weights, image, layers, stride_in_1x1=False, training=False):
-    """Features `(n, channel, h, w)` after each layer, 1 to `layers`, of images `(n, 3, ...)`.
+    """Features `(n, h, w, channel)` after each layer, 1 to `layers`, of images `(n, ..., 3)`.
 
     With `training`, batch-norm takes the statistics of these images, and moves the stored ones in
     `weights` by a tenth towards them.
     """
     model = network(layers, stride_in_1x1).train(training)
-    return dict(enumerate(torch.func.functional_call(model, weights, (image,)), start=1))
+    results = torch.func.functional_call(model, weights, (torch.tensor(image).movedim(-1, 1),))
+    return {number: x.movedim(1, -1).numpy() for number, x in enumerate(results, start=1)}

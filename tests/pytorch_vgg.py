@@ -36,17 +36,6 @@ def to_pytorch(params):
     return state_dict({"params": params})
 
 
-def from_pytorch(weights):
-    """The inverse of `to_pytorch`."""
-    params = {}
-    for name, array in weights.items():
-        _, number, leaf = name.split(".")
-        array = array.numpy()
-        kind, array = ("bias", array) if leaf == "bias" else ("kernel", array.transpose(2, 3, 1, 0))
-        params.setdefault(f"features_{number}", {})[kind] = array
-    return params
-
-
 def features(weights, image):
     """Features `(n, 512, h, w)` of images `(n, 3, height, width)`."""
     weights = {name.removeprefix("features."): array for name, array in weights.items()}

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from helpers import draw_values
 
 from fsseg_jax.config import config_file, load_config
 from fsseg_jax.models import create_model, init_variables
@@ -32,17 +33,6 @@ def assert_equal(tree, other):
 
 
 def draw_variables(model, ways, shots, seed=0):
-    """He-normal kernels, scales and variances near 1, small biases: nothing that is zero at first,
-    so that every part of a model shows in its logits."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, shape):
-        if len(shape.shape) > 1:
-            return rng.normal(0, np.sqrt(2 / np.prod(shape.shape[:-1])), shape.shape)
-        return (path[-1].key in ("scale", "var", "alpha")) + 0.1 * rng.standard_normal(shape.shape)
-
+    """Nothing that is zero at first, so that every part of a model shows in its logits."""
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), ways, shots))
-    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
-    return jax.tree.map(
-        lambda x: np.abs(x).astype(np.float32) if x.ndim < 2 else x.astype(np.float32), drawn
-    )
+    return draw_values(shapes, seed)

@@ -1,7 +1,6 @@
 """The Flax ResNet-50 is PyTorch's, with stride 8 by dilation and either placement of strides."""
 
 import functools
-import math
 import pathlib
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
+from helpers import assert_close, is_close, random
 
 from fsseg_jax.backbones import create_backbone
 from fsseg_jax.backbones.pretrained import load_pretrained, read_weights
@@ -22,19 +22,14 @@ from fsseg_jax.errors import UserError
 WEIGHTS = pathlib.Path(__file__).parents[3] / "shared/weights/resnet50.safetensors"
 NEED_WEIGHTS = pytest.mark.skipif(not WEIGHTS.is_file(), reason="no pretrained weights here")
 HEIGHT, WIDTH = 64, 65  # where stride 2 meets an even size, padding must be on the right side
-IMAGE = np.random.default_rng(0).standard_normal((1, HEIGHT, WIDTH, 3)).astype(np.float32)
+IMAGE = random(1, HEIGHT, WIDTH, 3)
 
 
 @pytest.fixture(scope="module")
-def pytorch():
-    """The formulation in PyTorch, where there is PyTorch."""
-    torch = pytest.importorskip("torch")
+def pytorch(torch):
     import pytorch_resnet
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more of them would wait for each other where cores are busy
-    yield pytorch_resnet
-    torch.set_num_threads(threads)
+    return pytorch_resnet
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +51,13 @@ def encode(stride_in_1x1, variables, image):
     return ResNet50(stride_in_1x1=stride_in_1x1).apply(variables, image, stages=(4, 2, 3))
 
 
-def to_planes(image):
-    import torch
-
-    return torch.tensor(np.asarray(image)).movedim(-1, -3)
-
-
-def assert_close(result, planes, relative=1e-4):
-    """Equal to PyTorch's planes up to `relative` of the largest absolute value."""
-    expected = planes.movedim(-3, -1).numpy()
-    assert result.shape == expected.shape
-    np.testing.assert_allclose(result, expected, rtol=0, atol=relative * abs(expected).max())
-
-
 # ----------------------------------------------------------------------------- features
 
 
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_features_match_pytorch(pytorch, variables, stride_in_1x1):
     weights = pytorch.to_pytorch(variables)
-    expected = pytorch.features(weights, to_planes(IMAGE), 4, stride_in_1x1)
+    expected = pytorch.features(weights, IMAGE, 4, stride_in_1x1)
     last, second, third = encode(stride_in_1x1, variables, IMAGE)
     assert (second.shape, third.shape) == ((1, 8, 9, 512), (1, 8, 9, 1024))
     assert last.shape == (1, 8, 9, 2048)
@@ -83,10 +65,9 @@ def test_features_match_pytorch(pytorch, variables, stride_in_1x1):
         assert_close(result, expected[number])
         assert expected[number].std() > 0.1  # and they vary
 
-    other = pytorch.features(weights, to_planes(IMAGE), 4, not stride_in_1x1)
+    other = pytorch.features(weights, IMAGE, 4, not stride_in_1x1)
     for number in (2, 3, 4):
-        difference = abs(other[number] - expected[number]).max()
-        assert difference > 0.02 * abs(expected[number]).max(), "the placement does not matter"
+        assert not is_close(other[number], expected[number], 0.02), "placement does not matter"
 
 
 @NEED_WEIGHTS
@@ -94,7 +75,7 @@ def test_features_of_the_real_weights_match_pytorch(pytorch, variables):
     """Layers 2 and 3; the file has no layer4, so that it stays random."""
     real = load_pretrained(str(WEIGHTS), shapes(stages=(2, 3)))
     weights = pytorch.to_pytorch(real)
-    expected = pytorch.features(weights, to_planes(IMAGE), 3, stride_in_1x1=True)
+    expected = pytorch.features(weights, IMAGE, 3, stride_in_1x1=True)
     both = {name: {**variables[name], **tree} for name, tree in real.items()}
     _, second, third = encode(True, both, IMAGE)
     assert_close(second, expected[2])
@@ -125,15 +106,15 @@ def test_last_layer_is_the_default():
 def test_parameters_are_those_of_resnet_50():
     """Torchvision's 25,557,032 less those of the classifier, under its names."""
     tree = shapes()
-    count = sum(math.prod(array.shape) for array in jax.tree.leaves(tree["params"]))
+    count = sum(array.size for array in jax.tree.leaves(tree["params"]))
     assert count == 25_557_032 - (2048 * 1000 + 1000)
-    names = {"/".join(path) for path in flatten_dict(tree["params"])}
+    names = set(flatten_dict(tree["params"], sep="/"))
     assert len(names) == 53 * 3  # kernel, scale and bias
     assert {"conv1/kernel", "bn1/scale", "bn1/bias"} < names
     assert {"layer3_5/conv3/kernel", "layer1_0/downsample_0/kernel"} < names
     assert {"layer4_0/downsample_1/scale", "layer4_2/bn3/bias"} < names
     assert {name for name in names if "conv" in name and "bias" in name} == set()
-    statistics = {"/".join(path) for path in flatten_dict(tree["batch_stats"])}
+    statistics = set(flatten_dict(tree["batch_stats"], sep="/"))
     assert len(statistics) == 53 * 2
     assert {"bn1/mean", "bn1/var", "layer2_0/downsample_1/mean", "layer4_2/bn3/var"} < statistics
 
@@ -192,7 +173,7 @@ def test_real_weights_fill_every_parameter():
 # ----------------------------------------------------------------------------- normalisation
 
 
-EPISODES = np.random.default_rng(2).standard_normal((3, 2, 20, 17, 3)).astype(np.float32)
+EPISODES = random(3, 2, 20, 17, 3, seed=2)
 EPISODES *= np.array([0.5, 1.0, 3.0], np.float32)[:, None, None, None, None]  # all different
 
 
@@ -217,7 +198,7 @@ def first_layer(pytorch):
 def test_batch_statistics_are_those_of_all_episodes_of_the_batch(pytorch, first_layer):
     """In training: as of one pile of images, and the stored ones follow them."""
     weights = pytorch.to_pytorch(first_layer)
-    pile = to_planes(EPISODES.reshape(-1, *EPISODES.shape[2:]))
+    pile = EPISODES.reshape(-1, *EPISODES.shape[2:])
     expected = pytorch.features(weights, pile, 1, training=True)[1]
     features, updated = encode_episodes(True, True, first_layer, EPISODES)
     assert_close(features.reshape(-1, *features.shape[2:]), expected)
@@ -228,12 +209,11 @@ def test_batch_statistics_are_those_of_all_episodes_of_the_batch(pytorch, first_
     for name, mean in means.items():
         norm = name.removesuffix(".running_mean")
         ours = pytorch.get(updated, norm)["mean"]
-        np.testing.assert_allclose(ours, mean, rtol=0, atol=1e-4 * abs(mean.numpy()).max())
+        assert_close(ours, mean, 1e-4)
         assert abs(ours - pytorch.get(first_layer["batch_stats"], norm)["mean"]).max() > 1e-3
 
-    own = pytorch.features(pytorch.to_pytorch(first_layer), to_planes(EPISODES[0]), 1, False, True)
-    difference = abs(to_planes(features[0]) - own[1]).max()
-    assert difference > 0.1 * expected.max(), "each episode is normalised on its own"
+    own = pytorch.features(pytorch.to_pytorch(first_layer), EPISODES[0], 1, False, True)
+    assert not is_close(features[0], own[1], 0.1), "each episode is normalised on its own"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +224,7 @@ def test_otherwise_stored_statistics_are_used_and_stay(
 ):
     features, updated = encode_episodes(batch_statistics, train, first_layer, EPISODES)
     weights = pytorch.to_pytorch(first_layer)
-    expected = pytorch.features(weights, to_planes(EPISODES[1]), 1)[1]
+    expected = pytorch.features(weights, EPISODES[1], 1)[1]
     assert_close(features[1], expected)
     jax.tree.map(np.testing.assert_array_equal, updated, first_layer["batch_stats"])
 

@@ -1,13 +1,13 @@
 """The Flax VGG-16 is PyTorch's, with PANet's strides and dilation."""
 
 import functools
-import math
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, random
 
 from fsseg_jax.backbones.pretrained import load_pretrained
 from fsseg_jax.backbones.vgg import VGG16
@@ -27,31 +27,27 @@ def encode(params, image):
     return features
 
 
-def assert_features_match_pytorch(params):
-    pytest.importorskip("torch")
+def assert_features_match_pytorch(torch, params):
     import pytorch_vgg
-    import torch
 
-    image = np.random.default_rng(0).standard_normal((1, HEIGHT, WIDTH, 3)).astype(np.float32)
+    image = random(1, HEIGHT, WIDTH, 3)
     planes = torch.tensor(image).permute(0, 3, 1, 2)
     expected = pytorch_vgg.features(pytorch_vgg.to_pytorch(params), planes).permute(0, 2, 3, 1)
     result = np.asarray(encode(params, image))
-    assert result.shape == expected.shape == (1, 8, 9, 512)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * abs(expected.numpy()).max())
+    assert result.shape == (1, 8, 9, 512)
+    assert_close(result, expected, 1e-4)
     assert result.min() < 0 < result.max()  # no ReLU at the end
 
 
-def test_features_match_pytorch():
-    pytest.importorskip("torch")
+def test_features_match_pytorch(torch):
     import pytorch_vgg
 
-    assert_features_match_pytorch(pytorch_vgg.random_params())
+    assert_features_match_pytorch(torch, pytorch_vgg.random_params())
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="no pretrained weights here")
-def test_features_of_the_real_weights_match_pytorch():
-    pytest.importorskip("torch")  # before the weights are read
-    assert_features_match_pytorch(load_pretrained(str(WEIGHTS), shapes())["params"])
+def test_features_of_the_real_weights_match_pytorch(torch):
+    assert_features_match_pytorch(torch, load_pretrained(str(WEIGHTS), shapes())["params"])
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="no pretrained weights here")
@@ -72,14 +68,10 @@ def test_stride_is_eight(size, expected):
 
 def test_stages_are_what_comes_before_the_next_one():
     """Stage by stage, the features that the whole network passes on; unused ones do not exist."""
-    model, image = VGG16(), jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
-    apply = functools.partial(model.apply, stages=(2, 3, 4))
-    variables = jax.eval_shape(
-        functools.partial(model.init, stages=(2, 3, 4)), jax.random.key(0), image
-    )
-    features = jax.eval_shape(apply, variables, image)
-    shapes = [x.shape for x in features]
-    assert shapes == [(1, 17, 17, 128), (1, 9, 9, 256), (1, 9, 9, 512)]
+    image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    initialise = functools.partial(VGG16().init_with_output, stages=(2, 3, 4))
+    features, variables = jax.eval_shape(initialise, jax.random.key(0), image)
+    assert [x.shape for x in features] == [(1, 17, 17, 128), (1, 9, 9, 256), (1, 9, 9, 512)]
     assert set(variables["params"]) == {
         f"features_{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
     }
@@ -88,8 +80,7 @@ def test_stages_are_what_comes_before_the_next_one():
 def test_parameters_are_those_of_the_convolutions():
     """PANet's table 1 has 14.7 M; torchvision's names count ReLUs and pools."""
     params = shapes()["params"]
-    count = sum(math.prod(array.shape) for array in jax.tree.leaves(params))
-    assert count == 14_714_688
+    assert sum(array.size for array in jax.tree.leaves(params)) == 14_714_688
     numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
     assert set(params) == {f"features_{number}" for number in numbers}
 

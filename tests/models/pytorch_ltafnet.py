@@ -1,36 +1,25 @@
-"""LTAF-Net spelled out in PyTorch, way by way and pair by pair: what ours must equal.
-
-Weights are those of the Flax module, as `pytorch_sst.tensors` makes them.
-"""
+"""LTAF-Net spelled out in PyTorch, way by way and pair by pair: what ours must equal."""
 
 import itertools
 import types
 
 import torch
 import torch.nn.functional as F
-from pytorch_sst import (
+from pytorch_layers import (
     aspp,
     average_inside,
     beside,
     binary,
+    binary_loss,
     conv,
     cross_entropy,
+    embed,
     interpolate,
     join,
     planes,
-    residual_block,
+    residual,
     shrink,
 )
-
-
-def embed(weights, image):
-    """(height, width, 3) to (1, channel, h, w): both stages of the backbone that the tests have,
-    which is frozen, and the 3 x 3 convolution."""
-    with torch.no_grad():
-        fine = F.relu(conv(planes(image)[None], weights["backbone"]["fine"], stride=2))
-        coarse = F.relu(conv(fine, weights["backbone"]["coarse"], stride=2))
-        x = torch.cat([interpolate(fine, coarse.shape[2:]), coarse], dim=1)
-    return F.relu(conv(x, weights["embedding"]))
 
 
 def task_vector(weights, support, query, mask, kind):
@@ -49,7 +38,8 @@ def task_vector(weights, support, query, mask, kind):
 
 def auxiliary(weights, features):
     """The auxiliary decoder's logits."""
-    x = residual_block(aspp(features, weights["auxiliary_aspp"]), weights["auxiliary_block"])
+    x = aspp(features, weights["auxiliary_aspp"])
+    x = x + residual(x, weights["auxiliary_block"])
     return conv(x, weights["auxiliary_classifier"])
 
 
@@ -66,7 +56,7 @@ def predict(weights, pairs, before_aspp):
 
 
 def refine(weights, stored, masks, images, training, strided):
-    """G(M | Q) of masks (n, 2, height, width) and photographs (n, 3, height, width).
+    """G(M | Q) of masks (n, 2, height, width) and images (n, 3, height, width).
 
     Args:
         weights: of the U-Net.
@@ -80,7 +70,6 @@ def refine(weights, stored, masks, images, training, strided):
         biased one: these are biased.
     """
     seen = {}
-
     numbers, norms = itertools.count(), itertools.count()
 
     def block(x, stride=1):
@@ -109,10 +98,16 @@ def refine(weights, stored, masks, images, training, strided):
     return interpolate(conv(x, weights[f"Conv_{next(numbers)}"]), masks.shape[2:]), seen
 
 
+def mean_loss(logits, episodes):
+    """Of the queries of a batch."""
+    losses = [binary_loss(x, one.query_label) for x, one in zip(logits, episodes, strict=True)]
+    return sum(losses) / len(losses)
+
+
 def run(
     weights,
     stored,
-    episodes,  # a list of them, photographs normalised
+    episodes,  # a list of them, images normalised
     adaption="concatenation",
     before_aspp="none",
     refinement=True,
@@ -122,18 +117,17 @@ def run(
     coarse_weight=1.0,
 ):
     """A batch of episodes; losses are means over the batch."""
-    coarse, images, adapted = [], [], []
-    segmentation, coarse_loss, auxiliary_loss = 0, 0, 0
+    coarse, images, auxiliary_loss = [], [], 0
     for episode in episodes:
-        query_image = episode.query_image
         ways, shots, *size = episode.support_label.shape
+        query_image = episode.query_image[None]
         query = embed(weights, query_image)
         for way in range(ways):
             pairs = []
             for shot in range(shots):
                 target = binary(episode.support_label[way, shot], way + 1)
                 mask = shrink(target == 1, query.shape[2:])
-                support = embed(weights, episode.support_image[way, shot])
+                support = embed(weights, episode.support_image[way, shot][None])
                 if adaption != "none":
                     shift = weights["alpha"] * task_vector(weights, support, query, mask, adaption)
                     shift = shift[:, :, None, None]
@@ -147,36 +141,28 @@ def run(
                 else:
                     pairs.append((support, query, mask))
             logits = predict(weights, pairs, before_aspp)
-            adapted.append([(pair[0].detach(), pair[1].detach()) for pair in pairs])
             coarse.append(interpolate(logits, size) if refinement else logits)
-            images.append(planes(query_image)[None])
+            images.append(planes(query_image))
     coarse = logits = torch.cat(coarse)
     seen = {}
     if refinement:
         strided = refinement_style == "strided"
-        residual, seen = refine(
+        correction, seen = refine(
             weights["unet"], stored.get("unet"), coarse, torch.cat(images), training, strided
         )
-        logits = coarse + residual  # eq. 4
+        logits = coarse + correction  # eq. 4
 
-    number = 0
-    for episode in episodes:
-        for way in range(len(episode.support_label)):
-            target = binary(episode.query_label, way + 1)
-            segmentation = segmentation + cross_entropy(logits[number][None], target)
-            coarse_loss = coarse_loss + cross_entropy(coarse[number][None], target)
-            number += 1
-    segmentation, coarse_loss = segmentation / number, coarse_loss / number
+    coarse, logits = (x.unflatten(0, (len(episodes), -1)) for x in (coarse, logits))
+    segmentation, coarse_loss = mean_loss(logits, episodes), mean_loss(coarse, episodes)
     total = segmentation
     if refinement:
         total = total + coarse_weight * coarse_loss
     if adaption != "none":
         total = total + auxiliary_weight * auxiliary_loss
     return types.SimpleNamespace(
-        logits=torch.stack([join(x) for x in logits.unflatten(0, (len(episodes), -1))]),
-        binary_logits=logits.unflatten(0, (len(episodes), -1)),
-        coarse=coarse.unflatten(0, (len(episodes), -1)),
-        adapted=adapted,
+        logits=torch.stack([join(x) for x in logits]),
+        binary_logits=logits,
+        coarse=coarse,
         segmentation=segmentation,
         coarse_loss=coarse_loss,
         auxiliary=auxiliary_loss,

@@ -1,14 +1,13 @@
-"""A photograph in the corner of a canvas is seen as if it were alone, whatever else is there."""
+"""An image in the corner of a canvas is seen as if it were alone, whatever else is there."""
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, random
-from test_method import draw_variables
+from helpers import assert_close, draw_values, random
+from tiny_models import TwoStages
 
 from fsseg_jax.backbones.convolution import Conv, max_pool
 from fsseg_jax.backbones.extent import average, extent, fits, inside, is_open, true_shape
@@ -34,19 +33,10 @@ def on_canvas(x, canvas=CANVAS):
 def variables_of(module, *arguments, **options):
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     init = functools.partial(module.init, **options)
-    return draw_variables(jax.eval_shape(init, keys, *arguments))
+    return draw_values(jax.eval_shape(init, keys, *arguments))
 
 
 # ----------------------------------------------------------------------------- networks
-
-
-class TwoStages(nn.Module):
-    """A backbone of two stages, the first at twice the resolution of the second."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        fine = nn.relu(Conv(4, (3, 3), 2, 1)(image))
-        return fine, nn.relu(Conv(6, (3, 3), 2, 1)(fine))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +51,7 @@ class TwoStages(nn.Module):
     ],
 )
 def test_logits_are_those_of_the_image_alone(method, ways, shots, options):
-    """Photographs of two sizes in one batch; the supports have another one."""
+    """Images of two sizes in one batch; the supports have another one."""
     model = METHODS[method](**{"backbone": TwoStages(), **options})
     variables = variables_of(model, empty_episode(ways, shots, 32).normalised(), train=True)
     supports, rng = random(ways, shots, 36, 36, 3, seed=1), np.random.default_rng(2)
@@ -150,7 +140,7 @@ LAYERS = {
     "larger, half-pixel": lambda x: resize(x[::2, ::2], x.shape[:2], False),
 }
 SMALL_CANVAS = (64, 40)
-# Odd, even, shorter than a dilated window reaches, a single row, and nothing but the photograph.
+# Odd, even, shorter than a dilated window reaches, a single row, and nothing but the image.
 SMALL_SHAPES = ((17, 22), (40, 9), (3, 11), (1, 40), (64, 40))
 
 
@@ -235,4 +225,4 @@ def test_canvas_fits_beside_supports_of_other_sizes_alone():
     assert not fits((480, 480), 473)  # both 60 at stride 8
     assert fits((480, 512), 473)
     assert fits((512, 512), 473)
-    assert not fits((192, 192), 384)  # the one's photographs are as large as the other's maps
+    assert not fits((192, 192), 384)  # the one's images are as large as the other's maps

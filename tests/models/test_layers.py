@@ -22,8 +22,7 @@ EPSILON = 1e-5
 
 @CORNERS
 @pytest.mark.parametrize("shape", [(33, 45), (6, 7), (3, 4)])
-def test_pooling_matches_pooling_of_up_sampled_features(shape, align_corners):
-    torch = pytest.importorskip("torch")
+def test_pooling_matches_pooling_of_up_sampled_features(torch, shape, align_corners):
     features = random(3, 6, 7, 5)
     mask = np.zeros((3, *shape), np.float32)
     mask[0, : shape[0] // 2, 1:] = 1  # a rectangle that touches the border
@@ -54,8 +53,7 @@ def test_empty_mask_gives_zeros_and_no_gradient(align_corners):
 # ----------------------------------------------------------------------------- cosine
 
 
-def test_cosine_matches_pytorch():
-    torch = pytest.importorskip("torch")
+def test_cosine_matches_pytorch(torch):
     features, vectors = random(2, 4, 5, 6), random(2, 3, 6, seed=1)
     features[0, 0, 0] = 0  # zero vectors on both sides
     vectors[1, 2] = 0
@@ -71,8 +69,7 @@ def test_cosine_matches_pytorch():
     assert not result[1, :, :, 2].any()
 
 
-def test_cosine_gradient_matches_pytorch():
-    torch = pytest.importorskip("torch")
+def test_cosine_gradient_matches_pytorch(torch):
     features, vectors, weight = random(4, 5, 6), random(3, 6, seed=1), random(4, 5, 3, seed=2)
     leaves = [torch.tensor(x, requires_grad=True) for x in (features, vectors)]
     similarity = torch.nn.functional.cosine_similarity(leaves[0][:, :, None], leaves[1], dim=-1)

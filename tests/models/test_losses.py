@@ -23,8 +23,7 @@ def labels(shape, classes, seed=0):
 
 
 @CORNERS
-def test_cross_entropy_matches_pytorch(align_corners):
-    torch = pytest.importorskip("torch")
+def test_cross_entropy_matches_pytorch(torch, align_corners):
     logits, label = 5 * random(3, 5, 6, 4), labels((3, 21, 30), 4)
     label[1, :15] = IGNORE  # episodes count a different number of pixels
 
@@ -78,7 +77,7 @@ def focal_by_hand(logits, label, gamma):
 
 
 def draw_logits(*shape, seed=0):
-    return 2 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return 2 * random(*shape, seed=seed)
 
 
 focal = jax.jit(jax.value_and_grad(focal_loss), static_argnames="gamma")
@@ -134,10 +133,6 @@ def pixels(*classified):
     return label, predicted
 
 
-def draw_embedding(seed=0):
-    return np.random.default_rng(seed).standard_normal((ROWS, COLUMNS, 2)).astype(np.float32)
-
-
 @functools.partial(jax.jit, static_argnames=("positives", "anchors", "keys"))
 def metric(label, predicted, embedding, margin=1.0, positives="spatial", anchors=20, keys=50):
     """The losses for so many keys, and the gradient of the mean."""
@@ -175,7 +170,7 @@ ONE_OF_EACH = ((1, 1, 1, 1), (3, 4, 1, 0), (0, 6, 0, 1))  # anchor, positive, ne
 def test_triplet_is_equation_6_where_there_is_nothing_to_draw(positives, margin):
     active = []
     for seed in range(6):
-        embedding = draw_embedding(seed)
+        embedding = random(ROWS, COLUMNS, 2, seed=seed)
         positive = squared(embedding, (1, 1), (3, 4))
         negative = squared(embedding, (1, 1), (0, 6))
         expected = max(positive - negative + margin, 0)
@@ -188,7 +183,7 @@ def test_triplet_is_equation_6_where_there_is_nothing_to_draw(positives, margin)
 
 def test_gradient_is_of_the_three_pixels_of_the_triplet():
     """a pulls p and pushes n: with d = |a - p|^2 - |a - n|^2 + margin."""
-    embedding = draw_embedding()
+    embedding = random(ROWS, COLUMNS, 2)
     a, p, n = embedding[1, 1], embedding[3, 4], embedding[0, 6]
     _, gradient = metric(*pixels(*ONE_OF_EACH), embedding, 50.0)
     expected = np.zeros_like(embedding)
@@ -201,7 +196,7 @@ def test_mean_is_over_valid_triplets_only(positives):
     """Class 2 has twelve anchors but nothing was wrongly given to it: it does not count."""
     others = [(4, column, 2, 2) for column in range(7)] + [(2, c, 2, 2) for c in range(2, 7)]
     label, predicted = pixels(*ONE_OF_EACH, *others, (0, 0, 2, 0))
-    embedding = draw_embedding()
+    embedding = random(ROWS, COLUMNS, 2)
     expected = squared(embedding, (1, 1), (3, 4)) - squared(embedding, (1, 1), (0, 6)) + 9
     values, _ = metric(label, predicted, embedding, 9.0, positives=positives)
     values = np.asarray(values)
@@ -222,7 +217,7 @@ def test_mean_is_over_valid_triplets_only(positives):
     ],
 )
 def test_empty_pool_gives_no_loss_and_a_zero_gradient(classified):
-    embedding = draw_embedding()
+    embedding = random(ROWS, COLUMNS, 2)
     for positives in ("spatial", "random", "feature"):
         values, gradient = metric(*pixels(*classified), embedding, 9.0, positives=positives)
         np.testing.assert_array_equal(values, 0)
@@ -235,7 +230,7 @@ def test_ignored_positions_are_never_drawn(positives):
     free = [(2, column) for column in range(COLUMNS)] + [(4, column) for column in range(COLUMNS)]
     ignored = [(*where, IGNORE, number % 3) for number, where in enumerate(free)]
     label, predicted = pixels(*ONE_OF_EACH, *ignored)
-    embedding = draw_embedding()
+    embedding = random(ROWS, COLUMNS, 2)
     embedding[2], embedding[4] = 100, embedding[1, 1]  # the farthest, and the nearest
     expected = squared(embedding, (1, 1), (3, 4)) - squared(embedding, (1, 1), (0, 6)) + 9
     values, gradient = metric(label, predicted, embedding, 9.0, positives=positives)
@@ -268,13 +263,17 @@ def chi_square(counts, weights):
 LIMIT = 25  # of 5 degrees of freedom: exceeded by 1 in 7,000
 
 
-def draws_of_positives(positives):
-    label, predicted = pixels((*ANCHOR, 1, 1), (0, 6, 0, 1), *((*at, 1, 0) for at in CANDIDATES))
+def draw_losses(label, predicted, margin, positives):
     embedding = np.zeros((ROWS, COLUMNS, 2), np.float32)
     for number, at in enumerate(CANDIDATES, start=1):
         embedding[at] = [0, np.sqrt(number)]
-    values, _ = metric(label, predicted, embedding, 0.0, positives=positives, anchors=1, keys=MANY)
-    return count_drawn(values)
+    options = {"positives": positives, "anchors": 1, "keys": MANY}
+    return np.asarray(metric(label, predicted, embedding, margin, **options)[0])
+
+
+def draws_of_positives(positives):
+    classified = pixels((*ANCHOR, 1, 1), (0, 6, 0, 1), *((*at, 1, 0) for at in CANDIDATES))
+    return count_drawn(draw_losses(*classified, 0.0, positives))
 
 
 def test_positives_are_drawn_by_their_nearness():
@@ -292,12 +291,8 @@ def test_random_positives_are_drawn_evenly():
 
 @pytest.mark.parametrize("positives", ["spatial", "random"])
 def test_negatives_are_drawn_evenly(positives):
-    label, predicted = pixels((*ANCHOR, 1, 1), (0, 6, 1, 0), *((*at, 0, 1) for at in CANDIDATES))
-    embedding = np.zeros((ROWS, COLUMNS, 2), np.float32)
-    for number, at in enumerate(CANDIDATES, start=1):
-        embedding[at] = [np.sqrt(number), 0]
-    values, _ = metric(label, predicted, embedding, 10.0, positives=positives, anchors=1, keys=MANY)
-    counts = count_drawn(10 - np.asarray(values))
+    classified = pixels((*ANCHOR, 1, 1), (0, 6, 1, 0), *((*at, 0, 1) for at in CANDIDATES))
+    counts = count_drawn(10 - draw_losses(*classified, 10.0, positives))
     assert chi_square(counts, np.ones(6)) < LIMIT
     assert chi_square(counts, 1 / (1 + DISTANCES)) > LIMIT
 
@@ -307,7 +302,7 @@ def test_feature_distance_takes_the_farthest_positive_and_the_nearest_negative()
     label, predicted = pixels(
         (*ANCHOR, 1, 1), *((*at, 1, 2) for at in positives), *((*at, 0, 1) for at in negatives)
     )
-    embedding = draw_embedding()
+    embedding = random(ROWS, COLUMNS, 2)
     farthest = max(squared(embedding, ANCHOR, at) for at in positives)
     nearest = min(squared(embedding, ANCHOR, at) for at in negatives)
     values, _ = metric(label, predicted, embedding, 20.0, positives="feature")
@@ -355,7 +350,7 @@ def test_expected_loss_is_what_all_triplets_give(positives):
     rng = np.random.default_rng(3)
     label = rng.choice(np.array([0, 0, 1, 2, IGNORE], np.uint8), (ROWS, COLUMNS))
     predicted = rng.integers(0, 3, (ROWS, COLUMNS)).astype(np.uint8)
-    embedding, margin = draw_embedding(), 1.0
+    embedding, margin = random(ROWS, COLUMNS, 2), 1.0
     places = list(np.ndindex(ROWS, COLUMNS))
     anchors = [at for at in places if label[at] in (1, 2) and label[at] == predicted[at]]
     first = second = 0.0

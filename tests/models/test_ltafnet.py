@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, is_close, random
+from helpers import (
+    assert_close,
+    assert_trees_close,
+    draw_values,
+    holds_in_a_draw,
+    is_close,
+    random,
+)
+from tiny_models import TwoStages, draw_episode
 
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh
@@ -19,92 +27,18 @@ from fsseg_jax.training.state import TrainState, make_dispatch, make_optimizer, 
 # Compiling takes most of the time here, and the shapes are tiny.
 
 
-class TwoStages(nn.Module):
-    """A backbone of two stages, the first at twice the resolution of the second."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        fine = nn.relu(nn.Conv(4, (3, 3), 2, 1, name="fine")(image))
-        return fine, nn.relu(nn.Conv(6, (3, 3), 2, 1, name="coarse")(fine))
-
-
 MODEL = LTAFNet(backbone=TwoStages(), width=8, dropout=0.0, refinement_width=2)
-
-
-@pytest.fixture
-def pytorch():
-    """The formulation in PyTorch, where there is PyTorch."""
-    pytest.importorskip("torch").set_num_threads(1)
-    import pytorch_ltafnet
-    import pytorch_sst
-
-    class Modules:
-        ltafnet = pytorch_ltafnet
-        tensors, gradients_of = pytorch_sst.tensors, pytorch_sst.gradients_of
-
-    return Modules
-
-
-def assert_trees_close(result, expected, relative):
-    jax.tree.map(functools.partial(assert_close, relative=relative), result, expected)
-
-
-def last(tensor):
-    """PyTorch's channels to the end."""
-    return tensor.detach().movedim(-3, -1).numpy()
-
-
-def holds_in_a_batch(check):
-    """Where a ReLU's input is 0 up to rounding, a rounding error decides where its gradient goes:
-    `check(seed)` must hold in one of a few batches, and a wrong gradient would in none."""
-    for seed in range(4):
-        try:
-            return check(seed)
-        except AssertionError as error:
-            failure = error
-    raise failure
 
 
 # ----------------------------------------------------------------------------- what is computed
 
 
-def draw_episode(ways, shots, seed=0, height=33, width=37, as_bytes=False):
-    """Photographs of noise, darker where way 1 is, with labels of every way and of 255."""
-    rng = np.random.default_rng(seed)
-    choices = np.array([*range(ways + 1), IGNORE], np.uint8)
-
-    def draw(*shape):
-        label = rng.choice(choices, (*shape, 4, 6)).repeat(9, -2).repeat(7, -1)
-        label = label[..., :height, :width]
-        image = rng.standard_normal((*label.shape, 3)) - (label == 1)[..., None]
-        if as_bytes:
-            return np.clip(50 * image + 128, 0, 255).astype(np.uint8), label
-        return image.astype(np.float32), label
-
-    support_image, support_label = draw(ways, shots)
-    query_image, query_label = draw()
-    ids = np.arange(1, ways + 1, dtype=np.int32)
-    index = np.zeros((), np.int32)
-    return Episode(support_image, support_label, query_image, query_label, ids, index)
-
-
 @functools.cache
 def variables(model=MODEL):
-    """Weights and stored statistics with which every layer matters: none are 0 or 1."""
-    rng = np.random.default_rng(0)
-    draws = {
-        "scale": lambda shape: rng.normal(1, 0.2, shape),
-        "mean": lambda shape: rng.normal(0, 0.5, shape),
-        "var": lambda shape: rng.uniform(0.5, 2, shape),
-        "alpha": lambda shape: rng.uniform(1, 2, shape),
-        "bias": lambda shape: rng.normal(0, 0.2, shape),
-        "kernel": lambda shape: rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape),
-    }
+    """Weights and stored statistics with which every layer matters."""
     initialise = functools.partial(model.init, train=True)
     shapes = jax.eval_shape(initialise, jax.random.key(0), draw_episode(1, 1))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, shape: draws[path[-1].key](shape.shape).astype(np.float32), shapes
-    )
+    return draw_values(shapes, deviation=0.2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -122,9 +56,11 @@ def run(model, episode, changed=None, drawn_for=MODEL):
 
 def run_pytorch(pytorch, episodes, drawn_for=MODEL, **options):
     """Results of a batch, weights and results as tensors."""
+    import pytorch_ltafnet
+
     weights = pytorch.tensors(variables(drawn_for)["params"])
     stored = pytorch.tensors(variables(drawn_for).get("batch_stats", {}))
-    return weights, pytorch.ltafnet.run(weights, stored, episodes, **options)
+    return weights, pytorch_ltafnet.run(weights, stored, episodes, **options)
 
 
 # ----------------------------------------------------------------------------- forward
@@ -140,18 +76,21 @@ def run_pytorch(pytorch, episodes, drawn_for=MODEL, **options):
     ],
 )
 def test_logits_match_pytorch(pytorch, ways, shots, options):
-    """At inference, of photographs with odd sides."""
+    """At inference, of images with odd sides."""
     model = MODEL.clone(**options)
-    refinement = model.refinement
     episode = draw_episode(ways, shots)
     result = run(model, episode, drawn_for=model)
     _, expected = run_pytorch(pytorch, [episode], model, **options)
-    assert_close(result["binary_logits"], last(expected.binary_logits[0]), 1e-4)
-    assert_close(result["logits"], last(expected.logits[0]), 1e-4)
-    if refinement:
-        assert_close(result["coarse_logits"], last(expected.coarse[0]), 1e-4)
+    logits, binary_logits, coarse_logits = (
+        pytorch.channels_last(x[0])
+        for x in (expected.logits, expected.binary_logits, expected.coarse)
+    )
+    assert_close(result["binary_logits"], binary_logits, 1e-4)
+    assert_close(result["logits"], logits, 1e-4)
+    if model.refinement:
+        assert_close(result["coarse_logits"], coarse_logits, 1e-4)
         residual = result["binary_logits"] - result["coarse_logits"]
-        assert_close(residual, last(expected.binary_logits[0] - expected.coarse[0]), 1e-4)
+        assert_close(residual, binary_logits - coarse_logits, 1e-4)
         assert np.ptp(residual, axis=(1, 2)).min() > 0.1
         assert result["logits"].shape == (33, 37, ways + 1)
     else:
@@ -239,9 +178,6 @@ def test_there_is_nothing_to_switch_off_without_adaption():
     assert MODEL.clone(adaption="none").ablations() == {}
 
 
-# ----------------------------------------------------------------------------- dropout
-
-
 # ----------------------------------------------------------------------------- the loss
 
 
@@ -281,14 +217,11 @@ def test_auxiliary_loss_is_of_support_and_query_and_of_both_classes():
     assert total == pytest.approx(weighted, rel=1e-6)
 
 
-# ----------------------------------------------------------------------------- symmetries
-
-
 # ----------------------------------------------------------------------------- training
 
 
 def draw_batch(seed=0):
-    """Eight episodes as the pipeline gives them, photographs as bytes."""
+    """Eight episodes as the pipeline gives them, images as bytes."""
     episodes = [draw_episode(2, 1, 8 * seed + number, as_bytes=True) for number in range(8)]
     return episodes, jax.tree.map(lambda *x: np.stack(x), *episodes)
 
@@ -346,7 +279,7 @@ def test_training_step_matches_pytorch_and_stores_the_statistics_of_the_whole_ba
         assert results["gradient_norm"] == pytest.approx(norm, rel=1e-3)
         assert_trees_close(gradient, expected_gradient, 1e-3)
 
-    holds_in_a_batch(check)
+    holds_in_a_draw(check)
 
 
 def test_eight_devices_train_as_one_does():
@@ -357,7 +290,7 @@ def test_eight_devices_train_as_one_does():
         assert_trees_close(eight[1], one[1], 1e-4)
         assert_trees_close(eight[2], one[2], 1e-3)
 
-    holds_in_a_batch(check)
+    holds_in_a_draw(check)
 
 
 @pytest.mark.parametrize("label", [0, IGNORE, 2])
@@ -373,7 +306,7 @@ def test_supports_that_show_nothing_give_finite_gradients(label):
 @pytest.mark.parametrize("strided", [True, False])
 @pytest.mark.parametrize("size", [(33, 37), (32, 32), (64, 47)])
 def test_refinement_reaches_a_32nd_of_the_resolution_and_comes_back(size, strided):
-    """A photograph of any size, to its own size; at full resolution a 16th, in equal blocks."""
+    """An image of any size, to its own size; at full resolution a 16th, in equal blocks."""
     unet = RefinementUNet(width=2, strided=strided)
     sizes, widths = [], []
 

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, random, up_sampled
+from flax.traverse_util import flatten_dict
+from helpers import assert_close, draw_values, random, up_sampled
+from tiny_models import EveryFourth, block_labels
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
 from fsseg_jax.config import default_config
-from fsseg_jax.episode import IGNORE, Episode
+from fsseg_jax.episode import IGNORE, UNLABELLED, Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import METHODS, create_model
 from fsseg_jax.models.losses import cross_entropy
@@ -61,40 +63,25 @@ def test_query_labels_are_one_binary_label_a_way():
 
 
 def test_supports_are_masked_and_labelled_by_their_own_way():
-    label = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, 255], np.uint8), (3, 2, 5, 6))
+    choices = np.array([0, 1, 2, 3, UNLABELLED, IGNORE], np.uint8)
+    label = np.random.default_rng(0).choice(choices, (3, 2, 5, 6))
     masks, labels = np.asarray(support_masks(label)), np.asarray(support_labels(label))
     assert masks.dtype == bool
     assert labels.dtype == np.uint8
     own = label == np.array([1, 2, 3])[:, None, None, None]
     np.testing.assert_array_equal(masks, own)
-    np.testing.assert_array_equal(labels, np.where(label == 255, 255, own))
+    np.testing.assert_array_equal(labels, np.where(label >= UNLABELLED, IGNORE, own))
 
 
 # ----------------------------------------------------------------------------- features
 
 
-def draw_variables(shapes):
-    """Values for shapes: He-normal kernels, scales and variances near 1, small biases."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, shape):
-        name = path[-1].key
-        if len(shape.shape) > 1:
-            deviation, mean = np.sqrt(2 / np.prod(shape.shape[:-1])), 0
-        else:
-            deviation, mean = 0.1, 1 if name in ("scale", "var", "alpha") else 0
-        return jnp.asarray(mean + deviation * rng.standard_normal(shape.shape), shape.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def test_stages_are_brought_to_the_resolution_of_the_last_one():
+def test_stages_are_brought_to_the_resolution_of_the_last_one(torch):
     """Of VGG-16, whose second stage has stride 4 and the others 8."""
-    torch = pytest.importorskip("torch")
     stages, image = (2, 3, 4), random(1, 36, 44, 3)
     backbone = VGG16()
     init = functools.partial(backbone.init, stages=stages)
-    params = draw_variables(jax.eval_shape(init, jax.random.key(0), image))["params"]
+    params = draw_values(jax.eval_shape(init, jax.random.key(0), image))["params"]
 
     @jax.jit
     def run(params):
@@ -115,7 +102,7 @@ def test_stages_are_brought_to_the_resolution_of_the_last_one():
 
 
 class Scaled(nn.Module):
-    """The photograph times a number, in the place of a network's features."""
+    """The image times a number, in the place of a network's features."""
 
     @nn.compact
     def __call__(self, image, stages=(), train=False):
@@ -136,13 +123,6 @@ def test_gradient_passes_through_the_features_unless_the_backbone_is_frozen(froz
     assert float(gradient) == pytest.approx(0 if frozen else image.sum(), rel=1e-4)
 
 
-class EveryFourth(nn.Module):
-    """Every fourth pixel, in the place of a network's features."""
-
-    def __call__(self, image, stages=(), train=False):
-        return (image[..., ::4, ::4, :],)
-
-
 @pytest.mark.parametrize("method", ["canet", "ltafnet", "mfnet"])
 def test_dropout_takes_whole_channels_of_each_image_and_embedding(method):
     """And the others are scaled up; at inference all are there."""
@@ -150,7 +130,7 @@ def test_dropout_takes_whole_channels_of_each_image_and_embedding(method):
     images = random(3, 33, 37, 3)
     encode = functools.partial(model.apply, method="encode")
     init = functools.partial(model.init, method="encode")
-    variables = draw_variables(jax.eval_shape(init, jax.random.key(0), images))
+    variables = draw_values(jax.eval_shape(init, jax.random.key(0), images))
     whole = jax.tree.leaves(encode(variables, images))
     dropped = encode(variables, images, True, rngs={"dropout": jax.random.key(0)})
     kept = [np.asarray(x).any(axis=(1, 2)) for x in jax.tree.leaves(dropped)]
@@ -207,21 +187,16 @@ def draw_state(model, config):
     """A state of drawn parameters, and an optimizer that has seen nothing."""
     state = abstract_state(model, config, ITEMS)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
-    return zeros.replace(variables=draw_variables(state.variables))
+    return zeros.replace(variables=draw_values(state.variables))
 
 
 def draw_batch(shots=2, size=32, query_index=(3, 1)):
-    rng = np.random.default_rng(0)
-    batch, choices = len(query_index), np.array([0, 0, 1, 1, IGNORE], np.uint8)
-
-    def label(*shape):
-        return rng.choice(choices, (*shape, size // 4, size // 4)).repeat(4, -2).repeat(4, -1)
-
+    rng, batch = np.random.default_rng(0), len(query_index)
     return Episode(
         support_image=rng.integers(0, 256, (batch, 1, shots, size, size, 3), np.uint8),
-        support_label=label(batch, 1, shots),
+        support_label=block_labels(rng, 1, (batch, 1, shots, size, size), (4, 4)),
         query_image=rng.integers(0, 256, (batch, size, size, 3), np.uint8),
-        query_label=label(batch),
+        query_label=block_labels(rng, 1, (batch, size, size), (4, 4)),
         class_id=np.ones((batch, 1), np.int32),
         query_index=np.array(query_index, np.int32),
     )
@@ -233,12 +208,9 @@ def stepper(model, config, seed=0):
     return jax.jit(step)
 
 
-def leaves(tree):
-    """Leaves by the names of their paths."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def params_of(state):
+    """By the names of their paths."""
+    return flatten_dict(state.variables["params"], sep="/")
 
 
 # A bias that moves every shot's score alike changes no softmax over the shots.
@@ -253,14 +225,11 @@ UNMOVED = {"canet": {"attention_1/bias"}}
 def test_step_moves_every_parameter_but_the_frozen_ones(name, frozen):
     """Without weight decay, which would move those too that have no gradient."""
     model, config = tiny_model(name, freeze_backbone=frozen), tiny_config()
-    state, batch = draw_state(model, config), draw_batch()
-    of_backbone = {key for key in leaves(state.optimizer) if "backbone" in key}
-    assert bool(of_backbone) != frozen
-
-    after, results = stepper(model, config)(state, batch)
+    state = draw_state(model, config)
+    after, results = stepper(model, config)(state, draw_batch())
     assert np.isfinite(float(results["loss"]))
     assert int(after.step) == 1
-    before, after = leaves(state.variables["params"]), leaves(after.variables["params"])
+    before, after = params_of(state), params_of(after)
     assert before.keys() == after.keys()
     still = {key for key in before if np.array_equal(before[key], after[key])}
     expected = {key for key in before if frozen and key.startswith("backbone/")}
@@ -275,7 +244,7 @@ def test_optimizer_has_a_momentum_for_what_is_trained_and_nothing_else():
         state = abstract_state(model, tiny_config(), ITEMS)
         shapes = sorted(
             leaf.shape
-            for name, leaf in leaves(state.variables["params"]).items()
+            for name, leaf in params_of(state).items()
             if not (model.freeze_backbone and name.startswith("backbone/"))
         )
         momenta = [leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.shape != ()]
@@ -308,7 +277,7 @@ def test_rate_of_new_layers_multiplies_all_updates_but_the_backbones():
         config = tiny_config(momentum=0.0, new_layers_rate=rate)
         state = draw_state(model, config)
         after, _ = stepper(model, config)(state, draw_batch())
-        before, after = leaves(state.variables["params"]), leaves(after.variables["params"])
+        before, after = params_of(state), params_of(after)
         moved[rate] = {name: after[name] - before[name] for name in before}
     assert {name.split("/")[0] for name in moved[1.0]} == {"backbone", "head"}
     for name, slow in moved[1.0].items():

@@ -3,51 +3,23 @@
 import functools
 import zlib
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, up_sampled
+from flax.traverse_util import flatten_dict
+from helpers import assert_close, assert_trees_close, random, up_sampled
 from test_losses import ONE_OF_EACH, draw_logits, focal_by_hand, squared
+from tiny_models import EveryFourth, draw_episode
 
 from fsseg_jax.backbones.resnet import ResNet50
-from fsseg_jax.episode import IGNORE, Episode, empty_episode
+from fsseg_jax.episode import IGNORE, empty_episode
 from fsseg_jax.models.mfnet import Aux, MFNet
 from fsseg_jax.models.output import Output
 
 
-class Strided(nn.Module):
-    """Every fourth pixel, in the place of a network's features."""
-
-    def __call__(self, image, stages=(), train=False):
-        return (image[..., ::4, ::4, :],)
-
-
-def tiny(**fields):
-    return MFNet(backbone=Strided(), **{"width": 12, "dropout": 0.0, **fields})
-
-
-def draw_episode(ways, shots, seed=0, height=33, width=41):
-    """Photographs of noise; labels of squares of 5 pixels, in which every way and 255 occur."""
-    rng = np.random.default_rng(seed)
-    choices = np.array([*range(ways + 1), IGNORE], np.uint8)
-
-    def label(*shape):
-        squares = rng.choice(choices, (*shape, -(-height // 5), -(-width // 5)))
-        return squares.repeat(5, -2).repeat(5, -1)[..., :height, :width]
-
-    def image(*shape):
-        return rng.standard_normal((*shape, height, width, 3)).astype(np.float32)
-
-    return Episode(
-        support_image=image(ways, shots),
-        support_label=label(ways, shots),
-        query_image=image(),
-        query_label=label(),
-        class_id=np.arange(1, ways + 1),
-        query_index=np.array(0),
-    )
+def make(**fields):
+    return MFNet(backbone=EveryFourth(), **{"width": 12, "dropout": 0.0, **fields})
 
 
 def param_shapes(model, episode):
@@ -73,15 +45,14 @@ def run(model, params, episode):
     return output.logits, output.aux.embedding
 
 
-def run_pytorch(params, episode, **options):
+def run_pytorch(pytorch, weights, episode, **options):
     """Ditto in PyTorch, as tensors with the channels first."""
-    torch = pytest.importorskip("torch")
-    import pytorch_mfnet
+    from pytorch_mfnet import MFNet
 
     def features(image):
-        return torch.as_tensor(image[::4, ::4]).double().permute(2, 0, 1)
+        return pytorch.planes(image[None, ::4, ::4])
 
-    return pytorch_mfnet.MFNet(params, **options)(
+    return MFNet(weights, **options)(
         [[features(image) for image in way] for way in episode.support_image],
         episode.support_label,
         features(episode.query_image),
@@ -90,62 +61,56 @@ def run_pytorch(params, episode, **options):
 
 # ----------------------------------------------------------------------------- the network
 
-VARIANTS = [
-    {"query_fusion": "concat"},
-    {"way_fusion": "add"},
-    {"scale_attention": False},
-    {"support_attention": False},
-    {"binary_branches": True},
-    {"separate_embeddings": False},
-    {"compare_supports": True, "support_attention": False},
-    {"compare_supports": True, "query_fusion": "concat", "scale_attention": False},
-    {"hierarchy": True},
-    {"aspp": True},
-]
 
-
-def assert_matches_pytorch(episode, options):
-    pytest.importorskip("torch")
-    import pytorch_mfnet
-
-    model = tiny(**options)
+def assert_matches_pytorch(pytorch, episode, options):
+    model = make(**options)
     params = draw_params(model, episode)
     logits, embedding = run(model, params, episode)
-    expected, embeddings = run_pytorch(pytorch_mfnet.as_tensors(params), episode, **options)
-    assert_close(logits, expected.detach().permute(1, 2, 0), 1e-4)
-    assert len(embedding) == len(embeddings)
-    for ours, theirs in zip(embedding, embeddings, strict=True):
-        assert_close(ours, theirs.detach().permute(1, 2, 0), 1e-4)
+    results = run_pytorch(pytorch, pytorch.tensors(params), episode, **options)
+    expected, embeddings = map(pytorch.channels_last, results)
+    assert_close(logits, expected, 1e-4)
+    assert_close(embedding, embeddings, 1e-4)
 
 
 @pytest.mark.parametrize(
     ("ways", "shots", "options"),
     [(1, 1, {}), (2, 3, {}), (2, 3, {"heads": 2}), (2, 3, {"scales": 2})],
 )
-def test_forward_pass_matches_pytorch(ways, shots, options):
-    assert_matches_pytorch(draw_episode(ways, shots), options)
+def test_forward_pass_matches_pytorch(pytorch, ways, shots, options):
+    assert_matches_pytorch(pytorch, draw_episode(ways, shots), options)
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=lambda options: next(iter(options)))
-def test_every_ablation_changes_what_it_changes_in_pytorch(options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"query_fusion": "concat"},
+        {"way_fusion": "add"},
+        {"scale_attention": False},
+        {"support_attention": False},
+        {"binary_branches": True},
+        {"separate_embeddings": False},
+        {"compare_supports": True, "support_attention": False},
+        {"compare_supports": True, "query_fusion": "concat", "scale_attention": False},
+        {"hierarchy": True},
+        {"aspp": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_ablation_changes_what_it_changes_in_pytorch(pytorch, options):
     episode = draw_episode(2, 3)
-    assert_matches_pytorch(episode, options)
-    default, _ = run(tiny(), draw_params(tiny(), episode), episode)
-    ablated, _ = run(tiny(**options), draw_params(tiny(**options), episode), episode)
+    assert_matches_pytorch(pytorch, episode, options)
+    default, _ = run(make(), draw_params(make(), episode), episode)
+    ablated, _ = run(make(**options), draw_params(make(**options), episode), episode)
     assert np.abs(ablated - default).max() > 0.01 * np.abs(default).max()
 
 
-def test_gradients_of_all_parameters_match_pytorch():
-    torch = pytest.importorskip("torch")
-    import pytorch_mfnet
-
-    model, episode = tiny(), draw_episode(2, 3)
-    params = draw_params(model, episode)
-    weight = np.random.default_rng(1).standard_normal((9, 11, 3)).astype(np.float32)
-    tensors = pytorch_mfnet.as_tensors(params)
-    logits, _ = run_pytorch(tensors, episode)
-    (logits * torch.as_tensor(weight).permute(2, 0, 1)).sum().backward()
-    expected = pytorch_mfnet.gradients(tensors)
+def test_gradients_of_all_parameters_match_pytorch(pytorch):
+    model, episode = make(), draw_episode(2, 3)
+    params, weight = draw_params(model, episode), random(9, 10, 3, seed=1)
+    tensors = pytorch.tensors(params)
+    logits, _ = run_pytorch(pytorch, tensors, episode)
+    (logits * pytorch.planes(weight)).sum().backward()
+    expected = pytorch.gradients_of(tensors)
 
     def weighted(params):
         output = model.apply({"params": params}, episode, train=True)
@@ -154,7 +119,7 @@ def test_gradients_of_all_parameters_match_pytorch():
     result = jax.jit(jax.grad(weighted))(params)
     for leaf in jax.tree.leaves(expected):
         assert np.abs(leaf).max() > 0
-    jax.tree.map(functools.partial(assert_close, relative=1e-3), result, expected)
+    assert_trees_close(result, expected, 1e-3)
 
 
 # ----------------------------------------------------------------------------- parameters
@@ -187,16 +152,11 @@ def test_number_of_learnable_parameters_on_resnet50(ways, shots, expected):
 )
 def test_parameters_that_depend_on_the_ways_are_the_decoders(options, dependent):
     one, two = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                param_shapes(tiny(**options), empty_episode(ways, 1, 16))
-            )
-        }
+        flatten_dict(param_shapes(make(**options), empty_episode(ways, 1, 16)), sep="/")
         for ways in (1, 2)
     )
     assert one.keys() == two.keys()
-    assert {name for name in one if one[name] != two[name]} == dependent
+    assert {name for name in one if one[name].shape != two[name].shape} == dependent
 
 
 # ----------------------------------------------------------------------------- the whole loss
@@ -214,7 +174,7 @@ def centred_triplet():
     for row, column, truth, prediction in ONE_OF_EACH:
         label[4 * row, 4 * column], predicted[row, column] = truth, prediction
     logits = np.eye(3, dtype=np.float32)[predicted] + 0.1 * draw_logits(9, 11, 3)
-    embedding = np.random.default_rng(0).standard_normal((9, 11, 4)).astype(np.float32)
+    embedding = random(9, 11, 4)
     episode = empty_episode(2, 1, 4).replace(query_label=label)
     return logits, embedding, episode
 
@@ -231,9 +191,8 @@ def whole_loss(model, logits, embedding, episode, epoch):
     return {"total": value, **parts}, gradient
 
 
-def focal_of(logits, label):
+def focal_of(torch, logits, label):
     """Of logits up-sampled with aligned corners, by PyTorch."""
-    torch = pytest.importorskip("torch")
     large = up_sampled(torch, logits[None].astype(np.float64), label.shape, align_corners=True)
     return focal_by_hand(large[0].permute(1, 2, 0).numpy(), label, 2.0)
 
@@ -245,17 +204,17 @@ def focal_of(logits, label):
         ({"metric_weight": 2.0, "metric_from_epoch": 1.0, "focal_over_ways": False}, 2.0, 1.0),
     ],
 )
-def test_loss_is_focal_and_from_its_epoch_on_weighted_metric_loss(options, weight, start):
+def test_loss_is_focal_and_from_its_epoch_on_weighted_metric_loss(torch, options, weight, start):
     logits, embedding, episode = centred_triplet()
     ways = 2 if options.get("focal_over_ways", True) else 1  # eq. 1's N
-    expected_focal = focal_of(logits, episode.query_label) / ways
+    expected_focal = focal_of(torch, logits, episode.query_label) / ways
     expected_metric = max(
         squared(embedding, (1, 1), (3, 4)) - squared(embedding, (1, 1), (0, 6)) + 1, 0
     )
     assert expected_metric > 0.1
     for epoch, factor in ((0.0, 0), (start - 0.01, 0), (start, weight), (start + 3, weight)):
         result, gradient = whole_loss(
-            tiny(**options), logits[None], embedding[None], episode, jnp.float32(epoch)
+            make(**options), logits[None], embedding[None], episode, jnp.float32(epoch)
         )
         assert float(result["focal"]) == pytest.approx(expected_focal, rel=1e-4)
         assert float(result["metric"]) == pytest.approx(expected_metric, rel=1e-4)
@@ -266,20 +225,20 @@ def test_loss_is_focal_and_from_its_epoch_on_weighted_metric_loss(options, weigh
 
 def test_loss_without_metric_learning_is_the_focal_loss():
     logits, embedding, episode = centred_triplet()
-    model = tiny(metric_positives="none")
+    model = make(metric_positives="none")
     result, gradient = whole_loss(model, logits[None], embedding[None], episode, jnp.float32(9))
     assert set(result) == {"total", "focal"}
     assert float(result["total"]) == float(result["focal"])
     assert not np.asarray(gradient).any()
 
 
-def test_loss_of_binary_branches_is_the_mean_of_the_ways_losses():
+def test_loss_of_binary_branches_is_the_mean_of_the_ways_losses(torch):
     _, embedding, episode = centred_triplet()
     label = np.where(np.arange(41) < 4, IGNORE, episode.query_label).astype(np.uint8)
     episode = episode.replace(query_label=label)
     logits = draw_logits(2, 9, 11, 2)
     ways = [np.where(label == IGNORE, IGNORE, label == way).astype(np.uint8) for way in (1, 2)]
-    expected = np.mean([focal_of(logits[n], ways[n]) for n in range(2)])
-    model = tiny(binary_branches=True, metric_positives="none")
+    expected = np.mean([focal_of(torch, logits[n], ways[n]) for n in range(2)])
+    model = make(binary_branches=True, metric_positives="none")
     result, _ = whole_loss(model, logits, np.stack([embedding] * 2), episode, jnp.float32(0))
     assert float(result["total"]) == pytest.approx(expected, rel=1e-4)

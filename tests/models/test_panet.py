@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, up_sampled
+from helpers import assert_close, assert_trees_close, draw_values, is_close, up_sampled
+from tiny_models import block_labels
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
@@ -17,35 +18,13 @@ from fsseg_jax.models.panet import PANet
 SMALL = PANet(backbone=Small(width=16))
 
 
-@pytest.fixture
-def pytorch():
-    """The formulations in PyTorch, where there is PyTorch."""
-    pytest.importorskip("torch")
-    import pytorch_vgg
-    import torch
-
-    from fsseg_jax.benchmarks.torch_reference.panet import Equations
-
-    class Modules:
-        equations, vgg, as_tensor = Equations, pytorch_vgg, torch.as_tensor
-
-    return Modules
-
-
-def are_close(result, expected, relative):
-    return all(
-        np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
-        for ours, theirs in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
-    )
-
-
 # ----------------------------------------------------------------------------- episodes
 
 
 def draw_episode(ways, shots, seed=0, size=33):
-    """Textured photographs of textured objects, which prototypes can tell apart.
+    """Textured images of textured objects, which prototypes can tell apart.
 
-    A support photograph shows an object of its way, one of the next way, and a strip of pixels
+    A support image shows an object of its way, one of the next way, and a strip of pixels
     that are labelled 255; the query shows all ways and such a strip.
     """
     rng = np.random.default_rng(seed)
@@ -78,31 +57,30 @@ def draw_episode(ways, shots, seed=0, size=33):
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run(model, params, episode):
-    """Logits, the parts of the loss, their sum and its gradients."""
+def differentiate(model, episode, forward, given):
+    """Logits, the parts of the loss, their sum and its gradients with respect to what is given."""
 
-    def loss(params):
-        output = model.apply({"params": {"backbone": params}}, episode, train=True)
+    def loss(given):
+        output = forward(given)
         total, parts = model.loss(output, episode, jax.random.key(0), jnp.zeros(()))
         return total, {**parts, "logits": output.logits}
 
-    (total, results), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    (total, results), gradients = jax.value_and_grad(loss, has_aux=True)(given)
     return {**results, "total": total, "gradients": gradients}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, episode):
+    def forward(params):
+        return model.apply({"params": {"backbone": params}}, episode, train=True)
+
+    return differentiate(model, episode, forward, params)
 
 
 @functools.cache
 def small_params():
-    """He-normal kernels, scales near 1; drawn by NumPy, since Flax's would take long to compile."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, shape):
-        deviation = np.sqrt(2 / np.prod(shape.shape[:-1])) if len(shape.shape) == 4 else 0.1
-        mean = 1 if path[-1].key == "scale" else 0
-        return rng.normal(mean, deviation, shape.shape).astype(np.float32)
-
     shapes = jax.eval_shape(SMALL.backbone.init, jax.random.key(0), jnp.zeros((1, 9, 9, 3)))
-    return jax.tree_util.tree_map_with_path(draw, shapes["params"])
+    return draw_values(shapes["params"])
 
 
 # ----------------------------------------------------------------------------- the equations
@@ -110,8 +88,10 @@ def small_params():
 
 def run_equations(pytorch, supports, query, support_label, query_label, **options):
     """The logits, both losses, and the ways that are predicted anywhere."""
-    equations = pytorch.equations(**options)
-    support_label, query_label = map(pytorch.as_tensor, (support_label, query_label))
+    from fsseg_jax.benchmarks.torch_reference.panet import Equations
+
+    equations = Equations(**options)
+    support_label, query_label = map(pytorch.torch.tensor, (support_label, query_label))
     logits = equations.logits(supports, support_label, query)
     return types.SimpleNamespace(
         logits=logits,
@@ -123,23 +103,24 @@ def run_equations(pytorch, supports, query, support_label, query_label, **option
 
 def run_pytorch_on_vgg(pytorch, params, episode):
     """The formulation in PyTorch, and the gradients of both losses' sum."""
-    weights = pytorch.vgg.to_pytorch(params)
+    import pytorch_vgg
+
+    weights = pytorch_vgg.to_pytorch(params)
     for leaf in weights.values():
         leaf.requires_grad_()
 
-    def encode(image):
-        return pytorch.vgg.features(weights, pytorch.as_tensor(image).permute(2, 0, 1)[None])[0]
+    def encode(images):
+        return pytorch_vgg.features(weights, pytorch.planes(images).float())
 
     result = run_equations(
         pytorch,
-        [[encode(image) for image in way] for way in episode.support_image],
-        encode(episode.query_image),
+        pytorch.torch.stack([encode(images) for images in episode.support_image]),
+        encode(episode.query_image[None])[0],
         episode.support_label,
         episode.query_label,
     )
     (result.segmentation + result.alignment).backward()
-    gradients = {name: leaf.grad for name, leaf in weights.items()}
-    return result, pytorch.vgg.from_pytorch(gradients)
+    return result, {name: leaf.grad for name, leaf in weights.items()}
 
 
 @pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 2)])
@@ -150,21 +131,23 @@ def test_logits_losses_and_gradients_match_pytorch(pytorch, ways, shots):
     rounding error decides where the gradient goes. That happens in one episode of five, so the
     gradients must agree in one of a few; a wrong gradient would agree in none.
     """
+    import pytorch_vgg
+
     model = PANet(backbone=VGG16())
-    params = pytorch.vgg.random_params()
+    params = pytorch_vgg.random_params()
     for seed in range(2, 8):
         episode = draw_episode(ways, shots, seed=seed)
         expected, gradients = run_pytorch_on_vgg(pytorch, params, episode)
         assert all(expected.predicted), "choose a seed in which every way is predicted"
         result = run(model, params, episode)
 
-        logits = expected.logits.detach().permute(1, 2, 0)
-        assert_close(result["logits"], logits, 1e-4)
+        assert_close(result["logits"], pytorch.channels_last(expected.logits), 1e-4)
         segmentation, alignment = expected.segmentation.item(), expected.alignment.item()
         assert float(result["segmentation"]) == pytest.approx(segmentation, rel=1e-4)
         assert float(result["alignment"]) == pytest.approx(alignment, rel=1e-4)
         assert float(result["total"]) == pytest.approx(segmentation + alignment, rel=1e-4)
-        if are_close(result["gradients"], gradients, 1e-4):
+        ours = pytorch_vgg.to_pytorch(result["gradients"])
+        if all(is_close(ours[name], gradients[name], 1e-4) for name in ours):
             return
     pytest.fail("the gradients differ in every episode")
 
@@ -173,38 +156,19 @@ def test_logits_losses_and_gradients_match_pytorch(pytorch, ways, shots):
 def run_on_features(model, features, support_label, query_label):
     """What `run` gives, from (support, query) features on and with respect to them."""
     ways, _, height, width = support_label.shape
-    episode = Episode(
-        support_image=None,
-        support_label=support_label,
-        query_image=None,
-        query_label=query_label,
-        class_id=jnp.arange(ways),
-        query_index=jnp.zeros((), jnp.int32),
-    )
+    episode = Episode(None, support_label, None, query_label, jnp.arange(ways), jnp.array(0))
 
-    def loss(features):
-        output = model.apply(
-            {},
-            features[0],
-            support_label,
-            features[1],
-            jnp.zeros((height, width, 3)),
-            train=True,
-            method="segment",
-        )
-        total, parts = model.loss(output, episode, jax.random.key(0), jnp.zeros(()))
-        return total, {**parts, "logits": output.logits}
+    def forward(features):
+        supports, query = features
+        given = supports, support_label, query, jnp.zeros((height, width, 3))
+        return model.apply({}, *given, train=True, method="segment")
 
-    (total, results), gradients = jax.value_and_grad(loss, has_aux=True)(features)
-    return {**results, "total": total, "gradients": gradients}
+    return differentiate(model, episode, forward, features)
 
 
 def run_pytorch_on_features(pytorch, features, support_label, query_label, weight, **options):
     """Ditto in PyTorch; the total is segmentation + weight * alignment."""
-    leaves = [
-        pytorch.as_tensor(array).double().movedim(-1, -3).detach().requires_grad_()
-        for array in features
-    ]
+    leaves = [pytorch.planes(array).requires_grad_() for array in features]
     result = run_equations(pytorch, *leaves, support_label, query_label, **options)
     total = result.segmentation + weight * result.alignment
     total.backward()
@@ -212,9 +176,9 @@ def run_pytorch_on_features(pytorch, features, support_label, query_label, weigh
         "segmentation": result.segmentation.item(),
         "alignment": result.alignment.item(),
         "total": total.item(),
-        "logits": result.logits.detach().movedim(0, -1),
+        "logits": pytorch.channels_last(result.logits),
         "predicted": result.predicted,
-        "gradients": [leaf.grad.movedim(-3, -1) for leaf in leaves],
+        "gradients": tuple(pytorch.channels_last(leaf.grad) for leaf in leaves),
     }
 
 
@@ -223,18 +187,15 @@ def draw_features(ways, shots, seed=0):
     rng = np.random.default_rng(seed)
     supports = rng.standard_normal((ways, shots, 5, 7, 6)).astype(np.float32)
     query = rng.standard_normal((5, 7, 6)).astype(np.float32)
-    choices = np.array([*range(ways + 1), IGNORE], np.uint8)
-    support_label = rng.choice(choices, (ways, shots, 4, 6)).repeat(6, -2).repeat(7, -1)
-    query_label = rng.choice(choices, (4, 6)).repeat(6, -2).repeat(7, -1)
-    return (supports, query), support_label[..., :23, :37], query_label[:23, :37]
+    support_label = block_labels(rng, ways, (ways, shots, 23, 37), (6, 7))
+    return (supports, query), support_label, block_labels(rng, ways, (23, 37), (6, 7))
 
 
 def assert_same_from_features(result, expected):
     assert_close(result["logits"], expected["logits"], 1e-5)
     for name in ("segmentation", "alignment", "total"):
         assert float(result[name]) == pytest.approx(expected[name], rel=1e-5, abs=1e-7)
-    for ours, theirs in zip(result["gradients"], expected["gradients"], strict=True):
-        assert_close(ours, theirs, 1e-4)
+    assert_trees_close(result["gradients"], expected["gradients"], 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -282,8 +243,7 @@ def test_prediction_of_nothing_has_no_alignment_loss():
     assert float(result["alignment"]) == 0
     assert all(np.isfinite(gradient).all() for gradient in result["gradients"])
     without = run_on_features(PANet(backbone=None, alignment_weight=0.0), *drawn)
-    for gradient, expected in zip(result["gradients"], without["gradients"], strict=True):
-        assert_close(gradient, expected, 1e-6)
+    assert_trees_close(result["gradients"], without["gradients"], 1e-6)
     assert abs(result["gradients"][1]).max() > 0
 
 
@@ -304,9 +264,6 @@ def test_parameters_have_finite_gradients_when_a_way_is_not_predicted():
         assert np.abs(gradient).max() > 0
 
 
-# ----------------------------------------------------------------------------- symmetries
-
-
 # ----------------------------------------------------------------------------- options
 
 
@@ -316,8 +273,7 @@ def test_without_alignment_the_loss_is_the_segmentation_alone(pytorch):
     expected = run_pytorch_on_features(pytorch, *drawn, weight=0.0)
     assert "alignment" not in result
     assert float(result["total"]) == float(result["segmentation"])
-    for gradient, theirs in zip(result["gradients"], expected["gradients"], strict=True):
-        assert_close(gradient, theirs, 1e-4)
+    assert_trees_close(result["gradients"], expected["gradients"], 1e-4)
 
 
 def test_training_and_inference_give_the_same_logits():
@@ -328,9 +284,8 @@ def test_training_and_inference_give_the_same_logits():
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_distances_of_prototypes_are_those_of_pooled_features(align_corners):
+def test_distances_of_prototypes_are_those_of_pooled_features(torch, align_corners):
     """By PyTorch: features up-sampled to the masks, their means, and the means' distances."""
-    torch = pytest.importorskip("torch")
 
     def pooled(features, mask):
         large = up_sampled(torch, features[None], mask.shape, align_corners)[0]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_method import TINY, draw_batch, draw_variables
+from helpers import draw_values
+from test_method import TINY, draw_batch
 
 from fsseg_jax.backbones import create_backbone
 from fsseg_jax.backbones.resnet import ResNet50
@@ -50,6 +51,16 @@ def over_batch(function, *batch):
     """The mean of a loss, and the new statistics."""
     values, updated = jax.vmap(function, out_axes=(0, None), axis_name=BATCH_AXIS)(*batch)
     return values.mean(), updated
+
+
+def lower_gradients(loss, params, models):
+    """The program of a loss and its gradients of each model."""
+
+    @functools.partial(jax.jit, compiler_options=REMATERIALISING)
+    def run(params):
+        return [jax.value_and_grad(loss, has_aux=True)(params, model) for model in models]
+
+    return run.lower(params)
 
 
 def assert_equal(result, expected):
@@ -96,7 +107,7 @@ def test_loss_and_gradient_are_the_same_dropout_included(method, dtype):
     config.dtype = dtype
     models, batch = both_models(config), draw_batch()
     assert models[1].backbone.rematerialise == (method in ("panet", "sst"))  # frozen ones are not
-    variables = draw_variables(shapes(models[0]))
+    variables = draw_values(shapes(models[0]))
     keys = jax.random.split(jax.random.key(1, impl="unsafe_rbg"), 2)  # quickly compiled
 
     def loss(params, model):
@@ -113,11 +124,7 @@ def test_loss_and_gradient_are_the_same_dropout_included(method, dtype):
 
         return over_batch(one, batch, keys)
 
-    @functools.partial(jax.jit, compiler_options=REMATERIALISING)
-    def run(params):
-        return [jax.value_and_grad(loss, has_aux=True)(params, model) for model in models]
-
-    lowered = run.lower(variables["params"])
+    lowered = lower_gradients(loss, variables["params"], models)
     assert "optimization_barrier" in lowered.as_text()
     plain, blocks = lowered.compile()(variables["params"])
     if dtype == "float32":
@@ -132,7 +139,7 @@ def test_statistics_of_a_batch_are_stored_and_differentiated_as_ever():
     image = np.random.default_rng(0).standard_normal((2, 33, 33, 3), np.float32)
     models = [ResNet50(batch_statistics=True, rematerialise=on) for on in (False, True)]
     init = functools.partial(models[0].init, stages=(1,))
-    variables = draw_variables(jax.eval_shape(init, jax.random.key(0), image))
+    variables = draw_values(jax.eval_shape(init, jax.random.key(0), image))
 
     def loss(params, model):
         def one(image):
@@ -147,11 +154,8 @@ def test_statistics_of_a_batch_are_stored_and_differentiated_as_ever():
 
         return over_batch(one, image)
 
-    @functools.partial(jax.jit, compiler_options=REMATERIALISING)
-    def run(params):
-        return [jax.value_and_grad(loss, has_aux=True)(params, model) for model in models]
-
-    plain, blocks = run(variables["params"])
+    lowered = lower_gradients(loss, variables["params"], models)
+    plain, blocks = lowered.compile()(variables["params"])
     assert_equal(blocks, plain)
     (_, updated), _ = plain
     before = variables["batch_stats"]["layer1_0"]["bn1"]["mean"]

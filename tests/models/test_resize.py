@@ -31,8 +31,7 @@ SIZES = pytest.mark.parametrize(
 
 @CORNERS
 @SIZES
-def test_resize_matches_pytorch(before, after, align_corners):
-    torch = pytest.importorskip("torch")
+def test_resize_matches_pytorch(torch, before, after, align_corners):
     x = random(2, *before, 3)
     # In float32 PyTorch is off by 1e-5.
     expected = up_sampled(torch, x.astype(np.float64), after, align_corners)
@@ -97,7 +96,7 @@ def test_resize_to_a_shape_known_at_run_time_is_resize(before, align_corners):
 
 @CORNERS
 def test_a_shape_beyond_the_canvas_is_cut(align_corners):
-    """As where the longer side of a photograph is that of a square."""
+    """As where the longer side of an image is that of a square."""
     x = random(9, 9, 2)
     result = resize_into(x, np.array([64, 64], np.int32), (64, 40), align_corners)
     expected = resize(x, (64, 64), align_corners)[:, :40]
@@ -118,8 +117,7 @@ def test_a_shape_beyond_the_canvas_is_cut(align_corners):
         ((1, 1), (1, 1)),
     ],
 )
-def test_adaptive_pooling_matches_pytorch(before, after):
-    torch = pytest.importorskip("torch")
+def test_adaptive_pooling_matches_pytorch(torch, before, after):
     x = random(2, *before, 3)
     expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x).permute(0, 3, 1, 2), after)
     result = adaptive_pool(x, after)

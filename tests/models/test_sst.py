@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, is_close
+from helpers import assert_close, assert_trees_close, draw_values, holds_in_a_draw, is_close
+from tiny_models import TwoStages, block_labels
 
 from fsseg_jax.config import default_config
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.data.squares import square
 from fsseg_jax.episode import IGNORE, Episode, episode_label, normalise
 from fsseg_jax.models import create_model, init_variables
+from fsseg_jax.models.method import support_labels
 from fsseg_jax.models.sst import SST, self_iou
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
@@ -26,94 +28,44 @@ RATE = 10.0
 # Compiling takes most of the time here, and the shapes are tiny.
 
 
-@pytest.fixture
-def pytorch():
-    """The formulation in PyTorch, where there is PyTorch."""
-    pytest.importorskip("torch").set_num_threads(1)
-    import pytorch_sst
-
-    return pytorch_sst
-
-
-def assert_trees_close(result, expected, relative):
-    jax.tree.map(functools.partial(assert_close, relative=relative), result, expected)
-
-
-def holds_in_an_episode(check):
-    """Where a ReLU's input is 0 up to rounding, a rounding error decides where its gradient goes:
-    `check(seed)` must hold in one of a few episodes, and a wrong gradient would in none."""
-    for seed in range(4):
-        try:
-            return check(seed)
-        except AssertionError as error:
-            failure = error
-    raise failure
-
-
 # ----------------------------------------------------------------------------- what is computed
-
-
-def draw_weights(shapes, seed=3):
-    """Weights with which every layer matters: He-normal kernels, and biases that are not 0."""
-    rng = np.random.default_rng(seed)
-
-    def draw(shape):
-        deviation = np.sqrt(2 / np.prod(shape.shape[:-1])) if len(shape.shape) > 1 else 0.2
-        return rng.normal(0, deviation, shape.shape).astype(np.float32)
-
-    return jax.tree.map(draw, shapes)
 
 
 def draw_episode(ways=2, shots=2, seed=0):
     """Features of 7 x 20 positions, which the widest dilation reaches across, and labels of 23 x
     37 pixels, among them every way and 255."""
     rng = np.random.default_rng(seed)
-    choices = np.array([*range(ways + 1), IGNORE], np.uint8)
-
-    def draw_label(*shape):
-        label = rng.choice(choices, (*shape, 4, 6)).repeat(6, -2).repeat(7, -1)
-        return label[..., :23, :37]
-
     return {
         "support_features": rng.standard_normal((ways, shots, 7, 20, WIDTH)).astype(np.float32),
         "query_features": rng.standard_normal((7, 20, WIDTH)).astype(np.float32),
-        "support_label": draw_label(ways, shots),
-        "query_label": draw_label(),
+        "support_label": block_labels(rng, ways, (ways, shots, 23, 37), (6, 7)),
+        "query_label": block_labels(rng, ways, (23, 37), (6, 7)),
     }
+
+
+def inputs_of(drawn):
+    """The arguments of `segment`; the query's image matters by its size alone."""
+    names = ("support_features", "support_label", "query_features")
+    return *(drawn[name] for name in names), jnp.zeros((23, 37, 3))
 
 
 @functools.cache
 def weights():
-    episode = draw_episode()
-    shapes = jax.eval_shape(
-        functools.partial(MODEL.init, method="segment"),
-        jax.random.key(0),
-        episode["support_features"],
-        episode["support_label"],
-        episode["query_features"],
-        jnp.zeros((23, 37, 3)),
-    )
-    return draw_weights(shapes["params"])
+    init = functools.partial(MODEL.init, method="segment")
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs_of(draw_episode()))
+    return draw_values(shapes["params"], seed=3, deviation=0.2)
 
 
 def forward(model, params, drawn, rate, auxiliary_weight):
     """The loss of an episode that is given as features, and all that led to it."""
     model = model.clone(inner_rate=rate, auxiliary_weight=auxiliary_weight)
-    height, width = drawn["query_label"].shape
     output, changed = model.apply(
-        {"params": params},
-        drawn["support_features"],
-        drawn["support_label"],
-        drawn["query_features"],
-        jnp.zeros((height, width, 3)),
-        method="segment",
-        mutable=True,
+        {"params": params}, *inputs_of(drawn), method="segment", mutable=True
     )
     way = jnp.arange(1, len(drawn["support_label"]) + 1)
     episode = Episode(None, drawn["support_label"], None, drawn["query_label"], way, jnp.array(0))
     total, parts = model.loss(output, episode, jax.random.key(0), jnp.zeros(()))
-    own = jnp.where(drawn["support_label"] == way[:, None, None, None], 1, 0).astype(jnp.uint8)
-    own = jnp.where(drawn["support_label"] == IGNORE, IGNORE, own)
+    own = support_labels(drawn["support_label"])
     tuned = model.apply({"params": params}, drawn["support_features"], own, method="tune")
     return total, {
         **parts,
@@ -160,12 +112,13 @@ run_with_gradient = make_run(gradients=True)
 
 def run_pytorch(pytorch, drawn, **options):
     """The same results in PyTorch, as arrays."""
+    import pytorch_sst
+
     params = pytorch.tensors(weights())
     supports = pytorch.planes(drawn["support_features"]).requires_grad_()
     query = pytorch.planes(drawn["query_features"]).requires_grad_()
     labels = drawn["support_label"], drawn["query_label"]
-    options = {"rate": RATE, **options}
-    result = pytorch.run(params, supports, query, *labels, **options)
+    result = pytorch_sst.run(params, supports, query, *labels, **{"rate": RATE, **options})
     result.total.backward()
     return {
         **{
@@ -173,7 +126,7 @@ def run_pytorch(pytorch, drawn, **options):
             for name in ("segmentation", "self_segmentation", "total")
         },
         **{
-            name: getattr(result, name).detach().movedim(-3, -1).numpy()
+            name: pytorch.channels_last(getattr(result, name))
             for name in ("logits", "binary_logits", "tuned")
         },
         "measured": {
@@ -184,8 +137,8 @@ def run_pytorch(pytorch, drawn, **options):
         "scores": result.scores,
         "gradient": (
             pytorch.gradients_of(params),
-            supports.grad.movedim(-3, -1).numpy(),
-            query.grad.movedim(-3, -1).numpy(),
+            pytorch.channels_last(supports.grad),
+            pytorch.channels_last(query.grad),
         ),
     }
 
@@ -215,7 +168,7 @@ def test_tuned_features_match_pytorch(pytorch, ways, shots):
         for name in ("tuned", "binary_logits", "logits"):
             assert_close(result[name], expected[name], 1e-4)
 
-    holds_in_an_episode(check)
+    holds_in_a_draw(check)
 
 
 def test_without_a_rate_or_without_tuning_features_stay():
@@ -234,14 +187,8 @@ def test_without_a_rate_or_without_tuning_features_stay():
 
 
 def test_training_measures_nothing():
-    drawn = draw_episode()
-    names = ("support_features", "support_label", "query_features")
-    output = jax.eval_shape(
-        functools.partial(MODEL.apply, train=True, method="segment"),
-        {"params": weights()},
-        *(drawn[name] for name in names),
-        jnp.zeros((23, 37, 3)),
-    )
+    segment = functools.partial(MODEL.apply, train=True, method="segment")
+    output = jax.eval_shape(segment, {"params": weights()}, *inputs_of(draw_episode()))
     assert output.measured == {}
 
 
@@ -250,7 +197,7 @@ def test_default_moves_the_prototypes_of_real_features_by_a_tenth_or_so(backbone
     """Before training, at full width, whatever the scale of the backbone's features."""
     weights = SHARED / f"weights/{backbone.removesuffix('_caffe')}.safetensors"
     if not (weights.is_file() and (SHARED / "data/VOC2012").is_dir()):
-        pytest.skip("no weights or photographs")
+        pytest.skip("no weights or images")
     config = default_config("sst")
     config.backbone, config.init, config.model.stages = backbone, str(weights), stages
     model = create_model(config)
@@ -355,7 +302,7 @@ def test_gradient_passes_through_the_inner_one_or_takes_it_for_a_constant(pytorc
         assert_trees_close(result, expected, 1e-3)
         assert not is_close(expected[1], other[1], 0.05)  # of the supports' features
 
-    holds_in_an_episode(check)
+    holds_in_a_draw(check)
 
 
 def test_gradient_is_what_finite_differences_say(monkeypatch):
@@ -410,19 +357,7 @@ def test_supports_that_do_not_show_their_way_give_finite_results(empty, everywhe
     assert np.abs(result["gradient"][2]).max() > 0
 
 
-# ----------------------------------------------------------------------------- symmetries
-
-
-# ----------------------------------------------------------------------------- from photographs
-
-
-class TwoStages(nn.Module):
-    """A backbone of two stages, the first at twice the resolution of the second."""
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        fine = nn.relu(nn.Conv(4, (3, 3), 2, 1, name="fine")(image))
-        return fine, nn.relu(nn.Conv(6, (3, 3), 2, 1, name="coarse")(fine))
+# ----------------------------------------------------------------------------- from images
 
 
 def draw_images(seed):
@@ -441,10 +376,12 @@ def draw_images(seed):
 
 def test_batch_of_images_matches_pytorch_with_gradients_of_the_backbone(pytorch):
     """Stages are joined at the coarser resolution, and training is end to end."""
+    import pytorch_sst
+
     model = SST(backbone=TwoStages(), width=WIDTH, inner_rate=RATE)
     one = jax.tree.map(lambda x: x[0], draw_images(0))
     shapes = jax.eval_shape(model.init, jax.random.key(0), one)
-    params = draw_weights(shapes["params"], seed=6)
+    params = draw_values(shapes["params"], seed=6, deviation=0.2)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -459,19 +396,11 @@ def test_batch_of_images_matches_pytorch_with_gradients_of_the_backbone(pytorch)
 
     def theirs(batch):
         weights = pytorch.tensors(params)
-
-        def encode(image):
-            x = pytorch.planes(image)
-            fine = pytorch.conv(x, weights["backbone"]["fine"], stride=2).relu()
-            coarse = pytorch.conv(fine, weights["backbone"]["coarse"], stride=2).relu()
-            joined = [pytorch.interpolate(fine, coarse.shape[2:]), coarse]
-            return pytorch.conv(pytorch.torch.cat(joined, dim=1), weights["embedding"]).relu()
-
         results = [
-            pytorch.run(
+            pytorch_sst.run(
                 weights,
-                encode(batch.support_image[i, 0])[None],
-                encode(batch.query_image[i][None])[0],
+                pytorch.embed(weights, batch.support_image[i, 0])[None],
+                pytorch.embed(weights, batch.query_image[i][None])[0],
                 batch.support_label[i],
                 batch.query_label[i],
                 rate=RATE,
@@ -480,7 +409,7 @@ def test_batch_of_images_matches_pytorch_with_gradients_of_the_backbone(pytorch)
         ]
         total = (results[0].total + results[1].total) / 2
         total.backward()
-        logits = [result.logits.detach().movedim(0, -1).numpy() for result in results]
+        logits = [pytorch.channels_last(result.logits) for result in results]
         return total.item(), np.stack(logits), pytorch.gradients_of(weights)
 
     def check(seed):
@@ -492,4 +421,4 @@ def test_batch_of_images_matches_pytorch_with_gradients_of_the_backbone(pytorch)
         assert np.abs(expected_gradient["backbone"]["fine"]["kernel"]).max() > 1e-3
         assert_trees_close(gradient, expected_gradient, 1e-3)
 
-    holds_in_an_episode(check)
+    holds_in_a_draw(check)
