@@ -10,6 +10,7 @@ from helpers import assert_close, is_close
 
 from fsseg_jax.episode import BATCH_AXIS, Episode
 from fsseg_jax.models import METHODS
+from fsseg_jax.models.method import support_labels
 from fsseg_jax.models.panet import PANet
 from fsseg_jax.models.resize import resize_masks
 
@@ -72,6 +73,12 @@ def test_masks_that_survive_and_empty_ones_are_as_interpolated(align_corners):
 
 
 # ----------------------------------------------------------------------------- methods
+
+
+def test_unmarked_pixels_are_ignored_by_what_learns_from_a_support():
+    label = np.array([[[[0, 1, 2, 254, 255]]], [[[0, 1, 2, 254, 255]]]], np.uint8)
+    expected = [[[[0, 1, 0, 255, 255]]], [[[0, 0, 1, 255, 255]]]]
+    np.testing.assert_array_equal(support_labels(label), expected)
 
 
 def features_of(method, x):
