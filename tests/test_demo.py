@@ -150,7 +150,10 @@ def test_the_program_serves_the_page_until_it_is_interrupted(users_environment):
     command = [sys.executable, "-m", "fsseg_jax.demo", f"--workdir={MODEL}"]
     options = [f"--port={port}", "--config.image_size=32", "--config.devices=1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A child inherits that SIGINT is ignored, as it is where tests are a background job of a shell.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen([*command, *options], env=users_environment, **pipes) as process:
+        signal.signal(signal.SIGINT, inherited)
         try:
             assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:

@@ -20,12 +20,13 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     """
     original = config
     arguments = joined(arguments)
-    fields = [f"--config.{name}" for name in flatten(config)]
+    known = flatten(config).keys()
     for argument in arguments:
         name = argument.split("=")[0]
-        if name.startswith("--config.") and name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else "docs/config.md lists all of them."
+        field = name.removeprefix("--config.")
+        if name.startswith("--config.") and field not in known:
+            close = difflib.get_close_matches(field, known, n=1)
+            hint = f"did you mean --config.{close[0]}?" if close else "see docs/config.md."
             raise UserError(f"{name}: there is no such config key; {hint}")
     changed = _parse(config, arguments)
     if any(argument.startswith("--config.eval.protocol=") for argument in arguments):

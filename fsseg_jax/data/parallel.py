@@ -15,7 +15,7 @@ def cores() -> int:
 
 
 def parallel_map(
-    function: Callable[[Any], Any], arguments: Sequence[Any], description: str, unit: str = "photo"
+    function: Callable[[Any], Any], arguments: Sequence[Any], description: str, unit: str = "image"
 ) -> list[Any]:
     """Maps `function` over the arguments, in order, on all cores, with a progress bar.
 

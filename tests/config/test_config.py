@@ -93,6 +93,12 @@ def test_unknown_keys_name_the_closest(wrong, right):
     assert f"did you mean --config.{right}?" in message
 
 
+def test_no_key_is_proposed_where_none_is_close():
+    message = message_of(override, default_config(), ["--config.optimiser.rate=3"])
+    assert "did you mean" not in message
+    assert "docs/config.md" in message
+
+
 @pytest.mark.parametrize(
     "argument",
     [

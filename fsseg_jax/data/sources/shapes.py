@@ -150,7 +150,7 @@ class Shapes(Source):
         self._images = np.empty((size, pixels, pixels, 3), np.uint8)
         self._labels = np.empty((2, size, pixels, pixels), np.uint8)  # labels and instances
         # Without `parallel_map`: images are so small that threads would only wait for the GIL.
-        progress = tqdm(range(size), f"rendering {split}", unit="photo", delay=1, mininterval=0.5)
+        progress = tqdm(range(size), f"rendering {split}", unit="image", delay=1, mininterval=0.5)
         for index in progress:
             image, label, instance = render(split, index, pixels)
             self._images[index], self._labels[:, index] = image, (label, instance)
