@@ -176,7 +176,7 @@ class CANet(BinaryMethod):
         first, second = self.attention
         x = nn.relu(first(query, vector=vectors))
         # The paper states the window only; stride and padding are those of ResNet's pooling.
-        x = max_pool(x, 2)
+        x = max_pool(x, stride=2)
         scores = average(second(x).astype(jnp.float32))[..., 0]
         return jax.nn.softmax(scores, axis=1)
 

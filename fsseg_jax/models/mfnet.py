@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.convolution import max_pool
-from fsseg_jax.backbones.extent import positions
+from fsseg_jax.backbones.extent import average
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import AnyArray, Episode
 from fsseg_jax.errors import UserError
@@ -96,14 +96,14 @@ class MFNet(Method):
     scale_attention: bool = option(True, "Attention over scales (eq. 4-5); without it, their mean.")
     compare_supports: bool = option(
         False,
-        "A_S-v1 (table VI), instead of support_attention: compare each shot with the query, and "
-        "average the results of a scale with CANet's softmax weights. (The paper combines shots "
-        "before the scale attention.)",
+        "A_S-v1 (table VI), which overrides support_attention if there are several shots: compare "
+        "each shot with the query, and average the score maps and features of a scale with CANet's "
+        "softmax weights over shots. (The paper merges the shots before it computes score maps.)",
     )
     hierarchy: bool = option(
         False,
-        "A_M-v1 (table VII), instead of scale_attention: merge each scale with the larger ones, as "
-        "in PFENet's FEM, and concatenate the results.",
+        "A_M-v1 (table VII), which overrides scale_attention: merge each scale with the larger "
+        "ones, as in PFENet's FEM, and concatenate the results.",
     )
     aspp: bool = option(
         False, "A_M-v2 (table VII, with scales = 1 and no scale_attention): ASPP in the decoder."
@@ -136,8 +136,7 @@ class MFNet(Method):
     )
     metric_weight: float = option(
         0.4,
-        "Weight of the metric loss (lambda of eq. 7), which is a mean over valid triplets where "
-        "eq. 6 is a sum.",
+        "Weight of the metric loss (lambda of eq. 7), a mean over triplets where eq. 6 is a sum.",
     )
     metric_from_epoch: float = option(
         5.0, "Epochs before the metric loss starts (sec. IV-B): 5 on PASCAL-5i, 1 on COCO-20i."
@@ -223,9 +222,9 @@ class MFNet(Method):
         masks = support_masks(support_label)
         vectors = pool(support, masks, self.area_epsilon, self.align_corners).astype(jnp.float32)
         compare = self.compare_supports and vectors.shape[1] > 1
-        # One row per way, or per way and shot.
-        rows = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
-        compared = [self._compare(scale, query, rows, ways) for scale in range(self.scales)]
+        # One vector per way and shot, or per way.
+        vectors = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
+        compared = [self._compare(scale, query, vectors, ways) for scale in range(self.scales)]
         combined = self._combine(compared, query.shape[:2])
         if self.binary_branches:
             joint = combined
@@ -241,16 +240,17 @@ class MFNet(Method):
         self,
         scale: int,
         query: Float[AnyArray, "query_h query_w channel"],
-        rows: Float[AnyArray, "row channel"],
+        vectors: Float[AnyArray, "vector channel"],
         ways: int,
     ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w channel"]]:
         """Score map and features of each way at a scale (sec. III-B and III-C)."""
         size = tuple(math.ceil(side / 2**scale) for side in query.shape[:2])
-        x, vector = adaptive_pool(query, size).astype(self.dtype), rows
-        if self.query_fusion == "add":
-            x, vector = x + rows[:, None, None, :].astype(self.dtype), None
+        x = adaptive_pool(query, size).astype(self.dtype)
+        vector = vectors  # to concatenate with the one map
+        if self.query_fusion == "add":  # instead, a map for each vector
+            x, vector = x + vectors[:, None, None, :].astype(self.dtype), None
         score, features = self.branches[scale](x, vector)
-        if len(rows) == ways:
+        if len(vectors) == ways:  # the shots are merged already
             return score, features
         weights = jax.nn.softmax(self.shot_scores[scale](x, vector).reshape(ways, -1), axis=1)
         score, features = (
@@ -298,8 +298,8 @@ class MFNet(Method):
         keys = jax.random.split(key, len(logits))
         # The label of a position is that of the pixel at its centre.
         rows, columns = (
-            nearest(pixels, positions, self.align_corners)
-            for pixels, positions in zip(label.shape[-2:], logits.shape[-3:-1], strict=True)
+            nearest(pixels, count, self.align_corners)
+            for pixels, count in zip(label.shape[-2:], logits.shape[-3:-1], strict=True)
         )
         small = label[:, rows][:, :, columns]
         metric = jax.vmap(triplet)(logits, output.aux.embedding, small, keys).mean()
@@ -313,21 +313,22 @@ class ScaleBranch(nn.Module):
 
     options: Mapping[str, Any]
     width: int
-    attention: bool  # if not, all scores are 0
+    attention: bool  # if not, all scores are 0, and their softmax over scales makes a mean
     rematerialise: bool = False
 
     @rematerialisable
     @nn.compact
     def __call__(
-        self, x: Float[AnyArray, "*row h w c"], vector: Float[AnyArray, "row c"] | None = None
+        self, x: Float[AnyArray, "*map h w c"], vector: Float[AnyArray, "row c"] | None = None
     ) -> tuple[Float[Array, "row h w 1"], Float[Array, "row h w channel"]]:
-        """Score and features of `x`, or of `x` concatenated with a vector at every position."""
-        joined = functools.partial(JoinedConvolution, self.width, **self.options)
-        transform = joined(size=1, name="Conv_3" if self.attention else "Conv_0")
+        """Score and features of each map, or of one map with each vector at every position."""
+        joined_convolution = functools.partial(JoinedConvolution, self.width, **self.options)
+        # The names are those in saved models.
+        transform = joined_convolution(size=1, name="Conv_3" if self.attention else "Conv_0")
         transformed = ResidualBlock(self.options)(transform(x, vector=vector))
         if not self.attention:
             return jnp.zeros((*transformed.shape[:-1], 1)), transformed
-        y = nn.relu(joined(name="Conv_0")(x, vector=vector))
+        y = nn.relu(joined_convolution(name="Conv_0")(x, vector=vector))
         y = nn.relu(convolution(self.width, name="Conv_1", **self.options)(y))
         return convolution(1, 1, name="Conv_2", **self.options)(y), transformed
 
@@ -340,13 +341,13 @@ class ShotScore(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[AnyArray, "*row h w c"], vector: Float[AnyArray, "row c"] | None = None
+        self, x: Float[AnyArray, "*map h w c"], vector: Float[AnyArray, "row c"] | None = None
     ) -> Float[Array, " row"]:
-        """Scores of `x`, or of `x` concatenated with a vector at every position."""
+        """Scores of each map, or of one map with each vector at every position."""
         joined = JoinedConvolution(self.width, name="Conv_0", **self.options)
-        y = max_pool(nn.relu(joined(x, vector=vector)), 2)
-        y = convolution(1, name="Conv_1", **self.options)(y).astype(jnp.float32)
-        return y.mean(axis=(-3, -2, -1), where=positions(y))
+        y = max_pool(nn.relu(joined(x, vector=vector)), stride=2)
+        y = convolution(1, name="Conv_1", **self.options)(y)
+        return average(y.astype(jnp.float32))[..., 0]
 
 
 class Hierarchy(nn.Module):
