@@ -63,10 +63,12 @@ class LTAFNet(BinaryMethod):
     The U-Net G refines the logits M of the coarse mask, given the query image Q (eq. 4):
     $\hat M = M + G(M | Q)$.
 
-    The paper leaves much open. Here the two maps are averaged over positions before the convolution
-    of the task embedding; alpha and the U-Net's last layer are 0 at first; the auxiliary decoder
-    shares its weights between support and query, and its loss counts both classes; losses are means
-    of weight 1; the coarse mask has a loss too; embeddings have ReLU and dropout as CANet's.
+    The paper leaves much open. Here the features of support and query are averaged over positions
+    before the convolution of the task embedding; there is a ReLU between the dense layers; alpha
+    and the U-Net's last layer are 0 at first; the auxiliary decoder shares its weights between
+    support and query, and its loss counts the background too (eq. 3 prints the foreground's term
+    only); losses are means of weight 1; the coarse mask has a loss too; embeddings have ReLU and
+    dropout as CANet's.
 
     Example:
         >>> import jax
@@ -102,7 +104,7 @@ class LTAFNet(BinaryMethod):
         "none",
         "Layers between the concatenation with the prototype and ASPP: none, as in sec. 3.3; "
         "CANet's dense comparison (canet: dilation 2, ReLU, dropout); or a convolution alone "
-        "(plain), as in models of version 0.1 and in no source.",
+        "(plain), as in models of version 0.1, but in neither the paper nor CANet's code.",
         choices=("none", "canet", "plain"),
     )
     refinement: bool = option(True, "Refine the mask by the U-Net (eq. 4).")
@@ -110,8 +112,9 @@ class LTAFNet(BinaryMethod):
         "strided",
         "strided: a stem of stride 2, so that four pools reach the paper's 1/32, and twice as many "
         "channels after each pool. constant: a plain convolution at full resolution instead of the "
-        "stem, and the same number of channels everywhere, as BASNet's RefUnet (model/BASNet.py, "
-        "lines 10 to 108), which matches the paper's description except for the 1/32.",
+        "stem, and the same number of channels everywhere, as BASNet's RefUnet (in "
+        "github.com/xuebinqin/BASNet, model/BASNet.py), which matches the paper's description "
+        "except for the 1/32.",
         choices=("strided", "constant"),
     )
     refinement_width: int = option(
@@ -131,8 +134,8 @@ class LTAFNet(BinaryMethod):
         self.drop = channel_dropout(self.dropout)
         self.embedding = conv(self.width)
         if self.adaption != "none":
-            self.pair = conv(self.width, 1)
-            self.gate = [nn.Dense(self.width, dtype=self.dtype) for _ in range(2)]
+            self.pair = conv(self.width, 1)  # the task embedding of a pair
+            self.gate = [nn.Dense(self.width, dtype=self.dtype) for _ in range(2)]  # W_1, W_2
             self.alpha = self.param("alpha", nn.initializers.zeros, ())
             self.auxiliary_aspp = aspp()
             self.auxiliary_block = ResidualBlock(options, self.rematerialise)
@@ -167,9 +170,9 @@ class LTAFNet(BinaryMethod):
         Float[Array, "way shot h w channel"], Float[Array, "way shot query_h query_w channel"]
     ]:
         """Support and query features of each pair, adapted to the pair (eq. 1-2)."""
+        category = self.pool(support, masks)
         # The average of a 1 x 1 convolution is the 1 x 1 convolution of the average, which costs
         # little and allows support and query to differ in size.
-        category = self.pool(support, masks)
         means = []
         for features in (support, query):
             features = features.astype(jnp.float32)
@@ -192,7 +195,7 @@ class LTAFNet(BinaryMethod):
         features: Float[AnyArray, "*batch h w channel"],
         mask: Shaped[AnyArray, "*batch height width"],
     ) -> Float[Array, "*batch channel"]:
-        """The prototype of a mask (sec. 3.1)."""
+        """Features averaged over a mask: the category vector (sec. 3.2), the prototype (3.3)."""
         return pool(features, mask, self.area_epsilon, self.align_corners)
 
     def segment(
@@ -206,21 +209,21 @@ class LTAFNet(BinaryMethod):
     ) -> Output[Aux]:
         """Logits of the query; in training also those of the auxiliary decoder.
 
-        With several shots, the adapted query features of the pairs and the prototypes are averaged
-        before the prediction (sec. 3.4).
+        With several shots, the adapted query features of the pairs are averaged before the
+        prediction (sec. 3.4), and so are the prototypes, where the paper averages support features.
 
         See `Method.segment`; `query_image` is for the refinement, and `previous` is not used.
         """
         masks = support_masks(support_label)
         shape = (*support_label.shape[:2], *query_features.shape)
+        # Without adaption; otherwise each pair has query features of its own.
         support, query = jnp.asarray(support_features), jnp.broadcast_to(query_features, shape)
         support_logits = query_logits = coarse = None
         if self.adaption != "none":
             support, query = self.adapt(support, masks, jnp.asarray(query_features))
             if train:
                 support_logits, query_logits = self._auxiliary(support), self._auxiliary(query)
-        # The paper averages the adapted support features of the shots (sec. 3.4). Their masks
-        # differ, so prototypes are averaged instead.
+        # Not the adapted support features (sec. 3.4), because the masks of the shots differ.
         prototype = self.pool(support, masks).mean(axis=1)
         x = self.aspp(self._compare(query.mean(axis=1), prototype, train), train=train)
         logits = self.classifier(x).astype(jnp.float32)
@@ -229,8 +232,13 @@ class LTAFNet(BinaryMethod):
             logits = coarse + self.unet(coarse, query_image, train)
         return Output(join_ways(logits), Aux(logits, coarse, support_logits, query_logits))
 
-    def _compare(self, query: Array, prototype: Array, train: bool) -> Array:
-        """Query features concatenated with the prototype (sec. 3.3), after `before_aspp`."""
+    def _compare(
+        self,
+        query: Float[Array, "way h w channel"],
+        prototype: Float[Array, "way channel"],
+        train: bool,
+    ) -> Float[Array, "way h w c"]:
+        """Query features joined with the prototype (sec. 3.3), by the layers of `before_aspp`."""
         match self.before_aspp:
             case "none":
                 tiled = jnp.broadcast_to(prototype[..., None, None, :], query.shape)
@@ -284,7 +292,8 @@ class RefinementUNet(nn.Module):
     If strided, a stem and four max-pools reach the paper's 1/32 of the resolution, and channels
     double at each pool. Otherwise a plain convolution replaces the stem, and the number of channels
     is constant. Features are up-sampled to the size of the skip (twice their own, or one less), and
-    the residual to the size of the image. Batch normalisation spans the whole batch of episodes.
+    the residual to the size of the image, both with aligned corners. Batch normalisation spans the
+    whole batch of episodes.
     """
 
     width: int
@@ -309,7 +318,7 @@ class RefinementUNet(nn.Module):
             return nn.relu(norm(x))
 
         def up(x: Array, like: Array) -> Array:
-            return resize(x, like.shape[-3:-1], True).astype(self.dtype)
+            return resize(x, like.shape[-3:-1], align_corners=True).astype(self.dtype)
 
         image = jnp.broadcast_to(image, (*coarse.shape[:1], *image.shape))
         x = jnp.concatenate([coarse, image], axis=-1).astype(self.dtype)
@@ -330,4 +339,4 @@ class RefinementUNet(nn.Module):
         # Zero at first: training starts from the coarse mask.
         last = convolution(2, dtype=self.dtype, kernel_init=nn.initializers.zeros)
         residual = last(x).astype(jnp.float32)
-        return resize(residual, coarse.shape[-3:-1], True)
+        return resize(residual, coarse.shape[-3:-1], align_corners=True)

@@ -34,7 +34,7 @@ class SST(BinaryMethod):
 
     With support features $R$, their prototype $p$, the label $y$ and query features $R_q$, the
     inner loop is one step on the self-segmentation loss (eq. 8-11), and its result segments the
-    query (eq. 12-13, 7):
+    query (eq. 12-13, 7), with the rate $\eta$ (`inner_rate`) and the mask's area A in positions:
 
     $$L_{sup} = \mathrm{CE}(f_d(f_m(R, p)), y), \qquad
     R' = R - \eta A |p| \frac{\partial L_{sup}}{\partial R}, \qquad
@@ -67,12 +67,14 @@ class SST(BinaryMethod):
     # Eq. 11 has no rate, and the paper does not say whether its loss is a sum or a mean. With a
     # mean over pixels the prototype p hardly moves, by less than a thousandth of its length; with
     # a sum it moves by half of it to several times it, which diverged. This step moves p by
-    # inner_rate * |p| times the gradient of the mean, summed over the foreground, which hardly
-    # depends on the object's area nor, for a given head, on the features' scale (that differs
-    # between backbones and changes in training). At 3, p moves by about 10 to 25 % of its length
-    # at full width; docs/figures.md has what was measured.
+    # -inner_rate * |p| * (the gradient of the mean with respect to R, summed over the mask), which
+    # hardly depends on the object's area nor, for a given head, on the features' scale (that
+    # differs between backbones and changes in training). At 3, p moves by about 10 to 25 % of its
+    # length at full width; docs/figures.md has measurements.
     inner_rate: float = option(
-        3.0, "The inner step moves the prototype p by inner_rate * |p| * its gradient."
+        3.0,
+        "The inner step moves the prototype p by -inner_rate * |p| * the loss's gradient with "
+        "respect to the support features, summed over the mask.",
     )
     second_order: bool = option(True, "Differentiate through the inner gradient.")
     auxiliary_weight: float = option(
@@ -82,8 +84,8 @@ class SST(BinaryMethod):
         "weighted",
         "How to combine shots (table 2): by the mean of their responses, weighted by the IoU of "
         "their self-segmentations (eq. 14), or by the average or the maximum of their "
-        "segmentations. Without tuning and auxiliary loss, nothing trains the self-segmentation "
-        "and its IoU means nothing: choose the average.",
+        "segmentations. Without tuning and auxiliary loss, no loss looks at the "
+        "self-segmentation, and its IoU may mean little: choose the average.",
         choices=("weighted", "average", "maximum"),
     )
 
@@ -155,7 +157,8 @@ class SST(BinaryMethod):
             label: label of each support: 1 for its way, 0 elsewhere, 255 ignored.
         """
         loss, logits = self.self_segmentation(features, label)
-        # The line above creates the parameters, which a gradient needs.
+        # The line above creates the parameters, which a gradient needs. XLA computes once what it
+        # shares with the gradient below.
         if not self.tuning or self.is_initializing():
             return Tuned(features, loss, logits)
 
@@ -171,7 +174,7 @@ class SST(BinaryMethod):
             gradient = jax.lax.stop_gradient(gradient)
         masks = resize_masks(label == 1, features.shape[-3:-1], self.align_corners)
         area = masks.sum((-2, -1))  # (way, shot)
-        # |p| only scales the step: no gradient passes, and there would be none at p = 0.
+        # |p| only scales the step: no gradient passes, which would be NaN at p = 0.
         length = jnp.linalg.norm(jax.lax.stop_gradient(self.pool(features, label)), axis=-1)
         step = self.inner_rate * (area * length)[..., None, None, None]
         return Tuned(features - step * gradient, loss, logits)
@@ -189,12 +192,12 @@ class SST(BinaryMethod):
 
         See `Method.segment`; `query_image` and `previous` are not used. Training measures nothing.
         """
-        # They may be cached in float16.
+        # Cached features may be float16, in which the inner step would lose too much.
         support_features = jnp.asarray(support_features, jnp.float32)
         label = support_labels(support_label)
         tuned = self.tune(support_features, label)
         prototype = self.pool(tuned.features, label)
-        response = self.respond(query_features, prototype)  # (way, shot, h, w, width)
+        response = self.respond(query_features, prototype)  # (way, shot, query_h, query_w, channel)
         if self.fusion == "weighted":
             # Eq. 14 is a sum; sec. 5.3's weights near 1/5 for five shots mean that they sum to 1.
             weight = self_iou(tuned.logits_before, label, self.align_corners)
@@ -216,14 +219,14 @@ class SST(BinaryMethod):
         prototype: Float[AnyArray, "way shot channel"],
         label: UInt8[AnyArray, "way shot height width"],
     ) -> dict[str, Float[Array, ""]]:
-        """How far the inner loop moves the prototype, and the loss before and after: means."""
-        before = self.pool(features, label)
-        moved = jnp.linalg.norm(prototype - before, axis=-1)
-        after, _ = self.self_segmentation(tuned.features, label)
+        """The prototype's relative shift, and the loss before and after: means over supports."""
+        original = self.pool(features, label)
+        moved = jnp.linalg.norm(prototype - original, axis=-1)
+        loss_after, _ = self.self_segmentation(tuned.features, label)
         return {
-            "prototype shift": jnp.mean(moved / (jnp.linalg.norm(before, axis=-1) + 1e-6)),
+            "prototype shift": jnp.mean(moved / (jnp.linalg.norm(original, axis=-1) + 1e-6)),
             "self-segmentation loss before": tuned.loss_before.mean(),
-            "self-segmentation loss after": after.mean(),
+            "self-segmentation loss after": loss_after.mean(),
         }
 
     def loss(
