@@ -261,7 +261,7 @@ class Loop:
         progress = tqdm(
             total=self.steps * self.batch_size,
             initial=self.start * self.batch_size,
-            desc="training",
+            desc="compiling",  # for minutes, the first time that an accelerator does
             unit="episode",
             dynamic_ncols=True,
         )
@@ -274,6 +274,7 @@ class Loop:
                 fed = self.pipeline.feed(count)
                 with jax.transfer_guard("disallow"):  # all inputs are on the mesh already
                     state, metrics = self.dispatch(state, fed, count)
+                progress.set_description("training", refresh=False)
                 self.in_flight.append((step + 1, metrics))
                 self.settle(max(1, IN_FLIGHT // per_dispatch))
                 step += count

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fsseg_jax.backbones.extent import masked
-from fsseg_jax.cpu.convolution import CHANNELS_LAST, convolution
+from fsseg_jax.backbones.gradients import CHANNELS_LAST, convolution
 from fsseg_jax.episode import AnyArray
 
 
@@ -26,8 +26,8 @@ def convolve(
 ) -> Float[Array, "batch h w d"]:
     """`jax.lax.conv_general_dilated` of channels-last maps, with the same arguments.
 
-    On CPUs only reverse-mode differentiation is supported. Maps are zero outside of an `extent`, as
-    padding is.
+    On CPUs, and on GPUs if it is dilated, only reverse-mode differentiation is supported. Maps are
+    zero outside of an `extent`, as padding is.
     """
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     groups = options.pop("feature_group_count", 1)
@@ -38,7 +38,8 @@ def convolve(
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
     ordinary = groups == 1 and set(lhs_dilation or (1,)) == {1}
     ordinary = ordinary and dimension_numbers == CHANNELS_LAST
-    if jax.default_backend() == "cpu" and ordinary:
+    dilated = max(rhs.shape[:2]) > 1 and max(rhs_dilation) > 1
+    if ordinary and jax.default_backend() in (("cpu", "gpu") if dilated else ("cpu",)):
         return convolution(lhs, rhs, window_strides, padding, rhs_dilation, **options)
     return jax.lax.conv_general_dilated(
         *(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation),

@@ -20,6 +20,10 @@ from fsseg_jax.devices import replicated, split
 from fsseg_jax.episode import BATCH_AXIS, AnyArray, Episode, empty_episode
 from fsseg_jax.models import Method, init_variables
 
+# On GPUs XLA compiles dozens of Triton programs to find the fastest for each matrix product of the
+# input pipeline: half a minute, on an H100's machine, for products that cuBLAS computes as fast.
+CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+
 logger = logging.getLogger(__name__)
 
 
@@ -264,9 +268,10 @@ def make_dispatch(
     # On CPUs steps are unrolled, as XLA computes some of SST's operations several times slower
     # inside a loop than outside (https://github.com/jax-ml/jax/issues/12868; seen in 0.10.2 and
     # 0.12.0).
-    on_cpu = mesh.local_devices[0].platform == "cpu"
+    platform = mesh.local_devices[0].platform
     if loop is None:
-        loop = not on_cpu
+        loop = platform != "cpu"
+    options = {"cpu": REMATERIALISING if rematerialise else None, "gpu": CUBLAS}.get(platform)
 
     def dispatch(state: TrainState, fed: Any, count: int) -> tuple[TrainState, dict[str, Array]]:
         def one(state: TrainState, done: Int[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
@@ -280,5 +285,5 @@ def make_dispatch(
         static_argnames="count",
         donate_argnums=0,
         out_shardings=replicated(mesh),
-        compiler_options=REMATERIALISING if on_cpu and rematerialise else None,
+        compiler_options=options,
     )

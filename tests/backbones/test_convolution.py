@@ -43,6 +43,30 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, dil
         assert_trees_close(ours, theirs, 1e-5)
 
 
+@pytest.mark.parametrize(("dilation", "convolutions"), [(2, 2), (1, 3)])
+def test_on_gpus_kernel_gradients_of_dilated_convolutions_are_products(
+    monkeypatch, dilation, convolutions
+):
+    """Of three convolutions, forward and gradients, XLA's own has three; cuDNN's is slow if it is
+    dilated."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((2, 2, 9, 10, 3), np.float32)  # two batches of two images
+    kernel = rng.standard_normal((3, 3, 3, 4), np.float32)
+
+    def score(x, kernel, function):
+        padding = [(dilation, dilation)] * 2
+        settings = {"rhs_dilation": (dilation, dilation), "dimension_numbers": CHANNELS_LAST}
+        one = functools.partial(function, window_strides=(1, 1), padding=padding, **settings)
+        return jnp.sum(jnp.sin(jax.vmap(lambda x: one(x, kernel))(x)))
+
+    gradients = jax.grad(score, (0, 1))
+    program = jax.make_jaxpr(gradients, static_argnums=2)(x, kernel, convolve)
+    assert str(program).count("conv_general_dilated[") == convolutions
+    theirs = gradients(x, kernel, conv_general_dilated)
+    assert_trees_close(gradients(x, kernel, convolve), theirs, 1e-5)
+
+
 def test_layer_has_the_gradients_of_finite_differences_under_vmap_in_a_loop_and_in_bfloat16():
     rng = np.random.default_rng(1)
     x = rng.standard_normal((3, 6, 7, 2), np.float32)  # three batches of one image

@@ -1,11 +1,13 @@
-"""A convolution whose gradients are fast on CPUs.
+"""A convolution whose gradients are computed faster than XLA computes them, on CPUs and GPUs.
 
 XLA computes the gradient with respect to the kernel as a convolution whose window is a whole
 feature map: on a CPU at a fifth of the forward pass's speed, and far slower still inside a compiled
 loop, as it does the gradient with respect to the input (https://github.com/jax-ml/jax/issues/12868;
-seen in jax 0.10.2 and 0.12.0). Here the former is a few matrix products, and the latter a
-convolution with the flipped kernel. Convolutions of 1 x 1 are matrix products from the start, and
-wide ones of 3 x 3 use `winograd`.
+seen in jax 0.10.2 and 0.12.0). On a GPU, cuDNN has fast kernels for it, but not for dilated
+convolutions: on an H100 those take 2 to 11 times as long (docs/speed.md). Here the gradient with
+respect to the kernel is a few matrix products, and that with respect to the input a convolution
+with the flipped kernel. On CPUs convolutions of 1 x 1 are matrix products from the start, and wide
+ones of 3 x 3 use `winograd`.
 """
 
 import functools
@@ -48,7 +50,7 @@ def convolution(
         **options,
     )
     fast = plain
-    if suits_winograd(lhs, rhs, strides, dilation):
+    if jax.default_backend() == "cpu" and suits_winograd(lhs, rhs, strides, dilation):
         pads = tuple(map(tuple, padding))
         fast = functools.partial(winograd, padding=pads, dilation=dilation[0])
 
