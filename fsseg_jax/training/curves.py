@@ -92,7 +92,9 @@ def draw(runs: Mapping[str, pathlib.Path], path: pathlib.Path) -> bool:
         for axes in (scores, losses):
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=7)
+                # Above the axes, where it hides no curve.
+                place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+                axes.legend(fontsize=7, ncols=2, columnspacing=1, frameon=False, **place)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=110)
     return True
