@@ -118,6 +118,7 @@ def test_the_same_words_again_do_nothing_again(whole, run):
     workdir, _ = whole
     stamps = {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/**/*")}
     result = run(workdir, "--episodes=48")
+    assert "compiling" not in result.stderr
     assert "training:" not in result.stderr
     assert "testing" not in result.stderr
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/**/*")} == stamps

@@ -303,7 +303,8 @@ class Planner:
         if "init" in fields:  # the weights may be moved to another folder
             fields["init"] = pathlib.Path(fields["init"]).name or "random"
         fields = {name: value for name, value in fields.items() if not name.startswith(PLACES)}
-        words = slug(" ".join(f"{name}={value}" for name, value in fields.items()))
+        words = " ".join(f"{name}={value}" for name, value in fields.items())
+        words = slug(words.replace("=-", "=minus "))  # a slug of -1 alone would be that of 1
         if len(words) > LONG_NAME:
             words = f"{zlib.crc32(words.encode()):08x}"
         return f"-{words}" if words else ""

@@ -81,7 +81,8 @@ def test_epochs_are_counted_in_the_data_at_hand():
 
 def test_folders_tell_apart_what_is_not_the_same(tmp_path):
     """Seeds, sizes, weights, methods, folds and budgets; but not where the data are."""
-    changes = [[], ["--config.seed=1"], ["--config.image_size=48"], ["--config.train.steps=9"]]
+    changes = [[], ["--config.seed=1"], ["--config.seed=-1"], ["--config.image_size=48"]]
+    changes += [["--config.train.steps=9"]]
     changes += [["--config.init=a/x.npz"], ["--config.init=a/y.npz"]]
     names = [
         training_of(label, *change, budget=budget)[1].name
