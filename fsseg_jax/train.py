@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fsseg_jax import command_line
 from fsseg_jax.config import differences, load_config, override
 from fsseg_jax.data import class_ids, open_source, training_items, training_pipeline
-from fsseg_jax.data.sampling import Items
+from fsseg_jax.data.sampling import Items, check_items
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import check_divides, describe, is_first_process, make_mesh, put, replicated
 from fsseg_jax.errors import UserError
@@ -89,6 +89,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     create_model(config)  # reports wrong options before the data are read
     data = open_data(config)
     config = with_steps(config, data.epoch)
+    if config.train.warmup >= config.train.steps:
+        words = "train.warmup = %d: the learning rate still rises when training ends, at step %d"
+        logger.warning(words, config.train.warmup, config.train.steps)
     checkpoints = open_checkpoints(config, workdir, data)
     model, state = begin_or_resume(config, checkpoints, data, mesh)
     check_stored_predictions(config, state)
@@ -134,6 +137,8 @@ def open_data(config: ConfigDict) -> Data:
             "that test on training images only in evaluate)."
         )
     items = training_items(config.data, source)
+    # The pipeline checks this too, but what is as large as an episode is made before.
+    check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
     return Data(source, test, items, items.epoch(config.data.sampling), base)
 

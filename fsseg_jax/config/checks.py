@@ -9,6 +9,7 @@ from fsseg_jax.config.fields import FIELDS
 from fsseg_jax.errors import UserError
 
 LARGEST_SCALE = 4  # of a query; larger ones only cost memory
+LEAST_SIDE = 16  # of a query in pixels, two positions of the features
 
 
 def check(config: ConfigDict) -> None:
@@ -31,16 +32,20 @@ def check(config: ConfigDict) -> None:
                 f"{each}, because nothing can happen between the steps of a dispatch."
             )
     low, high = config.data.augment.scale
-    if not 0 < low <= high:
+    if low > high:
         raise UserError(
-            f"data.augment.scale = ({low}, {high}): the first must be above 0 and not above the "
-            "second."
+            f"data.augment.scale = ({low}, {high}): the first must not be above the second."
         )
     scales = tuple(config.eval.scales)
     if not scales or min(scales) <= 0 or max(scales) > LARGEST_SCALE:
         raise UserError(
             f"eval.scales = {scales}: it must be one or more numbers above 0 and up to "
             f"{LARGEST_SCALE}."
+        )
+    if min(scales) * config.image_size < LEAST_SIDE:
+        raise UserError(
+            f"eval.scales = {scales}: of image_size = {config.image_size} the smallest leaves less "
+            f"than {LEAST_SIDE} pixels; raise it."
         )
     if config.eval.setup == "metaseg" and config.eval.sampling != "classes":
         raise UserError(
@@ -62,8 +67,6 @@ def check(config: ConfigDict) -> None:
             "eval.setup = metaseg needs two classes in one label, which data.coco.masks = category "
             "separates: set data.coco.masks = label."
         )
-    if abs(config.seed) >= 2**32 or abs(config.eval.seed) >= 2**32:
-        raise UserError("seed and eval.seed must be below 2**32.")
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -40,7 +40,7 @@ FIELDS: dict[str, Field] = {
         "Compute activations again in the backward pass instead of keeping them: less memory, "
         "about a third more time.",
     ),
-    "ways": Field(1, "Classes of an episode.", least=1),
+    "ways": Field(1, "Classes of an episode.", least=1, most=254),
     "shots": Field(1, "Support images of each class.", least=1),
     "support_annotation": Field(
         "dense",
@@ -51,14 +51,17 @@ FIELDS: dict[str, Field] = {
         choices=annotations.KINDS,
     ),
     "annotation_width": Field(
-        5, "Width of scribbles and points, in pixels of the network's input.", least=1
+        5, "Width of scribbles and points, in pixels of the network's input.", least=1, most=1000
     ),
     "image_size": Field(
         417,
         "Side of the squares that images are resized to; networks that divide it by 32 need 32.",
         least=32,
+        most=8192,
     ),
-    "seed": Field(0, "Seed of the parameters, the training episodes and their augmentation."),
+    "seed": Field(
+        0, "Seed of the parameters, the training episodes and their augmentation.", most=2**32 - 1
+    ),
     # ------------------------------------------------------------------ the machine
     "platform": Field("", "cpu, gpu or tpu; empty for the best one that JAX finds."),
     "devices": Field(0, "Number of devices to use; 0 for all.", least=0),
@@ -116,6 +119,7 @@ FIELDS: dict[str, Field] = {
         "Side of the squares that the device pipeline holds; 0 for image_size. A larger one keeps "
         "detail that data.augment.scale can enlarge.",
         least=0,
+        most=8192,
     ),
     "data.device.sharded": Field(False, "Each device holds a part of the images instead of all."),
     "data.device.cache": Field(True, "Keep decoded images in the user's cache folder."),
@@ -132,8 +136,9 @@ FIELDS: dict[str, Field] = {
         "An image is an item of a class that covers this many of its pixels, at its own size, in "
         "training. 2 x 32 x 32 is PFENet's rule; lower it where training images are stored "
         "smaller.",
+        least=0,
     ),
-    "data.min_pixels": Field(2048, "The same in tests and selection."),
+    "data.min_pixels": Field(2048, "The same in tests and selection.", least=0),
     "data.held_out_photographs": Field(
         "keep",
         "Training images that show held-out classes: keep them, with those classes as background "
@@ -158,19 +163,24 @@ FIELDS: dict[str, Field] = {
     ),
     "data.augment.flip": Field(True, "Flip horizontally, half the time (PANet sec. 4.1)."),
     "data.augment.scale": Field(
-        (1.0, 1.0), "Resize to a random multiple of image_size in this range, and crop."
+        (1.0, 1.0),
+        "Resize to a random multiple of image_size in this range, and crop.",
+        above=0,
+        most=10,
     ),
     "data.augment.rotation": Field(
-        0.0, "Rotate by up to this many degrees in either direction.", least=0
+        0.0, "Rotate by up to this many degrees in either direction.", least=0, most=180
     ),
     "data.augment.query": Field(True, "Augment queries too, not only supports."),
     "data.augment.crop_query": Field(
         True,
         "False: do not scale queries, so that no crop removes the object.",
     ),
-    "data.shapes.train": Field(2000, "With data.name = shapes: number of training images."),
-    "data.shapes.val": Field(600, "Number of validation images."),
-    "data.shapes.pixels": Field(96, "Side of an image."),
+    "data.shapes.train": Field(
+        2000, "With data.name = shapes: number of training images.", least=1, most=10**6
+    ),
+    "data.shapes.val": Field(600, "Number of validation images.", least=1, most=10**6),
+    "data.shapes.pixels": Field(96, "Side of an image.", least=16, most=8192),
     # ------------------------------------------------------------------ training
     "train.steps": Field(30_000, "Number of steps (PANet sec. 4.1); 0 if epochs is set.", least=0),
     "train.epochs": Field(
@@ -178,6 +188,7 @@ FIELDS: dict[str, Field] = {
         "Instead of steps: passes over the items of the base classes, one episode per item (or, "
         "with data.sampling = photographs, over their images, one episode per image).",
         least=0,
+        most=10**6,
     ),
     "train.batch_size": Field(1, "Episodes per step, over all devices.", least=1),
     "train.accumulate": Field(
@@ -194,19 +205,21 @@ FIELDS: dict[str, Field] = {
         "waits for the calls in flight, at most two; tfdata puts all their batches on the device.",
         least=1,
     ),
-    "train.learning_rate": Field(1e-3, "The learning rate (PANet sec. 4.1)."),
+    "train.learning_rate": Field(1e-3, "The learning rate (PANet sec. 4.1).", least=0),
     "train.new_layers_rate": Field(
-        1.0, "Multiplies the learning rate of all parameters but the backbone's."
+        1.0, "Multiplies the learning rate of all parameters but the backbone's.", least=0
     ),
     "train.schedule": Field(
         "step", "How the learning rate decays.", choices=("step", "poly", "constant")
     ),
     "train.decay_every": Field(10_000, "Step schedule: steps between decays.", least=1),
-    "train.decay_factor": Field(0.1, "Step schedule: the factor of each decay."),
-    "train.poly_power": Field(0.9, "Poly schedule: the exponent."),
+    "train.decay_factor": Field(0.1, "Step schedule: the factor of each decay.", least=0),
+    "train.poly_power": Field(0.9, "Poly schedule: the exponent.", least=0),
     "train.warmup": Field(0, "Steps of linear warm-up from 0.", least=0),
-    "train.momentum": Field(0.9, "Momentum of SGD."),
-    "train.weight_decay": Field(5e-4, "Weight decay, added to the gradient as in PyTorch."),
+    "train.momentum": Field(0.9, "Momentum of SGD.", least=0, below=1),
+    "train.weight_decay": Field(
+        5e-4, "Weight decay, added to the gradient as in PyTorch.", least=0
+    ),
     "train.log_every": Field(
         50, "Steps between summaries, at which losses are checked too.", least=1
     ),
@@ -286,10 +299,13 @@ FIELDS: dict[str, Field] = {
         "for none. CANet gives no settings: the following are those of the library's example.",
         least=0,
     ),
-    "eval.crf.smooth": Field((3.0, 3.0), "Smoothness kernel: range in pixels, and weight."),
+    "eval.crf.smooth": Field(
+        (3.0, 3.0), "Smoothness kernel: range in pixels, and weight.", above=0
+    ),
     "eval.crf.colour": Field(
         (80.0, 13.0, 10.0),
         "Colour kernel: range in pixels, range in grey levels, and weight.",
+        above=0,
     ),
     "eval.checkpoint": Field(
         "best",
@@ -300,7 +316,7 @@ FIELDS: dict[str, Field] = {
     ),
     "eval.runs": Field(5, "Runs with different seeds (PANet sec. 4.1).", least=1),
     "eval.episodes": Field(1000, "Episodes per run.", least=1),
-    "eval.seed": Field(0, "Seed of the first run; later runs count up from it."),
+    "eval.seed": Field(0, "Seed of the first run; later runs count up from it.", most=2**32 - 1),
     "eval.episodes_file": Field("", "Score this list of episodes instead, as one run."),
     "eval.batch_size": Field(
         8, "Episodes scored at a time; changes memory and speed, not the score.", least=1

@@ -67,7 +67,12 @@ def _limits(field: Field) -> list[str]:
     if field.choices:
         choices = ", ".join(choice or "''" for choice in field.choices)
         words.append(f"One of {choices}.")
-    limits = {"at least": field.least, "above": field.above, "below": field.below}
+    limits = {
+        "at least": field.least,
+        "above": field.above,
+        "at most": field.most,
+        "below": field.below,
+    }
     numbers = [f"{how} {number}" for how, number in limits.items() if number is not None]
     if numbers:
         words.append(f"{' and '.join(numbers)}.".capitalize())

@@ -63,7 +63,7 @@ class CANet(BinaryMethod):
     stages: tuple[int, ...] = option(
         (2, 3), "Backbone stages to compare (table 3): layer2 and layer3 of ResNet-50."
     )
-    width: int = option(256, "Channels of the head.", least=1)
+    width: int = option(256, "Channels of the head.", least=1, most=8192)
     dropout: float = option(
         0.5,
         "Channel dropout after the embedding, the comparison and each convolution of ASPP, as in "
@@ -71,7 +71,9 @@ class CANet(BinaryMethod):
         least=0,
         below=1,
     )
-    area_epsilon: float = option(5e-4, "Added to the area of masks, as in the published code.")
+    area_epsilon: float = option(
+        5e-4, "Added to the area of masks, as in the published code.", above=0
+    )
     init_deviation: float = option(
         0.01,
         "Standard deviation of the normal initialisation of kernels, as in the published code; 0 "
@@ -79,12 +81,14 @@ class CANet(BinaryMethod):
         least=0,
     )
     refinements: int = option(
-        4, "Iterations after the first one at inference (sec. 4.2; 4 in sec. 5).", least=0
+        4, "Iterations after the first one at inference (sec. 4.2; 4 in sec. 5).", least=0, most=100
     )
     reset_probability: float = option(
         0.7,
         "Probability p_r of replacing the stored prediction by zeros in training (sec. 4.2; 0.7 in "
         "sec. 5).",
+        least=0,
+        most=1,
     )
     fusion: str = option(
         "attention",

@@ -85,8 +85,10 @@ class LTAFNet(BinaryMethod):
 
     freeze_backbone: bool = option(True, "Do not train the backbone.")
     stages: tuple[int, ...] = option((2, 3), "Backbone stages: layer2 and layer3 of ResNet-50.")
-    width: int = option(256, "Channels of the head.", least=1)
-    area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's published code.")
+    width: int = option(256, "Channels of the head.", least=1, most=8192)
+    area_epsilon: float = option(
+        5e-4, "Added to the area of masks, as in CANet's published code.", above=0
+    )
     dropout: float = option(
         0.5,
         "Channel dropout after the embedding and in ASPP, as in CANet, the paper's base model.",
@@ -118,11 +120,14 @@ class LTAFNet(BinaryMethod):
         choices=("strided", "constant"),
     )
     refinement_width: int = option(
-        0, "Channels of the U-Net's first block; 0 for 32 (strided) or 64 (constant).", least=0
+        0,
+        "Channels of the U-Net's first block; 0 for 32 (strided) or 64 (constant).",
+        least=0,
+        most=8192,
     )
-    standardisation_epsilon: float = option(1e-5, "Added to the variance of eq. 1.")
-    auxiliary_weight: float = option(1.0, "Weight of the auxiliary loss (eq. 3).")
-    coarse_weight: float = option(1.0, "Weight of the loss of the mask before refinement.")
+    standardisation_epsilon: float = option(1e-5, "Added to the variance of eq. 1.", above=0)
+    auxiliary_weight: float = option(1.0, "Weight of the auxiliary loss (eq. 3).", least=0)
+    coarse_weight: float = option(1.0, "Weight of the loss of the mask before refinement.", least=0)
 
     def setup(self) -> None:
         """The layers, in the order of the paper."""

@@ -75,7 +75,7 @@ class MFNet(Method):
     stages: tuple[int, ...] = option(
         (2, 3), "Backbone stages: layer2 and layer3 of ResNet-50; for VGG-16 (2, 3, 4), as CANet."
     )
-    width: int = option(256, "Channels of the head, a multiple of heads.", least=1)
+    width: int = option(256, "Channels of the head, a multiple of heads.", least=1, most=8192)
     dropout: float = option(
         0.5,
         "Channel dropout after the 1 x 1 embeddings, as in PFENet, which MFNet follows.",
@@ -85,9 +85,14 @@ class MFNet(Method):
     separate_embeddings: bool = option(
         True, "Separate embeddings of supports and queries, as in PFENet."
     )
-    area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's published code.")
+    area_epsilon: float = option(
+        5e-4, "Added to the area of masks, as in CANet's published code.", above=0
+    )
     scales: int = option(
-        4, "Number of scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.", least=1
+        4,
+        "Number of scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.",
+        least=1,
+        most=10,
     )
     heads: int = option(4, "Number of heads N_r of the support attention (sec. III-C).", least=1)
     support_attention: bool = option(
@@ -120,7 +125,7 @@ class MFNet(Method):
         False, "Decode each way separately, and join them by the maximum (table IV)."
     )
     focal_gamma: float = option(
-        2.0, "Exponent of the focal loss (eq. 1; the paper states no value)."
+        2.0, "Exponent of the focal loss (eq. 1; the paper states no value).", least=0
     )
     focal_over_ways: bool = option(
         True,
@@ -137,12 +142,15 @@ class MFNet(Method):
     metric_weight: float = option(
         0.4,
         "Weight of the metric loss (lambda of eq. 7), a mean over triplets where eq. 6 is a sum.",
+        least=0,
     )
     metric_from_epoch: float = option(
-        5.0, "Epochs before the metric loss starts (sec. IV-B): 5 on PASCAL-5i, 1 on COCO-20i."
+        5.0,
+        "Epochs before the metric loss starts (sec. IV-B): 5 on PASCAL-5i, 1 on COCO-20i.",
+        least=0,
     )
-    metric_anchors: int = option(20, "Number of anchors N_t.", least=1)
-    metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).")
+    metric_anchors: int = option(20, "Number of anchors N_t.", least=1, most=10_000)
+    metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).", least=0)
 
     @classmethod
     def check(cls, options: Mapping[str, Any] | ConfigDict) -> None:

@@ -5,10 +5,13 @@ of a configuration in the same way.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from fsseg_jax.errors import UserError
+
+LARGEST = 2**31 - 1  # numbers are int32 in compiled programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +22,17 @@ class Field:
         default: default value.
         doc: its meaning, with the reason for the default where one is needed.
         choices: allowed values; empty if any value is allowed.
-        least: smallest allowed value.
+        least, most: smallest and largest allowed value, of each number if it is a tuple.
         above, below: exclusive bounds.
+
+    Numbers are always finite, and those without `most` at most `LARGEST`.
     """
 
     default: Any
     doc: str
     choices: Sequence[Any] = ()
     least: float | None = None
+    most: float | None = None
     above: float | None = None
     below: float | None = None
 
@@ -35,11 +41,22 @@ class Field:
         if self.choices and value not in self.choices:
             words = sorted((choice or "''" for choice in self.choices), key="''".__eq__)
             raise UserError(f"{name} = {value!r}: choose {' or '.join(words)}.")
-        if self.least is not None and value < self.least:
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int | float):
+                self._check_number(name, value, number)
+
+    def _check_number(self, name: str, value: Any, number: float) -> None:
+        most = LARGEST if self.most is None else self.most
+        if not math.isfinite(number):
+            raise UserError(f"{name} = {value}: it must be finite.")
+        if self.least is not None and number < self.least:
             raise UserError(f"{name} = {value}: it must be at least {self.least}.")
-        if self.above is not None and value <= self.above:
+        if number > most or number < -most:
+            sign = "least -" if number < 0 else "most "
+            raise UserError(f"{name} = {value}: it must be at {sign}{most}.")
+        if self.above is not None and number <= self.above:
             raise UserError(f"{name} = {value}: it must be above {self.above}.")
-        if self.below is not None and value >= self.below:
+        if self.below is not None and number >= self.below:
             raise UserError(f"{name} = {value}: it must be below {self.below}.")
 
 

@@ -52,14 +52,15 @@ class PANet(Method):
     """
 
     similarity_scale: float = option(
-        20.0, "Factor of the cosine similarity (alpha of eq. 3; sec. 3.4)."
+        20.0, "Factor of the cosine similarity (alpha of eq. 3; sec. 3.4).", above=0
     )
     alignment_weight: float = option(
-        1.0, "Weight of the alignment loss (lambda of sec. 3.5); 0 leaves it out."
+        1.0, "Weight of the alignment loss (lambda of sec. 3.5); 0 leaves it out.", least=0
     )
     area_epsilon: float = option(
         1e-5,
         "Added to the area of a mask, so that an empty one gives zeros, as in the published code.",
+        above=0,
     )
     ignored_is_background: bool = option(
         True, "Treat support pixels of label 255 as background, as the published code does."

@@ -59,8 +59,10 @@ class SST(BinaryMethod):
     stages: tuple[int, ...] = option(
         (2, 3), "Backbone stages: those of CANet for ResNet-50; for VGG-16 (2, 3, 4)."
     )
-    width: int = option(256, "Channels of the head.", least=1)
-    area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's published code.")
+    width: int = option(256, "Channels of the head.", least=1, most=8192)
+    area_epsilon: float = option(
+        5e-4, "Added to the area of masks, as in CANet's published code.", above=0
+    )
     tuning: bool = option(
         True, "Run the inner loop (SSM in table 1); without it, features stay as they are."
     )
@@ -75,10 +77,13 @@ class SST(BinaryMethod):
         3.0,
         "The inner step moves the prototype p by -inner_rate * |p| * the loss's gradient with "
         "respect to the support features, summed over the mask.",
+        least=0,
     )
     second_order: bool = option(True, "Differentiate through the inner gradient.")
     auxiliary_weight: float = option(
-        1.0, "Weight of the self-segmentation loss in training (sec. 4.4, which states none)."
+        1.0,
+        "Weight of the self-segmentation loss in training (sec. 4.4, which states none).",
+        least=0,
     )
     fusion: str = option(
         "weighted",

@@ -101,7 +101,8 @@ def initial_state(model: Method, config: ConfigDict, init: str, items: int) -> T
     variables = init_variables(model, key, config.ways, config.shots, init)
     trained, _ = split_frozen(model, variables["params"])
     optimizer = make_optimizer(config.train).init(trained)
-    episode = empty_episode(config.ways, config.shots, config.image_size)
+    shape = config.ways, config.shots, config.image_size
+    episode = jax.eval_shape(lambda: empty_episode(*shape))
     initialise = functools.partial(model.init_with_output, train=True)
     output, _ = jax.eval_shape(initialise, {"params": key, "dropout": key}, episode)
     rows = None if output.row is None else jnp.zeros((items, *output.row.shape), output.row.dtype)
