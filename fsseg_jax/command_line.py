@@ -25,8 +25,23 @@ LAST_WORDS = 2
 MACHINE = ("platform", "devices", "distributed", "compilation_cache")
 
 
+class _Path(argparse.Action):
+    """Stores a path; an empty one, which would mean the current folder, is a UserError."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if not values:
+            raise UserError(f"{option_string} is empty (is a shell variable unset?): name a path.")
+        setattr(namespace, self.dest, pathlib.Path(values).expanduser())
+
+
 # Options of argparse for a folder.
-FOLDER = {"type": lambda argument: pathlib.Path(argument).expanduser(), "metavar": "DIR"}
+FOLDER = {"action": _Path, "metavar": "DIR"}
 # Options that choose a part of a table; see `evaluation.tables.cells.choose`.
 PART = {
     "rows": "rows of the table by their labels, as in PANet,CANet; all by default",
@@ -54,6 +69,9 @@ def parse(
 
     Returns:
         the options, and the overrides (`--config.field=value`).
+
+    Raises:
+        UserError: a path is empty.
     """
     parser = argparse.ArgumentParser(
         description=description,

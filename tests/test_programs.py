@@ -88,6 +88,8 @@ def test_choices_of_a_protocol_are_compared(run, tmp_path):
         ("train", ["--config.shots=50"], "images, but shots = 50 needs 51"),
         ("train", ["--config.data.name=voc"], "data.root is empty"),
         ("train", ["--config.init=missing.npz"], "init = missing.npz: there is no such file"),
+        ("train", ["--workdir="], "--workdir is empty"),
+        ("evaluate", ["--out", ""], "--out is empty"),
     ],
 )
 def test_wrong_input_gives_one_sentence_and_status_2(run, tmp_path, program, arguments, message):
