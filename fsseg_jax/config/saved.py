@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fsseg_jax.config.checks import flatten
 from fsseg_jax.config.fields import default_config
 from fsseg_jax.errors import UserError
 
@@ -12,7 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 def from_saved(saved: dict[str, Any]) -> ConfigDict:
-    """The configuration of a checkpoint; missing fields have their defaults."""
+    """The configuration of a checkpoint; missing fields have their defaults.
+
+    Raises:
+        UserError: it is of a version that is no longer supported, or damaged.
+    """
     config = default_config(saved["method"])
     saved = {**saved, "model": _renewed(saved["method"], saved.get("model", {}))}
     with config.unlocked():
@@ -20,6 +25,9 @@ def from_saved(saved: dict[str, Any]) -> ConfigDict:
         if "queries" in config.eval:  # its name in checkpoints of version 0.1
             config.eval.sampling = {"uniform": "classes", "each": "items"}[config.eval.queries]
             del config.eval.queries
+    for name in sorted(flatten(config).keys() - flatten(default_config(config.method)).keys()):
+        if not name.startswith("model."):  # those are an error, when the model is made
+            logger.warning("%s: this version has no such field; it is ignored", name)
     return config
 
 
@@ -52,7 +60,10 @@ def _renewed(method: str, model: dict[str, Any]) -> dict[str, Any]:
 
 def _update(config: ConfigDict, saved: dict[str, Any]) -> None:
     for name, value in saved.items():
-        if isinstance(value, dict):
+        group = isinstance(config.get(name), ConfigDict)
+        if group != isinstance(value, dict):
+            raise UserError(f"the saved configuration is damaged: {name} = {str(value)[:80]}.")
+        if group:
             _update(config[name], value)
         else:
             # JSON has no tuples.

@@ -6,6 +6,7 @@ of a configuration in the same way.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,10 @@ class Field:
     below: float | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Raises UserError, which names the option `name`, if a value is outside the limits."""
+        """Raises UserError, which names the option `name`, if a value is of another kind than the
+        default or outside the limits."""
+        if (kind := _kind(self.default)) != _kind(value):
+            raise UserError(f"{name} = {value!r}: it must be a {kind}, such as {self.default!r}.")
         if self.choices and value not in self.choices:
             words = sorted((choice or "''" for choice in self.choices), key="''".__eq__)
             raise UserError(f"{name} = {value!r}: choose {' or '.join(words)}.")
@@ -58,6 +62,12 @@ class Field:
             raise UserError(f"{name} = {value}: it must be above {self.above}.")
         if self.below is not None and number >= self.below:
             raise UserError(f"{name} = {value}: it must be below {self.below}.")
+
+
+def _kind(value: Any) -> str:
+    kinds = {"truth value": bool, "number": numbers.Real, "text": str, "tuple": tuple | list}
+    fitting = (kind for kind, types in kinds.items() if isinstance(value, types))
+    return next(fitting, type(value).__name__)
 
 
 def option(default: Any, doc: str, **limits: Any) -> Any:

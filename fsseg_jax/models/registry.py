@@ -33,10 +33,14 @@ def create_model(config: ConfigDict) -> Method:
     """The module described by `config.method`, `.backbone`, `.dtype` and `.model`.
 
     Raises:
-        UserError: a name or a choice is unknown, or the backbone lacks a stage.
+        UserError: a name or a choice is unknown, an option is out of its range, or the backbone
+            lacks a stage.
     """
     method = find(config.method, METHODS, "method")
-    for name, field in options_of(method).items():
+    options = options_of(method)
+    if unknown := sorted(config.model.keys() - options.keys()):
+        raise UserError(f"model.{unknown[0]}: {config.method} has no such option.")
+    for name, field in options.items():
         field.check(f"model.{name}", config.model[name])
     method.check(config.model)
     backbone = create_backbone(

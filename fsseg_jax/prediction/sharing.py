@@ -10,17 +10,20 @@ from typing import Any
 
 import huggingface_hub
 import jax
+import jax.numpy as jnp
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.pretrained import first_sentence
+from fsseg_jax.checksums import checksums, verify
 from fsseg_jax.config import from_saved, override
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method, create_model, init_variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CHECKSUMS = "checksums"  # of the weights, in the configuration
 VERSION = 1  # of the format
 # What huggingface_hub raises: errors of HTTP (whose library depends on the version), connections,
 # files, names and uploads.
@@ -48,7 +51,7 @@ def save(
     """
     folder = pathlib.Path(folder).expanduser()
     arrays = flatten_dict(jax.device_get(variables), sep="/")
-    fields = {"fsseg_jax": VERSION, **config.to_dict()}
+    fields = {"fsseg_jax": VERSION, **config.to_dict(), CHECKSUMS: checksums(arrays)}
     contents = {
         WEIGHTS: safetensors.numpy.save(arrays),
         CONFIG: json.dumps(fields, indent=2).encode(),
@@ -74,7 +77,7 @@ def read(
     `arguments` change fields, as `--config.field=value`.
 
     Raises:
-        UserError: a file is missing or broken, or the two do not match.
+        UserError: a file is missing, broken or damaged, or the two do not match.
     """
     path = folder / CONFIG
     try:
@@ -84,6 +87,7 @@ def read(
                 f"{path} has version {version} of the format, but this fsseg_jax reads up to "
                 f"{VERSION}: install a newer one."
             )
+        known = fields.pop(CHECKSUMS, None)
         saved = from_saved(fields)
     except UserError:
         raise
@@ -111,6 +115,14 @@ def read(
             f"the file, and {ours.get(name, 'no array')} in the model; save the model again, or do "
             "not change its settings."
         )
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(
+                f"{folder / WEIGHTS}: {name} holds {array.dtype}, not floating-point numbers; save "
+                "the model again."
+            )
+    remedy = f"copy it again, or remove {CHECKSUMS} from {CONFIG} if the change is intended"
+    verify(arrays, known, str(folder / WEIGHTS), remedy)
     return config, model, unflatten_dict(arrays, sep="/")
 
 

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
+from fsseg_jax.checksums import checksums, verify
 from fsseg_jax.config import differences, from_saved
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
@@ -25,6 +26,8 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
+# What to do about a damaged checkpoint.
+REMEDY = "take it from a backup, use another one (--config.eval.checkpoint), or train again"
 LAST, BEST = "last", "best"  # there can also be "best_novel" and the like, see `selected`
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,8 @@ class Checkpoints:
         `which` is LAST, BEST or another name of `selected`; `info` is further information, as JSON.
         """
         step = int(state.step)
-        known = {"step": step, "arrays": _shapes(state.variables)}
+        sums = {"variables": checksums(state.variables), "training": checksums(_rest(state))}
+        known = {"step": step, "arrays": _shapes(state.variables), "checksums": sums}
         if self.trained_on:
             known["trained_on"] = self.trained_on
         self._manager(which).save(
@@ -93,12 +97,23 @@ class Checkpoints:
         return [path.name for path in folders if self.step(path.name) is not None]
 
     def describe(self, which: str) -> tuple[ConfigDict, dict[str, Any]]:
-        """The configuration and the information of a checkpoint, without its arrays."""
-        restored = self._manager(which).restore(
-            self.step(which),
-            args=ocp.args.Composite(config=ocp.args.JsonRestore(), info=ocp.args.JsonRestore()),
-        )
-        return from_saved(restored["config"]), restored["info"]
+        """The configuration and the information of a checkpoint, without its arrays.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        args = ocp.args.Composite(config=ocp.args.JsonRestore(), info=ocp.args.JsonRestore())
+        try:
+            restored = self._manager(which).restore(self.step(which), args=args)
+            return from_saved(restored["config"]), dict(restored["info"])
+        except UserError:
+            raise
+        except Exception as error:  # Orbax has none of its own for damaged files
+            raise self._unreadable(which, error) from None
+
+    def _unreadable(self, which: str, error: Exception) -> UserError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return UserError(f"{self.folder / which} cannot be read ({reason}): {REMEDY}.")
 
     def restore(self, which: str, like: TrainState, sharding: Sharding) -> TrainState:
         """The state of a checkpoint on the devices of `sharding`, however many devices saved it.
@@ -106,7 +121,7 @@ class Checkpoints:
         `like` is a state of the same structure, of arrays or shapes.
 
         Raises:
-            UserError: the arrays do not match `like`.
+            UserError: the arrays do not match `like`, or are not those that were saved.
         """
         variables = self.restore_variables(which, like.variables, sharding)
         return TrainState(
@@ -140,13 +155,18 @@ class Checkpoints:
         )
         try:
             args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})
-            return self._manager(which).restore(self.step(which), args=args)[part]
+            restored = self._manager(which).restore(self.step(which), args=args)[part]
         except (ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"the {part} in {self.folder / which} do not fit the config ({reason}): use the "
                 "run's own config or another --workdir."
             ) from None
+        except Exception as error:
+            raise self._unreadable(which, error) from None
+        known = self.describe(which)[1].get("checksums", {}).get(part)
+        verify(restored, known, str(self.folder / which), REMEDY)
+        return restored
 
     def check_classes(self, which: str, config: ConfigDict, source: Source) -> None:
         """Raises UserError if a checkpoint was trained on classes that `config` tests.

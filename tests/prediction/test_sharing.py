@@ -9,6 +9,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from helpers import message_of
 from small_models import assert_equal, make_config, random_variables
 
@@ -99,6 +100,23 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 16
+    path.write_bytes(content)
+
+
+def converted(function):
+    """Other weights, in a model without checksums."""
+
+    def change(path):
+        arrays = safetensors.numpy.load_file(path)
+        safetensors.numpy.save_file({name: function(x) for name, x in arrays.items()}, path)
+        edited(checksums=None)(path.parent / "config.json")
+
+    return change
+
+
 def edited(**fields):
     return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
@@ -108,6 +126,12 @@ def edited(**fields):
     [
         ("model.safetensors", os.remove, r"model\.safetensors cannot be read \(.*save the model"),
         ("model.safetensors", cut_off, r"model\.safetensors cannot be read \("),
+        ("model.safetensors", flipped, r"safetensors is damaged or was changed: .* of params/"),
+        ("model.safetensors", converted(lambda x: x * np.nan), r"params/\S+ is not finite"),
+        ("model.safetensors", converted(np.int32), r"params/\S+ holds int32, not floating-point"),
+        ("config.json", edited(model={"alignment": 1}), "model.alignment: canet has no such"),
+        ("config.json", edited(model={"dropout": None}), "dropout = None: it must be a number"),
+        ("config.json", edited(train=3), "the saved configuration is damaged: train = 3"),
         ("config.json", text("{"), "is not a configuration of"),
         ("config.json", text("[]"), "is not a configuration of"),
         (

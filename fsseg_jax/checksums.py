@@ -1,0 +1,50 @@
+"""Checksums of arrays, by which damaged weights are told from good ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+
+from fsseg_jax.errors import UserError
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """The XXH3 checksums of the arrays of a tree, by their names, as in params/backbone/kernel."""
+    return {name: xxhash.xxh3_64_hexdigest(_bytes(x)) for name, x in _named(tree).items()}
+
+
+def verify(tree: Any, known: Mapping[str, str] | None, place: str, remedy: str) -> None:
+    """Checks arrays that were read.
+
+    Args:
+        known: their checksums when they were saved; None if they were saved without.
+        place: what they were read from, and
+        remedy: what to do if they are wrong, for the error.
+
+    Raises:
+        UserError: an array is not the one that was saved, or is not finite.
+    """
+    found = {} if known is None else checksums(tree)
+    if damaged := [name for name in found if found[name] != (known or {}).get(name)]:
+        others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise UserError(
+            f"{place} is damaged or was changed: the checksum of {damaged[0]}{others} is not the "
+            f"saved one; {remedy}."
+        )
+    for name, array in _named(tree).items():
+        array = np.asarray(array)
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+            raise UserError(f"{place} is useless: {name} is not finite; {remedy}.")
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def _bytes(array: Any) -> np.ndarray:
+    """The bytes of an array; bfloat16 has no buffer of its own."""
+    return np.ascontiguousarray(array).view(np.uint8)
