@@ -18,6 +18,12 @@ def check(config: ConfigDict) -> None:
     fields = flatten(config)
     for name, field in FIELDS.items():
         field.check(name, fields[name])
+    for name in ("data.augment.scale", "eval.crf.smooth", "eval.crf.colour"):
+        if len(fields[name]) != len(FIELDS[name].default):
+            raise UserError(
+                f"{name} = {fields[name]}: it must be {len(FIELDS[name].default)} numbers, such as "
+                f"{FIELDS[name].default}."
+            )
     steps, epochs = config.train.steps, config.train.epochs
     if bool(steps) == bool(epochs):
         raise UserError(

@@ -45,11 +45,14 @@ class Field:
         if self.choices and value not in self.choices:
             words = sorted((choice or "''" for choice in self.choices), key="''".__eq__)
             raise UserError(f"{name} = {value!r}: choose {' or '.join(words)}.")
-        for number in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(number, int | float):
+        several = isinstance(value, tuple | list)
+        for number in value if several else (value,):
+            if isinstance(number, numbers.Real):
                 self._check_number(name, value, number)
+            elif several:
+                raise UserError(f"{name} = {value}: it must be numbers, such as {self.default}.")
 
-    def _check_number(self, name: str, value: Any, number: float) -> None:
+    def _check_number(self, name: str, value: Any, number: Any) -> None:
         most = LARGEST if self.most is None else self.most
         if not math.isfinite(number):
             raise UserError(f"{name} = {value}: it must be finite.")
