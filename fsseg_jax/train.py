@@ -147,7 +147,7 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
     """Opens the checkpoints of a run, and deletes those that its configuration no longer selects.
 
     Raises:
-        UserError: they are from a different training, or from more steps.
+        UserError: they are from a different training, or from more steps, or the last one is gone.
     """
     checkpoints = Checkpoints(workdir, trained_on=data.base)
     for which in (LAST, BEST):
@@ -159,6 +159,13 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
                     f"{data.source.name} has now: choose another --workdir."
                 )
     start = checkpoints.step(LAST) or 0
+    if (left := checkpoints.names()) and LAST not in left:
+        folder = checkpoints.folder
+        raise UserError(
+            f"{workdir} has no last checkpoint, and a new training would replace the others "
+            f"({', '.join(left)}): choose another --workdir, or copy {folder / left[0]} to "
+            f"{folder / LAST} to go on from step {checkpoints.step(left[0])}."
+        )
     if start > config.train.steps:
         raise UserError(
             f"train.steps = {config.train.steps}, but {workdir} is already at step {start}: raise "

@@ -160,6 +160,19 @@ def test_other_trainings_are_refused(trained, monkeypatch, change, refused, refu
             load(trained, config)
 
 
+def test_a_best_checkpoint_without_the_last_is_kept_and_can_be_gone_on_from(trained, tmp_path, log):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    folder = workdir / "checkpoints"
+    best = saved_state(tiny_config(), workdir, BEST)
+    shutil.rmtree(folder / LAST)
+    told = message_of(program.train, tiny_config(steps=3), workdir)
+    assert f"copy {folder / BEST} to {folder / LAST} to go on from step 2" in told
+    assert_identical(saved_state(tiny_config(), workdir, BEST), best)
+    shutil.copytree(folder / BEST, folder / LAST)
+    assert program.train(tiny_config(steps=3), workdir)
+    assert f"resuming from step 2 of {workdir}" in log.text
+
+
 def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(trained):
     config = tiny_config()
     model = create_model(config)
