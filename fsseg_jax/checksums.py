@@ -1,5 +1,6 @@
 """Checksums of arrays, by which damaged weights are told from good ones."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ def checksums(tree: Any) -> dict[str, str]:
     return {name: xxhash.xxh3_64_hexdigest(_bytes(x)) for name, x in _named(tree).items()}
 
 
+def checksum_of(values: Mapping[str, Any]) -> str:
+    """The checksum of values that JSON can hold; tuples are lists in it."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())
+
+
 def verify(tree: Any, known: Mapping[str, str] | None, place: str, remedy: str) -> None:
     """Checks arrays that were read.
 
@@ -27,13 +33,15 @@ def verify(tree: Any, known: Mapping[str, str] | None, place: str, remedy: str) 
     Raises:
         UserError: an array is not the one that was saved, or is not finite.
     """
-    found = {} if known is None else checksums(tree)
-    if damaged := [name for name in found if found[name] != (known or {}).get(name)]:
-        others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise UserError(
-            f"{place} is damaged or was changed: the checksum of {damaged[0]}{others} is not the "
-            f"saved one; {remedy}."
-        )
+    if known is not None:
+        known = known if isinstance(known, Mapping) else {}  # it comes from a file
+        found = checksums(tree)
+        if damaged := [name for name in found if found[name] != known.get(name)]:
+            others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            raise UserError(
+                f"{place} is damaged or was changed, or devices disagreed when it was saved: the "
+                f"checksum of {damaged[0]}{others} is not the saved one; {remedy}."
+            )
     for name, array in _named(tree).items():
         array = np.asarray(array)
         if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():

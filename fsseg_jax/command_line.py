@@ -25,7 +25,7 @@ LAST_WORDS = 2
 MACHINE = ("platform", "devices", "distributed", "compilation_cache")
 
 
-class _Path(argparse.Action):
+class PathAction(argparse.Action):
     """Stores a path; an empty one, which would mean the current folder, is a UserError."""
 
     def __call__(
@@ -35,13 +35,14 @@ class _Path(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
+        """Stores one."""
         if not values:
             raise UserError(f"{option_string} is empty (is a shell variable unset?): name a path.")
         setattr(namespace, self.dest, pathlib.Path(values).expanduser())
 
 
 # Options of argparse for a folder.
-FOLDER = {"action": _Path, "metavar": "DIR"}
+FOLDER = {"action": PathAction, "metavar": "DIR"}
 # Options that choose a part of a table; see `evaluation.tables.cells.choose`.
 PART = {
     "rows": "rows of the table by their labels, as in PANet,CANet; all by default",

@@ -324,11 +324,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("dataset", choices=["pascal5i"], help="the data set to make")
     parser.add_argument(
-        "--root", metavar="DIR", required=True, help="the folder to make it in (about 6 GB)"
+        "--root",
+        **command_line.FOLDER,
+        required=True,
+        help="the folder to make it in (about 6 GB)",
     )
     parser.add_argument(
         "--downloads",
-        metavar="DIR",
+        **command_line.FOLDER,
         help="the folder of the archives, which can be removed afterwards (by default, the folder "
         "downloads in --root)",
     )

@@ -137,7 +137,7 @@ def open_data(config: ConfigDict) -> Data:
             "that test on training images only in evaluate)."
         )
     items = training_items(config.data, source)
-    # The pipeline checks this too, but what is as large as an episode is made before.
+    # The pipeline checks this too, but arrays of an episode's size are made before it is opened.
     check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
     return Data(source, test, items, items.epoch(config.data.sampling), base)
@@ -273,10 +273,11 @@ class Loop:
         progress = tqdm(
             total=self.steps * self.batch_size,
             initial=self.start * self.batch_size,
-            desc="compiling",  # for minutes, the first time that an accelerator does
+            desc="training",
             unit="episode",
             dynamic_ncols=True,
         )
+        compiled = False
         with StopRequest() as stop, progress, self.writer, contextlib.suppress(Stopped):
             if step and (step % train.eval_every == 0 or step == self.steps):
                 self.select(state, step, stop)  # the run may have been stopped before selection
@@ -284,8 +285,11 @@ class Loop:
                 # A run may resume from a step within a dispatch.
                 count = per_dispatch - step % per_dispatch
                 fed = self.pipeline.feed(count)
+                if not compiled:
+                    progress.set_description("compiling")  # for minutes, on an accelerator
                 with jax.transfer_guard("disallow"):  # all inputs are on the mesh already
                     state, metrics = self.dispatch(state, fed, count)
+                compiled = True
                 progress.set_description("training", refresh=False)
                 self.in_flight.append((step + 1, metrics))
                 self.settle(max(1, IN_FLIGHT // per_dispatch))

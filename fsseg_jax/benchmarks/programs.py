@@ -27,7 +27,7 @@ MADE = 240  # synthetic training images: ten with each class as their main one
 OPTIONS = {
     "methods": f"some of {', '.join(METHODS)}, separated by commas",
     "repeats": "how often everything is timed, by turns",
-    "json": "a file to write the results to",
+    "json": {**command_line.FOLDER, "metavar": "FILE", "help": "a file to write the results to"},
 }
 
 # ----------------------------------------------------------------------------- settings
@@ -68,7 +68,7 @@ def parse(
         description, rest, workdir=False, config=True, optional_workdir=False, **options, **OPTIONS
     )
     arguments = argparse.Namespace(**vars(arguments), **vars(given))
-    if arguments.json and not pathlib.Path(arguments.json).expanduser().parent.is_dir():
+    if arguments.json and not arguments.json.parent.is_dir():
         raise UserError(f"--json = {arguments.json}: there is no such folder.")
     return arguments, overrides
 
@@ -225,7 +225,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def finish(path: str | None, program: str, mesh: Mesh, configs: Any, **results: Any) -> None:
+def finish(
+    path: pathlib.Path | None, program: str, mesh: Mesh, configs: Any, **results: Any
+) -> None:
     """Prints the most memory in use, and writes results with their settings unless `path` is
     empty."""
     peak, where = peak_memory(mesh.devices.flat[0])
@@ -240,4 +242,4 @@ def finish(path: str | None, program: str, mesh: Mesh, configs: Any, **results: 
         **results,
         "peak_memory": peak,
     }
-    write_text(pathlib.Path(path).expanduser(), json.dumps(contents, indent=1))
+    write_text(path, json.dumps(contents, indent=1))

@@ -37,6 +37,12 @@ def check(config: ConfigDict) -> None:
                 f"{name} = {fields[name]}: it must be a multiple of train.steps_per_dispatch = "
                 f"{each}, because nothing can happen between the steps of a dispatch."
             )
+    ranges = (config.eval.crf.smooth[0], *config.eval.crf.colour[:2])
+    if min(ranges) <= 0:
+        raise UserError(
+            f"eval.crf.smooth = {fields['eval.crf.smooth']} and eval.crf.colour = "
+            f"{fields['eval.crf.colour']}: the ranges, all but the last, must be above 0."
+        )
     low, high = config.data.augment.scale
     if low > high:
         raise UserError(
@@ -51,7 +57,7 @@ def check(config: ConfigDict) -> None:
     if min(scales) * config.image_size < LEAST_SIDE:
         raise UserError(
             f"eval.scales = {scales}: of image_size = {config.image_size} the smallest leaves less "
-            f"than {LEAST_SIDE} pixels; raise it."
+            f"than {LEAST_SIDE} pixels; raise the scale."
         )
     if config.eval.setup == "metaseg" and config.eval.sampling != "classes":
         raise UserError(

@@ -300,12 +300,12 @@ FIELDS: dict[str, Field] = {
         least=0,
     ),
     "eval.crf.smooth": Field(
-        (3.0, 3.0), "Smoothness kernel: range in pixels, and weight.", above=0
+        (3.0, 3.0), "Smoothness kernel: range in pixels, and weight.", least=0
     ),
     "eval.crf.colour": Field(
         (80.0, 13.0, 10.0),
         "Colour kernel: range in pixels, range in grey levels, and weight.",
-        above=0,
+        least=0,
     ),
     "eval.checkpoint": Field(
         "best",

@@ -62,7 +62,10 @@ def _update(config: ConfigDict, saved: dict[str, Any]) -> None:
     for name, value in saved.items():
         group = isinstance(config.get(name), ConfigDict)
         if group != isinstance(value, dict):
-            raise UserError(f"the saved configuration is damaged: {name} = {str(value)[:80]}.")
+            raise UserError(
+                f"the saved configuration has {name} = {str(value)[:80]}, which is damaged or of "
+                "another version: save the model again, or install a newer version."
+            )
         if group:
             _update(config[name], value)
         else:

@@ -40,8 +40,9 @@ class Field:
     def check(self, name: str, value: Any) -> None:
         """Raises UserError, which names the option `name`, if a value is of another kind than the
         default or outside the limits."""
-        if (kind := _kind(self.default)) != _kind(value):
-            raise UserError(f"{name} = {value!r}: it must be a {kind}, such as {self.default!r}.")
+        kind = _kind(self.default)
+        if self.default is not None and kind != _kind(value):
+            raise UserError(f"{name} = {value!r}: it must be {kind}, such as {self.default!r}.")
         if self.choices and value not in self.choices:
             words = sorted((choice or "''" for choice in self.choices), key="''".__eq__)
             raise UserError(f"{name} = {value!r}: choose {' or '.join(words)}.")
@@ -49,7 +50,7 @@ class Field:
         for number in value if several else (value,):
             if isinstance(number, numbers.Real):
                 self._check_number(name, value, number)
-            elif several:
+            elif several and all(isinstance(x, numbers.Real) for x in self.default):
                 raise UserError(f"{name} = {value}: it must be numbers, such as {self.default}.")
 
     def _check_number(self, name: str, value: Any, number: Any) -> None:
@@ -68,7 +69,12 @@ class Field:
 
 
 def _kind(value: Any) -> str:
-    kinds = {"truth value": bool, "number": numbers.Real, "text": str, "tuple": tuple | list}
+    kinds = {
+        "True or False": bool,
+        "a number": numbers.Real,
+        "text": str,
+        "a tuple": tuple | list,
+    }
     fitting = (kind for kind, types in kinds.items() if isinstance(value, types))
     return next(fitting, type(value).__name__)
 

@@ -24,7 +24,7 @@ from fsseg_jax.models import Method, create_model, init_variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 CHECKSUMS = "checksums"  # of the weights, in the configuration
-VERSION = 1  # of the format
+VERSION = 2  # of the format; 1 had no checksums
 # What huggingface_hub raises: errors of HTTP (whose library depends on the version), connections,
 # files, names and uploads.
 _HUB_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
@@ -84,13 +84,13 @@ def read(
         fields = json.loads(path.read_text("utf-8"))
         if (version := fields.pop("fsseg_jax")) > VERSION:
             raise UserError(
-                f"{path} has version {version} of the format, but this fsseg_jax reads up to "
+                f"it has version {version} of the format, but this fsseg_jax reads up to "
                 f"{VERSION}: install a newer one."
             )
         known = fields.pop(CHECKSUMS, None)
         saved = from_saved(fields)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): save the model again.") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from fsseg_jax.checksums import checksums, verify
+from fsseg_jax.checksums import checksum_of, checksums, verify
 from fsseg_jax.config import differences, from_saved
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
@@ -27,7 +27,7 @@ from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
 # What to do about a damaged checkpoint.
-REMEDY = "take it from a backup, use another one (--config.eval.checkpoint), or train again"
+REMEDY = "take it from a backup, use another checkpoint, or train again"
 LAST, BEST = "last", "best"  # there can also be "best_novel" and the like, see `selected`
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Checkpoints:
         step = int(state.step)
         sums = {"variables": checksums(state.variables), "training": checksums(_rest(state))}
         known = {"step": step, "arrays": _shapes(state.variables), "checksums": sums}
+        known["config_checksum"] = checksum_of(config.to_dict())
         if self.trained_on:
             known["trained_on"] = self.trained_on
         self._manager(which).save(
@@ -105,15 +106,20 @@ class Checkpoints:
         args = ocp.args.Composite(config=ocp.args.JsonRestore(), info=ocp.args.JsonRestore())
         try:
             restored = self._manager(which).restore(self.step(which), args=args)
-            return from_saved(restored["config"]), dict(restored["info"])
-        except UserError:
+            config, info = restored["config"], dict(restored["info"])
+            if info.get("config_checksum", checksum_of(config)) != checksum_of(config):
+                raise ValueError("the checksum of its configuration is not the saved one")
+            return from_saved(config), info
+        except jax.errors.JaxRuntimeError:  # of another process, for example
             raise
         except Exception as error:  # Orbax has none of its own for damaged files
             raise self._unreadable(which, error) from None
 
     def _unreadable(self, which: str, error: Exception) -> UserError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        return UserError(f"{self.folder / which} cannot be read ({reason}): {REMEDY}.")
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        return UserError(
+            f"{self.folder / which} is damaged or of another model ({reason}): {REMEDY}."
+        )
 
     def restore(self, which: str, like: TrainState, sharding: Sharding) -> TrainState:
         """The state of a checkpoint on the devices of `sharding`, however many devices saved it.
@@ -156,12 +162,8 @@ class Checkpoints:
         try:
             args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})
             restored = self._manager(which).restore(self.step(which), args=args)[part]
-        except (ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"the {part} in {self.folder / which} do not fit the config ({reason}): use the "
-                "run's own config or another --workdir."
-            ) from None
+        except jax.errors.JaxRuntimeError:
+            raise
         except Exception as error:
             raise self._unreadable(which, error) from None
         known = self.describe(which)[1].get("checksums", {}).get(part)

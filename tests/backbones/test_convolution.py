@@ -47,8 +47,8 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, dil
 def test_on_gpus_kernel_gradients_of_dilated_convolutions_are_products(
     monkeypatch, dilation, convolutions
 ):
-    """Of three convolutions, forward and gradients, XLA's own has three; cuDNN's is slow if it is
-    dilated."""
+    """XLA computes three convolutions, the result and its two gradients. If they are dilated, ours
+    are two: cuDNN is slow at that of the kernel."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     rng = np.random.default_rng(5)
     x = rng.standard_normal((2, 2, 9, 10, 3), np.float32)  # two batches of two images

@@ -336,7 +336,8 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("image_size=1000000", "image_size = 1000000: it must be at most 8192"),
         ("ways=255", "ways = 255: it must be at most 254"),
         ("eval.scales=(1.0,1e999)", "eval.scales = .*: it must be finite"),
-        ("eval.scales=(0.00001,)", "eval.scales = .* less than 16 pixels; raise it"),
+        ("eval.scales=(0.00001,)", "eval.scales = .* less than 16 pixels; raise the scale"),
+        ("eval.crf.smooth=(0.0,3.0)", "eval.crf.smooth = .* all but the last, must be above 0"),
         ("data.augment.scale=(1.0,1e6)", "data.augment.scale = .*: it must be at most 10"),
     ],
 )

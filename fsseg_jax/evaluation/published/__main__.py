@@ -168,10 +168,17 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def main() -> None:
     """Runs the program."""
     arguments, _ = command_line.parse(
-        __doc__, workdir=False, config=False, write="file to write instead of printing"
+        __doc__,
+        workdir=False,
+        config=False,
+        write={
+            **command_line.FOLDER,
+            "metavar": "FILE",
+            "help": "file to write instead of printing",
+        },
     )
     if arguments.write:
-        pathlib.Path(arguments.write).write_text(readme(), encoding="utf-8")
+        arguments.write.write_text(readme(), encoding="utf-8")
     else:
         print(readme(), end="")
 
