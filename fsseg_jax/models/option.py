@@ -50,7 +50,7 @@ class Field:
         for number in value if several else (value,):
             if isinstance(number, numbers.Real):
                 self._check_number(name, value, number)
-            elif several and all(isinstance(x, numbers.Real) for x in self.default):
+            elif several and all(isinstance(x, numbers.Real) for x in self.default or ()):
                 raise UserError(f"{name} = {value}: it must be numbers, such as {self.default}.")
 
     def _check_number(self, name: str, value: Any, number: Any) -> None:
