@@ -277,7 +277,6 @@ class Loop:
             unit="episode",
             dynamic_ncols=True,
         )
-        compiled = False
         with StopRequest() as stop, progress, self.writer, contextlib.suppress(Stopped):
             if step and (step % train.eval_every == 0 or step == self.steps):
                 self.select(state, step, stop)  # the run may have been stopped before selection
@@ -285,11 +284,10 @@ class Loop:
                 # A run may resume from a step within a dispatch.
                 count = per_dispatch - step % per_dispatch
                 fed = self.pipeline.feed(count)
-                if not compiled:
+                if step == self.start:
                     progress.set_description("compiling")  # for minutes, on an accelerator
                 with jax.transfer_guard("disallow"):  # all inputs are on the mesh already
                     state, metrics = self.dispatch(state, fed, count)
-                compiled = True
                 progress.set_description("training", refresh=False)
                 self.in_flight.append((step + 1, metrics))
                 self.settle(max(1, IN_FLIGHT // per_dispatch))
