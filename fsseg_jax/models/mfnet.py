@@ -85,14 +85,9 @@ class MFNet(Method):
     separate_embeddings: bool = option(
         True, "Separate embeddings of supports and queries, as in PFENet."
     )
-    area_epsilon: float = option(
-        5e-4, "Added to the area of masks, as in CANet's published code.", above=0
-    )
+    area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's code.", above=0)
     scales: int = option(
-        4,
-        "Number of scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.",
-        least=1,
-        most=10,
+        4, "Number of scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.", least=1
     )
     heads: int = option(4, "Number of heads N_r of the support attention (sec. III-C).", least=1)
     support_attention: bool = option(
@@ -145,9 +140,7 @@ class MFNet(Method):
         least=0,
     )
     metric_from_epoch: float = option(
-        5.0,
-        "Epochs before the metric loss starts (sec. IV-B): 5 on PASCAL-5i, 1 on COCO-20i.",
-        least=0,
+        5.0, "Epochs before the metric loss (sec. IV-B): 5 on PASCAL-5i, 1 on COCO-20i.", least=0
     )
     metric_anchors: int = option(20, "Number of anchors N_t.", least=1, most=10_000)
     metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).", least=0)
