@@ -53,6 +53,6 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
-def _bytes(array: Any) -> np.ndarray:
+def _bytes(array: Any) -> memoryview:
     """The bytes of an array; bfloat16 has no buffer of its own."""
-    return np.ascontiguousarray(array).view(np.uint8)
+    return np.ascontiguousarray(array).view(np.uint8).data
