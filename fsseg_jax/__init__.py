@@ -1,5 +1,9 @@
 """Few-shot segmentation in JAX: `load` a model, `fit` it to supports, and segment images."""
 
+from fsseg_jax.interrupts import end_imports_quietly  # isort: split
+
+end_imports_quietly()
+
 from fsseg_jax.cpu.versions import avoid_corruption
 from fsseg_jax.episode import Episode
 from fsseg_jax.prediction.forward import forward

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsseg_jax import devices
+from fsseg_jax import devices, interrupts
 from fsseg_jax.config import default_config, joined, load_config, override, reference
 from fsseg_jax.errors import UserError
 
@@ -149,6 +149,7 @@ def run(main: Callable[[], int | None]) -> None:
     logger.propagate = False
     logger.addHandler(_ProgressHandler())
     try:
+        interrupts.prepare()
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -164,7 +165,8 @@ def run(main: Callable[[], int | None]) -> None:
         )
         _exit(1)
     except KeyboardInterrupt:
-        _exit(130)
+        print("stopped by Ctrl-C", file=sys.stderr)
+        _exit(interrupts.STATUS)
 
 
 def _exit(status: int) -> None:

@@ -1,7 +1,7 @@
 """Trains a model: python -m fsseg_jax.train --config=configs/panet_vgg16.py --workdir=runs/panet
 
 The same command continues a run that was stopped. Exit status: 0 when training is complete, 143
-after SIGTERM (with a checkpoint), 2 for wrong input.
+after SIGTERM and 130 after Ctrl-C (with a checkpoint), 2 for wrong input.
 """
 
 import collections
@@ -50,12 +50,12 @@ from fsseg_jax.training.state import (
     split_frozen,
     with_steps,
 )
-from fsseg_jax.training.stop import Stopped, StopRequest
+from fsseg_jax.training.stop import NAMES, Stopped, StopRequest
 
 logger = logging.getLogger("fsseg_jax.train")  # as a program, the module has another name
 
 # Steps in flight (but at least one dispatch): enough to keep the devices busy, and few enough for
-# accurate progress, early notice of a loss that is not finite, and a quick stop on SIGTERM.
+# accurate progress, early notice of a loss that is not finite, and a quick stop on signals.
 IN_FLIGHT = 2
 
 
@@ -71,14 +71,18 @@ def main() -> int:
             arguments.workdir.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((arguments.workdir / ".lock").open("w"))
             lock(file.fileno(), arguments.workdir, option="--workdir")
-        return 0 if train(config, arguments.workdir) else 143
+        stop = StopRequest()
+        return 0 if train(config, arguments.workdir, stop) else 128 + stop.signal
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
+def train(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest | None = None) -> bool:
     """Trains, continuing from the newest checkpoint in `workdir` if there is one.
 
+    Args:
+        stop: notices signals during training; one of its own by default.
+
     Returns:
-        whether training is complete; False if SIGTERM stopped it, with a checkpoint.
+        whether training is complete; False if a signal stopped it, with a checkpoint.
 
     Raises:
         UserError: the configuration or the data are wrong, or the loss became infinite or NaN.
@@ -103,7 +107,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if config.train.test_before_and_after and not loop.start:
         before = test(Loaded(state.variables, "untrained"), "evaluation_before")
         logger.info("held-out classes before training: %s", before)
-    if not loop.run(state):
+    if not loop.run(state, stop or StopRequest()):
         return False
     if config.train.test_before_and_after:
         after = test(load_variables(config, model, workdir, mesh, data.test), "evaluation")
@@ -264,8 +268,8 @@ class Loop:
         self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self.losses: list[Any] = []  # since the last summary
 
-    def run(self, state: TrainState) -> bool:
-        """Trains; returns whether all steps were done, or False if SIGTERM stopped it."""
+    def run(self, state: TrainState, stop: StopRequest) -> bool:
+        """Trains; returns whether all steps were done, or False if a signal stopped it."""
         train, step = self.config.train, self.start
         self.log_time = time.perf_counter()
         self.began = self.log_time - self.spent  # as if there had been no interruption
@@ -277,7 +281,7 @@ class Loop:
             unit="episode",
             dynamic_ncols=True,
         )
-        with StopRequest() as stop, progress, self.writer, contextlib.suppress(Stopped):
+        with stop, progress, self.writer, contextlib.suppress(Stopped):
             if step and (step % train.eval_every == 0 or step == self.steps):
                 self.select(state, step, stop)  # the run may have been stopped before selection
             while step < self.steps:
@@ -306,7 +310,8 @@ class Loop:
                 if scores:
                     self.select(state, step, stop)
         if stop.received:
-            logger.info("stopped by SIGTERM at step %d, saved; the same command continues", step)
+            words = "stopped by %s at step %d, saved; the same command continues"
+            logger.info(words, NAMES[stop.signal], step)
             return False
         logger.info("trained %d steps: %s", self.steps, self.workdir)
         return True
@@ -354,11 +359,11 @@ class Loop:
         self.checkpoints.save(LAST, state, self.config, **self.known, seconds=seconds)
 
     def select(self, state: TrainState, step: int, stop: StopRequest) -> None:
-        """Scores a state on the classes that select checkpoints. SIGTERM may interrupt it, because
+        """Scores a state on the classes that select checkpoints. A signal may interrupt it, because
         the state is already saved.
 
         Raises:
-            Stopped: SIGTERM was received.
+            Stopped: a signal was received.
         """
         paused = time.perf_counter()
         stop.at_once = True

@@ -6,7 +6,8 @@
 Process 0 has the terminal; what the others print comes line by line with their number in front.
 SIGTERM and Ctrl-C ask all of them to save a checkpoint and stop; a second one kills them. If a
 process dies, the others, which would wait for it, are ended. Exit status: 0 if all succeeded, 143
-if they were stopped, 2 for wrong input, otherwise that of the first that failed (128 + its signal).
+after SIGTERM, 130 after Ctrl-C, 2 for wrong input, otherwise that of the first that failed (128 +
+its signal).
 """
 
 import argparse
@@ -22,7 +23,7 @@ import time
 from typing import BinaryIO, NoReturn
 
 GRACE = 5.0  # seconds: others may be failing for the same reason, and have something to say
-WRONG_INPUT, STOPPED = 2, 143  # exit statuses of fsseg_jax's programs
+WRONG_INPUT, STOPPED = 2, (143, 130)  # exit statuses of fsseg_jax's programs
 # Where process 0 draws its progress bar, the line is cleared for what others say.
 CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
 
@@ -138,7 +139,7 @@ def watch(children: list[subprocess.Popen], stops: list[int], grace: float) -> i
     while True:
         running = [child for child in children if child.poll() is None]
         if failed is None:
-            failed = next((c for c in children if c.returncode not in (None, 0, STOPPED)), None)
+            failed = next((c for c in children if c.returncode not in (None, 0, *STOPPED)), None)
             deadline = time.monotonic() + grace if failed else deadline
         late = len(stops) > 1 or time.monotonic() > deadline
         # Usually all processes find wrong input wrong: their own sentence is enough.
@@ -156,6 +157,8 @@ def watch(children: list[subprocess.Popen], stops: list[int], grace: float) -> i
                 child.wait()
         if late or not running:
             statuses = [child.returncode for child in children]
+            if stops and not failed and set(statuses) <= {*STOPPED}:
+                return 128 + stops[0]
             return failed.returncode if failed else min(statuses) or max(statuses)
         if stops and not stopping:
             stopping = True

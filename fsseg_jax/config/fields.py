@@ -201,7 +201,7 @@ FIELDS: dict[str, Field] = {
     "train.steps_per_dispatch": Field(
         1,
         "Steps per call of the compiled function. More of them keep a fast accelerator from "
-        "waiting for the host between steps; CPUs gain nothing, and compile each of them. SIGTERM "
+        "waiting for the host between steps; CPUs gain nothing, and compile each of them. Stopping "
         "waits for the calls in flight, at most two; tfdata puts all their batches on the device.",
         least=1,
     ),

@@ -239,7 +239,7 @@ def test_a_request_to_stop_reaches_each_process_once(tmp_path, launch, asked):
     children = pids(tmp_path)
     os.killpg(process.pid, asked)  # a terminal's Ctrl-C goes to the whole group
     status, _, errors = end(process)
-    assert status == 143
+    assert status == 128 + asked
     for number in range(2):
         expected = [f"pid {children[number]}", f"signal {signal.SIGTERM}"]
         assert notes(tmp_path, number) == expected

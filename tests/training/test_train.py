@@ -8,6 +8,7 @@ from training_runs import (
     compilations,
     flat,
     initial_state_of,
+    press_ctrl_c,
     saved_state,
     terminate,
     tiny_config,
@@ -32,9 +33,10 @@ def uninterrupted(tmp_path_factory):
     return saved_state(config, workdir)
 
 
-def test_run_stopped_by_sigterm_and_resumed_ends_identical(tmp_path, uninterrupted):
+@pytest.mark.parametrize("stop", [terminate, press_ctrl_c])
+def test_run_stopped_by_a_signal_and_resumed_ends_identical(tmp_path, uninterrupted, stop):
     config = tiny_config()
-    train_until(3, config, tmp_path)
+    train_until(3, config, tmp_path, stop)
     assert Checkpoints(tmp_path).step(LAST) == 3  # not a multiple of save_every: saved at once
     assert program.train(config, tmp_path)
     assert_identical(saved_state(config, tmp_path), uninterrupted)

@@ -46,6 +46,10 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def train_until(before_step, config, workdir, action=terminate):
     """Trains, and calls `action` when what step `before_step` needs is asked for."""
     original = program.training_pipeline
