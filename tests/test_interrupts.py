@@ -16,10 +16,15 @@ from fsseg_jax import interrupts
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts a program whose `main` is given, and waits until that has begun."""
+    """A function that starts a program whose `main` is given, and waits until that calls `begin`."""
 
     def start(main):
-        head = "from fsseg_jax import command_line\ndef main():\n    print('begun', flush=True)\n"
+        head = (
+            "import hashlib, os, signal, time\n"
+            "from fsseg_jax import command_line\n"
+            "def begin():\n    print('begun', flush=True)\n"
+            "def main():\n"
+        )
         program = head + textwrap.indent(main, "    ") + "\ncommand_line.run(main)"
         # A background job of a shell would inherit that Ctrl-C is ignored.
         inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,7 +38,7 @@ def start(tmp_path):
 
 
 def test_a_program_cleans_up_and_ends_with_status_130(start, tmp_path):
-    process = start("import time\ntry:\n    time.sleep(60)\nfinally:\n    open('left', 'w')")
+    process = start("try:\n    begin()\n    time.sleep(60)\nfinally:\n    open('left', 'w')")
     process.send_signal(signal.SIGINT)
     result = process.communicate(timeout=30)
     assert (process.returncode, *result) == (130, "", "stopped by Ctrl-C\n")
@@ -42,7 +47,7 @@ def test_a_program_cleans_up_and_ends_with_status_130(start, tmp_path):
 
 
 def test_a_second_one_ends_what_does_not_come_back_from_compiled_code(start):
-    process = start("import hashlib\nhashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
+    process = start("begin()\nhashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n"
     assert process.stderr.readline() == "stopping; once more ends it at once\n"
@@ -53,12 +58,11 @@ def test_a_second_one_ends_what_does_not_come_back_from_compiled_code(start):
 
 def test_an_interruption_that_python_cannot_raise_ends_the_program(start):
     process = start(
-        "import os, signal, time\n"
         "class Last:\n"
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "        time.sleep(1)\n"
-        "last = Last()\ndel last\ntime.sleep(60)"
+        "begin()\nlast = Last()\ndel last\ntime.sleep(60)"
     )
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
