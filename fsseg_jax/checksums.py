@@ -42,10 +42,17 @@ def verify(tree: Any, known: Mapping[str, str] | None, place: str, remedy: str) 
                 f"{place} is damaged or was changed, or devices disagreed when it was saved: the "
                 f"checksum of {damaged[0]}{others} is not the saved one; {remedy}."
             )
+    if bad := not_finite(tree):
+        raise UserError(f"{place} is useless: {bad} is not finite; {remedy}.")
+
+
+def not_finite(tree: Any) -> str | None:
+    """The name of the first array of a tree that is not finite, or None."""
     for name, array in _named(tree).items():
         array = np.asarray(array)
         if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
-            raise UserError(f"{place} is useless: {name} is not finite; {remedy}.")
+            return name
+    return None
 
 
 def _named(tree: Any) -> dict[str, Any]:

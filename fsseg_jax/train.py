@@ -29,7 +29,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.selection import Selection
 from fsseg_jax.evaluation.summary import summary
-from fsseg_jax.files import lock
+from fsseg_jax.files import lock, writing
 from fsseg_jax.models import Method, create_model
 from fsseg_jax.training.checkpoints import (
     BEST,
@@ -68,8 +68,9 @@ def main() -> int:
     command_line.start(config, stoppable=True)
     with contextlib.ExitStack() as stack:
         if is_first_process():
-            arguments.workdir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((arguments.workdir / ".lock").open("w"))
+            with writing(arguments.workdir):
+                arguments.workdir.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((arguments.workdir / ".lock").open("w"))
             lock(file.fileno(), arguments.workdir, option="--workdir")
         stop = StopRequest()
         return 0 if train(config, arguments.workdir, stop) else 128 + stop.signal
@@ -148,12 +149,13 @@ def open_data(config: ConfigDict) -> Data:
 
 
 def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> Checkpoints:
-    """Opens the checkpoints of a run, and deletes those that its configuration no longer selects.
+    """Opens the checkpoints of a run, and sets those aside that it no longer selects.
 
     Raises:
         UserError: they are from a different training, or from more steps, or the last one is gone.
     """
     checkpoints = Checkpoints(workdir, trained_on=data.base)
+    checkpoints.clean()
     for which in (LAST, BEST):
         if checkpoints.step(which) is not None:
             checkpoints.check_same(which, config, "data.name", "data.fold")
@@ -176,8 +178,7 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
             "it or choose another --workdir."
         )
     for name in set(checkpoints.names()) - {LAST, *selected(config.train.select_on)}:
-        logger.info("deleting the checkpoint %s, which train.select_on no longer names", name)
-        checkpoints.delete(name)
+        checkpoints.set_aside(name, f"train.select_on no longer names {name}")
     return checkpoints
 
 
@@ -328,13 +329,11 @@ class Loop:
             finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient_norm"])
             if not finite.all():
                 bad = finite.argmin()
-                kept = self.checkpoints.step(LAST)
-                has = f"the checkpoint of step {kept} is kept" if kept else "nothing was saved"
                 raise UserError(
                     f"the loss is {metrics['loss'][bad]} and the gradient's norm "
                     f"{metrics['gradient_norm'][bad]} at step {first + bad}: lower "
                     f"train.learning_rate ({self.config.train.learning_rate}) or train in float32; "
-                    f"{has}."
+                    f"{self.checkpoints.kept()}."
                 )
             self.losses.append(metrics)
 

@@ -16,7 +16,7 @@ from fsseg_jax import interrupts
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts a program whose `main` is given, and waits until that calls `begin`."""
+    """A function that starts a program with this `main`, and waits until that calls `begin`."""
 
     def start(main):
         head = (

@@ -55,9 +55,10 @@ class Selection:
         self.at_best_threshold: float | None = None
         if checkpoints.step(name) is not None:
             _, info = checkpoints.describe(name)
-            # It was selected on other episodes, or at a step that will be repeated.
-            if info["episodes_hash"] != self.episodes_hash or info["step"] > start:
-                checkpoints.delete(name)
+            if info["episodes_hash"] != self.episodes_hash:
+                checkpoints.set_aside(name, f"{name} was selected on other episodes")
+            elif info["step"] > start:
+                checkpoints.set_aside(name, f"{name} is of a step that is done again")
             else:
                 self.best = info["mean_iou"]
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written with Orbax: the last one, and the best ones.
+"""Checkpoints of a run, written with Orbax: the last two, and the best ones.
 
 Each holds the state, the configuration and information about it: the step, the score and the
 classes that gave it. Writing is atomic: a run that is killed while writing keeps the previous
@@ -8,27 +8,33 @@ checkpoint.
 import functools
 import logging
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from fsseg_jax.checksums import checksum_of, checksums, verify
+from fsseg_jax.checksums import checksum_of, checksums, not_finite, verify
 from fsseg_jax.config import differences, from_saved
 from fsseg_jax.data import class_ids
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import put, replicated
 from fsseg_jax.errors import UserError
+from fsseg_jax.files import writing
 from fsseg_jax.models import Method, init_variables
 from fsseg_jax.training.state import TrainState
 
+TMP_DIR_SUFFIX = ".orbax-checkpoint-tmp"  # of folders that Orbax has not finished
 # What to do about a damaged checkpoint.
 REMEDY = "take it from a backup, use another checkpoint, or train again"
 LAST, BEST = "last", "best"  # there can also be "best_novel" and the like, see `selected`
+SET_ASIDE = "set_aside"  # folder of best checkpoints that are not the run's any more
+KEPT = {LAST: 2}  # so that there is a good one if training has diverged, or one is damaged
 
 logger = logging.getLogger(__name__)
 
@@ -56,46 +62,92 @@ class Checkpoints:
 
     def _manager(self, which: str) -> ocp.CheckpointManager:
         if which not in self._managers:
-            options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT.get(which, 1), enable_async_checkpointing=False
+            )
             self._managers[which] = ocp.CheckpointManager(self.folder / which, options=options)
         return self._managers[which]
 
     def step(self, which: str) -> int | None:
         """The step of a checkpoint, or None if there is none."""
-        return self._manager(which).latest_step() if (self.folder / which).is_dir() else None
+        return max(self._steps(which), default=None)
+
+    def _steps(self, which: str) -> list[int]:
+        there = (self.folder / which).is_dir()
+        return sorted(self._manager(which).all_steps()) if there else []
+
+    def kept(self) -> str:
+        """What is kept of the run, and how to go on from it, in words."""
+        *earlier, last = self._steps(LAST) or [None]
+        if last is None:
+            return "nothing was saved"
+        others = f" (from step {earlier[-1]} without {self._place(LAST)})" if earlier else ""
+        return f"the same command goes on from the checkpoint of step {last}{others}"
+
+    def _place(self, which: str) -> pathlib.Path:
+        return self.folder / which / str(self.step(which))
+
+    def clean(self) -> None:
+        """Removes what writers that were killed have left; only while nobody else writes."""
+        if jax.process_index() == 0:
+            for path in self.folder.glob(f"*/*{TMP_DIR_SUFFIX}*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, which: str, state: TrainState, config: ConfigDict, **info: Any) -> None:
         """Writes a checkpoint, which replaces the previous one, and waits until it is complete.
 
         `which` is LAST, BEST or another name of `selected`; `info` is further information, as JSON.
+
+        Raises:
+            UserError: the state is not finite, or it cannot be written.
         """
         step = int(state.step)
+        if bad := not_finite(state):
+            raise UserError(
+                f"{bad} is not finite after step {step}, which is not saved: lower "
+                f"train.learning_rate ({config.train.learning_rate}) or train in float32; "
+                f"{self.kept()}."
+            )
         sums = {"variables": checksums(state.variables), "training": checksums(_rest(state))}
         known = {"step": step, "arrays": _shapes(state.variables), "checksums": sums}
         known["config_checksum"] = checksum_of(config.to_dict())
         if self.trained_on:
             known["trained_on"] = self.trained_on
-        self._manager(which).save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave(_rest(state)),
-                config=ocp.args.JsonSave(config.to_dict()),
-                info=ocp.args.JsonSave({**known, **info}),
-            ),
-            force=True,
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardSave(state.variables),
+            training=ocp.args.StandardSave(_rest(state)),
+            config=ocp.args.JsonSave(config.to_dict()),
+            info=ocp.args.JsonSave({**known, **info}),
         )
+        try:
+            self._manager(which).save(step, args=args, force=True)
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:  # each of the libraries involved raises its own
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written to {self.folder / which} "
+                f"({_reason(error)}): make room there, or check its permissions; {self.kept()}."
+            ) from None
 
-    def delete(self, which: str) -> None:
-        """Removes a checkpoint."""
-        step = self.step(which)
-        assert step is not None
-        self._manager(which).delete(step)
+    def set_aside(self, which: str, why: str) -> None:
+        """Moves a best checkpoint away, to where the run does not take it for its own."""
+        place, step = self._place(which), self.step(which)
+        free = (self.folder / SET_ASIDE / f"{which}{n}" / str(step) for n in ("", *range(2, 10**6)))
+        target = next(path for path in free if not path.exists())
+        logger.info("%s: its checkpoint of step %s is kept in %s", why, step, target.parent)
+        if jax.process_index() == 0:
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                place.rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{which} is set aside")
+        self._managers.pop(which).close()
 
     def names(self) -> list[str]:
         """The names of the existing checkpoints."""
         folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        return [path.name for path in folders if self.step(path.name) is not None]
+        names = [path.name for path in folders if path.name != SET_ASIDE]
+        return [name for name in names if self.step(name) is not None]
 
     def describe(self, which: str) -> tuple[ConfigDict, dict[str, Any]]:
         """The configuration and the information of a checkpoint, without its arrays.
@@ -116,10 +168,14 @@ class Checkpoints:
             raise self._unreadable(which, error) from None
 
     def _unreadable(self, which: str, error: Exception) -> UserError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         return UserError(
-            f"{self.folder / which} is damaged or of another model ({reason}): {REMEDY}."
+            f"{self._place(which)} is damaged or of another model ({_reason(error)}): "
+            f"{self._remedy(which)}."
         )
+
+    def _remedy(self, which: str) -> str:
+        *earlier, _ = self._steps(which)
+        return f"{REMEDY}, or remove it to use that of step {earlier[-1]}" if earlier else REMEDY
 
     def restore(self, which: str, like: TrainState, sharding: Sharding) -> TrainState:
         """The state of a checkpoint on the devices of `sharding`, however many devices saved it.
@@ -167,7 +223,7 @@ class Checkpoints:
         except Exception as error:
             raise self._unreadable(which, error) from None
         known = self.describe(which)[1].get("checksums", {}).get(part)
-        verify(restored, known, str(self.folder / which), REMEDY)
+        verify(restored, known, str(self._place(which)), self._remedy(which))
         return restored
 
     def check_classes(self, which: str, config: ConfigDict, source: Source) -> None:
@@ -250,6 +306,10 @@ def load_variables(
     variables = checkpoints.restore_variables(which, jax.eval_shape(initialise), replicated(mesh))
     words = "the last" if which == LAST else f"best on {info['selected_on']} classes"
     return Loaded(variables, f"step {info['step']}, {words}", saved, which)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

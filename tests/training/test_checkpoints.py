@@ -87,13 +87,15 @@ def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(tmp_path, s
         assert ("holds no" in log.text) == (wanted == "best_validation")
 
 
-def test_a_best_checkpoint_that_is_selected_no_longer_goes(tmp_path, scores, log):
+def test_a_best_checkpoint_that_is_selected_no_longer_is_set_aside(tmp_path, scores, log):
     config = tiny_config(select_on="base+novel", steps=2, eval_every=2)
     assert program.train(config, tmp_path)
     assert Checkpoints(tmp_path).names() == [BEST, "best_novel", LAST]
     assert program.train(tiny_config(select_on="base", steps=4, eval_every=4), tmp_path)
     assert Checkpoints(tmp_path).names() == [BEST, LAST]
-    assert "deleting the checkpoint best_novel, which train.select_on no longer names" in log.text
+    assert "train.select_on no longer names best_novel: its checkpoint of step 2 is kept" in log.text
+    aside = tmp_path / "checkpoints" / "set_aside" / "best_novel"
+    assert [path.name for path in aside.iterdir()] == ["2"]
 
 
 def test_a_run_with_one_best_checkpoint_is_evaluated_by_that_and_says_so(tmp_path, log):
@@ -107,7 +109,7 @@ def test_a_run_with_one_best_checkpoint_is_evaluated_by_that_and_says_so(tmp_pat
     for which in ("base", "novel"):
         log.clear()
         if checkpoints.step(BEST) is not None:
-            checkpoints.delete(BEST)
+            checkpoints.set_aside(BEST, "for the next one")
         checkpoints.save(BEST, state, config, selected_on=which)
         loaded = load(tmp_path, config)
         assert loaded.checkpoint == BEST
