@@ -1,6 +1,7 @@
 """Checksums of arrays, by which damaged weights are told from good ones."""
 
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,15 @@ def checksums(tree: Any) -> dict[str, str]:
 def checksum_of(values: Mapping[str, Any]) -> str:
     """The checksum of values that JSON can hold; tuples are lists in it."""
     return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())
+
+
+def checksum_of_code() -> str:
+    """The checksum of this package's modules."""
+    package = pathlib.Path(__file__).parent
+    sums = xxhash.xxh3_64()
+    for path in sorted(package.rglob("*.py")):
+        sums.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return sums.hexdigest()
 
 
 def verify(tree: Any, known: Mapping[str, str] | None, place: str, remedy: str) -> None:

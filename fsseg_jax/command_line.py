@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax import devices, interrupts
-from fsseg_jax.config import default_config, joined, load_config, override, reference
+from fsseg_jax.checksums import checksum_of_code
+from fsseg_jax.config import default_config, flatten, joined, load_config, override, reference
 from fsseg_jax.errors import UserError
 
 # Seconds that the first of several processes waits after an error: its exit ends the others, which
@@ -122,6 +123,22 @@ def settings(overrides: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{argument}: expected --config.field=value.")
         fields[name.removeprefix("--config.")] = value
     return fields
+
+
+def check_processes(config: ConfigDict, **folders: pathlib.Path) -> None:
+    """Checks that several processes run the same command with the same code.
+
+    Their data and weights may be in different places; what is read there is compared later.
+
+    Raises:
+        UserError: they differ in `config`, in `folders` (by option), or in their code.
+    """
+    fields = {name: x for name, x in flatten(config).items() if name not in ("data.root", "init")}
+    devices.check_agreement(
+        {f"--{option}": os.path.abspath(folder) for option, folder in folders.items()}
+        | fields
+        | {"jax": jax.__version__, "the code of fsseg_jax": checksum_of_code()}
+    )
 
 
 class _ProgressHandler(logging.Handler):

@@ -1,13 +1,15 @@
 """Devices, processes, and the mesh over which batches are split."""
 
 import functools
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import platformdirs
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
@@ -92,6 +94,31 @@ def choose_platform(platform: str) -> None:
         ) from None
     if platform and found != platform:
         raise UserError(f"platform = {platform}, but JAX was already started on {found}.")
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Compares facts by name between all processes, which have to reach this place.
+
+    Raises:
+        UserError: a process has other facts than the first one.
+    """
+    if jax.process_count() == 1:
+        return
+    own = json.dumps({name: str(value) for name, value in facts.items()}).encode()
+    lengths = multihost_utils.process_allgather(np.array([len(own)]))[:, 0]
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(own)] = np.frombuffer(own, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    first, *others = (json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True))
+    for number, other in enumerate(others, 1):
+        names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if names:
+            name, more = names[0], f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(
+                f"process {number} has {name} = {other.get(name)}, but process 0 has "
+                f"{first.get(name)}{more}: start all processes with the same command, code and "
+                "data."
+            )
 
 
 def make_mesh(devices: int = 0) -> Mesh:

@@ -15,7 +15,7 @@ import pathlib
 from fsseg_jax import command_line
 from fsseg_jax.config import override
 from fsseg_jax.data import open_source
-from fsseg_jax.devices import describe, is_first_process, make_mesh
+from fsseg_jax.devices import check_agreement, describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.published import TABLES, overview
 from fsseg_jax.evaluation.run import evaluate
@@ -66,11 +66,13 @@ def main() -> None:
                 "to evaluate a freshly initialised model."
             )
         config = override(checkpoints.describe(which)[0], overrides)
+    folder = arguments.out or workdir / "evaluation"
+    command_line.check_processes(config, workdir=workdir, out=folder)
     source = open_source(config.data, "test")
+    check_agreement({"data": source.contents()})
     model = create_model(config)
     loaded = load_variables(config, model, workdir, mesh, source)
     logger.info("evaluating %s: %s", config.method, loaded.words)
-    folder = arguments.out or workdir / "evaluation"
     results = evaluate(config, model, loaded, source, mesh, folder)
     if not is_first_process():
         return

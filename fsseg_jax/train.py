@@ -14,17 +14,25 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorboardX
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsseg_jax import command_line
+from fsseg_jax.checksums import checksum_of, checksums
 from fsseg_jax.config import differences, load_config, override
 from fsseg_jax.data import class_ids, open_source, training_items, training_pipeline
 from fsseg_jax.data.sampling import Items, check_items
 from fsseg_jax.data.source import Source
-from fsseg_jax.devices import check_divides, describe, is_first_process, make_mesh, put, replicated
+from fsseg_jax.devices import (
+    check_agreement,
+    check_divides,
+    describe,
+    is_first_process,
+    make_mesh,
+    put,
+    replicated,
+)
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.run import evaluate
 from fsseg_jax.evaluation.selection import Selection
@@ -51,6 +59,7 @@ from fsseg_jax.training.state import (
     with_steps,
 )
 from fsseg_jax.training.stop import NAMES, Stopped, StopRequest
+from fsseg_jax.training.summaries import Summaries
 
 logger = logging.getLogger("fsseg_jax.train")  # as a program, the module has another name
 
@@ -66,6 +75,7 @@ def main() -> int:
         raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
     config = override(load_config(arguments.config), overrides)
     command_line.start(config, stoppable=True)
+    command_line.check_processes(config, workdir=arguments.workdir)
     with contextlib.ExitStack() as stack:
         if is_first_process():
             with writing(arguments.workdir):
@@ -93,6 +103,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest | None = 
     check_divides(config.train.batch_size, mesh, config.train.accumulate)
     create_model(config)  # reports wrong options before the data are read
     data = open_data(config)
+    check_agreement({"data": data.contents})
     config = with_steps(config, data.epoch)
     if config.train.warmup >= config.train.steps:
         words = "train.warmup = %d: the learning rate still rises when training ends, at step %d"
@@ -125,6 +136,7 @@ class Data(NamedTuple):
     items: Items  # training items, see `training_items`
     epoch: int  # number of episodes in one pass over them
     base: list[str]  # names of the training classes
+    contents: str  # checksum of `source` and `test`
 
 
 def open_data(config: ConfigDict) -> Data:
@@ -135,17 +147,20 @@ def open_data(config: ConfigDict) -> Data:
     """
     source, test = open_source(config.data, "train"), open_source(config.data, "test")
     shared = set(source.ids) & set(test.ids)
-    if shared and "base" in config.train.select_on and config.data.split:
+    named = {name: config.data[name] for name in ("split", "train_split") if config.data[name]}
+    if shared and "base" in config.train.select_on and named:
+        words = " and ".join(f"data.{name} = {split}" for name, split in named.items())
         raise UserError(
-            f"data.split = {config.data.split}: selection on base classes would score images that "
-            "training sees: choose another data.split, or train.select_on = novel (use protocols "
-            "that test on training images only in evaluate)."
+            f"{words}: selection on base classes would score images that training sees: choose "
+            "other splits, or train.select_on = novel (use protocols that test on training images "
+            "only in evaluate)."
         )
     items = training_items(config.data, source)
     # The pipeline checks this too, but arrays of an episode's size are made before it is opened.
     check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
-    return Data(source, test, items, items.epoch(config.data.sampling), base)
+    contents = checksum_of({"train": source.contents(), "test": test.contents()})
+    return Data(source, test, items, items.epoch(config.data.sampling), base, contents)
 
 
 def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> Checkpoints:
@@ -154,7 +169,7 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
     Raises:
         UserError: they are from a different training, or from more steps, or the last one is gone.
     """
-    checkpoints = Checkpoints(workdir, trained_on=data.base)
+    checkpoints = Checkpoints(workdir, trained_on=data.base, contents=data.contents)
     checkpoints.clean()
     for which in (LAST, BEST):
         if checkpoints.step(which) is not None:
@@ -165,6 +180,8 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
                     f"{data.source.name} has now: choose another --workdir."
                 )
     start = checkpoints.step(LAST) or 0
+    if start:
+        checkpoints.check_data(config)
     if (left := checkpoints.names()) and LAST not in left:
         folder = checkpoints.folder
         raise UserError(
@@ -194,6 +211,7 @@ def begin_or_resume(
     """
     count = len(data.items.image)
     start = checkpoints.step(LAST)
+    check_agreement({"the step of the last checkpoint": start})
     if start:
         saved, _ = checkpoints.describe(LAST)
         for name, (old, new) in differences(saved, config).items():
@@ -203,7 +221,11 @@ def begin_or_resume(
         logger.info("resuming from step %d of %s", start, checkpoints.folder.parent)
     else:
         model = create_model(config)
-        state = put(initial_state(model, config, config.init, count), replicated(mesh))
+        initial = initial_state(model, config, config.init, count)
+        if config.init:
+            weights = checksums(initial.variables["params"]["backbone"])
+            check_agreement({f"init = {config.init}, that is,": checksum_of(weights)})
+        state = put(initial, replicated(mesh))
     parts = split_frozen(model, state.variables["params"])
     learnable, frozen = (sum(x.size for x in jax.tree.leaves(part)) / 1e6 for part in parts)
     logger.info(
@@ -259,11 +281,8 @@ class Loop:
         draw, rematerialise = self.pipeline.draw, config.rematerialise
         self.dispatch = make_dispatch(step_function, draw, mesh, rematerialise=rematerialise)
         self.schedule: Callable[[int], Any] = learning_rate(config.train)
-        self.writer = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=self.start + 1,
-            write_to_disk=is_first_process(),
-        )
+        folder = workdir / "tensorboard" if is_first_process() else None
+        self.summaries = Summaries(folder, self.start + 1)
         # Information about training for the last checkpoint.
         self.known = {"epoch": data.epoch, "batch_size": self.batch_size, "devices": describe(mesh)}
         self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
@@ -282,7 +301,7 @@ class Loop:
             unit="episode",
             dynamic_ncols=True,
         )
-        with stop, progress, self.writer, contextlib.suppress(Stopped):
+        with stop, progress, contextlib.suppress(Stopped):
             if step and (step % train.eval_every == 0 or step == self.steps):
                 self.select(state, step, stop)  # the run may have been stopped before selection
             while step < self.steps:
@@ -345,9 +364,7 @@ class Loop:
         means["learning_rate"] = float(self.schedule(step - 1))
         now = time.perf_counter()
         means["episodes_per_second"] = len(whole["loss"]) * self.batch_size / (now - self.log_time)
-        for name, value in means.items():
-            self.writer.add_scalar(f"train/{name}", value, step)
-        self.writer.flush()  # a run that is killed keeps its curves up to here
+        self.summaries.add({f"train/{name}": value for name, value in means.items()}, step)
         self.losses, self.log_time = [], now
         return means["loss"]
 
@@ -371,10 +388,8 @@ class Loop:
         scores = {f"{s.which}_mean_iou": s.score(state) for s in self.selections}
         scores |= {f"{s.which}_at_best_threshold": s.at_best_threshold for s in self.selections}
         stop.at_once = False
-        for name, score in scores.items():
-            if score is not None:
-                self.writer.add_scalar(f"selection/{name}", score, step)
-        self.writer.flush()
+        known = {f"selection/{name}": x for name, x in scores.items() if x is not None}
+        self.summaries.add(known, step)
         paused = time.perf_counter() - paused  # not counted as training time
         self.log_time, self.began = self.log_time + paused, self.began + paused
 

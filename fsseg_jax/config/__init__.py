@@ -1,6 +1,6 @@
 """The configuration: its fields and their meaning, files, overrides and checks."""
 
-from fsseg_jax.config.checks import check
+from fsseg_jax.config.checks import check, flatten
 from fsseg_jax.config.fields import FIELDS, default_config
 from fsseg_jax.config.files import config_file, config_names, load_config
 from fsseg_jax.config.overrides import differences, joined, override
@@ -13,6 +13,7 @@ __all__ = [
     "config_names",
     "default_config",
     "differences",
+    "flatten",
     "from_saved",
     "joined",
     "load_config",

@@ -236,6 +236,13 @@ FIELDS: dict[str, Field] = {
         "best checkpoint by either, so that both figures can be reported; best means the first.",
         choices=("base", "validation", "novel", "base+novel", "validation+novel"),
     ),
+    "train.if_data_changed": Field(
+        "error",
+        "What to do if a run is continued and names, sizes or masks of its images are no longer "
+        "those of its checkpoint: stop with an error, because the run would be of neither, or "
+        "continue with the new ones.",
+        choices=("error", "continue"),
+    ),
     "train.test_before_and_after": Field(
         False, "Also evaluate on the held-out classes before the first step and after the last."
     ),

@@ -104,6 +104,7 @@ class Source(abc.ABC):
         files: (image, label) paths for pipelines that decode files themselves, or None.
         fingerprint: changes whenever a file of the source does, as a key for `cache_folder`; None
             if there are no files.
+        sizes: changes whenever a file's size does, but not in a copy; None if there are no files.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Source(abc.ABC):
     table: ClassTable
     files: tuple[tuple[str, str], ...] | None = None
     fingerprint: str | None = None
+    sizes: str | None = None
 
     @abc.abstractmethod
     def read(self, index: int) -> LabelledImage:
@@ -133,6 +135,11 @@ class Source(abc.ABC):
         for column in dataclasses.astuple(self.table):
             digest.update(np.asarray(column, np.int64).tobytes())
         return digest.hexdigest()[:8]
+
+    def contents(self) -> str:
+        """Identifies the data like `digest`, and by the sizes of their files, too. It is the same
+        for a copy of them elsewhere."""
+        return f"{self.digest()}-{self.sizes}" if self.sizes else self.digest()
 
     @property
     def label_type(self) -> np.dtype:

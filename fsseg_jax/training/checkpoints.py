@@ -53,10 +53,13 @@ class Checkpoints:
 
     Args:
         trained_on: the names of its training classes, which are saved with each checkpoint.
+        contents: the checksum of its data, likewise.
     """
 
-    def __init__(self, workdir: pathlib.Path, trained_on: Sequence[str] = ()) -> None:
-        self.trained_on = list(trained_on)
+    def __init__(
+        self, workdir: pathlib.Path, trained_on: Sequence[str] = (), contents: str = ""
+    ) -> None:
+        self.trained_on, self.contents = list(trained_on), contents
         self.folder = workdir.absolute() / "checkpoints"
         self._managers = {}
 
@@ -112,7 +115,7 @@ class Checkpoints:
         known = {"step": step, "arrays": _shapes(state.variables), "checksums": sums}
         known["config_checksum"] = checksum_of(config.to_dict())
         if self.trained_on:
-            known["trained_on"] = self.trained_on
+            known |= {"trained_on": self.trained_on, "data": self.contents}
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(state.variables),
             training=ocp.args.StandardSave(_rest(state)),
@@ -244,6 +247,23 @@ class Checkpoints:
         if saved.data.name == config.data.name:
             raise UserError(f"{sentence}: choose another data.fold or --workdir.")
         logger.warning("%s: it has seen these classes.", sentence)
+
+    def check_data(self, config: ConfigDict) -> None:
+        """Raises UserError if the data have changed since the last checkpoint, but nothing in the
+        configuration says so."""
+        saved, info = self.describe(LAST)
+        changed = [name for name in differences(saved, config) if name.startswith("data.")]
+        told = {*changed} - {"data.root", "data.pipeline"}
+        if info.get("data", self.contents) == self.contents or told:
+            return
+        sentence = f"the images or masks have changed since step {info['step']} of {self.folder}"
+        if config.train.if_data_changed == "continue":
+            logger.warning("%s", sentence)
+            return
+        raise UserError(
+            f"{sentence}: bring the old ones back, choose another --workdir, or accept the new "
+            "ones with --config.train.if_data_changed=continue."
+        )
 
     def check_same(self, which: str, config: ConfigDict, *fields: str) -> None:
         """Raises UserError if `fields` differ between a checkpoint's configuration and `config`."""

@@ -93,7 +93,9 @@ def test_a_best_checkpoint_that_is_selected_no_longer_is_set_aside(tmp_path, sco
     assert Checkpoints(tmp_path).names() == [BEST, "best_novel", LAST]
     assert program.train(tiny_config(select_on="base", steps=4, eval_every=4), tmp_path)
     assert Checkpoints(tmp_path).names() == [BEST, LAST]
-    assert "train.select_on no longer names best_novel: its checkpoint of step 2 is kept" in log.text
+    assert (
+        "train.select_on no longer names best_novel: its checkpoint of step 2 is kept" in log.text
+    )
     aside = tmp_path / "checkpoints" / "set_aside" / "best_novel"
     assert [path.name for path in aside.iterdir()] == ["2"]
 

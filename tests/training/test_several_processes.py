@@ -35,6 +35,64 @@ def start(workdir, steps, processes=2):
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
+def disagreeing(tmp_path, program, *options):
+    """What the second of two processes prints, which gets `options` besides."""
+    code = f"import sys; extra = {list(options)!r} if '1' == os.environ['JAX_PROCESS_ID'] else []"
+    command = [
+        sys.executable,
+        str(LAUNCHER),
+        "--processes=2",
+        "--cpu-devices=1",
+        "--grace=20",
+        "--",
+    ]
+    command += [sys.executable, "-c", f"import os, runpy; {code}; {program}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+
+
+def test_processes_with_other_facts_end_with_one_sentence(tmp_path):
+    """Long facts and short ones, numbers that are missing, and whatever else is told apart."""
+    program = (
+        "from fsseg_jax import devices; from fsseg_jax.errors import UserError; "
+        "from fsseg_jax.config import default_config; config = default_config(); "
+        "config.distributed = True; devices.start(config)\n"
+        "for facts in ({'a': 1}, {'a': 1, 'long': 'x' * 5000 * (1 + len(extra))}, {'b': extra}):\n"
+        "    try:\n"
+        "        devices.check_agreement(facts)\n"
+        "        print('agreed', flush=True)\n"
+        "    except UserError as error:\n"
+        "        print(str(error)[:60], flush=True)"
+    )
+    done = disagreeing(tmp_path, program, "extra")
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
+    first, *others = told
+    assert first == "agreed"
+    assert others[0].startswith("process 1 has long = xxx")
+    assert others[1].startswith("process 1 has b = ['extra'], but process 0 has []: start all")
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--config.train.learning_rate=0.02", "train.learning_rate = 0.02"),
+        ("--workdir=elsewhere", "--workdir = "),
+    ],
+)
+def test_processes_with_other_settings_do_not_train(tmp_path, option, named):
+    words = ["train", *OPTIONS, f"--workdir={tmp_path / 'run'}", "--config.distributed=True"]
+    program = (
+        f"sys.argv = {words!r} + extra; "
+        "runpy.run_module('fsseg_jax.train', run_name='__main__', alter_sys=True)"
+    )
+    done = disagreeing(tmp_path, program, option)
+    assert done.returncode == 2
+    (sentence,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert sentence.startswith(f"error: process 1 has {named}")
+    assert "start all processes with the same command" in sentence
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def processes_of(workdir):
     """Process ids by JAX's number of the process."""
     found = {}

@@ -7,8 +7,10 @@ class Event:
     step: int
     summary: Any
     wall_time: float
+    def __init__(self, **fields: Any) -> None: ...
     @staticmethod
     def FromString(s: bytes) -> Event: ...
 
 class SessionLog:
     START: int
+    def __init__(self, **fields: Any) -> None: ...
