@@ -5,11 +5,13 @@ classes that gave it. Writing is atomic: a run that is killed while writing keep
 checkpoint.
 """
 
+import contextlib
 import functools
 import logging
 import pathlib
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -123,7 +125,9 @@ class Checkpoints:
             info=ocp.args.JsonSave({**known, **info}),
         )
         try:
-            self._manager(which).save(step, args=args, force=True)
+            _check_room(self.folder, state)
+            with _errors_told_once():
+                self._manager(which).save(step, args=args, force=True)
         except jax.errors.JaxRuntimeError:
             raise
         except Exception as error:  # each of the libraries involved raises its own
@@ -326,6 +330,29 @@ def load_variables(
     variables = checkpoints.restore_variables(which, jax.eval_shape(initialise), replicated(mesh))
     words = "the last" if which == LAST else f"best on {info['selected_on']} classes"
     return Loaded(variables, f"step {info['step']}, {words}", saved, which)
+
+
+def _check_room(folder: pathlib.Path, state: TrainState) -> None:
+    """Raises OSError if a disk has no room for a state, which Orbax would find out with noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(folder).free, sum(x.nbytes for x in jax.tree.leaves(state))
+    if free < needed:
+        raise OSError(f"{free / 2**20:.0f} MiB are free, but it needs {needed / 2**20:.0f}")
+
+
+@contextlib.contextmanager
+def _errors_told_once() -> Iterator[None]:
+    """Silences what the threads of Orbax print of an error, besides the one that it raises."""
+    loggers, hook = (logging.getLogger("absl"), logging.getLogger("asyncio")), sys.unraisablehook
+    before = [each.disabled for each in loggers]
+    sys.unraisablehook = lambda _: None
+    for each in loggers:
+        each.disabled = True
+    yield
+    # After an error, which ends the run, its threads go on.
+    sys.unraisablehook = hook
+    for each, disabled in zip(loggers, before, strict=True):
+        each.disabled = disabled
 
 
 def _reason(error: Exception) -> str:

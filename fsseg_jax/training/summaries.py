@@ -1,12 +1,14 @@
 """Summaries of a run, for TensorBoard."""
 
+import contextlib
 import logging
 import pathlib
+import socket
 import time
 from collections.abc import Mapping
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 logger = logging.getLogger(__name__)
@@ -25,31 +27,39 @@ class Summaries:
     """
 
     def __init__(self, folder: pathlib.Path | None, start: int) -> None:
-        self._folder, self._writer = folder, None
+        self._folder, self._file = folder, None
         if folder is None:
             return
+        # TensorBoard reads files of this name, in the order of their time.
+        path = folder / f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"))
+            self._file = RecordWriter(str(path))
         except OSError as error:
             self._give_up(error)
         session = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=start, session_log=session))
+        self._write(Event(file_version="brain.Event:2"), Event(step=start, session_log=session))
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Writes values by name; a run that is killed keeps them."""
-        for name, value in values.items():
-            self._write(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._write(
+            *(Event(step=step, summary=scalar(name, value)) for name, value in values.items())
+        )
 
-    def _write(self, event: Event) -> None:
-        if self._writer is None:
+    def _write(self, *events: Event) -> None:
+        if self._file is None:
             return
         try:
-            self._writer.write_event(event)
-            self._writer.flush()
+            for event in events:
+                event.wall_time = time.time()
+                self._file.write(event.SerializeToString())
+            self._file.flush()
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        self._writer = None
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # once more, for what has not been written
+                self._file.close()
+        self._file = None
         logger.warning("%s cannot be written: no more curves (%s)", self._folder, error)

@@ -1,8 +1,10 @@
 """The checkpoints of a run: which are kept, which are evaluated, and which are refused."""
 
+import pathlib
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from helpers import message_of
 from training_runs import (
@@ -174,6 +176,104 @@ def test_a_best_checkpoint_without_the_last_is_kept_and_can_be_gone_on_from(trai
     shutil.copytree(folder / BEST, folder / LAST)
     assert program.train(tiny_config(steps=3), workdir)
     assert f"resuming from step 2 of {workdir}" in log.text
+
+
+def test_two_checkpoints_are_kept_and_a_damaged_one_is_told_with_the_other(trained, tmp_path, log):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    assert program.train(tiny_config(steps=5, eval_every=5), workdir)
+    folder = workdir / "checkpoints" / LAST
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "5"]
+    five = saved_state(tiny_config(), workdir)
+    for path in folder.glob("5/training/**/d/*"):
+        path.write_bytes(path.read_bytes()[:-40])
+    told = message_of(program.train, tiny_config(steps=6), workdir)
+    assert f"{folder / '5'} is damaged" in told
+    assert told.endswith("or remove it to use that of step 4.")
+    shutil.rmtree(folder / "5")
+    assert program.train(tiny_config(steps=5, eval_every=5), workdir)
+    assert "resuming from step 4" in log.text
+    assert_identical(saved_state(tiny_config(), workdir), five)
+
+
+def test_the_best_of_a_step_that_is_done_again_is_set_aside(tmp_path, scores, log):
+    config = tiny_config(steps=4, eval_every=2)
+    assert program.train(config, tmp_path)
+    folder = tmp_path / "checkpoints"
+    shutil.rmtree(folder / LAST / "4")
+    assert program.train(config, tmp_path)
+    assert "best is of a step that is done again: its checkpoint of step 4 is kept in" in log.text
+    assert Checkpoints(tmp_path).describe(BEST)[1]["mean_iou"] == 20
+    assert (folder / "set_aside" / BEST / "4" / "variables").is_dir()
+
+
+def test_what_is_not_finite_is_not_saved(trained, tmp_path):
+    workdir, config = shutil.copytree(trained, tmp_path / "run"), tiny_config()
+    checkpoints = Checkpoints(workdir)
+    before = saved_state(config, workdir)
+    state = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, before)
+    told = message_of(checkpoints.save, LAST, state.replace(step=np.int32(3)), config)
+    assert "variables/params/backbone" in told
+    assert "is not finite after step 3, which is not saved: lower train.learning_rate" in told
+    assert told.endswith("the same command goes on from the checkpoint of step 2.")
+    assert Checkpoints(workdir).step(LAST) == 2
+    assert_identical(saved_state(config, workdir), before)
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        full = shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        told = message_of(program.train, tiny_config(steps=2), tmp_path)
+    assert f"step 2 cannot be written to {tmp_path / 'checkpoints' / LAST} (0 MiB are" in told
+    assert told.endswith("make room there, or check its permissions; nothing was saved.")
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(28)))
+        state = initial_state_of(tiny_config())
+        with pytest.raises(UserError, match="cannot be written to"):
+            Checkpoints(tmp_path).save(LAST, state, tiny_config())
+    assert program.train(tiny_config(steps=2), tmp_path)
+
+
+def test_what_killed_writers_left_goes_when_training_starts(trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    left = workdir / "checkpoints" / LAST / "7.orbax-checkpoint-tmp"
+    (left / "variables").mkdir(parents=True)
+    load(workdir, tiny_config(steps=2))  # while another process may be writing it
+    assert left.is_dir()
+    assert program.train(tiny_config(steps=2), workdir)
+    assert [path.name for path in left.parent.iterdir()] == ["2"]
+
+
+def test_changed_data_are_an_error_unless_they_are_accepted(trained, tmp_path, monkeypatch, log):
+    workdir, original = shutil.copytree(trained, tmp_path / "run"), program.open_source
+
+    def open_source(data, which):
+        source = original(data, which)
+        source.sizes = "other"
+        return source
+
+    monkeypatch.setattr(program, "open_source", open_source)
+    told = message_of(program.train, tiny_config(steps=3), workdir)
+    assert "the images or masks have changed since step 2" in told
+    assert "--config.train.if_data_changed=continue" in told
+    assert program.train(tiny_config(steps=3, if_data_changed="continue"), workdir)
+    assert "the images or masks have changed since step 2" in log.text
+    log.clear()
+    assert program.train(tiny_config(steps=4), workdir)  # they are those of the checkpoint now
+    assert "have changed" not in log.text
+    # Who changes the configuration knows.
+    config = tiny_config(steps=5)
+    config.data.shapes.train = 50
+    assert program.train(config, workdir)
+
+
+def test_selection_never_sees_training_images(tmp_path):
+    """Whichever of the two splits is changed to the other."""
+    for name, split in (("split", "train"), ("train_split", "val")):
+        config = tiny_config()
+        config.data[name] = split
+        told = message_of(program.train, config, tmp_path)
+        assert f"data.{name} = {split}: selection on base classes would score" in told
 
 
 def test_a_model_that_a_checkpoint_does_not_fit_is_told_with_what_differs(trained):

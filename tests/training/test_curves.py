@@ -1,11 +1,15 @@
 """Learning curves are what the writer was given, whatever a run went through."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorboardX
 from PIL import Image
 
 from fsseg_jax.training import curves
+from fsseg_jax.training import summaries as summaries_module
+from fsseg_jax.training.summaries import Summaries
 
 
 def write(folder, values, purge=None):
@@ -14,6 +18,49 @@ def write(folder, values, purge=None):
         for tag, points in values.items():
             for step, value in points.items():
                 writer.add_scalar(tag, value, step)
+
+
+def test_summaries_are_what_tensorflow_and_our_curves_read(tmp_path, monkeypatch):
+    """Of a run that was stopped after step 4, and goes on from step 3."""
+    tensorflow = pytest.importorskip("tensorflow")
+    seconds = iter(range(10**9, 10**9 + 1000))
+    monkeypatch.setattr("time.time", lambda: float(next(seconds)))
+    for start in (1, 3):
+        summaries = Summaries(tmp_path / "tensorboard", start)
+        for step in (start, start + 1, start + 2):
+            summaries.add({"train/loss": step / start, "train/rate": 0.5}, step)
+    assert values_of(tmp_path) == {
+        "train/loss": pytest.approx({1: 1.0, 2: 2.0, 3: 1.0, 4: 4 / 3, 5: 5 / 3}),
+        "train/rate": dict.fromkeys(range(1, 6), 0.5),
+    }
+    first, second = sorted((tmp_path / "tensorboard").iterdir())
+    for file, start in ((first, 1), (second, 3)):
+        version, session, *events = tensorflow.compat.v1.train.summary_iterator(str(file))
+        assert version.file_version == "brain.Event:2"
+        assert session.session_log.status == session.session_log.START
+        assert session.step == start
+        assert [event.step for event in events] == [
+            step for step in (start, start + 1, start + 2) for _ in range(2)
+        ]
+
+
+def test_curves_that_cannot_be_written_are_a_warning_and_no_more(tmp_path, monkeypatch, log):
+    """As on a full disk, where tensorboardX's writer would wait forever."""
+    full = pathlib.Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full")
+    opened = []
+    monkeypatch.setattr(
+        summaries_module.RecordWriter, "__init__", lambda self, path: opened.append(path)
+    )
+    monkeypatch.setattr(summaries_module.RecordWriter, "_writer", full.open("wb"), raising=False)
+    summaries = Summaries(tmp_path / "tensorboard", 1)
+    for step in range(100):
+        summaries.add({"train/loss": 1.0}, step)
+    assert len(opened) == 1
+    assert log.text.count("tensorboard cannot be written: no more curves") == 1
+    (tmp_path / "file").write_text("no folder")
+    Summaries(tmp_path / "file", 1).add({"train/loss": 1.0}, 1)
 
 
 def values_of(folder):
