@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,10 @@ from fsseg_jax.errors import UserError
 AXIS = "data"
 # Seconds without a heartbeat after which a process counts as dead and the others end.
 HEARTBEAT = 30
+CONNECTING = 300  # seconds to wait for the other processes, as nodes start minutes apart
 COMPILED = 4 * 2**30  # bytes of compiled programs to keep; the oldest are deleted first
+
+logger = logging.getLogger(__name__)
 
 
 def start(config: ConfigDict, stoppable: bool = False) -> None:
@@ -56,8 +60,12 @@ def join_processes() -> None:
     numbers = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
         count, number = (None if text is None else int(text) for text in numbers)
+        logger.info("waiting for the other processes, for up to %d s", CONNECTING)
         jax.distributed.initialize(
-            num_processes=count, process_id=number, heartbeat_timeout_seconds=HEARTBEAT
+            num_processes=count,
+            process_id=number,
+            initialization_timeout=CONNECTING,
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")

@@ -3,10 +3,13 @@
 import importlib.util
 import pathlib
 import sys
+import traceback
 import types
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from fsseg_jax.config.checks import flatten
 from fsseg_jax.config.fields import default_config
 from fsseg_jax.config.overrides import differences
 from fsseg_jax.config.presets import apply_preset
@@ -41,7 +44,7 @@ def load_config(path: str) -> ConfigDict:
     """What `get_config()` of the Python file `path` returns, or `get_config("x")` of `path:x`.
 
     Raises:
-        UserError: there is no such file or function.
+        UserError: there is no such file or function, or its code fails.
     """
     path, *argument = path.rsplit(":", 1) if not pathlib.Path(path).is_file() else [path]
     if not pathlib.Path(path).is_file():
@@ -50,18 +53,41 @@ def load_config(path: str) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise UserError(f"--config = {path}: a config must be a Python file with get_config().")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not isinstance(getattr(module, "get_config", None), types.FunctionType):
-        raise UserError(f"--config = {path}: the file has no function get_config().")
     try:
-        return _with_protocol(module.get_config(*argument))
-    except (AttributeError, KeyError, TypeError) as error:
-        while error.args and isinstance(error.args[0], Exception):  # ml_collections nests errors
-            error = error.args[0]
-        first, *others = str(error.args[0]).splitlines()
-        # The lines between the two are the whole config.
-        words = [first.split(" Other fields present")[0], *others[-1:]]
-        raise UserError(f"--config = {path}: {' '.join(words).rstrip('.')}.") from None
+        spec.loader.exec_module(module)
+        if not isinstance(getattr(module, "get_config", None), types.FunctionType):
+            raise UserError("the file has no function get_config()")
+        config = module.get_config(*argument)
+        _check_complete(config)
+        return _with_protocol(config)
+    except (Exception, SystemExit) as error:  # it is the user's code
+        raise UserError(f"--config = {path}: {_reason(error, spec.origin)}.") from None
+
+
+def _check_complete(config: Any) -> None:
+    """Raises UserError unless a configuration is one, and has all fields."""
+    if not isinstance(config, ConfigDict) or "method" not in config:
+        raise UserError("get_config() must return what fsseg_jax.config.default_config returns")
+    if missing := sorted(flatten(default_config(config.method)).keys() - flatten(config).keys()):
+        raise UserError(f"the configuration is incomplete: it lacks {missing[0]}")
+
+
+def _reason(error: BaseException, path: str | None) -> str:
+    """An error of a file's code in words, with the last of its lines that led to it."""
+    if isinstance(error, UserError):
+        return str(error).rstrip(".")
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections nests errors
+        error = error.args[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
+    if isinstance(error, SyntaxError):
+        line, error.args = error.lineno, (error.msg,)
+    first, *others = str(next(iter(error.args), "")).splitlines() or [""]
+    # The lines between the two are ml_collections's copy of the whole config.
+    words = " ".join([first.split(" Other fields present")[0], *others[-1:]]).rstrip(".")
+    telling = words and isinstance(error, AttributeError | KeyError)
+    reason = words if telling else f"{type(error).__name__}: {words}".rstrip(": ")
+    return f"line {line}: {reason}" if line else reason
 
 
 def _with_protocol(config: ConfigDict) -> ConfigDict:

@@ -156,6 +156,14 @@ def test_what_follows_a_colon_is_the_argument_of_get_config(tmp_path):
         (HEAD + "    c.train.steps = 'many'\n    return c\n", "steps"),
         ("get_config = 5\n", "get_config()"),
         ("x = 5\n", "get_config()"),
+        ("x = 5\ndef get_config(:\n", "line 2: SyntaxError: invalid syntax."),
+        ("\nimport nowhere\n", "line 2: ModuleNotFoundError: No module named 'nowhere'."),
+        ("x = 1 / 0\n", "line 1: ZeroDivisionError: division by zero."),
+        ("import sys\nsys.exit('enough')\n", "line 2: SystemExit: enough."),
+        (HEAD + "    raise RuntimeError\n", "line 4: RuntimeError."),
+        (HEAD + "    del c\n", "get_config() must return what fsseg_jax.config.default_config"),
+        (HEAD + "    with c.unlocked():\n        del c.shots\n    return c\n", "it lacks shots"),
+        ("\0", "source code"),
     ],
 )
 def test_wrong_files_are_named(tmp_path, content, part):
