@@ -11,6 +11,7 @@ import hashlib
 import math
 
 import numpy as np
+import psutil
 from jaxtyping import Float, Float32, UInt8
 from numpy.random import Generator
 from PIL import Image
@@ -132,7 +133,8 @@ class Shapes(Source):
         pixels: side of the images.
 
     Raises:
-        UserError: the split is neither train nor val, or size or pixels is too small.
+        UserError: the split is neither train nor val, size or pixels is too small, or the images
+            do not fit into memory.
     """
 
     name = "shapes"
@@ -146,6 +148,13 @@ class Shapes(Source):
             raise UserError(f"{size} images of shapes: there must be at least one.")
         if pixels < 32:
             raise UserError(f"pixels = {pixels}: shapes need a side of at least 32 pixels.")
+        needed, free = 5 * size * pixels**2, psutil.virtual_memory().available
+        if needed > free:
+            raise UserError(
+                f"data.shapes: {size} images of {pixels} x {pixels} pixels need "
+                f"{needed / 2**30:.0f} GiB of memory, but {free / 2**30:.0f} are free: lower "
+                f"data.shapes.{split} or data.shapes.pixels."
+            )
         self.ids = tuple(f"{split}_{index:06d}" for index in range(size))
         self._images = np.empty((size, pixels, pixels, 3), np.uint8)
         self._labels = np.empty((2, size, pixels, pixels), np.uint8)  # labels and instances

@@ -87,6 +87,7 @@ def test_colour_does_not_tell_the_class(shapes):
         (("test", 5, 48), "split = 'test'"),
         (("train", 0, 48), "at least one"),
         (("train", 5, 8), "at least 32 pixels"),
+        (("train", 10**6, 8192), "312500 GiB of memory, but"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, expected):
