@@ -11,23 +11,10 @@ import time
 import commands
 import pytest
 from helpers import message_of
+from small_tables import command, figures, table
 
 import fsseg_jax
 from fsseg_jax.training import curves
-
-ROWS = "PANet, untrained,PANet"
-SMALL = [
-    *("--config.image_size=32", "--config.data.shapes.pixels=32", "--config.train.batch_size=2"),
-    *("--config.data.shapes.train=60", "--config.data.shapes.val=60", "--config.devices=1"),
-    *("--config.data.min_pixels=1", "--config.data.train_min_pixels=1", "--config.eval.gallery=1"),
-    *("--config.train.eval_episodes=4", "--config.eval.episodes=6", "--config.train.save_every=2"),
-]
-
-
-def command(workdir, *words, rows=ROWS):
-    """The words of a call."""
-    where = ["--table=shapes", f"--workdir={workdir}", f"--rows={rows}"]
-    return [sys.executable, "-m", "fsseg_jax.reproduce", *where, *SMALL, *words]
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +25,6 @@ def run(users_environment):
         return commands.run(*command(*arguments, **options), env=users_environment, status=status)
 
     return run
-
-
-def table(workdir):
-    return json.loads((workdir / "tables" / "shapes" / "results.json").read_text())
-
-
-def figures(workdir):
-    """What a table says, but for how long it took."""
-    rows = table(workdir)["rows"]
-    for figure in (figure for row in rows for figure in row["figures"]):
-        figure["runs"] = [os.path.basename(run) for run in figure["runs"]]
-        for facts in figure["training"].values():
-            facts.pop("minutes")
-    return rows
 
 
 @pytest.fixture(scope="module")
