@@ -11,8 +11,8 @@ from typing import NamedTuple
 from .kills import DECK, End, Kill, Kind, run
 from .programs import Program, differences, files
 
-# Whether it is a fault too, and not only counted, that files are left which an uninterrupted run does
-# not have, or that points of learning curves are missing.
+# Whether it is a fault too, and not only counted, that files are left which an uninterrupted run
+# does not have, or that points of learning curves are missing.
 STRICT = False
 TOLD = 3  # differences
 
