@@ -36,7 +36,6 @@ TMP_DIR_SUFFIX = ".orbax-checkpoint-tmp"  # of folders that Orbax has not finish
 REMEDY = "take it from a backup, use another checkpoint, or train again"
 LAST, BEST = "last", "best"  # there can also be "best_novel" and the like, see `selected`
 SET_ASIDE = "set_aside"  # folder of best checkpoints that are not the run's any more
-KEPT = {LAST: 2}  # so that there is a good one if training has diverged, or one is damaged
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class Checkpoints:
     def _manager(self, which: str) -> ocp.CheckpointManager:
         if which not in self._managers:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT.get(which, 1), enable_async_checkpointing=False
+                max_to_keep=_most(which), enable_async_checkpointing=False
             )
             self._managers[which] = ocp.CheckpointManager(self.folder / which, options=options)
         return self._managers[which]
@@ -94,9 +93,14 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Removes what writers that were killed have left; only while nobody else writes."""
-        if jax.process_index() == 0:
-            for path in self.folder.glob(f"*/*{TMP_DIR_SUFFIX}*"):
-                shutil.rmtree(path, ignore_errors=True)
+        if jax.process_index() > 0:
+            return
+        left = [*self.folder.glob(f"*/*{TMP_DIR_SUFFIX}*")]
+        for which in self.names():  # Orbax may have been killed while it removed the oldest
+            left += [self.folder / which / str(n) for n in self._steps(which)[: -_most(which)]]
+            self._managers.pop(which).close()
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
 
     def save(self, which: str, state: TrainState, config: ConfigDict, **info: Any) -> None:
         """Writes a checkpoint, which replaces the previous one, and waits until it is complete.
@@ -330,6 +334,12 @@ def load_variables(
     variables = checkpoints.restore_variables(which, jax.eval_shape(initialise), replicated(mesh))
     words = "the last" if which == LAST else f"best on {info['selected_on']} classes"
     return Loaded(variables, f"step {info['step']}, {words}", saved, which)
+
+
+def _most(which: str) -> int:
+    """How many checkpoints of a name are kept: two of the last, so that there is a good one if
+    training has diverged, or one is damaged."""
+    return 2 if which == LAST else 1
 
 
 def _check_room(folder: pathlib.Path, state: TrainState) -> None:

@@ -1,17 +1,14 @@
-"""Learning curves: writes them for TensorBoard, reads and draws them."""
+"""Learning curves: reads what training wrote for TensorBoard, and draws it."""
 
 import math
 import pathlib
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
-from fsseg_jax.files import replacing, writing
+from fsseg_jax.files import replacing
 
 
 class Point(NamedTuple):
@@ -25,60 +22,6 @@ Curve = dict[int, Point]  # by step
 COLOURS = {"base": "#3b5fdb", "validation": "#2a9d6f", "novel": "#e0457b"}  # by classes
 NO_LOSSES = ("learning_rate", "episodes_per_second", "gradient_norm")
 COLUMNS = 3  # of the figure: runs side by side
-
-
-class Writer:
-    """Writes the curves of a run; a context.
-
-    A run that is killed keeps what was flushed. (That of `tensorboardX.SummaryWriter` would be lost
-    in its queue, which its `flush` does not wait for.)
-
-    Args:
-        workdir: the folder of the run.
-        start: the step that it begins with; points of earlier files after it no longer count.
-        enabled: whether this process writes anything.
-
-    Raises:
-        UserError: the curves cannot be written (in all methods).
-    """
-
-    def __init__(self, workdir: pathlib.Path, start: int = 0, enabled: bool = True) -> None:
-        self._folder, self._file = workdir / "tensorboard", None
-        if enabled:
-            with writing(self._folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = EventsWriter(str(self._folder / "events"))
-            event = Event()
-            event.session_log.status = SessionLog.START
-            self._write(event, start + 1)
-            self.flush()
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            with writing(self._folder):
-                self._file.close()
-            self._file = None
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Adds a point to a curve."""
-        event = Event()
-        event.summary.CopyFrom(scalar(name, value))
-        self._write(event, step)
-
-    def flush(self) -> None:
-        """Waits until all points are on the disk."""
-        if self._file is not None:
-            with writing(self._folder):
-                self._file.flush()
-
-    def _write(self, event: Event, step: int) -> None:
-        if self._file is not None:
-            event.step, event.wall_time = step, time.time()
-            with writing(self._folder):
-                self._file.write_event(event)
 
 
 def read(workdir: pathlib.Path) -> dict[str, Curve]:

@@ -239,10 +239,16 @@ def test_what_killed_writers_left_goes_when_training_starts(trained, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "run")
     left = workdir / "checkpoints" / LAST / "7.orbax-checkpoint-tmp"
     (left / "variables").mkdir(parents=True)
+    removed = [workdir / "checkpoints" / LAST / "0", workdir / "checkpoints" / BEST / "1"]
+    for folder in removed:  # killed while it was being removed
+        shutil.copytree(folder.parent / "2", folder)
+        shutil.rmtree(folder / "variables")
+    shutil.copytree(removed[0].parent / "2", removed[0].parent / "1")
     load(workdir, tiny_config(steps=2))  # while another process may be writing it
     assert left.is_dir()
     assert program.train(tiny_config(steps=2), workdir)
-    assert [path.name for path in left.parent.iterdir()] == ["2"]
+    assert sorted(path.name for path in left.parent.iterdir()) == ["1", "2"]
+    assert [path.name for path in removed[1].parent.iterdir()] == ["2"]
 
 
 def test_changed_data_are_an_error_unless_they_are_accepted(trained, tmp_path, monkeypatch, log):

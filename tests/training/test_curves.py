@@ -4,19 +4,17 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorboardX
 from PIL import Image
-from tensorboardX import event_file_writer
-from tensorboardX.record_writer import RecordWriter
 
-from fsseg_jax.errors import UserError
 from fsseg_jax.training import curves
 from fsseg_jax.training import summaries as summaries_module
 from fsseg_jax.training.summaries import Summaries
 
 
-def write(folder, values, start=0):
+def write(folder, values, purge=None):
     """Values by tag and step, as a training writes them."""
-    with curves.Writer(folder, start) as writer:
+    with tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=purge) as writer:
         for tag, points in values.items():
             for step, value in points.items():
                 writer.add_scalar(tag, value, step)
@@ -75,36 +73,13 @@ def test_what_was_done_again_counts_once(tmp_path, monkeypatch):
     seconds = iter(range(10**9, 10**9 + 1000))
     monkeypatch.setattr("time.time", lambda: float(next(seconds)))  # files are named by the second
     write(tmp_path, {"train/loss": {10: 3.0, 20: 2.0, 30: 9.0}, "old": {10: 1.0}})
-    write(tmp_path, {"train/loss": {30: 1.5, 40: 1.0}}, start=20)
+    write(tmp_path, {"train/loss": {30: 1.5, 40: 1.0}}, purge=21)
     assert values_of(tmp_path) == {
         "train/loss": {10: 3.0, 20: 2.0, 30: 1.5, 40: 1.0},
         "old": {10: 1.0},
     }
     times = [point.time for point in curves.read(tmp_path)["train/loss"].values()]
     assert times == sorted(times)
-
-
-def test_what_was_flushed_is_on_the_disk(tmp_path):
-    """Nothing is left to a thread, which a kill would take along."""
-    with curves.Writer(tmp_path) as writer:
-        for step in range(1, 4):
-            writer.add_scalar("train/loss", step / 2, step)
-            writer.flush()
-            assert values_of(tmp_path)["train/loss"] == {n: n / 2 for n in range(1, step + 1)}
-
-
-def test_a_process_that_writes_nothing_makes_no_folder(tmp_path):
-    with curves.Writer(tmp_path, enabled=False) as writer:
-        writer.add_scalar("train/loss", 0.5, 1)
-        writer.flush()
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_file_writer, "RecordWriter", lambda _: RecordWriter("/dev/full"))
-    with pytest.raises(UserError, match="No space left on device"):
-        curves.Writer(tmp_path)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 13, 20])
