@@ -5,7 +5,8 @@ or its name, or owner/name of a model on the hub. On the page you paint an objec
 box around it, drop other images, and see where the object is in them.
 
 The page can only be opened on this computer; to reach it from another one, use
-`ssh -L 7860:localhost:7860 COMPUTER`. It needs Gradio: pip install -e '.[demo]'
+`ssh -L 7860:localhost:7860 COMPUTER`. What is uploaded goes when the page ends. It needs Gradio:
+pip install -e '.[demo]'
 """
 
 import copy
@@ -15,19 +16,24 @@ import io
 import logging
 import os
 import pathlib
+import signal
 import socket
+import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from jaxtyping import UInt8
 
 from fsseg_jax import command_line
+from fsseg_jax.data.images import open_picture
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.report import WAY_COLOURS
+from fsseg_jax.page import folder
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.output import save_mask, small_overlay
 from fsseg_jax.prediction.pictures import as_image
@@ -35,7 +41,11 @@ from fsseg_jax.prediction.segmenter import Segmenter
 
 try:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this computer
+    os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder.FOLDER)
     import gradio as gr
+    from starlette.middleware import Middleware
+
+    from fsseg_jax.page import guard
 except ImportError:  # it is an optional dependency
     if not TYPE_CHECKING:  # code that needs it runs only where it is installed
         gr = None
@@ -44,6 +54,14 @@ HOST, PORT = "127.0.0.1", 7860
 LONG_SIDE = 800  # pixels of what the page shows; masks have the size of their images
 BRUSH = "#{:02x}{:02x}{:02x}".format(*WAY_COLOURS[0]), 0.6  # translucent: the object stays visible
 KEPT = 86400  # seconds that uploaded files are kept
+FILES = 100  # images to segment at a time, and supports
+FILE = 50 * 10**6  # bytes of an uploaded file
+PIXELS = 80 * 10**6  # of an image
+DRAWINGS = 20  # that browsers have sent and not added to the supports
+LIMITS = (
+    f"Up to {FILES} images at a time, each of up to {FILE // 10**6} MB and {PIXELS // 10**6} "
+    "million pixels. They stay on this computer, and go when the page ends."
+)
 logger = logging.getLogger("fsseg_jax.demo")  # as a program, the module has another name
 
 # ----------------------------------------------------------------------------- pictures
@@ -76,19 +94,33 @@ def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImag
     return LabelledImage(image, painted.astype(np.uint8))
 
 
+def check_pixels(file: str | io.BytesIO, name: str) -> None:
+    """Raises UserError, before an image is decoded, if it has too many pixels or is none."""
+    try:
+        with open_picture(file) as image:
+            width, height = image.size
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), name)) from None
+    if width * height > PIXELS:
+        raise UserError(
+            f"{name} is {width} x {height} pixels, but the page takes up to {PIXELS // 10**6} "
+            "million: scale it down."
+        )
+
+
 shown = functools.partial(small_overlay, long_side=LONG_SIDE)
 
 
 def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "_ _"]]) -> bytes:
     """A zip file of masks, as `fsseg_jax.predict` writes them: that of `a.jpg` is `a.png`."""
     file, taken = io.BytesIO(), set()
-    with zipfile.ZipFile(file, "w") as folder:
+    with zipfile.ZipFile(file, "w") as zipped:
         for name, mask in zip(names, masks, strict=True):
             stem = pathlib.Path(name).stem
             while stem in taken:  # images from several folders may have one name
                 stem += "_"
             taken.add(stem)
-            with folder.open(f"{stem}.png", "w") as png:
+            with zipped.open(f"{stem}.png", "w") as png:
                 save_mask(mask, png)
     return file.getvalue()
 
@@ -116,7 +148,7 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
     with gr.Blocks(title="Few-shot segmentation", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             "# Few-shot segmentation\n"
-            f"Show an object once, and find it in other images. The model: {what}."
+            f"Show an object once, and find it in other images. The model: {what}.\n\n{LIMITS}"
         )
         supports = gr.State([])
         with gr.Row():
@@ -137,6 +169,8 @@ def add(
     drawing: Mapping[str, Any] | None, boxed: bool, supports: Sequence[LabelledImage]
 ) -> tuple[list[np.ndarray], list[LabelledImage], None]:
     """Adds what is painted to the supports: their pictures, they, and an empty editor."""
+    if len(supports) >= FILES:
+        raise UserError(f"There are {FILES} supports, which is all that the page takes.")
     supports = [*supports, support_from(drawing, boxed)]
     return [shown(*support) for support in supports], supports, None
 
@@ -150,24 +184,47 @@ def segment(
     """Pictures with names, and masks, of the images that can be read; others raise a warning.
 
     Raises:
-        UserError: there are no supports or no images.
+        UserError: there are no supports or no images, there are too many, or the page is full.
     """
     if not supports:
         raise UserError("There is no support yet: paint the object in step 1, and add it.")
     if not paths:
         raise UserError("There is no image to segment yet: drop some in step 2.")
+    if len(paths) > FILES:
+        raise UserError(
+            f"There are {len(paths)} images, but the page takes up to {FILES} at a time: remove "
+            "some, or use fsseg_jax.predict."
+        )
+    if folder.used() > guard.TOTAL:
+        raise UserError(guard.FULL)
     images, labels = zip(*supports, strict=True)
     fitted = copy.copy(segmenter).fit(images, masks=labels)
+    paths = [path for path in paths if _is_taken(path)]
     stream = fitted.stream(paths, batch_size=1, skip_errors=True)
     pictures, masks = [], []
     for path, mask in zip(paths, progress.tqdm(stream, total=len(paths)), strict=True):
-        name = pathlib.Path(path).name
         if isinstance(mask, UserError):
-            gr.Warning(html.escape(str(mask).replace(path, name)))
+            _warn(mask, path)
             continue
+        name = pathlib.Path(path).name
         pictures.append((shown(as_image(path, name), mask), name))
         masks.append(mask)
     return pictures, masks
+
+
+def _is_taken(path: str) -> bool:
+    """Whether an image is small enough; raises a warning otherwise."""
+    try:
+        check_pixels(path, path)
+    except UserError as error:
+        _warn(error, path)
+        return False
+    return True
+
+
+def _warn(error: UserError, path: str) -> None:
+    """Shows an error of an uploaded file, by its name, as a warning."""
+    gr.Warning(html.escape(str(error).replace(path, pathlib.Path(path).name)))
 
 
 _GALLERY: dict[str, Any] = {"object_fit": "contain", "format": "jpeg"}
@@ -187,6 +244,7 @@ def _support_column() -> tuple[Any, ...]:
         height=480,
         elem_id="drawing",
     )
+    _bound(drawing)
     boxed = gr.Radio(
         [("the object itself", False), ("a box around it", True)],
         value=False,
@@ -200,6 +258,38 @@ def _support_column() -> tuple[Any, ...]:
     layout = {"columns": 4, "fit_columns": False, "height": 180}
     shots = gr.Gallery(label="Supports", **layout, **_GALLERY, elem_id="supports")
     return drawing, boxed, to_add, to_clear, shots
+
+
+class _Newest(dict):
+    """A dictionary of the newest entries; the editor never forgets what was not added."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        while len(self) > DRAWINGS:
+            del self[next(iter(self))]
+
+
+def _bound(editor: Any) -> None:
+    """Bounds what an editor keeps and decodes, which Gradio does not."""
+    decode, accept = editor.convert_and_format_image, editor.accept_blobs
+
+    def small(file: Any, **options: Any) -> Any:
+        if file is not None:
+            content = io.BytesIO(file) if isinstance(file, bytes) else file.path
+            try:
+                check_pixels(content, "The image")
+            except UserError as error:
+                raise gr.Error(html.escape(str(error)), print_exception=False) from None
+        return decode(file, **options)
+
+    @functools.wraps(accept)  # with Gradio's mark that browsers may call it
+    def known(data: Any) -> None:
+        if str(data.data.get("index")) not in ("0", "null", "None", ""):
+            raise ValueError("the editor has one layer")
+        accept(data)
+
+    editor.convert_and_format_image, editor.accept_blobs = small, known
+    editor.blob_storage = _Newest()
 
 
 def _query_column() -> tuple[Any, ...]:
@@ -234,18 +324,30 @@ def _warning(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def serve(page: "gr.Blocks", port: int) -> str:
-    """Serves the page to this computer alone, in the background, and returns its address."""
-    _, address, _ = page.launch(
-        theme=gr.themes.Default(primary_hue="pink", font="system-ui", font_mono="monospace"),
-        server_name=HOST,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        run_history=False,
-        footer_links=[],
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    """Serves the page to this computer alone, in the background, and returns its address.
+
+    Raises:
+        UserError: another program has taken the port.
+    """
+    folder.create()
+    try:
+        _, address, _ = page.launch(
+            theme=gr.themes.Default(primary_hue="pink", font="system-ui", font_mono="monospace"),
+            server_name=HOST,
+            server_port=port,
+            max_file_size=FILE,
+            app_kwargs={"middleware": [Middleware(guard.Guard, used=folder.used)]},
+            num_workers=0,  # they would not know the guard
+            mcp_server=False,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise _unusable(port, error) from None
     return address
 
 
@@ -254,7 +356,7 @@ def serve(page: "gr.Blocks", port: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    port_help = f"of the page; {PORT} by default"
+    port_help = f"of the page; {PORT} by default, 0 for any that is free"
     arguments, overrides = command_line.parse(
         __doc__,
         argv,
@@ -268,23 +370,46 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--config.distributed: one process serves the page; leave it out.")
     if gr is None:
         raise UserError("the page needs Gradio, which is not installed: pip install -e '.[demo]'")
-    _check_free(arguments.port)
+    port = _free_port(arguments.port)
+    signal.signal(signal.SIGTERM, _terminate)
+    tempfile.tempdir = str(folder.create())  # where Gradio puts what it has of an upload
     command_line.start(machine)
     segmenter = load(arguments.workdir, **settings)
     logger.info(describe(segmenter.mesh))
     page = build(segmenter)
-    print(f"The page is at {serve(page, arguments.port)} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
-
-
-def _check_free(port: int) -> None:
-    """Raises UserError, before a model is loaded, if the port cannot be used."""
+    print(f"The page is at {serve(page, port)} (Ctrl-C ends it)", flush=True)
     try:
-        socket.create_server((HOST, port)).close()
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, _end_at_once)
+        page.close(verbose=False)
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    """Ends the page as after an error, so that its folder goes."""
+    raise SystemExit(128 + number)
+
+
+def _end_at_once(number: int, _: object) -> NoReturn:
+    """Ends the page without waiting for what it computes."""
+    folder.remove()
+    os._exit(128 + number)
+
+
+def _free_port(port: int) -> int:
+    """The port, or a free one for 0; raises UserError, before a model is loaded, if it is taken."""
+    try:
+        with socket.create_server((HOST, port)) as server:
+            return server.getsockname()[1]
     except (OverflowError, OSError) as error:
-        raise UserError(
-            f"--port = {port} cannot be used ({error}): choose another, as --port={PORT + 1}."
-        ) from None
+        raise _unusable(port, error) from None
+
+
+def _unusable(port: int, error: Exception) -> UserError:
+    return UserError(
+        f"--port = {port} cannot be used ({error}): choose another, as --port={PORT + 1}, or 0 for "
+        "any that is free."
+    )
 
 
 if __name__ == "__main__":
