@@ -28,7 +28,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fsseg_jax import command_line
-from fsseg_jax.data.images import open_picture
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
@@ -45,23 +44,17 @@ try:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from fsseg_jax.page import guard
+    from fsseg_jax.page import guard, limits
 except ImportError:  # it is an optional dependency
     if not TYPE_CHECKING:  # code that needs it runs only where it is installed
         gr = None
 
 HOST, PORT = "127.0.0.1", 7860
+# Signals that end the page: Ctrl-C, kill, and the end of the terminal, which Windows does not have.
+ENDS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x)]
 LONG_SIDE = 800  # pixels of what the page shows; masks have the size of their images
 BRUSH = "#{:02x}{:02x}{:02x}".format(*WAY_COLOURS[0]), 0.6  # translucent: the object stays visible
 KEPT = 86400  # seconds that uploaded files are kept
-FILES = 100  # images to segment at a time, and supports
-FILE = 50 * 10**6  # bytes of an uploaded file
-PIXELS = 80 * 10**6  # of an image
-DRAWINGS = 20  # that browsers have sent and not added to the supports
-LIMITS = (
-    f"Up to {FILES} images at a time, each of up to {FILE // 10**6} MB and {PIXELS // 10**6} "
-    "million pixels. They stay on this computer, and go when the page ends."
-)
 logger = logging.getLogger("fsseg_jax.demo")  # as a program, the module has another name
 
 # ----------------------------------------------------------------------------- pictures
@@ -92,20 +85,6 @@ def support_from(drawing: Mapping[str, Any] | None, boxed: bool) -> LabelledImag
         rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))
         painted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
     return LabelledImage(image, painted.astype(np.uint8))
-
-
-def check_pixels(file: str | io.BytesIO, name: str) -> None:
-    """Raises UserError, before an image is decoded, if it has too many pixels or is none."""
-    try:
-        with open_picture(file) as image:
-            width, height = image.size
-    except UserError as error:
-        raise UserError(str(error).replace(str(file), name)) from None
-    if width * height > PIXELS:
-        raise UserError(
-            f"{name} is {width} x {height} pixels, but the page takes up to {PIXELS // 10**6} "
-            "million: scale it down."
-        )
 
 
 shown = functools.partial(small_overlay, long_side=LONG_SIDE)
@@ -148,7 +127,8 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
     with gr.Blocks(title="Few-shot segmentation", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             "# Few-shot segmentation\n"
-            f"Show an object once, and find it in other images. The model: {what}.\n\n{LIMITS}"
+            f"Show an object once, and find it in other images. The model: {what}.\n\n"
+            f"{limits.SENTENCE}"
         )
         supports = gr.State([])
         with gr.Row():
@@ -162,15 +142,15 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
             (to_segment, find, [supports, queries], [results, download]),
         ):
             button.click(_warning(function), inputs, outputs, show_progress_on=outputs[0])
-    return page
+    return page.queue(api_open=False)
 
 
 def add(
     drawing: Mapping[str, Any] | None, boxed: bool, supports: Sequence[LabelledImage]
 ) -> tuple[list[np.ndarray], list[LabelledImage], None]:
     """Adds what is painted to the supports: their pictures, they, and an empty editor."""
-    if len(supports) >= FILES:
-        raise UserError(f"There are {FILES} supports, which is all that the page takes.")
+    if len(supports) >= limits.FILES:
+        raise UserError(f"There are {limits.FILES} supports, which is all that the page takes.")
     supports = [*supports, support_from(drawing, boxed)]
     return [shown(*support) for support in supports], supports, None
 
@@ -190,10 +170,10 @@ def segment(
         raise UserError("There is no support yet: paint the object in step 1, and add it.")
     if not paths:
         raise UserError("There is no image to segment yet: drop some in step 2.")
-    if len(paths) > FILES:
+    if len(paths) > limits.FILES:
         raise UserError(
-            f"There are {len(paths)} images, but the page takes up to {FILES} at a time: remove "
-            "some, or use fsseg_jax.predict."
+            f"There are {len(paths)} images, but the page takes up to {limits.FILES} at a time: "
+            "remove some, or use fsseg_jax.predict."
         )
     if folder.used() > guard.TOTAL:
         raise UserError(guard.FULL)
@@ -215,7 +195,7 @@ def segment(
 def _is_taken(path: str) -> bool:
     """Whether an image is small enough; raises a warning otherwise."""
     try:
-        check_pixels(path, path)
+        limits.check_pixels(path, path)
     except UserError as error:
         _warn(error, path)
         return False
@@ -244,7 +224,7 @@ def _support_column() -> tuple[Any, ...]:
         height=480,
         elem_id="drawing",
     )
-    _bound(drawing)
+    limits.bound(drawing)
     boxed = gr.Radio(
         [("the object itself", False), ("a box around it", True)],
         value=False,
@@ -258,38 +238,6 @@ def _support_column() -> tuple[Any, ...]:
     layout = {"columns": 4, "fit_columns": False, "height": 180}
     shots = gr.Gallery(label="Supports", **layout, **_GALLERY, elem_id="supports")
     return drawing, boxed, to_add, to_clear, shots
-
-
-class _Newest(dict):
-    """A dictionary of the newest entries; the editor never forgets what was not added."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(key, value)
-        while len(self) > DRAWINGS:
-            del self[next(iter(self))]
-
-
-def _bound(editor: Any) -> None:
-    """Bounds what an editor keeps and decodes, which Gradio does not."""
-    decode, accept = editor.convert_and_format_image, editor.accept_blobs
-
-    def small(file: Any, **options: Any) -> Any:
-        if file is not None:
-            content = io.BytesIO(file) if isinstance(file, bytes) else file.path
-            try:
-                check_pixels(content, "The image")
-            except UserError as error:
-                raise gr.Error(html.escape(str(error)), print_exception=False) from None
-        return decode(file, **options)
-
-    @functools.wraps(accept)  # with Gradio's mark that browsers may call it
-    def known(data: Any) -> None:
-        if str(data.data.get("index")) not in ("0", "null", "None", ""):
-            raise ValueError("the editor has one layer")
-        accept(data)
-
-    editor.convert_and_format_image, editor.accept_blobs = small, known
-    editor.blob_storage = _Newest()
 
 
 def _query_column() -> tuple[Any, ...]:
@@ -335,10 +283,11 @@ def serve(page: "gr.Blocks", port: int) -> str:
             theme=gr.themes.Default(primary_hue="pink", font="system-ui", font_mono="monospace"),
             server_name=HOST,
             server_port=port,
-            max_file_size=FILE,
+            max_file_size=limits.BYTES,
             app_kwargs={"middleware": [Middleware(guard.Guard, used=folder.used)]},
             num_workers=0,  # they would not know the guard
             mcp_server=False,
+            enable_monitoring=False,
             share=False,
             ssr_mode=False,
             run_history=False,
@@ -371,23 +320,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if gr is None:
         raise UserError("the page needs Gradio, which is not installed: pip install -e '.[demo]'")
     port = _free_port(arguments.port)
-    signal.signal(signal.SIGTERM, _terminate)
-    tempfile.tempdir = str(folder.create())  # where Gradio puts what it has of an upload
     command_line.start(machine)
     segmenter = load(arguments.workdir, **settings)
     logger.info(describe(segmenter.mesh))
+    for number in ENDS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _end)
+    tempfile.tempdir = str(folder.create())  # where Gradio puts what it has of an upload
     page = build(segmenter)
     print(f"The page is at {serve(page, port)} (Ctrl-C ends it)", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, _end_at_once)
         page.close(verbose=False)
 
 
-def _terminate(number: int, _: object) -> NoReturn:
-    """Ends the page as after an error, so that its folder goes."""
-    raise SystemExit(128 + number)
+def _end(number: int, _: object) -> NoReturn:
+    """Ends the page as after an error, so that its folder goes; at once if it is asked again."""
+    for other in ENDS:
+        signal.signal(other, _end_at_once)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _end_at_once(number: int, _: object) -> NoReturn:

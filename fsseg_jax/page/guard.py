@@ -4,6 +4,7 @@ Any website that is open in the user's browser can send requests to this compute
 address changes to 127.0.0.1 makes it read the answers. Browsers tell both in the request's headers.
 """
 
+import logging
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ FULL = (
     f"The page's uploads and results have reached their maximum allowed size of {TOTAL / 1e9:g} "
     "GB: end the page (Ctrl-C) and start it again."
 )
+logger = logging.getLogger(__name__)
 
 
 class Guard:
@@ -50,16 +52,26 @@ class Guard:
             await PlainTextResponse(sentence, 403)(scope, receive, send)
 
     async def _limited(self, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets the application read no more of the request's body than it should."""
+        """Lets the application read no more of the request's body than it should.
+
+        What ends an upload is a MultiPartException, after which Gradio removes what it has of it.
+        """
         upload = headers.get("content-type", "").lower().startswith("multipart/")
-        length = 0
+        length, complete, answered = 0, False, False
+
+        async def answer(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
 
         async def limited() -> Message:
-            nonlocal length
+            nonlocal length, complete
             message = await receive()
+            if upload and not complete and message["type"] == "http.disconnect":
+                raise MultiPartException("The upload has ended early.")
+            complete = not message.get("more_body", False)
             size = len(message.get("body", b""))
             length += size
-            # Gradio removes what it has of an upload after this exception, and no other.
             if upload:
                 self._used += size
                 if self._used > TOTAL:
@@ -72,7 +84,12 @@ class Guard:
             self._used = self._measure()
         self._uploads += upload
         try:
-            await self._app(scope, limited, send)
+            await self._app(scope, limited, answer)
+        except Exception as error:  # Gradio's, for a request that no page of its own sends
+            if answered:
+                raise
+            logger.warning("%s was asked wrongly (%r)", scope["path"], error)
+            await PlainTextResponse("The page cannot answer this.", 400)(scope, receive, send)
         finally:
             self._uploads -= upload
 
@@ -81,7 +98,7 @@ def refusal(headers: Headers, scope: Scope) -> str:
     """Why a request is not one of the page's own; empty if it is."""
     hosts, origins = headers.getlist("host"), headers.getlist("origin")
     if len(hosts) != 1 or _name(hosts[0]) not in HOSTS:
-        return f"The page answers to {', '.join(HOSTS)} alone: open it at http://localhost."
+        return "The page answers to localhost, 127.0.0.1 and [::1] alone: open it at one of them."
     if origins:
         own = all(origin.partition("://")[2] == hosts[0] for origin in origins)
     else:  # a browser of today tells where it comes from; other programs do not
