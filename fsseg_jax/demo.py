@@ -109,6 +109,7 @@ def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "_ _"]]) -> 
 
 def build(segmenter: Segmenter) -> "gr.Blocks":
     """The page of a model, for `serve`. Each visitor has supports of their own."""
+    folder.create()
     # Compiled before the first visitor waits; the visitors' copies share the result.
     size, progress = segmenter.config.image_size, gr.Progress()
     blank = np.zeros((size, size, 3), np.uint8)
@@ -127,8 +128,7 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
     with gr.Blocks(title="Few-shot segmentation", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             "# Few-shot segmentation\n"
-            f"Show an object once, and find it in other images. The model: {what}.\n\n"
-            f"{limits.SENTENCE}"
+            f"Show an object once, and find it in other images. The model: {what}."
         )
         supports = gr.State([])
         with gr.Row():
@@ -242,7 +242,7 @@ def _support_column() -> tuple[Any, ...]:
 
 def _query_column() -> tuple[Any, ...]:
     """Steps 2 and 3: the images to segment, the button, the results and their download."""
-    gr.Markdown("## 2. Find it elsewhere")
+    gr.Markdown(f"## 2. Find it elsewhere\n{limits.SENTENCE}")
     queries = gr.File(
         label="Images to segment",
         file_count="multiple",
@@ -277,7 +277,6 @@ def serve(page: "gr.Blocks", port: int) -> str:
     Raises:
         UserError: another program has taken the port.
     """
-    folder.create()
     try:
         _, address, _ = page.launch(
             theme=gr.themes.Default(primary_hue="pink", font="system-ui", font_mono="monospace"),
