@@ -108,6 +108,11 @@ FIELDS: dict[str, Field] = {
     "data.tfds.instances": Field(
         "", "Name of the feature that holds numbers of objects, if there is one."
     ),
+    "data.tfds.allow_code": Field(
+        False,
+        "Let TFDS import the modules of features that are not its own, which a data set names and "
+        "which run as code: only for data that you trust.",
+    ),
     "data.pipeline": Field(
         "tfdata",
         "Where training batches are made: by tfdata on the host, for data sets of any size, or on "

@@ -55,6 +55,7 @@ def _tfds(data: ConfigDict, split: str) -> Source:
         Features(data.tfds.image, data.tfds.label, data.tfds.instances),
         folds=data.folds,
         variant=data.coco.folds,
+        allow_code=data.tfds.allow_code,
     )
 
 

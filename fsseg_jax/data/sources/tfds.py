@@ -24,6 +24,7 @@ from fsseg_jax.data.source import (
     count_classes,
     deal_folds,
 )
+from fsseg_jax.data.sources.tfds_folder import check_folder, own_metadata
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import keep
@@ -71,11 +72,13 @@ class TFDS(Source):
             tests only.
         variant: which of several lists of folds to use ("a", "b" or "canet" of coco20i); empty
             for the first.
+        allow_code: whether TFDS may import the modules of features that are not its own, which runs
+            code that the data set names.
 
     Raises:
-        UserError: the data set is not prepared, or not as ArrayRecord; the split or a feature is
-            missing; a record is broken, a label has an unknown class, or a label and its image
-            differ in size.
+        UserError: the data set is not prepared, or not as ArrayRecord; it names code; the split or
+            a feature is missing; a file or record is broken, a label has an unknown class, or a
+            label and its image differ in size.
     """
 
     def __init__(
@@ -86,12 +89,13 @@ class TFDS(Source):
         features: Features = FEATURES,
         folds: int = 1,
         variant: str = "",
+        allow_code: bool = False,
     ) -> None:
-        info = _prepared(name, data_dir).info
-        self._records = _Records(name, data_dir, split)
+        builder = _prepared(name, data_dir, allow_code)
+        info = builder.info
+        self._records = _Records(builder, split)
         self.name = "-".join(filter(None, (info.name, info.config_name)))
-        metadata = dict(info.metadata.items()) if isinstance(info.metadata, dict) else {}
-        defined = metadata.get("fsseg_jax", {})  # by `tfds_builders`
+        defined = own_metadata(pathlib.Path(info.data_dir))  # by `tfds_builders`
         self._image, self._label = image, label = features[:2]
         self._instances = features.instances or defined.get("instances", "")
         _check_features(info, features._replace(instances=self._instances))
@@ -101,7 +105,7 @@ class TFDS(Source):
         names = defined.get("classes") or _label_names(info.features[label])
         if names is None:  # which must be the same for all splits
             filled = [other for other, about in info.splits.items() if about.num_examples]
-            largest = max(self._largest(_Records(name, data_dir, other)) for other in filled)
+            largest = max(self._largest(_Records(builder, other)) for other in filled)
             names = [f"class {number}" for number in range(1, largest + 1) if number != IGNORE]
         if not names:
             raise UserError(f"{info.full_name}: {label!r} shows nothing but background.")
@@ -183,8 +187,7 @@ class _Records:
         names: names of the records, for errors; initially their splits and rows.
     """
 
-    def __init__(self, name: str, data_dir: str | os.PathLike, split: str) -> None:
-        builder = _prepared(name, data_dir)
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
         info = self.info = builder.info
         try:
             count = info.splits[split].num_examples
@@ -193,7 +196,7 @@ class _Records:
                 f"split = {split!r}: {info.full_name} has the splits {', '.join(info.splits)}, and "
                 "parts of them such as train[:80%]."
             ) from None
-        if not count:
+        if count <= 0:
             raise UserError(f"split = {split!r} of {info.full_name} holds no images.")
         try:
             self._source = builder.as_data_source(
@@ -205,13 +208,19 @@ class _Records:
             raise UserError(
                 f"{info.data_dir} is prepared as {info.file_format.value}, which has no random "
                 f"access: run `tfds convert_format --dataset_version_dir={info.data_dir} "
-                f"--out_file_format=array_record`, or `tfds build {name} "
+                f"--out_file_format=array_record`, or `tfds build {info.name} "
                 "--file_format=array_record` with another data_dir."
             ) from None
         self._files = [os.fspath(path) for path in info.splits[split].filepaths]
         for path in self._files:
             if not os.path.isfile(path):
                 raise UserError(f"{path} is missing: prepare {info.full_name} again.")
+        size = sum(map(os.path.getsize, self._files))
+        if count > size:
+            raise UserError(
+                f"{info.data_dir} says that split = {split!r} has {count} records, but its files "
+                f"have {size} bytes: prepare it again."
+            )
         self._split = split
         self.names = tuple(f"{split}_{row:06d}" for row in range(count))
 
@@ -233,9 +242,9 @@ class _Records:
                 self._source[row], decoders=skip
             )
         except Exception as error:  # each of the libraries involved raises its own
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{where}, record {row} cannot be read ({reason}): prepare the data set again."
+                f"{where}, record {row} cannot be read ({_reason(error)}): prepare the data set "
+                "again."
             ) from None
         titles = {name: f"{name!r} of {where}, {self.names[row]}" for name in names}
         return {name: _Value(record[name], titles[name]) for name in names}
@@ -319,17 +328,35 @@ def _check_features(info: tfds.core.DatasetInfo, features: Features) -> None:
             )
 
 
-def _prepared(name: str, data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
+def _prepared(name: str, data_dir: str | os.PathLike, allow_code: bool) -> tfds.core.DatasetBuilder:
     folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     try:
-        return read_only_builder.builder_from_files(name, data_dir=folder)
-    except (ValueError, FileNotFoundError):
+        # TFDS's `builder_from_files` in two halves, to check the folder between them.
+        found = read_only_builder._find_builder_dir(name, data_dir=folder)
+    except Exception:  # of files that it has not written
+        found = None
+    # The name of the default config is read from a file, too.
+    if found is None or not pathlib.Path(os.path.abspath(found)).is_relative_to(folder.absolute()):
         depths = ("*/*", "*/*/*")  # name and version, with a config between
-        found = [path for depth in depths for path in folder.glob(f"{depth}/features.json")]
-        names = sorted({path.relative_to(folder).parts[0] for path in found})
+        others = [path for depth in depths for path in folder.glob(f"{depth}/features.json")]
+        names = sorted({path.relative_to(folder).parts[0] for path in others})
         own = BUILDERS / name.split("/")[0].split(":")[0]
         source = f"{own} --manual_dir=FOLDER" if name and own.is_dir() else name or "NAME"
         raise UserError(
             f"{name!r} is not prepared in {folder}, where there are {', '.join(names) or 'none'}: "
             f"run `tfds build {source} --data_dir={folder} --file_format=array_record`."
+        )
+    check_folder(pathlib.Path(found), allow_code)
+    try:
+        builder = read_only_builder.builder_from_directory(found)
+        if not isinstance(builder.info.features, tfds.features.FeaturesDict):
+            raise ValueError("its features have no names")
+    except Exception as error:  # each of the libraries involved raises its own
+        raise UserError(
+            f"{found} cannot be read as a data set of TFDS ({_reason(error)}): prepare it again."
         ) from None
+    return builder
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,7 +1,9 @@
 """Data sets of TFDS are read correctly, and errors name their faults."""
 
 import io
+import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ pytest.importorskip("importlib_resources")  # which TFDS 4.9 needs to build, but
 pytest.importorskip("tensorflow_datasets")
 
 import tensorflow_datasets as tfds
+from fuzz import EXAMPLES
 from helpers import calls_of, message_of, pixels_of
 from helpers_data import rows_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fsseg_jax.data.sources import tfds as tfds_source
 from fsseg_jax.data.sources.tfds import BUILDERS, TFDS, Features
@@ -356,3 +361,106 @@ def test_missing_and_truncated_shards_are_told(build):
     assert "spots/1.2.0 train, record 0 cannot be read" in message
     shard.unlink()
     assert f"{shard} is missing" in message_of(spots_of, folder)
+
+
+# ----------------------------------------------------------------------------- what it says
+
+
+def described(folder, name="features.json"):
+    return folder / "spots" / "1.2.0" / name
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module that can be imported, with a feature of its own."""
+    (tmp_path / "somebodys.py").write_text(
+        "import tensorflow_datasets as tfds\nclass Mask(tfds.features.Image): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "somebodys"
+    sys.modules.pop("somebodys", None)
+
+
+def test_modules_are_imported_with_permission_only(build, module):
+    folder = build(make_records(make_labels()), FEATURES)
+    path = described(folder)
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["mask"]["pythonClassName"] = f"{module}.Mask"
+    path.write_text(json.dumps(features))
+    message = message_of(spots_of, folder)
+    assert f"{path} names the class '{module}.Mask'" in message
+    assert module not in sys.modules
+    assert len(TFDS("spots", folder, "train", MASK, allow_code=True)) == 3
+    assert module in sys.modules
+
+
+def test_the_module_of_the_builder_is_not_imported(build, module):
+    folder = build(make_records(make_labels()), FEATURES)
+    path = described(folder, "dataset_info.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"moduleName": module}))
+    spots_of(folder).read(0)
+    assert module not in sys.modules
+
+
+def test_the_default_config_is_in_the_folder(build):
+    folder = build(make_records(make_labels()), FEATURES)
+    inside = folder / "below"
+    default = inside / "dots" / ".config" / "metadata.json"
+    default.parent.mkdir(parents=True)
+    default.write_text(json.dumps({"default_config_name": "../../spots"}))
+    assert "'dots' is not prepared" in message_of(TFDS, "dots", inside, features=MASK)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [("999999999999", "has 999999999999 records, but its files have"), ("-1", "holds no images")],
+)
+def test_a_wrong_number_of_records_is_told(build, count, expected):
+    folder = build(make_records(make_labels()), FEATURES)
+    path = described(folder, "dataset_info.json")
+    info = json.loads(path.read_text())
+    for split in info["splits"]:
+        split["shardLengths"] = [count]
+    path.write_text(json.dumps(info))
+    assert expected in message_of(spots_of, folder)
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+WORDS = ("..", "{SPLIT}", "string", "-1", "99999999999", "tensorflow_datasets.core.features.x.Y")
+VALUES = st.recursive(
+    LEAVES | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+def parts_of(content):
+    """The objects and arrays in JSON, and the keys of their parts."""
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in list(pairs):
+        yield content, key
+        if isinstance(value, dict | list):
+            yield from parts_of(value)
+
+
+@pytest.fixture(scope="module")
+def changeable(build):
+    return build(make_records(make_labels()), FEATURES)
+
+
+@settings(max_examples=EXAMPLES // 4, deadline=None)  # each opens a data set
+@given(data=st.data(), name=st.sampled_from(["features.json", "dataset_info.json"]))
+def test_any_change_is_told_or_taken(changeable, data, name):
+    path = described(changeable, name)
+    original = path.read_text()
+    content = json.loads(original)
+    parts = list(parts_of(content))
+    owner, key = parts[data.draw(st.integers(0, len(parts) - 1))]
+    owner[key] = data.draw(VALUES)
+    path.write_text(json.dumps(content))
+    try:
+        spots_of(changeable).read(0)
+    except UserError:
+        pass
+    finally:
+        path.write_text(original)
