@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 def from_saved(saved: dict[str, Any]) -> ConfigDict:
     """The configuration of a checkpoint; missing fields have their defaults.
 
+    A permission to run code does not come with it: it may be somebody else's.
+
     Raises:
         UserError: it is of a version that is no longer supported, or damaged.
     """
@@ -22,6 +24,7 @@ def from_saved(saved: dict[str, Any]) -> ConfigDict:
     saved = {**saved, "model": _renewed(saved["method"], saved.get("model", {}))}
     with config.unlocked():
         _update(config, saved)
+        config.data.tfds.allow_code = False
         if "queries" in config.eval:  # its name in checkpoints of version 0.1
             config.eval.sampling = {"uniform": "classes", "each": "items"}[config.eval.queries]
             del config.eval.queries

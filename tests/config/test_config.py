@@ -185,6 +185,12 @@ def test_missing_files_and_methods_are_named(tmp_path):
 # ----------------------------------------------------------------------------- saved
 
 
+def test_a_permission_to_run_code_is_not_saved():
+    config = override(default_config(), ["--config.data.tfds.allow_code=True"])
+    assert config.data.tfds.allow_code
+    assert not from_saved(config.to_dict()).data.tfds.allow_code
+
+
 def test_saved_and_read_back_is_identical():
     arguments = ["data.augment.scale=(0.5,1.5)", "train.learning_rate=1", "data.root=/a"]
     config = override(default_config(), [f"--config.{argument}" for argument in arguments])
