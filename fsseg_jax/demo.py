@@ -110,6 +110,7 @@ def archive(names: Sequence[str], masks: Sequence[UInt8[np.ndarray, "_ _"]]) -> 
 def build(segmenter: Segmenter) -> "gr.Blocks":
     """The page of a model, for `serve`. Each visitor has supports of their own."""
     folder.create()
+    limits.bound_editors()
     # Compiled before the first visitor waits; the visitors' copies share the result.
     size, progress = segmenter.config.image_size, gr.Progress()
     blank = np.zeros((size, size, 3), np.uint8)
@@ -224,7 +225,6 @@ def _support_column() -> tuple[Any, ...]:
         height=480,
         elem_id="drawing",
     )
-    limits.bound(drawing)
     boxed = gr.Radio(
         [("the object itself", False), ("a box around it", True)],
         value=False,

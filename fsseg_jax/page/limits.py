@@ -36,35 +36,37 @@ def check_pixels(file: str | io.BytesIO, name: str) -> None:
         )
 
 
-def bound(editor: gr.ImageEditor) -> None:
-    """Bounds what an editor of one layer keeps and decodes, which Gradio does not."""
-    decode, accept = editor.convert_and_format_image, editor.accept_blobs
-
-    def small(file: Any, **options: Any) -> Any:
-        if file is None:
-            return None
-        try:
-            check_pixels(io.BytesIO(file) if isinstance(file, bytes) else file.path, "The image")
-            return decode(file, **options)
-        except (OSError, ValueError, SyntaxError) as error:
-            if not isinstance(error, UserError):
-                error = f"The image cannot be read ({error}): replace the file."
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
-
-    @functools.wraps(accept)  # with Gradio's mark that browsers may call it
-    def first(data: Any) -> None:
-        if str(data.data.get("index")) not in ("0", "null", "None", ""):
-            raise ValueError("the editor has one layer")
-        accept(data)
-
-    editor.convert_and_format_image, editor.accept_blobs = small, first
-    editor.blob_storage = _Newest()
+_decode, _accept = gr.ImageEditor.convert_and_format_image, gr.ImageEditor.accept_blobs
 
 
-class _Newest(dict):
-    """A dictionary of the newest entries; the editor never forgets what was not added."""
+def _decode_small(editor: gr.ImageEditor, file: Any, **options: Any) -> Any:
+    """Decodes an image of the editor unless it is too large."""
+    if file is None:
+        return None
+    try:
+        check_pixels(io.BytesIO(file) if isinstance(file, bytes) else file.path, "The image")
+        return _decode(editor, file, **options)
+    except (OSError, ValueError, SyntaxError) as error:
+        if not isinstance(error, UserError):
+            error = f"The image cannot be read ({error}): replace the file."
+        raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(key, value)
-        while len(self) > DRAWINGS:
-            del self[next(iter(self))]
+
+@functools.wraps(_accept)  # with Gradio's mark that browsers may call it
+def _accept_few(editor: gr.ImageEditor, data: Any) -> None:
+    """Keeps what browsers send before it is added, of one layer, and not for ever."""
+    if str(data.data.get("index")) not in ("0", "null", "None", ""):
+        raise ValueError("the editor has one layer")
+    _accept(editor, data)
+    while len(editor.blob_storage) > DRAWINGS:
+        del editor.blob_storage[next(iter(editor.blob_storage))]
+
+
+def bound_editors() -> None:
+    """Bounds what the editors of this process keep and decode, which Gradio does not.
+
+    Gradio makes a new editor for a visitor now and then, but of the same class, and it writes a
+    file next to the source of any other class.
+    """
+    setattr(gr.ImageEditor, "convert_and_format_image", _decode_small)  # noqa: B010
+    setattr(gr.ImageEditor, "accept_blobs", _accept_few)  # noqa: B010
