@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import logging
 import os
 import pathlib
@@ -165,6 +166,8 @@ def run(main: Callable[[], int | None]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(_ProgressHandler())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be in no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         interrupts.prepare()
         sys.exit(main())

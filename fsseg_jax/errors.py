@@ -1,8 +1,21 @@
 """The exception for wrong input."""
 
+import reprlib
+from typing import Any
+
 
 class UserError(ValueError):
     """Wrong input, described by one sentence that names the cause and the remedy.
 
     Command-line programs print only this sentence and exit with status 2.
     """
+
+
+def brief(value: Any) -> str:
+    """A value that may be anything, for an error: its `repr` in a line, with its middle left out if
+    it is long."""
+    return " ".join(_REPR.repr(value).split())
+
+
+_REPR = reprlib.Repr()
+_REPR.maxother = _REPR.maxstring = _REPR.maxlong = 100

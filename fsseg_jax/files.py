@@ -5,10 +5,13 @@ import io
 import logging
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator
 
 from fsseg_jax.errors import UserError
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial")  # what `replacing` writes to
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,20 @@ def _whole(path: pathlib.Path, name: str) -> Iterator[io.BufferedWriter]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Removes what killed processes have left of files in a folder and below that were never
+    complete; no process may be writing there.
+
+    Raises:
+        UserError: they cannot be removed.
+    """
+    with writing(folder):
+        for place, _, files in os.walk(folder):
+            for name in files:
+                if _PARTIAL.fullmatch(name):
+                    pathlib.Path(place, name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

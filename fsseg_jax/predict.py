@@ -9,8 +9,8 @@ owner/name of a model on the Hugging Face hub.
 folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation with only a bbox, is a
 box annotation.
 
---query holds the images to segment, in any folders below it. The masks of the supports, and files
-in --out or --truth, are not segmented.
+--query holds the images to segment, in any folders below it or where links in it lead. The masks of
+the supports, and files in --out or --truth, are not segmented. Other files are left out, and told.
 
 --out receives, by the name of each image, `masks` (class numbers) and `overlays`, and
 `predictions.json` with all predictions in COCO's format. The same command continues a stopped run.
@@ -24,6 +24,7 @@ error.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -31,7 +32,7 @@ import os
 import pathlib
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import write_text
 from fsseg_jax.prediction.loading import load
+from fsseg_jax.prediction.memory import room_for
 from fsseg_jax.prediction.output import MASKS, OVERLAYS, PREDICTIONS, Predictions, Query, made_by
 from fsseg_jax.prediction.pictures import CLASSES
 from fsseg_jax.prediction.segmenter import Segmenter
@@ -171,6 +173,8 @@ def read_supports(folder: pathlib.Path) -> Supports:
 def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -> list[Query]:
     """All images in a folder and below, sorted, except hidden ones and those in `without`.
 
+    Links are followed. Other files, and links that lead nowhere, are left out, counted and named.
+
     Raises:
         UserError: there are none, or a folder cannot be read.
     """
@@ -179,32 +183,67 @@ def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -
     left_out = {os.path.realpath(path) for path in without}
     if os.path.realpath(folder) in left_out:
         raise UserError(f"--query = {folder} is --truth or in --out: give it a folder of its own.")
-    queries = []
+    queries, others, lost = [], [], []
     for path in _files(folder, left_out):
-        if path.suffix.lower() in SUFFIXES and os.path.realpath(path) not in left_out:
+        if os.path.realpath(path) in left_out:
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() not in SUFFIXES:
+            others.append(name)
+        elif not path.is_file():
+            lost.append(name)
+        else:
             status = path.stat()
-            name = path.relative_to(folder).as_posix()
             queries.append(Query(path, name, status.st_size, status.st_mtime_ns))
+    _tell(folder, "their names are no images'", others)
+    _tell(folder, "they are broken links, or no regular files", lost)
     if not queries:
         raise UserError(f"--query = {folder} holds no images ({', '.join(SUFFIXES)}): add some.")
     return sorted(queries, key=lambda query: query.name)
 
 
-def _files(folder: pathlib.Path, left_out: Collection[str]) -> Iterator[pathlib.Path]:
+def _tell(folder: pathlib.Path, reason: str, names: Collection[str]) -> None:
+    """Logs what is left out, if anything is."""
+    if names:
+        logger.info("%s: left out as %s: %d, such as %s", folder, reason, len(names), min(names))
+
+
+def _files(folder: pathlib.Path, left_out: Set[str]) -> Iterator[pathlib.Path]:
+    """All visible files in a folder and below, and where links in it lead.
+
+    Each folder is visited once, by its own name if that is below `folder`, and none above `folder`
+    is: links in a circle end.
+    """
+
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
 
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith((".", "__MACOSX"))
-            and os.path.realpath(os.path.join(place, name)) not in left_out
-        ]
-        for name in files:
-            path = pathlib.Path(place, name)
-            if not name.startswith(".") and path.is_file():
-                yield path
+    def is_open(path: str) -> bool:
+        real = pathlib.Path(os.path.realpath(path))
+        places = (real, *real.parents) if os.path.islink(path) else (real,)
+        return left_out.isdisjoint(map(str, places))
+
+    whole, seen, again = os.path.realpath(folder), set(), []
+    links = collections.deque([str(folder)])
+    while links:
+        link = links.popleft()
+        real = os.path.realpath(link)
+        if real in seen or (seen and pathlib.Path(whole).is_relative_to(real)):
+            again.append(os.path.relpath(link, folder))
+            continue
+        for place, folders, files in os.walk(link, onerror=fail):
+            seen.add(os.path.realpath(place))
+            visible = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            below = {name: os.path.join(place, name) for name in sorted(visible)}
+            below = {name: path for name, path in below.items() if is_open(path)}
+            links += [path for path in below.values() if os.path.islink(path)]
+            folders[:] = [
+                name
+                for name, path in below.items()
+                if not os.path.islink(path) and os.path.realpath(path) not in seen
+            ]
+            yield from (pathlib.Path(place, name) for name in files if not name.startswith("."))
+    _tell(folder, "the folders that they link to are taken already, or above", again)
 
 
 def _check_folder(folder: pathlib.Path, option: str) -> None:
@@ -233,22 +272,25 @@ def _segment(
     """Segments images and writes the results; returns the number of skipped images, and seconds."""
     results = segmenter.stream(
         (query.path for query in queries),
-        return_probabilities=True,
         batch_size=batch_size,
         skip_errors=True,
+        return_scores=True,
     )
 
     def finish(query: Query, result: Any) -> dict[str, Any] | UserError:
-        try:
-            if isinstance(result, UserError):
-                raise result
-            label, probabilities = result
-            image = read_image(query.path)
-            if image.shape[:2] != label.shape:
-                raise UserError(f"{query.path} has changed meanwhile: start the command again.")
-        except UserError as error:
-            return error
-        return predictions.write(query, image, label, probabilities)
+        with contextlib.ExitStack() as stack:
+            try:
+                if isinstance(result, UserError):
+                    raise result
+                label, scores = result
+                height, width = label.shape
+                stack.enter_context(room_for(str(query.path), width, height))
+                image = read_image(query.path)
+                if image.shape[:2] != label.shape:
+                    raise UserError(f"{query.path} has changed meanwhile: start the command again.")
+            except UserError as error:
+                return error
+            return predictions.write(query, image, label, scores)
 
     skipped, start = 0, time.perf_counter()
     waiting: collections.deque[tuple[Query, Future]] = collections.deque()

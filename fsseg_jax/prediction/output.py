@@ -1,14 +1,12 @@
 """The folder that `predict` writes: masks, overlays, and one file in COCO's format for all of them.
 
 A journal gets a line for each image once its mask and overlay are written, so that a stopped run
-can continue.
+can continue. Folders in it may be links, such as `masks` to another disk.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
@@ -16,17 +14,18 @@ from typing import IO, Any, NamedTuple
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
-from fsseg_jax.files import lock, replacing, write_text, writing
+from fsseg_jax.files import remove_partial, replacing, write_text, writing
+from fsseg_jax.prediction.journal import Journal, output_names
 from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = "masks", "overlays"
-PREDICTIONS, JOURNAL, MADE_BY = "predictions.json", "journal.jsonl", "made_by.json"
+PREDICTIONS, MADE_BY = "predictions.json", "made_by.json"
 LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, at a fraction of the image's file size
 # Of masks: black background, classes as in the overlays. All 256 colours, so that a pixel is a
 # byte.
@@ -42,15 +41,6 @@ class Query(NamedTuple):
     changed: int  # time of the last change, in nanoseconds
 
 
-class _Entry(NamedTuple):
-    """What the journal says about an image that is done."""
-
-    output: str
-    size: int
-    changed: int
-    place: int  # of its line in the journal
-
-
 def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict[str, Any]:
     """What predictions depend on besides the images, as JSON; `supports` is a digest of these."""
     digest = hashlib.sha256()
@@ -63,44 +53,6 @@ def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict
     settings = {name: x for name, x in fields.items() if name in own or name.startswith("model.")}
     facts = {"classes": classes, "supports": supports, "weights": digest.hexdigest()[:16]}
     return json.loads(json.dumps(settings | facts))  # as it will be read back
-
-
-class _Journal:
-    """A file with a line of JSON for each image that is done; one process at a time has it open."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
-        with writing(folder):
-            self.file = (folder / JOURNAL).open("a+b")
-        lock(self.file.fileno(), folder)
-        self.entries: dict[str, _Entry] = {}  # by the image's name
-        self.file.seek(0)
-        end = 0
-        for line in self.file:
-            if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
-                break
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._enter(json.loads(line), end)
-            end += len(line)
-        with writing(folder):
-            self.file.truncate(end)
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line."""
-        with writing(self.folder):
-            place = self.file.seek(0, os.SEEK_END)
-            self.file.write(json.dumps(record).encode() + b"\n")
-            self.file.flush()
-        self._enter(record, place)
-
-    def record(self, name: str) -> dict[str, Any]:
-        """The line of an image."""
-        self.file.seek(self.entries[name].place)
-        return json.loads(self.file.readline())
-
-    def _enter(self, record: Mapping[str, Any], place: int) -> None:
-        known = (record[field] for field in ("output", "size", "changed"))
-        self.entries[record["photograph"]] = _Entry(*known, place=place)
 
 
 class Predictions:
@@ -118,7 +70,9 @@ class Predictions:
     def __init__(self, folder: pathlib.Path, made_by: Mapping[str, Any]) -> None:
         self.folder = folder
         self._check(made_by)
-        self._journal = _Journal(folder)
+        self._journal = Journal(folder, len(made_by["classes"]))
+        for place in (folder, folder / MASKS, folder / OVERLAYS):  # the latter may be links
+            remove_partial(place)
         self._outputs = {name: entry.output for name, entry in self._journal.entries.items()}
         self._taken = {output.casefold() for output in self._outputs.values()}
 
@@ -137,9 +91,7 @@ class Predictions:
         for query in queries:
             if query.name in self._outputs:
                 continue
-            short = pathlib.PurePosixPath(query.name).with_suffix("").as_posix()
-            further = (f"{query.name}.{n}" for n in itertools.count(2))
-            names = itertools.chain((short, query.name), further)
+            names = output_names(query.name)
             free = next(name for name in names if name.casefold() not in self._taken)
             self._taken.add(free.casefold())
             self._outputs[query.name] = free
@@ -171,11 +123,11 @@ class Predictions:
         query: Query,
         image: UInt8[np.ndarray, "height width 3"],
         label: UInt8[np.ndarray, "height width"],
-        probabilities: Float[np.ndarray, "height width class"],
+        scores: Sequence[float],
     ) -> dict[str, Any]:
         """Writes the mask and the overlay of an image, and returns the record for `note`.
 
-        Several threads may call it at once.
+        `scores` are those of the classes 0, 1 ... Several threads may call it at once.
         """
         with replacing(self.mask_file(query)) as file:
             save_mask(label, file)
@@ -189,7 +141,7 @@ class Predictions:
             "output": self.output(query),
             "height": height,
             "width": width,
-            "objects": _objects(label, probabilities),
+            "objects": _objects(label, scores),
         }
 
     def note(self, record: Mapping[str, Any]) -> None:
@@ -244,17 +196,19 @@ class Predictions:
             return
         try:
             before = dict(json.loads(file.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{file} cannot be read ({error}): {remedy}.") from None
         names = dict.fromkeys([*made_by, *before])
         other = [
-            f"{name} = {before.get(name)}, not {made_by.get(name)}"
+            f"{name if name in made_by else brief(name)} = {brief(before.get(name))}, "
+            f"not {brief(made_by.get(name))}"
             for name in names
             if made_by.get(name) != before.get(name)
         ]
         if other:
             raise UserError(
-                f"--out = {self.folder} holds predictions made with {'; '.join(other)}: {remedy}."
+                f"--out = {self.folder} holds predictions made with {'; '.join(other[:5])}: "
+                f"{remedy}."
             )
 
 
@@ -285,15 +239,13 @@ def _image(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _objects(
-    label: UInt8[np.ndarray, "height width"],
-    probabilities: Float[np.ndarray, "height width class"],
+    label: UInt8[np.ndarray, "height width"], scores: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Annotations in COCO's format without their ids, one for each class that occurs."""
     objects = []
     for number in (np.flatnonzero(np.bincount(label.ravel())[1:]) + 1).tolist():
         inside = label == number
         runs = coco_mask.encode(np.asfortranarray(inside.view(np.uint8)))
-        score = probabilities[..., number].mean(where=inside, dtype=np.float64)
         objects.append(
             {
                 "category_id": number,
@@ -301,7 +253,7 @@ def _objects(
                 "bbox": coco_mask.toBbox(runs).tolist(),
                 "area": int(coco_mask.area(runs)),
                 "iscrowd": 0,
-                "score": float(score),
+                "score": float(scores[number]),
             }
         )
     return objects

@@ -3,16 +3,17 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image, ImageOps
 
-from fsseg_jax.data.images import open_picture, read_image, rgb
+from fsseg_jax.data.images import open_picture, rgb
 from fsseg_jax.episode import IGNORE, UNLABELLED
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
+from fsseg_jax.prediction.memory import room_for
 
 CLASSES = UNLABELLED - 1  # the largest class number in masks
 # Pillow decodes an image when its pixels are first read, which is not thread-safe.
@@ -30,30 +31,60 @@ def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
 
     Args:
         picture: a path, a PIL image, or an array: uint8 or uint16, of (height, width) or (height,
-            width, channel) with 1, 3 or 4 channels.
+            width, channel) with 1, 3 or 4 channels. Of 16 bits the upper 8 count, in files too.
         name: what to call it in errors.
 
     Raises:
-        UserError: it is none of these, or its file cannot be read.
+        UserError: it is none of these, its file cannot be read, or the scale of its values is
+            another one.
     """
     if isinstance(picture, str | os.PathLike):
-        return read_image(picture)
+        with open_picture(picture) as file:
+            return _decoded(file, _name(picture, name))
     if isinstance(picture, Image.Image):
         with _decoding(name):
-            return rgb(picture)
+            return _decoded(picture, name)
     array = np.asarray(picture)
     kind = f"an array of {array.dtype} and shape {array.shape}"
     if array.dtype == np.uint16:
+        _check_scale(array, name)
         array = (array >> 8).astype(np.uint8)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
     if array.dtype != np.uint8 or not fits or not array.size:
+        remedy = ""
+        if array.dtype.kind in "fiu" and array.dtype != np.uint8:
+            remedy = " (bring the values to 0..255, and use .astype(np.uint8))"
+        elif array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            remedy = " (channels come last: use np.moveaxis(image, 0, -1))"
         raise UserError(
             f"{name} is {kind}: an image is a path, a PIL image, or an array of uint8 in "
-            "0..255 and shape (height, width, 3)."
+            f"0..255 and shape (height, width, 3){remedy}."
         )
     return rgb(Image.fromarray(array))
+
+
+def _decoded(picture: Image.Image, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    """A PIL image as upright RGB, decoded when there is memory for it."""
+    if picture.mode == "F":
+        raise UserError(
+            f"{name} has floating-point values, whose scale is unknown: convert it to 8 bits."
+        )
+    with room_for(name, *picture.size):
+        if picture.mode.startswith("I"):
+            _check_scale(np.asarray(picture), name)
+        return rgb(picture)
+
+
+def _check_scale(values: Integer[np.ndarray, "*shape"], name: str) -> None:
+    """Raises UserError for 16-bit values of which nothing would be seen."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if 0 < high < 256 or low < 0 or high >= 2**16:
+        raise UserError(
+            f"{name} has values in {low}..{high}, but the scale of 16 bits is 0..65535: bring them "
+            "to 0..255, and convert the image to 8 bits."
+        )
 
 
 def as_label(picture: Any, name: str) -> UInt8[np.ndarray, "height width"]:
@@ -70,22 +101,85 @@ def as_label(picture: Any, name: str) -> UInt8[np.ndarray, "height width"]:
     Raises:
         UserError: it is none of these, its file cannot be read, or a number is not a class number.
     """
+    values, _ = _values(picture, name)
+    return _numbered(values, _name(picture, name))
+
+
+def as_labels(
+    pictures: Sequence[Any], names: Sequence[str]
+) -> list[UInt8[np.ndarray, "height width"]]:
+    """Masks of several images, as `as_label` reads them, but for soft edges.
+
+    If their values cannot be class numbers, because one is missing between them or they are too
+    large, then a greyscale file or PIL image of which most that is not black is white is a mask
+    with soft edges: as in `read_mask`, all of it that is not black is class 1.
+
+    Raises:
+        UserError: see `as_label`.
+    """
+    labels, soft = [], []
+    for picture, name in zip(pictures, names, strict=True):
+        values, grey = _values(picture, name)
+        soft.append(values > 0 if grey and _mostly_white(values) else None)
+        try:
+            labels.append(_numbered(values, _name(picture, name)))
+        except UserError:
+            if soft[-1] is None:
+                raise
+            labels.append(soft[-1].astype(np.uint8))
+    if missing_number(labels):
+        pairs = zip(labels, soft, strict=True)
+        labels = [label if x is None else x.astype(np.uint8) for label, x in pairs]
+    return labels
+
+
+def missing_number(labels: Sequence[UInt8[np.ndarray, "_ _"]]) -> int | None:
+    """The first number that is missing between those of the classes that labels show."""
+    numbers = {number for label in labels for number in classes_in(label)}
+    return min({*range(1, max(numbers, default=0))} - numbers, default=None)
+
+
+def classes_in(label: UInt8[np.ndarray, "height width"]) -> list[int]:
+    """The numbers of the classes that a label shows."""
+    return np.setdiff1d(label, [0, IGNORE]).tolist()
+
+
+def _name(picture: Any, name: str) -> str:
+    return os.fspath(picture) if isinstance(picture, str | os.PathLike) else name
+
+
+def _values(picture: Any, name: str) -> tuple[Shaped[np.ndarray, "height width"], bool]:
+    """Booleans or numbers of a mask, and whether they are the grey values of a picture."""
     if isinstance(picture, str | os.PathLike):
         with open_picture(picture) as file:
-            return as_label(file, os.fspath(picture))
+            return _values(file, _name(picture, name))
+    grey = False
     if isinstance(picture, Image.Image):
         with _decoding(name):
             picture = ImageOps.exif_transpose(picture)
         if picture.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
             picture = (np.asarray(picture.convert("RGB")) > 0).any(axis=-1)
-        elif picture.mode in ("LA", "PA"):
-            picture = picture.getchannel(0)
+        else:
+            grey = picture.mode.startswith(("L", "I"))
+            picture = picture.getchannel(0) if picture.mode in ("LA", "PA") else picture
     label = np.asarray(picture)
     if label.ndim != 2 or not (label.dtype == bool or np.issubdtype(label.dtype, np.integer)):
         raise UserError(
             f"{name} is an array of {label.dtype} and shape {label.shape}: a mask is a path, a PIL "
             "image, or an array of booleans or class numbers and shape (height, width)."
         )
+    return label, grey
+
+
+def _mostly_white(values: Integer[np.ndarray, "height width"]) -> bool:
+    white = 255 if values.max(initial=0) < 256 else 2**16 - 1
+    return 2 * np.count_nonzero(values == white) > np.count_nonzero(values)
+
+
+def _numbered(
+    label: Shaped[np.ndarray, "height width"], name: str
+) -> UInt8[np.ndarray, "height width"]:
+    """Booleans or numbers as class numbers; see `as_label`."""
     values = np.unique(label).tolist()
     if values[-1:] in ([IGNORE], [2**16 - 1]) and set(values) <= {0, values[-1]}:
         label = label > 0
@@ -128,7 +222,7 @@ def _corners(boxes: Any, name: str) -> list[list[int]]:
     except (TypeError, ValueError):
         corners = np.empty(0)
     if corners.shape[-1:] != (4,) or corners.ndim > 2 or not np.isfinite(corners).all():
-        raise UserError(f"{name} = {boxes!r}: boxes are (left, top, right, bottom) in pixels.")
+        raise UserError(f"{name} = {brief(boxes)}: boxes are (left, top, right, bottom) in pixels.")
     if not corners.size:
         raise UserError(f"{name} is empty: give a box around the class, or leave the image out.")
     return np.rint(corners.reshape(-1, 4)).clip(-(2**31), 2**31 - 1).astype(int).tolist()
@@ -140,5 +234,7 @@ def _decoding(name: str) -> Iterator[None]:
     try:
         with _ONE_BY_ONE:
             yield
+    except UserError:
+        raise
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{name} cannot be read ({error}): replace the image.") from None

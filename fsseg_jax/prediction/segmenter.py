@@ -1,6 +1,7 @@
 """A model that is given supports and then segments images."""
 
 import functools
+import math
 import os
 import pathlib
 import tempfile
@@ -20,9 +21,12 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.forward import encode_supports, forward, passes, segment
+from fsseg_jax.prediction.memory import on_devices
 from fsseg_jax.prediction.pictures import is_image
 from fsseg_jax.prediction.stream import Query, at_own_size, in_batches, raising, read_query
 from fsseg_jax.prediction.supports import episode_rows, read_supports, square_support
+
+BATCH = 2**28  # bytes of the squares of the largest batch
 
 
 class Segmenter:
@@ -75,8 +79,8 @@ class Segmenter:
         Args:
             images: paths, PIL images, or uint8 arrays of (height, width, 3). A single image and its
                 mask or boxes need not be in lists.
-            masks: one per image, of the same size: see `pictures.as_label`. Numbers are classes, so
-                that an image can show several.
+            masks: one per image, of the same size: see `pictures.as_labels`. Numbers are classes,
+                so that an image can show several.
             boxes: instead of masks: for each image the box, or the boxes, around the class, as
                 (left, top, right, bottom) in pixels.
             classes: names of the classes 1, 2 ...; by default their numbers.
@@ -116,7 +120,8 @@ class Segmenter:
             images: one image, or a list or another iterable of them (which `stream` takes one by
                 one): paths, PIL images or uint8 arrays.
             return_probabilities: whether to return probabilities too.
-            batch_size: number of images that are segmented at once, over all devices.
+            batch_size: number of images that are segmented at once, over all devices; the largest
+                has 256 MiB of squares, and results do not depend on it.
 
         Returns:
             a mask, uint8 of (height, width): 0 for the background, n for class n. With
@@ -137,17 +142,21 @@ class Segmenter:
         return_probabilities: bool = False,
         batch_size: int = 8,
         skip_errors: bool = False,
+        return_scores: bool = False,
     ) -> Iterator[Any]:
         """Like `predict`, but yields one result after another, while the next images are read.
 
         Memory is bounded: at most three batches of images are taken before the first of their
-        results is yielded.
+        results is yielded, and large images and results are fewer at a time.
 
         Args:
             images: an iterable of images, which is consumed in the thread that takes the results.
             return_probabilities, batch_size: see `predict`.
             skip_errors: whether an image that cannot be read yields its UserError as the result
                 instead of raising it.
+            return_scores: whether to return, after the mask and the probabilities if there are any,
+                the mean probability of each class over the pixels that the mask gives it, which
+                needs less memory than probabilities.
 
         Raises:
             UserError: `fit` has not been called, or, later, an image cannot be read.
@@ -160,14 +169,17 @@ class Segmenter:
             kind = type(images).__name__
             raise UserError(f"images is of type {kind}: give an iterable of images.")
         config, align_corners = self.config, self.model.align_corners
+        classes = len(self._supports[1]) + 1
+        most = max(8, BATCH // (3 * config.image_size**2))
         results = in_batches(
             images,
             read=lambda number, image: read_query(number, image, config),
             compute=functools.partial(self._logits_of, self._supports),
             finish=lambda logits, shape: at_own_size(
-                logits, shape, config, align_corners, return_probabilities
+                logits, shape, config, align_corners, return_probabilities, return_scores
             ),
-            batch_size=-(-batch_size // self.mesh.size) * self.mesh.size,
+            result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * return_probabilities),
+            batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,
             least=self.mesh.size,
         )
         return results if skip_errors else raising(results)
@@ -196,10 +208,12 @@ class Segmenter:
     ) -> Iterator[Float[np.ndarray, "_ _ class"]]:
         """Logits of each query; the batch is filled up to `room` by repeating queries."""
         pixels = np.stack([query.pixels for query in queries])
-        placed = put(pixels[np.arange(room) % len(queries)], split(self.mesh))
-        with self._one_by_one:
-            logits = self._logits(self.variables, *supports, placed)
-        return iter(np.asarray(logits))
+        what = f"{room} images at once, of {self.config.image_size} pixels a side,"
+        with on_devices(what, "lower batch_size, or image_size"):
+            placed = put(pixels[np.arange(room) % len(queries)], split(self.mesh))
+            with self._one_by_one:
+                logits = self._logits(self.variables, *supports, placed)
+            return iter(np.asarray(logits))
 
     @functools.cached_property
     def _encode(self) -> Any:

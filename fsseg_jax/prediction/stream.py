@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,13 @@ from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.errors import UserError
 from fsseg_jax.models.resize import interpolation_matrix
+from fsseg_jax.prediction.memory import check
 from fsseg_jax.prediction.pictures import as_image
+
+# Bytes of results that are ready or in work before they are taken; one may have more.
+RESULTS = 2**30
+# Numbers that `at_own_size` computes at once, so that only large images are divided.
+TILE = 2**25
 
 
 class Query(NamedTuple):
@@ -31,6 +38,7 @@ def in_batches(
     read: Callable[[int, Any], Query | UserError],
     compute: Callable[[Sequence[Query], int], Iterator[np.ndarray]],
     finish: Callable[[np.ndarray, tuple[int, int]], Any],
+    result_bytes: Callable[[tuple[int, int]], int],
     batch_size: int,
     least: int = 1,
 ) -> Generator[Any]:
@@ -44,11 +52,12 @@ def in_batches(
         read: a function of the position of an image and the image.
         compute: a function of queries, and of how many to compute at once, which returns logits.
         finish: a function of the logits and the shape of an image, which returns the result.
+        result_bytes: a function of the shape of an image, which returns the size of its result.
         batch_size, least: the largest and the smallest number of images to compute at once.
     """
-    waiting: collections.deque[list[Future]] = collections.deque()
-    numbered, room = enumerate(images), least
+    numbered, room, unfinished = enumerate(images), least, 0
     pool = ThreadPoolExecutor(cores())
+    results = _Results(pool)
     try:
 
         def start() -> list[Future]:
@@ -64,22 +73,46 @@ def in_batches(
             while room < len(good):
                 room = min(2 * room, batch_size)
             logits = compute(good, room) if good else iter(())
-            waiting.append(
-                [
-                    pool.submit(finish, next(logits), query.shape)
-                    if isinstance(query, Query)
-                    else pool.submit(lambda error: error, query)
-                    for query in queries
-                ]
-            )
-            if len(waiting) > 1:
-                yield from (future.result() for future in waiting.popleft())
-            reading = ahead
-        for batch in waiting:
-            yield from (future.result() for future in batch)
+            for query in queries:
+                if isinstance(query, Query):
+                    size = result_bytes(query.shape)
+                    results.add(size, functools.partial(finish, next(logits), query.shape))
+                else:
+                    results.add(0, functools.partial(lambda error: error, query))
+            yield from (results.take() for _ in range(unfinished))
+            unfinished, reading = len(queries), ahead
+        yield from (results.take() for _ in range(unfinished))
     finally:
         # A caller that stops early does not need images that are not being read yet.
         pool.shutdown(cancel_futures=True)
+
+
+class _Results:
+    """Results in order, which threads compute ahead of time while they need little memory."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool, self._bytes = pool, 0
+        self._started: collections.deque[tuple[int, Future]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, Callable[[], Any]]] = collections.deque()
+
+    def add(self, size: int, function: Callable[[], Any]) -> None:
+        """Adds a function that returns a result of so many bytes."""
+        self._waiting.append((size, function))
+        self._start()
+
+    def take(self) -> Any:
+        """The first result that has not been taken."""
+        size, future = self._started.popleft()
+        result = future.result()
+        self._bytes -= size
+        self._start()
+        return result
+
+    def _start(self) -> None:
+        while self._waiting and (not self._started or self._bytes + self._waiting[0][0] <= RESULTS):
+            size, function = self._waiting.popleft()
+            self._bytes += size
+            self._started.append((size, self._pool.submit(function)))
 
 
 def raising(results: Generator[Any]) -> Iterator[Any]:
@@ -108,8 +141,47 @@ def at_own_size(
     config: ConfigDict,
     align_corners: bool,
     probabilities: bool,
+    scores: bool = False,
 ) -> Any:
-    """The mask of an image of `shape`, or the mask and probabilities, from logits of its square."""
+    """The mask of an image of `shape`, from logits of its square; or a tuple of it and what is
+    asked for: probabilities, and the mean probability of each class where the mask has it."""
+    classes = logits.shape[-1]
+    mask = np.empty(shape, np.uint8)
+    every = None
+    if probabilities:
+        what = f"an image of {shape[1]} x {shape[0]} pixels has {classes} probabilities for each"
+        check(4 * mask.size * classes, what, "make it smaller, or leave out return_probabilities")
+        every = np.empty((classes, *shape), np.float32)
+    sums, counts = np.zeros((2, classes))
+    for rows, large in _enlarged(logits, shape, config, align_corners):
+        mask[rows] = np.argmax(large, axis=0)
+        if not (probabilities or scores):
+            continue
+        large -= large.max(axis=0)
+        total = np.exp(large, out=large).sum(axis=0)
+        if every is not None:
+            np.divide(large, total, out=every[:, rows])
+        if scores:
+            largest = 1 / total
+            for number in np.flatnonzero(np.bincount(mask[rows].ravel())).tolist():
+                inside = mask[rows] == number
+                sums[number] += largest.sum(where=inside, dtype=np.float64)
+                counts[number] += np.count_nonzero(inside)
+    results = [mask]
+    if every is not None:
+        results.append(np.moveaxis(every, 0, -1))
+    if scores:
+        results.append(sums / np.maximum(counts, 1))
+    return tuple(results) if len(results) > 1 else mask
+
+
+def _enlarged(
+    logits: Float[np.ndarray, "h w class"],
+    shape: tuple[int, int],
+    config: ConfigDict,
+    align_corners: bool,
+) -> Iterator[tuple[slice, Float[np.ndarray, "class rows width"]]]:
+    """Logits at the size of the image: all at once, or some rows at a time if it is large."""
     # The size of the whole square in pixels of the image: a letterboxed one has a border, of which
     # the evaluation counts up to 7 pixels as part of the image, as PFENet's code does.
     inside = fitted(shape, config.image_size, config.eval.fit)
@@ -118,9 +190,8 @@ def at_own_size(
         interpolation_matrix(n, whole, align_corners)[:part]
         for n, whole, part in zip(logits.shape, extent, shape, strict=False)
     )
-    large = rows @ np.moveaxis(logits, -1, 0) @ columns.T  # (class, height, width)
-    mask = np.argmax(large, axis=0).astype(np.uint8)
-    if not probabilities:
-        return mask
-    np.exp(large - large.max(axis=0), out=large)
-    return mask, np.moveaxis(large / large.sum(axis=0), 0, -1)
+    planes = np.moveaxis(logits, -1, 0)
+    step = max(1, TILE // (shape[1] * len(planes)))
+    for start in range(0, shape[0], step):
+        part = slice(start, start + step)
+        yield part, rows[part] @ planes @ columns.T

@@ -9,9 +9,15 @@ from jaxtyping import Int, UInt8
 
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import fitted, square
-from fsseg_jax.episode import IGNORE
-from fsseg_jax.errors import UserError
-from fsseg_jax.prediction.pictures import as_image, as_label, boxes_label, is_image
+from fsseg_jax.errors import UserError, brief
+from fsseg_jax.prediction.pictures import (
+    as_image,
+    as_labels,
+    boxes_label,
+    classes_in,
+    is_image,
+    missing_number,
+)
 
 
 def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
@@ -38,14 +44,20 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
             f"{name} has {len(outlines)} entries, but images has {len(images)}: give one for each "
             "image."
         )
-    supports = []
-    for i, (image, outline) in enumerate(zip(images, outlines, strict=True)):
-        image = as_image(image, f"images[{i}]")
-        supports.append(LabelledImage(image, _label(image, outline, name, i)))
-    numbers = {number for _, label in supports for number in _classes(label)}
-    if missing := sorted({*range(1, max(numbers) + 1)} - numbers):
+    images = [as_image(image, f"images[{i}]") for i, image in enumerate(images)]
+    names = [f"{name}[{i}]" for i in range(len(images))]
+    if boxes is None:
+        labels = as_labels(outlines, names)
+    else:
+        triples = zip(outlines, images, names, strict=True)
+        labels = [boxes_label(outline, image.shape[:2], its) for outline, image, its in triples]
+    supports = [LabelledImage(*pair) for pair in zip(images, labels, strict=True)]
+    for i, support in enumerate(supports):
+        _check(support, names[i], f"images[{i}]")
+    if missing := missing_number(labels):
+        largest = max(max(classes_in(label)) for label in labels)
         raise UserError(
-            f"{name}: no image shows class {missing[0]}, but one shows class {max(numbers)}: "
+            f"{name}: no image shows class {missing}, but one shows class {largest}: "
             "number the classes 1, 2 ... without gaps."
         )
     return supports
@@ -53,30 +65,20 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
 
 def _listed(values: Any, name: str) -> list[Any]:
     if not isinstance(values, Iterable) or isinstance(values, str | bytes):
-        raise UserError(f"{name} = {values!r}: give a list with one entry per image.")
+        raise UserError(f"{name} = {brief(values)}: give a list with one entry per image.")
     return list(values)
 
 
-def _label(
-    image: UInt8[np.ndarray, "height width 3"], outline: Any, name: str, i: int
-) -> UInt8[np.ndarray, "height width"]:
-    height, width = image.shape[:2]
-    if name == "boxes":
-        return boxes_label(outline, (height, width), f"boxes[{i}]")
-    label = as_label(outline, f"masks[{i}]")
+def _check(support: LabelledImage, name: str, image: str) -> None:
+    """Raises UserError unless a label is of its image's size, and shows a class."""
+    label, (height, width) = support.label, support.image.shape[:2]
     if label.shape != (height, width):
         raise UserError(
-            f"masks[{i}] is {label.shape[1]} x {label.shape[0]} pixels, but images[{i}] is "
+            f"{name} is {label.shape[1]} x {label.shape[0]} pixels, but {image} is "
             f"{width} x {height}: they must have the same size."
         )
-    if not _classes(label):
-        raise UserError(f"masks[{i}] is empty: mark the class in it, or leave the image out.")
-    return label
-
-
-def _classes(label: UInt8[np.ndarray, "height width"]) -> list[int]:
-    """The numbers of the classes that a label shows."""
-    return np.setdiff1d(label, [0, IGNORE]).tolist()
+    if not classes_in(label):
+        raise UserError(f"{name} is empty: mark the class in it, or leave the image out.")
 
 
 def square_support(support: LabelledImage, name: str, size: int, fit: str) -> LabelledImage:
@@ -93,7 +95,7 @@ def square_support(support: LabelledImage, name: str, size: int, fit: str) -> La
     image, label = square(support, size, fit)
     own, label = support.label.shape, label.copy()
     scale = np.array(fitted(own, size, fit)) / own
-    numbers = _classes(support.label)
+    numbers = classes_in(support.label)
     for number in np.setdiff1d(numbers, label):
         where = (np.argwhere(support.label == number) + 0.5) * scale
         label[tuple(where.astype(int).T)] = number
@@ -114,7 +116,7 @@ def episode_rows(
     Classes with fewer supports than others repeat theirs. `labels` are those of all supports, and
     show each class from 1 to the largest number.
     """
-    shown = [_classes(label) for label in labels]
+    shown = [classes_in(label) for label in labels]
     ways = [
         [i for i, classes in enumerate(shown) if n in classes]
         for n in range(1, max(map(max, shown)) + 1)

@@ -15,14 +15,14 @@ from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.metrics import iou, label_counts
-from fsseg_jax.prediction.pictures import as_label
+from fsseg_jax.prediction.pictures import as_labels
 
 
 class Truth:
     """True masks of images in files.
 
     The mask of an image called `name` is `name.png`: class numbers, where 255 is ignored; or, if
-    there is only one class, any kind of mask that `pictures.as_label` accepts. Alternatively, each
+    there is only one class, any kind of mask that `pictures.as_labels` accepts. Alternatively, each
     class has a folder of its name with masks `class/name.png` that are not black where the class
     is; a missing file means that the image does not show the class.
 
@@ -73,9 +73,9 @@ class Truth:
                 check_size(inside, str(path), image)
                 label[inside] = number
             return label
-        path = files[0]
+        path, one = files[0], len(self.classes) == 1
         # 255 alone is ambiguous: with one class it is that class, with several it is ignored.
-        label = as_label(path, str(path)) if len(self.classes) == 1 else read_label(path)
+        label = as_labels([path], [str(path)])[0] if one else read_label(path)
         check_size(label, str(path), image)
         if other := np.setdiff1d(label, [*range(len(self.classes) + 1), IGNORE]).tolist():
             raise UserError(

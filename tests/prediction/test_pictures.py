@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fsseg_jax.errors import UserError
-from fsseg_jax.prediction.pictures import as_image, as_label, boxes_label
+from fsseg_jax.prediction.pictures import as_image, as_label, as_labels, boxes_label
 
 HEIGHT, WIDTH = 5, 7
 # What EXIF's orientations say has to be done to the stored pixels.
@@ -132,6 +132,40 @@ def test_what_is_no_image_is_told(array, kind):
         as_image(array, "images[3]")
 
 
+@pytest.mark.parametrize(
+    ("array", "remedy"),
+    [
+        (np.zeros((4, 5, 3)), r"bring the values to 0\.\.255, and use \.astype\(np\.uint8\)"),
+        (np.full((4, 5, 3), np.nan, np.float32), r"bring the values to 0\.\.255"),
+        (np.zeros((4, 5, 3), np.int64), r"bring the values to 0\.\.255"),
+        (np.zeros((3, 40, 50), np.uint8), r"np\.moveaxis\(image, 0, -1\)"),
+        (
+            draw(3).astype(np.uint16),
+            r"values in \d+\.\.\d+, but the scale of 16 bits is 0\.\.65535",
+        ),
+    ],
+)
+def test_what_to_do_with_other_arrays_is_told(array, remedy):
+    with pytest.raises(UserError, match=rf"^images\[0\] .*{remedy}"):
+        as_image(array, "images[0]")
+
+
+def test_numbers_of_another_scale_are_told_in_files_as_in_arrays(tmp_path):
+    dark = draw().astype(np.uint16)
+    for picture in forms(save(tmp_path, dark)):
+        with pytest.raises(UserError, match=r"the scale of 16 bits is 0\.\.65535"):
+            as_image(picture, "")
+    black = dark * 0
+    for picture in (*forms(save(tmp_path, black)), black):
+        check_image(picture, np.zeros((HEIGHT, WIDTH, 3)))
+    for values in (draw().astype(np.int32) << 16, -draw().astype(np.int32)):
+        with pytest.raises(UserError, match="the scale of 16 bits"):
+            as_image(Image.fromarray(values), "")
+    for picture in forms(save(tmp_path, draw().astype(np.float32) / 255, "picture.tif")):
+        with pytest.raises(UserError, match="floating-point values, whose scale is unknown"):
+            as_image(picture, "")
+
+
 @pytest.mark.parametrize("take", [as_image, as_label])
 def test_broken_pictures_are_told_by_name(tmp_path, take):
     path = tmp_path / "truncated.png"
@@ -213,6 +247,44 @@ def test_any_colour_but_black_means_class_1(tmp_path, channels):
     expected[[1, 3, 4], [2, 4, 0]] = 1
     for picture in forms(save(tmp_path, array)):
         check_label(picture, expected)
+
+
+SOFT = np.array([[0, 40, 254, 255, 255, 255, 255, 17]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        SOFT,
+        SOFT[:, :-1],
+        np.where(SOFT == 254, 200, SOFT),  # which may be a class number
+        SOFT.astype(np.uint16) * 257,
+    ],
+)
+def test_greyscale_masks_with_soft_edges_mean_class_1(tmp_path, array):
+    expected = array > 0
+    hard = draw(high=2) * 255
+    paths = save(tmp_path, array), save(tmp_path, hard, name="hard.png")
+    for several in zip(*map(forms, paths), strict=True):
+        labels = as_labels(several, ["masks[0]", "masks[1]"])
+        np.testing.assert_array_equal(labels[0], expected)
+        np.testing.assert_array_equal(labels[1], hard > 0)
+
+
+def test_what_may_be_class_numbers_is_class_numbers(tmp_path):
+    """Even if most is ignored, and 1 is the class of another mask."""
+    mostly = np.array([[0, 2, 255, 255]], np.uint8)
+    other = np.array([[0, 1, 1, 255]], np.uint8)
+    paths = save(tmp_path, mostly), save(tmp_path, other, name="other.png")
+    for several in zip(*map(forms, paths), strict=True):
+        for label, array in zip(as_labels(several, ["", ""]), (mostly, other), strict=True):
+            np.testing.assert_array_equal(label, array)
+    gap = np.array([[0, 3, 3, 3, 255]], np.uint8)  # hardly a mask of one class
+    for picture in (*forms(save(tmp_path, gap)), gap, mostly):
+        (label,) = as_labels([picture], ["masks[0]"])
+        np.testing.assert_array_equal(label, np.asarray(mostly if picture is mostly else gap))
+    with pytest.raises(UserError, match=r"^masks\[0\] has the value 254"):
+        as_labels([SOFT], ["masks[0]"])  # of an array, numbers mean themselves
 
 
 @pytest.mark.parametrize(

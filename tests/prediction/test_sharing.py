@@ -126,7 +126,7 @@ def edited(**fields):
     [
         ("model.safetensors", os.remove, r"model\.safetensors cannot be read \(.*save the model"),
         ("model.safetensors", cut_off, r"model\.safetensors cannot be read \("),
-        ("model.safetensors", flipped, r"safetensors is damaged or was changed: .* of params/"),
+        ("model.safetensors", flipped, r"safetensors is damaged or was changed, .* of params/"),
         ("model.safetensors", converted(lambda x: x * np.nan), r"params/\S+ is not finite"),
         ("model.safetensors", converted(np.int32), r"params/\S+ holds int32, not floating-point"),
         ("config.json", edited(model={"alignment": 1}), "model.alignment: canet has no such"),

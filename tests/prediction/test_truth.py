@@ -33,11 +33,16 @@ def random_label(seed, values):
     return np.random.default_rng(seed).choice(np.array(values, np.uint8), SIZE)
 
 
-@pytest.mark.parametrize("kind", ["numbers", "palette", "0 and 255", "1", "RGB", "ignored"])
+@pytest.mark.parametrize(
+    "kind", ["numbers", "palette", "0 and 255", "1", "RGB", "ignored", "soft edges"]
+)
 def test_one_class_may_be_shown_in_any_way(tmp_path, images, kind):
     inside = random_label(0, [0, 1])
     expected = inside
     values = {"0 and 255": inside * 255, "1": inside > 0, "RGB": inside[..., None] * [0, 7, 0]}
+    if kind == "soft edges":
+        values[kind] = np.where(inside & (np.arange(inside.size).reshape(SIZE) % 5 == 0), 99, 255)
+        values[kind] *= inside
     if kind == "ignored":
         expected = random_label(0, [0, 1, 255])
         values[kind] = expected

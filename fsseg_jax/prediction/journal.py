@@ -1,0 +1,135 @@
+"""What `predict` has done so far: a file in its folder with a line of JSON for each image.
+
+The file may have been damaged or changed: what it says is checked before it is believed.
+"""
+
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from fsseg_jax.files import lock, writing
+
+JOURNAL = "journal.jsonl"
+
+# What reading a line of anything, and looking into it, may raise.
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# The fields of an object.
+_OBJECT = {"category_id", "segmentation", "bbox", "area", "iscrowd", "score"}
+
+logger = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """What the journal says about an image that is done."""
+
+    output: str
+    size: int
+    changed: int
+    place: int  # of its line in the journal
+
+
+class Journal:
+    """The journal of a folder; one process at a time has it open.
+
+    Lines that are damaged are ignored and counted: their images are segmented again.
+
+    Args:
+        folder: the folder of results.
+        classes: the number of classes.
+
+    Raises:
+        UserError: the journal cannot be written (in `append` too), or another process has it open.
+    """
+
+    def __init__(self, folder: pathlib.Path, classes: int) -> None:
+        self.folder, self._classes = folder, classes
+        with writing(folder):
+            self.file = (folder / JOURNAL).open("a+b")
+        lock(self.file.fileno(), folder)
+        self.entries: dict[str, Entry] = {}  # by the image's name
+        self._owners: dict[str, str] = {}  # names of images by their outputs
+        self.file.seek(0)
+        end = ignored = 0
+        for line in self.file:
+            if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
+                break
+            try:
+                self._enter(json.loads(line, parse_constant=_no_number), end)
+            except _DAMAGED:
+                ignored += 1
+            end += len(line)
+        with writing(folder):
+            self.file.truncate(end)
+        if ignored:
+            logger.warning(
+                "%s: %d damaged lines are ignored, and their images segmented again",
+                *(folder / JOURNAL, ignored),
+            )
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line."""
+        with writing(self.folder):
+            place = self.file.seek(0, os.SEEK_END)
+            self.file.write(json.dumps(record).encode() + b"\n")
+            self.file.flush()
+        self._enter(record, place)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The line of an image."""
+        self.file.seek(self.entries[name].place)
+        return json.loads(self.file.readline())
+
+    def _enter(self, record: Mapping[str, Any], place: int) -> None:
+        """Enters a line; raises an error if it is none that `predict` writes."""
+        _check(record, self._classes)
+        name, output = record["photograph"], record["output"]
+        # Two images with one output would overwrite each other's.
+        if self._owners.setdefault(output.casefold(), name) != name:
+            raise ValueError(output)
+        self.entries[name] = Entry(output, record["size"], record["changed"], place)
+
+
+def output_names(name: str) -> Iterator[str]:
+    """The names that the mask and the overlay of an image may have, by preference."""
+    return itertools.chain(_short_names(name), (f"{name}.{n}" for n in itertools.count(2)))
+
+
+def _short_names(name: str) -> tuple[str, str]:
+    return pathlib.PurePosixPath(name).with_suffix("").as_posix(), name
+
+
+def _check(record: Mapping[str, Any], classes: int) -> None:
+    """Raises an error unless a line is of the form that `predict` writes."""
+    name, output = record["photograph"], record["output"]
+    shape = [record["height"], record["width"]]
+    _require(all(type(text) is str for text in (name, output)))
+    _require(all(type(n) is int for n in (record["size"], record["changed"], *shape)))
+    _require(min(shape) > 0)
+    # Only names of files below --query are looked up here, and an output is one of those that its
+    # image may have: a line cannot name a file elsewhere.
+    further = re.fullmatch(re.escape(name) + r"\.[1-9][0-9]{0,5}", output)
+    _require(further or output in _short_names(name))
+    for found in record["objects"]:
+        _require(found.keys() == _OBJECT and found["segmentation"].keys() == {"size", "counts"})
+        size, counts = found["segmentation"]["size"], found["segmentation"]["counts"]
+        _require(size == shape and type(size) is list and type(counts) is str)
+        whole = found["category_id"], found["area"], found["iscrowd"], *size
+        _require(all(type(n) is int for n in whole) and 1 <= whole[0] <= classes and not whole[2])
+        numbers = [*found["bbox"], found["score"]]
+        _require(len(numbers) == 5 and all(type(x) in (int, float) for x in numbers))
+        _require(all(map(math.isfinite, numbers)))
+
+
+def _require(good: Any) -> None:
+    if not good:
+        raise ValueError
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")

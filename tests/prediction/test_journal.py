@@ -1,0 +1,194 @@
+"""Any journal is continued: what is damaged is done again, and nothing elsewhere is touched."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from fuzz import EXAMPLES
+from helpers import message_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutated
+
+from fsseg_jax.errors import UserError
+from fsseg_jax.prediction.output import Predictions, Query
+
+FACTS = {"classes": ["cat", "dog"], "supports": "0123", "image_size": 32}
+NAMES = ("a.jpg", "a.png", "deep/b.jpg")
+LABEL = np.pad(np.array([[1, 2]], np.uint8), 3)
+
+
+def queries(folder):
+    return [Query(folder / "query" / name, name, n, 10 + n) for n, name in enumerate(NAMES)]
+
+
+def write(folder, images=NAMES):
+    """Writes results of images that are not there yet."""
+    image = np.zeros((*LABEL.shape, 3), np.uint8)
+    with Predictions(folder / "out", FACTS) as predictions:
+        predictions.choose_names(queries(folder))
+        for query in queries(folder):
+            if query.name in images and not predictions.done(query):
+                predictions.note(predictions.write(query, image, LABEL, {1: 0.75, 2: 0.5}))
+        predictions.write_coco(queries(folder), FACTS["classes"])
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder around a folder of results, the lines of its journal, and all its files."""
+    folder = tmp_path_factory.mktemp("around")
+    write(folder)
+    lines = (folder / "out" / "journal.jsonl").read_text().splitlines()
+    return folder, [json.loads(line) for line in lines], contents(folder)
+
+
+def renew(folder, files):
+    """Makes the files what they were, and others none."""
+    for path in contents(folder).keys() - files.keys():
+        path.unlink()
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def outcome(written, name, content):
+    """Runs on with another journal or other facts; whatever they are, only `out` is changed."""
+    folder, _, files = written
+    renew(folder, files)
+    (folder / "x.png").write_bytes(b"of somebody else")
+    (folder / "out" / name).write_bytes(content)
+    told = None
+    try:
+        write(folder)
+    except UserError as error:
+        told = error
+    assert "\n" not in str(told)
+    outside = {path for path in contents(folder) if folder / "out" not in path.parents}
+    assert outside == {folder / "x.png"}
+    assert not pathlib.Path("/tmp/x.png").exists()
+    return told
+
+
+FUZZ = settings(
+    max_examples=EXAMPLES // 4,  # each writes files
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def check_complete(folder):
+    coco = json.loads((folder / "out" / "predictions.json").read_text(), parse_constant=pytest.fail)
+    assert [image["file_name"] for image in coco["images"]] == list(NAMES)
+    assert len({image["mask_file"] for image in coco["images"]}) == len(NAMES)
+    for image in coco["images"]:
+        assert (folder / "out" / image["mask_file"]).is_file()
+        assert (image["height"], image["width"]) == LABEL.shape
+    assert [entry["category_id"] for entry in coco["annotations"]] == [1, 2] * len(NAMES)
+
+
+@FUZZ
+@given(content=st.binary(max_size=300))
+def test_any_bytes_are_a_journal_of_nothing(written, content):
+    assert outcome(written, "journal.jsonl", content) is None
+    check_complete(written[0])
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_changes_of_a_journal_leave_results_whole(written, data):
+    lines = data.draw(mutated(written[1]))
+    lines = lines if isinstance(lines, list) else [lines]
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(0, len(content)))
+        content = content[:place] + data.draw(st.binary(max_size=3)) + content[place + 2 :]
+    assert outcome(written, "journal.jsonl", content) is None
+    coco = json.loads((written[0] / "out" / "predictions.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == list(NAMES)
+    assert len({image["mask_file"] for image in coco["images"]}) == len(NAMES)
+    assert {entry["category_id"] for entry in coco["annotations"]} <= {1, 2}
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_changes_of_the_facts_are_told(written, data):
+    content = data.draw(st.binary(max_size=60) | mutated(FACTS))
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    told = outcome(written, "made_by.json", content)
+    try:
+        same = dict(json.loads(content)) == FACTS
+    except (ValueError, TypeError):
+        same = False
+    assert (told is None) == same
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'[["a\\nb", "c\\nd"]]', b"3", b""])
+def test_facts_of_something_else_are_told_in_a_line(written, content):
+    assert str(written[0] / "out") in str(outcome(written, "made_by.json", content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": "../../x"},
+        {"output": "/tmp/x"},
+        {"output": "a/../../../x"},
+        {"output": "b"},
+        {"output": "a.jpg.1234567"},
+        {"output": ["a"]},
+        {"size": "10"},
+        {"changed": 1.0},
+        {"height": True},
+        {"objects": 3},
+        {"objects": [{}]},
+        {"objects": [{"id": 3, "category_id": 1}]},
+    ],
+)
+def test_damaged_lines_are_counted_and_their_images_done_again(written, change, log):
+    folder, lines, _ = written
+    lines = [lines[0] | change, *lines[1:]]
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    assert outcome(written, "journal.jsonl", content) is None
+    assert log.messages == [
+        f"{folder / 'out' / 'journal.jsonl'}: 1 damaged lines are ignored, and their images "
+        "segmented again"
+    ]
+    check_complete(folder)
+
+
+def test_of_two_images_with_one_output_the_first_keeps_it(written, log):
+    folder, (first, second, *others), _ = written
+    # "a" may be that of a.png, too.
+    lines = [first, second | {"output": first["output"]}, *others]
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    assert outcome(written, "journal.jsonl", content) is None
+    assert len(log.messages) == 1
+    check_complete(folder)
+
+
+def test_a_folder_of_masks_may_be_a_link_and_what_a_killed_run_left_in_it_is_removed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    write(tmp_path, images=())
+    (tmp_path / "out" / "masks").symlink_to(tmp_path / "elsewhere")
+    left = [tmp_path / "elsewhere" / ".0123abcd.partial", tmp_path / "out" / ".01234567.partial"]
+    for path in left:
+        path.touch()
+    mine = tmp_path / "out" / ".partial"
+    mine.touch()
+    write(tmp_path)
+    assert (tmp_path / "elsewhere" / "deep" / "b.png").is_file()
+    assert not any(path.exists() for path in left)
+    assert mine.exists()
+
+
+def test_a_journal_that_is_no_file_is_told(tmp_path):
+    write(tmp_path, images=())
+    (tmp_path / "out" / "journal.jsonl").unlink()
+    (tmp_path / "out" / "journal.jsonl").mkdir()
+    assert "journal.jsonl cannot be written" in message_of(write, tmp_path)
