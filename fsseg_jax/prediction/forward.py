@@ -2,34 +2,37 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, Integer, Num, UInt8
 
-from fsseg_jax.episode import IGNORE, UNLABELLED, normalise
+from fsseg_jax.episode import IGNORE, UNLABELLED, AnyArray, normalise
 from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method, init_variables
 from fsseg_jax.models.method import join_ways
 from fsseg_jax.models.resize import resize
+from fsseg_jax.prediction.arrays import check_arrays, is_array
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def forward(
     model: Method,
     variables: Any,
-    support_images: Num[Array, "way shot height width 3"],
-    support_labels: UInt8[Array, "way shot height width"],
-    query_images: Num[Array, "query query_height query_width 3"],
+    support_images: Num[AnyArray, "way shot height width 3"],
+    support_labels: Integer[AnyArray, "way shot height width"],
+    query_images: Num[AnyArray, "query query_height query_width 3"],
 ) -> Float[Array, "query query_height query_width class"]:
-    """Logits of queries, as a pure function that composes with `jit`, `vmap` and `grad`.
+    """Logits of queries, as a pure, jitted function that composes with `jit`, `vmap` and `grad`.
 
     If the variables depend on the numbers of ways or shots and were trained for others, the model
     segments way by way and joins the results as in MFNet sec. IV-C, or shot by shot and averages
     the probabilities.
+
+    Shapes and types are always checked; values only of arrays in the host's memory, because those
+    of others are not known within `jit`, and fetching them would wait for an accelerator.
 
     Args:
         support_images: N ways by K shots, RGB in 0..255, uint8 or float, of any size that the model
@@ -42,19 +45,28 @@ def forward(
         one channel per class, the background first, at the size of the queries.
 
     Raises:
-        UserError: shapes do not match, or the variables are for numbers of ways or shots into which
-            the episode cannot be divided.
+        UserError: arrays do not fit each other or have wrong values, or the variables are for
+            numbers of ways or shots into which the episode cannot be divided.
     """
-    shapes = support_images.shape, support_labels.shape, query_images.shape
-    if [*map(len, shapes)] != [5, 4, 4] or shapes[0][:4] != shapes[1]:
-        names = "support_images", "support_labels", "query_images"
-        given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
-        raise UserError(
-            f"shapes of {given}: they must be (way, shot, height, width, 3), (way, shot, height, "
-            "width) and (query, height, width, 3)."
-        )
+    if not isinstance(model, Method):
+        raise UserError(f"model is of type {type(model).__name__}: give a method.")
+    leaves = jax.tree.leaves(variables)
+    if not isinstance(variables, Mapping) or not all(map(is_array, leaves)):
+        raise UserError(f"variables of type {type(variables).__name__}: give those of the model.")
+    check_arrays(support_images, support_labels, query_images)
+    return _forward(model, variables, support_images, support_labels, query_images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(
+    model: Method, variables: Any, support_images: Any, support_labels: Any, query_images: Any
+) -> Array:
+    passes(model, variables, *support_labels.shape[:2])  # whether they are the model's, first
+    if support_labels.dtype != jnp.uint8:  # what has no number in it is ignored
+        whole = support_labels.astype(int)
+        support_labels = jnp.where((whole >= 0) & (whole < IGNORE), whole, IGNORE)
     features = encode_supports(model, variables, support_images)
-    logits = segment(model, variables, features, support_labels, query_images)
+    logits = segment(model, variables, features, support_labels.astype(jnp.uint8), query_images)
     return resize(logits, query_images.shape[1:3], model.align_corners)
 
 
@@ -118,13 +130,15 @@ def _each(function: Callable[[Any], Array], rows: Any) -> Array:
 
 def passes(model: Method, variables: Any, ways: int, shots: int) -> tuple[bool, bool]:
     """Whether an episode must be segmented way by way, and shot by shot."""
-    have = {name: x.shape for name, x in flatten_dict(variables).items()}
+    have = {name: getattr(x, "shape", None) for name, x in flatten_dict(variables).items()}
     for one_way, one_shot in itertools.product((False, True), repeat=2):
         given = 1 if one_way else ways, 1 if one_shot else shots
         # Flax makes modules hashable.
         needed = _needed(model, *given)  # pyright: ignore[reportArgumentType]
         if needed.items() <= have.items():
             return one_way, one_shot
+    if not needed.keys() & have.keys():
+        raise UserError(f"variables: they are not those of a {type(model).__name__}.")
     raise UserError(
         f"{ways} ways with {shots} shots: the parameters of this {type(model).__name__} are for "
         "another number of ways; use as many as it was trained with."

@@ -146,6 +146,79 @@ def test_shapes_that_do_not_fit_are_told(images, labels, queries):
         assert part in str(caught.value)
 
 
+EPISODE = [array.astype(np.uint8) for array in draw_episode(1, 2)]
+
+
+def changed(**arrays):
+    names = "support_images", "support_labels", "query_images"
+    return [arrays.get(name, array) for name, array in zip(names, EPISODE, strict=True)]
+
+
+def with_value(value, dtype=np.float32):
+    array = EPISODE[2].astype(dtype)
+    array[0, 3, 4, 0] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (changed(support_images=EPISODE[0].tolist()), "support_images is of type list: give an"),
+        (changed(query_images=None), "query_images is of type NoneType: give an array"),
+        (changed(support_images=EPISODE[0][:, :0], support_labels=EPISODE[1][:, :0]), "shapes of"),
+        (changed(query_images=EPISODE[2][..., :1]), "shapes of"),
+        (changed(query_images=EPISODE[2] > 3), "query_images is an array of bool: give RGB"),
+        (changed(query_images=EPISODE[2] * 1j), "query_images is an array of complex128"),
+        (changed(query_images=EPISODE[2].astype(str)), "query_images is an array of <U"),
+        (changed(query_images=EPISODE[2] / np.float32(255)), r"query_images has values in .*\.\.1"),
+        (changed(support_images=EPISODE[0] / 127.5 - 1), "support_images has values in -"),
+        (changed(query_images=normalise(EPISODE[2])), "query_images has .* nor normalised"),
+        (changed(query_images=jnp.asarray(EPISODE[2]) / 255), "query_images has values in"),
+        (changed(query_images=with_value(np.nan)), r"query_images has values in nan\.\.nan"),
+        (changed(query_images=with_value(-np.inf)), r"query_images has values in -inf\.\."),
+        (changed(query_images=with_value(65535.0)), "query_images has values in"),
+        (changed(query_images=with_value(256, np.uint16)), "query_images has values in"),
+        (changed(query_images=with_value(-1, np.int32)), "query_images has values in"),
+        (changed(support_labels=EPISODE[1] * 2), "support_labels has the value 2, but .* 1 way:"),
+        (changed(support_labels=EPISODE[1] - 1.0), "support_labels is an array of float64"),
+        (changed(support_labels=EPISODE[1].astype(int) - 1), "support_labels has the value -1"),
+        (changed(support_labels=jnp.asarray(EPISODE[1]) * 2), "support_labels has the value 2"),
+    ],
+)
+def test_wrong_arrays_are_told(arguments, sentence):
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        make_segmenter().forward(*arguments)
+
+
+@pytest.mark.parametrize("variables", [None, 3, {"params": {}}, {"params": {"a": "b"}}])
+def test_what_are_no_variables_is_told(variables):
+    with pytest.raises(UserError, match=r"^variables"):
+        forward(make_segmenter().model, variables, *EPISODE)
+    with pytest.raises(UserError, match=r"^model is of type dict: give a method"):
+        forward({}, variables, *EPISODE)
+
+
+def test_types_within_jit_are_told_and_values_are_not_asked_for():
+    segmenter = make_segmenter()
+    scaled = EPISODE[2] / np.float32(255)
+    logits = jax.jit(segmenter.forward)(*changed(query_images=scaled))
+    assert np.isfinite(logits).all()
+    with pytest.raises(UserError, match="support_labels is an array of float32"):
+        jax.jit(segmenter.forward)(*changed(support_labels=EPISODE[1].astype(np.float32)))
+
+
+def test_black_images_and_whole_numbers_of_any_type_are_images():
+    segmenter = make_segmenter()
+    expected = segmenter.forward(*EPISODE)
+    for dtype in (np.int32, np.float32, np.float16, jnp.bfloat16):
+        images, labels, queries = (array.astype(dtype) for array in EPISODE)
+        labels = EPISODE[1].astype(np.int32) if dtype is np.int32 else EPISODE[1]
+        np.testing.assert_allclose(segmenter.forward(images, labels, queries), expected, atol=1e-5)
+    black = np.zeros_like(EPISODE[2], np.float32)
+    assert np.isfinite(segmenter.forward(*changed(query_images=black))).all()
+    assert segmenter.forward(*changed(query_images=EPISODE[2][:0])).shape == (0, SIZE, SIZE, 2)
+
+
 def log_mean(logits):
     return np.log(np.mean([softmax(x) for x in logits], axis=0))
 
