@@ -1,8 +1,8 @@
 """A page on this computer to try a model out: python -m fsseg_jax.demo --workdir=panet_vgg16
 
 --workdir is whatever `fsseg_jax.load` takes: the folder of a run, a saved model, a configuration
-or its name, or owner/name of a model on the hub. On the page you paint an object on an image, or a
-box around it, drop other images, and see where the object is in them.
+or its name, or hf://owner/name of a model on the hub. On the page you paint an object on an image,
+or a box around it, drop other images, and see where the object is in them.
 
 The page can only be opened on this computer; to reach it from another one, use
 `ssh -L 7860:localhost:7860 COMPUTER`. What is uploaded goes when the page ends. It needs Gradio:

@@ -2,7 +2,7 @@
 python -m fsseg_jax.export --workdir=RUN --out=FILE
 
 RUN is the folder of a run, a saved model, a configuration or its name (such as panet_vgg16), or
-owner/name of a model on the Hugging Face hub.
+hf://owner/name of a model on the Hugging Face hub.
 
 FILE is the model's `forward`, including its weights, as StableHLO serialised by `jax.export`. It
 maps supports, their labels and any number of queries, all uint8 squares of image_size, to float32

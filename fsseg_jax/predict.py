@@ -2,7 +2,7 @@
 python -m fsseg_jax.predict --workdir=RUN --support DIR --query DIR --out DIR
 
 RUN is the folder of a run, a saved model, a configuration or its name (such as panet_vgg16), or
-owner/name of a model on the Hugging Face hub.
+hf://owner/name of a model on the Hugging Face hub.
 
 --support holds images that show the classes: one folder per class with a mask next to each image
 (1.jpg and 1.png, or 1_mask.png), or only such images and masks, whose class is named after the

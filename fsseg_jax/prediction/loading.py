@@ -3,16 +3,18 @@
 import functools
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from ml_collections import ConfigDict
 
 from fsseg_jax.config import FIELDS, config_file, config_names, load_config, override
 from fsseg_jax.devices import choose_platform, make_mesh, replicated
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method, create_model, init_variables
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.segmenter import Segmenter
@@ -23,9 +25,10 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
 
     Args:
         model: the folder of a run (`runs/panet`), a model that `Segmenter.save_pretrained` wrote,
-            as a folder or on the Hugging Face hub (`owner/name`), or a configuration: a file, or
-            the name of one in `configs/`. "panet_vgg16" is useful without any training: PANet's
-            only parameters are those of its ImageNet-pretrained backbone.
+            as a folder or on the Hugging Face hub (`hf://owner/name`, or `owner/name` if there is
+            no folder `owner`), or a configuration: a file, or the name of one in `configs/`.
+            "panet_vgg16" is useful without any training: PANet's only parameters are those of its
+            ImageNet-pretrained backbone.
         checkpoint: of a run: "best", "last" or another choice of `config.eval.checkpoint`; if the
             run has no such checkpoint, the closest one is loaded.
         **settings: fields of the configuration to change, such as `image_size=321` or
@@ -40,13 +43,15 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
         >>> segmenter.config.method
         'panet'
     """
-    if checkpoint not in FIELDS["eval.checkpoint"].choices:
+    if not isinstance(checkpoint, str) or checkpoint not in FIELDS["eval.checkpoint"].choices:
         words = " or ".join(FIELDS["eval.checkpoint"].choices)
-        raise UserError(f"checkpoint = {checkpoint!r}: choose {words}.")
+        raise UserError(f"checkpoint = {brief(checkpoint)}: choose {words}.")
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     if "platform" in settings:
-        choose_platform(settings["platform"])
-    config, module, variables = _found(os.fspath(model), checkpoint, arguments)
+        choose_platform(str(settings["platform"]))
+    remedy = "a folder, a configuration, or hf://owner/name"
+    name = sharing.check_name(model, "model", remedy)
+    config, module, variables = _found(name, checkpoint, arguments)
     return Segmenter(
         config, module, variables, make_mesh(config.devices if "devices" in settings else 0)
     )
@@ -54,20 +59,42 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
 
 def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> tuple[ConfigDict, Method, Any]:
     """The configuration, the model and its variables, as `load` finds them."""
-    path = pathlib.Path(model).expanduser()
-    if (path / sharing.CONFIG).is_file():
+    path = pathlib.Path(os.path.expanduser(model))
+    if os.path.isfile(path / sharing.CONFIG):
         return sharing.read(path, arguments)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _of_run(path, checkpoint, arguments)
     file = config_file(model)
     if file is not None:
         return _untrained(override(load_config(file), arguments))
-    if model.count("/") == 1 and path.suffix != ".py":
-        return sharing.read(sharing.download(model), arguments)
+    repository = _repository(model)
+    if repository is not None:
+        return sharing.read(sharing.download(repository), arguments)
     raise UserError(
-        f"model = {model!r}: there is no such folder and no such configuration; choose one of "
-        f"{', '.join(config_names())}, or owner/name of a model on the hub."
+        f"model = {brief(model)}: there is no such folder and no such configuration; choose one of "
+        f"{', '.join(config_names())}, or hf://owner/name of a model on the hub."
     )
+
+
+def _repository(model: str) -> str | None:
+    """The hub's name of a model, if it may be one rather than a folder that does not exist.
+
+    `runs/panet` beside a folder `runs` is none: a typing error should not ask the hub.
+
+    Raises:
+        UserError: it is said to be one by hf://, but cannot be.
+    """
+    explicit = re.match(r"hf:/+", model)  # of two slashes, a path keeps one
+    name = model[explicit.end() :] if explicit else model
+    owner, slash, _ = name.partition("/")
+    try:
+        validate_repo_id(name)
+        named = bool(slash)
+    except HFValidationError:
+        named = False
+    if explicit and not named:
+        raise UserError(f"model = {brief(model)}: names on the hub are hf://owner/name.")
+    return name if named and (explicit or not os.path.lexists(owner)) else None
 
 
 def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:

@@ -19,15 +19,29 @@ from ml_collections import ConfigDict
 from fsseg_jax.backbones.pretrained import first_sentence
 from fsseg_jax.checksums import checksums, verify
 from fsseg_jax.config import from_saved, override
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method, create_model, init_variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 CHECKSUMS = "checksums"  # of the weights, in the configuration
 VERSION = 2  # of the format; 1 had no checksums
+# What looking into a file of anything may raise.
+_DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 # What huggingface_hub raises: errors of HTTP (whose library depends on the version), connections,
 # files, names and uploads.
 _HUB_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
+
+
+def check_name(name: Any, what: str, remedy: str) -> str:
+    """The text of a path or a name.
+
+    Raises:
+        UserError: it is none; the error calls it `what`, and says to give `remedy`.
+    """
+    text = os.fspath(name) if isinstance(name, str | os.PathLike) else None
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise UserError(f"{what} = {brief(name)}: give {remedy}.")
+    return text
 
 
 def save(
@@ -49,7 +63,7 @@ def save(
     Raises:
         UserError: the folder cannot be written to.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = pathlib.Path(os.path.expanduser(folder))
     arrays = flatten_dict(jax.device_get(variables), sep="/")
     fields = {"fsseg_jax": VERSION, **config.to_dict(), CHECKSUMS: checksums(arrays)}
     contents = {
@@ -93,17 +107,19 @@ def read(
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): save the model again.") from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         raise UserError(
-            f"{path} is not a configuration of fsseg_jax ({error!r}): save the model again."
+            f"{path} is not a configuration of fsseg_jax ({brief(error)}): save the model again."
         ) from None
     config = changed(saved, arguments)
     model = create_model(config)
     initialise = functools.partial(init_variables, model, jax.random.key(0))
     like = flatten_dict(jax.eval_shape(lambda: initialise(saved.ways, saved.shots)), sep="/")
     try:
+        if not os.path.isfile(folder / WEIGHTS):  # opening a pipe would wait for its other end
+            raise FileNotFoundError("there is no such file")
         arrays = safetensors.numpy.load_file(folder / WEIGHTS)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, *_DAMAGED) as error:
         raise UserError(
             f"{folder / WEIGHTS} cannot be read ({error}): save the model again."
         ) from None
@@ -203,7 +219,7 @@ squares of {config.image_size} pixels; {config.ways}-way {config.shots}-shot, fo
 ```python
 import fsseg_jax
 
-segmenter = fsseg_jax.load("{address}")  # or a folder
+segmenter = fsseg_jax.load("hf://{address}")  # or a folder
 segmenter.fit(["support.jpg"], masks=["support.png"])
 mask = segmenter.predict("query.jpg")
 ```

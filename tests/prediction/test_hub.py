@@ -207,7 +207,7 @@ def test_a_model_that_is_pushed_to_the_hub_is_loaded_from_there(hub, saved):
     files = server.repositories["me/tiny"]
     assert files.keys() == {"README.md", "config.json", "model.safetensors"}
     assert files["model.safetensors"] == (saved[0] / "model.safetensors").read_bytes()
-    assert 'fsseg_jax.load("me/tiny")' in files["README.md"].decode()
+    assert 'fsseg_jax.load("hf://me/tiny")' in files["README.md"].decode()
     downloaded = [line for line in server.log if "/resolve/" in line]
     assert not [line for line in downloaded if "README" in line]
     assert told["kept"] == 32  # without a network, from the hub's own cache

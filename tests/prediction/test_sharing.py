@@ -4,13 +4,18 @@ import json
 import os
 import pathlib
 import shutil
+import struct
 import warnings
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import message_of
+from fuzz import EXAMPLES
+from helpers import calls_of, message_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutated
 from small_models import assert_equal, make_config, random_variables
 
 import fsseg_jax
@@ -45,8 +50,8 @@ def test_all_devices_are_used_unless_told_otherwise(saved):
 
 
 def test_settings_change_the_configuration(saved):
-    settings = {"image_size": 48, "eval.fit": "letterbox", "model.refinements": 2}
-    segmenter = fsseg_jax.load(saved[0], **settings)
+    fields = {"image_size": 48, "eval.fit": "letterbox", "model.refinements": 2}
+    segmenter = fsseg_jax.load(saved[0], **fields)
     assert segmenter.config.image_size == 48
     assert segmenter.config.eval.fit == "letterbox"
     assert segmenter.model.refinements == 2
@@ -84,12 +89,12 @@ def test_card_says_what_the_model_is(saved, tmp_path):
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     for part in ("# canet\n", f"canet on small, {count:,} parameters", "squares of 32", "2-shot"):
         assert part in card
-    assert 'fsseg_jax.load("owner/canet")' in card
+    assert 'fsseg_jax.load("hf://owner/canet")' in card
     assert card.startswith("---\nlibrary_name: fsseg_jax\n")
     sharing.save(tmp_path, config, variables, "me/other")
     card = (tmp_path / "README.md").read_text()
     assert "# other\n" in card
-    assert 'fsseg_jax.load("me/other")' in card
+    assert 'fsseg_jax.load("hf://me/other")' in card
 
 
 def text(content):
@@ -158,8 +163,91 @@ def test_broken_models_are_told(saved, tmp_path, name, change, sentence):
         fsseg_jax.load(folder)
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with a model, and the contents of its files."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = make_config()
+    sharing.save(folder, config, random_variables(config))
+    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read_changed(tiny, name, content):
+    """Reads the model with another file: it is good or told in a line."""
+    folder, contents = tiny
+    for other, its in contents.items():
+        (folder / other).write_bytes(its)
+    (folder / name).write_bytes(content)
+    told = ""
+    try:
+        sharing.read(folder)
+    except UserError as error:
+        told = str(error)
+    assert "\n" not in told
+    assert len(told) < 2000
+
+
+FUZZ = settings(
+    max_examples=EXAMPLES // 4,  # each makes a model
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+PLACES = st.lists(st.tuples(st.integers(0, 2**13), st.binary(max_size=4)), max_size=3)
+
+
+def spoilt(content, places, size=2**13):
+    """Bytes written over others, some of the first `size`."""
+    content = bytearray(content)
+    for place, new in places:
+        place %= min(len(content), size)
+        content[place : place + len(new)] = new
+    return bytes(content)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_configuration_is_read_or_told(tiny, data):
+    config = tiny[1]["config.json"]
+    if data.draw(st.booleans()):
+        content = json.dumps(data.draw(mutated(json.loads(config)))).encode()
+    else:
+        content = spoilt(config, data.draw(PLACES))
+    read_changed(tiny, "config.json", content)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_weights_are_read_or_told(tiny, data):
+    weights = tiny[1]["model.safetensors"]
+    (size,) = struct.unpack("<Q", weights[:8])
+    header = json.loads(weights[8 : 8 + size])
+    if data.draw(st.booleans()):
+        header = json.dumps(data.draw(mutated(header))).encode()
+        given = st.sampled_from([len(header), len(header) - 1, 2**20, 2**40, 2**64 - 1, 0])
+        content = struct.pack("<Q", data.draw(given)) + header + weights[8 + size :]
+    else:
+        content = spoilt(weights, data.draw(PLACES), 8 + size)
+    read_changed(tiny, "model.safetensors", content)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff" * 9999, b'{"fsseg_jax": "2"}', b""])
+def test_what_is_far_from_a_configuration_is_told(tiny, content):
+    read_changed(tiny, "config.json", content)
+
+
+def test_weights_that_are_a_pipe_are_told(tiny):
+    folder, contents = tiny
+    (folder / "config.json").write_bytes(contents["config.json"])
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    try:
+        assert "there is no such file" in message_of(sharing.read, folder)
+    finally:
+        (folder / "model.safetensors").unlink()
+
+
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("fields", "sentence"),
     [
         ({"image_siez": 64}, "did you mean --config.image_size"),
         ({"image_size": "large"}, "image_size"),
@@ -172,9 +260,9 @@ def test_broken_models_are_told(saved, tmp_path, name, change, sentence):
         ({"checkpoint": "first"}, "checkpoint = 'first': choose best or last"),
     ],
 )
-def test_wrong_settings_are_told(saved, settings, sentence):
+def test_wrong_settings_are_told(saved, fields, sentence):
     with pytest.raises(UserError, match=sentence):
-        fsseg_jax.load(saved[0], **settings)
+        fsseg_jax.load(saved[0], **fields)
 
 
 # ----------------------------------------------------------------------------- a run
@@ -256,3 +344,33 @@ def test_wrong_names_are_told(tmp_path):
         (tmp_path, f"{tmp_path} holds neither checkpoints nor a config.json"),
     ):
         assert sentence in message_of(fsseg_jax.load, name)
+
+
+@pytest.mark.parametrize("model", [None, 3, "", " ", b"saved", ["saved"], "a\0b", "\n"])
+def test_what_is_no_name_is_told(model):
+    assert "give a folder, a configuration, or hf://owner/name" in message_of(fsseg_jax.load, model)
+
+
+@pytest.mark.parametrize("model", ["runs/typo", "~/x", "../x", "./x", "/x", "x/", "me/a b", "me"])
+def test_a_folder_that_does_not_exist_is_not_asked_of_the_hub(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(sharing, "download", lambda name: pytest.fail(name))
+    assert f"model = {model!r}: there is no such folder" in message_of(fsseg_jax.load, model)
+
+
+@pytest.mark.parametrize("model", ["me/tiny", "hf://me/tiny", pathlib.Path("hf://me/tiny")])
+def test_a_name_of_the_hub_is_asked_of_the_hub(saved, tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    asked = calls_of(monkeypatch, sharing, "download")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: saved[0])
+        assert fsseg_jax.load(model, devices=1).config.method == "canet"
+        (tmp_path / "me").mkdir()
+        assert fsseg_jax.load("hf://me/tiny", devices=1).config.method == "canet"
+    assert asked == [("me/tiny",)] * 2
+
+
+@pytest.mark.parametrize("model", ["hf://", "hf://tiny", "hf://a/b/c", "hf://a/b c"])
+def test_names_that_the_hub_cannot_have_are_told(model):
+    assert "names on the hub are hf://owner/name" in message_of(fsseg_jax.load, model)
