@@ -55,7 +55,7 @@ class Field:
 
     def _check_number(self, name: str, value: Any, number: Any) -> None:
         most = LARGEST if self.most is None else self.most
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{name} = {value}: it must be finite.")
         if self.least is not None and number < self.least:
             raise UserError(f"{name} = {value}: it must be at least {self.least}.")

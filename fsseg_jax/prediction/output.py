@@ -4,6 +4,7 @@ A journal gets a line for each image once its mask and overlay are written, so t
 can continue. Folders in it may be links, such as `masks` to another disk.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -80,7 +81,9 @@ class Predictions:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._journal.file.close()
+        # What a full disk did not take has been told, and is done again.
+        with contextlib.suppress(OSError):
+            self._journal.file.close()
 
     def choose_names(self, queries: Iterable[Query]) -> None:
         """Chooses names for the masks and overlays of images; call before other methods.

@@ -39,12 +39,12 @@ def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
             another one.
     """
     if isinstance(picture, str | os.PathLike):
-        with open_picture(picture) as file:
+        with _opened(picture) as file:
             return _decoded(file, _name(picture, name))
     if isinstance(picture, Image.Image):
         with _decoding(name):
             return _decoded(picture, name)
-    array = np.asarray(picture)
+    array = _array(picture, name)
     kind = f"an array of {array.dtype} and shape {array.shape}"
     if array.dtype == np.uint16:
         _check_scale(array, name)
@@ -71,6 +71,8 @@ def _decoded(picture: Image.Image, name: str) -> UInt8[np.ndarray, "height width
         raise UserError(
             f"{name} has floating-point values, whose scale is unknown: convert it to 8 bits."
         )
+    if not all(picture.size):
+        raise UserError(f"{name} has no pixels: give an image that has some.")
     with room_for(name, *picture.size):
         if picture.mode.startswith("I"):
             _check_scale(np.asarray(picture), name)
@@ -144,6 +146,24 @@ def classes_in(label: UInt8[np.ndarray, "height width"]) -> list[int]:
     return np.setdiff1d(label, [0, IGNORE]).tolist()
 
 
+def _array(values: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, OverflowError):  # such as lists of several lengths
+        raise UserError(
+            f"{name} is of type {type(values).__name__}: give a path, a PIL image, or an array."
+        ) from None
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """As `open_picture`, but of files only: opening a pipe would wait for its other end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} cannot be read (it is no file): give an image.")
+    with open_picture(path) as file:
+        yield file
+
+
 def _name(picture: Any, name: str) -> str:
     return os.fspath(picture) if isinstance(picture, str | os.PathLike) else name
 
@@ -151,7 +171,7 @@ def _name(picture: Any, name: str) -> str:
 def _values(picture: Any, name: str) -> tuple[Shaped[np.ndarray, "height width"], bool]:
     """Booleans or numbers of a mask, and whether they are the grey values of a picture."""
     if isinstance(picture, str | os.PathLike):
-        with open_picture(picture) as file:
+        with _opened(picture) as file:
             return _values(file, _name(picture, name))
     grey = False
     if isinstance(picture, Image.Image):
@@ -162,7 +182,7 @@ def _values(picture: Any, name: str) -> tuple[Shaped[np.ndarray, "height width"]
         else:
             grey = picture.mode.startswith(("L", "I"))
             picture = picture.getchannel(0) if picture.mode in ("LA", "PA") else picture
-    label = np.asarray(picture)
+    label = _array(picture, name)
     if label.ndim != 2 or not (label.dtype == bool or np.issubdtype(label.dtype, np.integer)):
         raise UserError(
             f"{name} is an array of {label.dtype} and shape {label.shape}: a mask is a path, a PIL "
@@ -173,7 +193,7 @@ def _values(picture: Any, name: str) -> tuple[Shaped[np.ndarray, "height width"]
 
 def _mostly_white(values: Integer[np.ndarray, "height width"]) -> bool:
     white = 255 if values.max(initial=0) < 256 else 2**16 - 1
-    return 2 * np.count_nonzero(values == white) > np.count_nonzero(values)
+    return bool(2 * np.count_nonzero(values == white) > np.count_nonzero(values))
 
 
 def _numbered(
@@ -219,7 +239,7 @@ def _corners(boxes: Any, name: str) -> list[list[int]]:
     """Whole pixels of one box, or of several."""
     try:
         corners = np.asarray(boxes, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         corners = np.empty(0)
     if corners.shape[-1:] != (4,) or corners.ndim > 2 or not np.isfinite(corners).all():
         raise UserError(f"{name} = {brief(boxes)}: boxes are (left, top, right, bottom) in pixels.")

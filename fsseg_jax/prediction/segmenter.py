@@ -17,14 +17,14 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fsseg_jax.devices import map_over_devices, put, replicated, split
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.forward import encode_supports, forward, passes, segment
 from fsseg_jax.prediction.memory import on_devices
 from fsseg_jax.prediction.pictures import is_image
 from fsseg_jax.prediction.stream import Query, at_own_size, in_batches, raising, read_query
-from fsseg_jax.prediction.supports import episode_rows, read_supports, square_support
+from fsseg_jax.prediction.supports import class_names, episode_rows, read_supports, square_support
 
 BATCH = 2**28  # bytes of the squares of the largest batch
 
@@ -96,11 +96,7 @@ class Segmenter:
         rows = episode_rows([label for _, label in supports])
         ways, shots = rows.shape
         name = "masks" if boxes is None else "boxes"
-        if classes and len(classes) != ways:
-            raise UserError(
-                f"classes = {(*classes,)}: {len(classes)} names, but {name} number {ways} "
-                f"{'class' if ways == 1 else 'classes'}."
-            )
+        names = class_names(classes, ways, name)
         size, fit = self.config.image_size, self.config.eval.fit
         squares = [
             square_support(support, f"{name}[{i}]", size, fit) for i, support in enumerate(supports)
@@ -110,7 +106,7 @@ class Segmenter:
         encoded = [self._encode(self.variables, image[None, None]) for image in pixels]
         features = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1)[0][rows], *encoded)
         self._supports = put((features, labels[rows]), replicated(self.mesh))
-        self.classes = (*classes,) or tuple(map(str, range(1, ways + 1)))
+        self.classes = names
         return self
 
     def predict(self, images: Any, return_probabilities: bool = False, batch_size: int = 8) -> Any:
@@ -164,11 +160,15 @@ class Segmenter:
         if self._supports is None:
             raise UserError("predict: call fit first, with images that show the class.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise UserError(f"batch_size = {batch_size}: it must be an integer of at least 1.")
-        if is_image(images) or not isinstance(images, Iterable):
+            raise UserError(
+                f"batch_size = {brief(batch_size)}: it must be an integer of at least 1."
+            )
+        one = is_image(images) or getattr(images, "ndim", None) == 0
+        if one or not isinstance(images, Iterable):
             kind = type(images).__name__
             raise UserError(f"images is of type {kind}: give an iterable of images.")
         config, align_corners = self.config, self.model.align_corners
+        probabilities, scores = bool(return_probabilities), bool(return_scores)
         classes = len(self._supports[1]) + 1
         most = max(8, BATCH // (3 * config.image_size**2))
         results = in_batches(
@@ -176,9 +176,9 @@ class Segmenter:
             read=lambda number, image: read_query(number, image, config),
             compute=functools.partial(self._logits_of, self._supports),
             finish=lambda logits, shape: at_own_size(
-                logits, shape, config, align_corners, return_probabilities, return_scores
+                logits, shape, config, align_corners, probabilities, scores
             ),
-            result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * return_probabilities),
+            result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * probabilities),
             batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,
             least=self.mesh.size,
         )
@@ -190,7 +190,8 @@ class Segmenter:
         Raises:
             UserError: the folder cannot be written to.
         """
-        name = pathlib.Path(folder).expanduser().resolve().name
+        path = sharing.check_name(folder, "folder", "where to write the model")
+        name = pathlib.Path(os.path.expanduser(path)).resolve().name
         sharing.save(folder, self.config, self.variables, name)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
@@ -199,6 +200,7 @@ class Segmenter:
         Raises:
             UserError: nobody is logged in, the name is not allowed, or there is no network.
         """
+        sharing.check_name(repository, "repository", "owner/name on the hub")
         with tempfile.TemporaryDirectory() as folder:
             sharing.save(folder, self.config, self.variables, repository)
             return sharing.upload(folder, repository, private)

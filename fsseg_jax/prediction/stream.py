@@ -167,7 +167,7 @@ def at_own_size(
                 inside = mask[rows] == number
                 sums[number] += largest.sum(where=inside, dtype=np.float64)
                 counts[number] += np.count_nonzero(inside)
-    results = [mask]
+    results: list[np.ndarray] = [mask]
     if every is not None:
         results.append(np.moveaxis(every, 0, -1))
     if scores:

@@ -64,9 +64,33 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
 
 
 def _listed(values: Any, name: str) -> list[Any]:
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
-        raise UserError(f"{name} = {brief(values)}: give a list with one entry per image.")
+    # Arrays of no axis are iterable by their type only.
+    one = isinstance(values, str | bytes) or getattr(values, "ndim", None) == 0
+    if one or not isinstance(values, Iterable) or isinstance(values, set | frozenset):
+        what = "class" if name == "classes" else "image"
+        raise UserError(f"{name} = {brief(values)}: give a list with one entry per {what}.")
     return list(values)
+
+
+def class_names(classes: Any, ways: int, name: str) -> tuple[str, ...]:
+    """The names of so many classes: those given, or their numbers.
+
+    Raises:
+        UserError: they are no names, two are the same, or there are more or fewer of them.
+    """
+    names = () if classes is None else (*_listed(classes, "classes"),)
+    if not names:
+        return (*map(str, range(1, ways + 1)),)
+    if wrong := [x for x in names if not isinstance(x, str) or not x]:
+        raise UserError(f"classes has the name {brief(wrong[0])}: give a text for each class.")
+    if len({*names}) < len(names):
+        raise UserError(f"classes = {brief(names)}: two have the same name; give different ones.")
+    if len(names) != ways:
+        raise UserError(
+            f"classes = {brief(names)}: {len(names)} names, but {name} number {ways} "
+            f"{'class' if ways == 1 else 'classes'}."
+        )
+    return names
 
 
 def _check(support: LabelledImage, name: str, image: str) -> None:

@@ -104,7 +104,13 @@ class Truth:
         def count(image: pathlib.Path) -> Int[np.ndarray, "class 3"]:
             label = self.read(image)
             assert label is not None  # `known` are the images with true masks
-            return label_counts(read_label(predicted[image]), label, len(self.classes))
+            found = read_label(predicted[image])
+            if found.shape != label.shape or found.max(initial=0) > len(self.classes):
+                raise UserError(
+                    f"{predicted[image]} is not the mask that was predicted: remove it, and the "
+                    "same command makes it again."
+                )
+            return label_counts(found, label, len(self.classes))
 
         known = [image for image in predicted if image in self._files]
         counts = np.zeros((1 + len(self.classes), 3), np.int64)

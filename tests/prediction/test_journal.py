@@ -1,7 +1,9 @@
 """Any journal is continued: what is damaged is done again, and nothing elsewhere is touched."""
 
+import contextlib
 import json
 import pathlib
+import resource
 
 import numpy as np
 import pytest
@@ -192,3 +194,25 @@ def test_a_journal_that_is_no_file_is_told(tmp_path):
     (tmp_path / "out" / "journal.jsonl").unlink()
     (tmp_path / "out" / "journal.jsonl").mkdir()
     assert "journal.jsonl cannot be written" in message_of(write, tmp_path)
+
+
+def test_a_disk_that_is_full_is_told_and_the_next_run_goes_on(tmp_path, monkeypatch):
+    write(tmp_path, images=NAMES[:1])
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    note = Predictions.note
+
+    def full(self, record):
+        length = (tmp_path / "out" / "journal.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (length + 20, most[1]))
+        try:
+            note(self, record)
+        finally:
+            with contextlib.suppress(OSError):
+                self._journal.file.flush()  # as closing it does
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictions, "note", full)
+        assert "cannot be written (File too large)" in message_of(write, tmp_path)
+    write(tmp_path)
+    check_complete(tmp_path)

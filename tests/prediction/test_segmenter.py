@@ -1,12 +1,14 @@
 """The Segmenter is `forward` on images as they are."""
 
 import math
+import os
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import message_of
 from PIL import Image
 from segmenters import (
     SIZE,
@@ -256,6 +258,22 @@ IMAGE, MASK = np.zeros((8, 9, 3), np.uint8), np.eye(8, 9, dtype=np.uint8)
             {"images": [IMAGE], "masks": [MASK], "classes": ["cat", "dog"]},
             r"classes = \('cat', 'dog'\): 2 names, but masks number 1 class\.",
         ),
+        *(
+            ({"images": [IMAGE], "masks": [MASK], "classes": classes}, sentence)
+            for classes, sentence in (
+                ("cat", "classes = 'cat': give a list with one entry per class"),
+                ({"cat"}, r"classes = {'cat'}: give a list"),
+                (3, "classes = 3: give a list"),
+                ([3], "classes has the name 3: give a text"),
+                ([""], "classes has the name ''"),
+                (["cat", "cat"], r"classes = \('cat', 'cat'\): two have the same name"),
+            )
+        ),
+        ({"images": np.array(None), "masks": [MASK]}, "images = array.*: give a list"),
+        ({"images": [IMAGE], "masks": {1}}, "masks = .1.: give a list"),
+        ({"images": [[[1], [2, 3]]], "masks": [MASK]}, r"images\[0\] is of type list: give a path"),
+        ({"images": [Image.new("RGB", (0, 5))], "masks": [MASK]}, r"images\[0\] has no pixels"),
+        ({"images": [IMAGE], "boxes": [(0, 0, 10**400, 5)]}, r"boxes\[0\] = "),
         (  # classes that coincide in the square
             {
                 "images": [np.zeros((300, 400, 3), np.uint8)],
@@ -278,6 +296,8 @@ def test_wrong_supports_are_told(arguments, sentence):
         ({"images": [IMAGE, 3]}, r"images\[1\] is an array of int64 and shape \(\)"),
         ({"images": [IMAGE], "batch_size": 0}, "batch_size = 0: it must be an integer of at least"),
         ({"images": [IMAGE], "batch_size": 2.5}, "batch_size = 2.5: it must be an integer"),
+        ({"images": [IMAGE], "batch_size": None}, "batch_size = None: it must be an integer"),
+        ({"images": np.array(3)}, "images is of type ndarray: give an iterable"),
     ],
 )
 def test_wrong_queries_are_told(fitted, options, sentence):
@@ -293,3 +313,17 @@ def test_predicting_before_fit_is_told():
     for call in (new.predict, new.stream):
         with pytest.raises(UserError, match=r"^predict: call fit first"):
             call([IMAGE])
+
+
+def test_what_is_no_file_is_told_without_waiting_for_it(fitted, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        message = message_of(fitted.predict, path)
+        assert message == f"{path} cannot be read (it is no file): give an image."
+        assert message_of(fitted.fit, [IMAGE], [path]) == message
+
+
+@pytest.mark.parametrize("folder", [None, 3, "", b"x", "a\0b"])
+def test_what_is_no_folder_is_told(folder):
+    for method in (make_segmenter().save_pretrained, make_segmenter().push_to_hub):
+        assert f"= {folder!r}: give" in message_of(method, folder)

@@ -128,7 +128,19 @@ def test_faults_are_named(tmp_path, images):
     file.write_text("a text")
     assert f"{file} cannot be read" in message_of(truth.read, first)
     assert f"{file} cannot be read" in message_of(Truth, folder, images, ["cat"])
+    save(file, np.zeros((*SIZE, 3), np.uint8))
+    assert f"{file} is an image of mode RGB" in message_of(truth.read, first)
     save(file, np.zeros((3, 4), np.uint8))
     assert f"{file} is 4 x 3" in message_of(Truth, folder, images, ["cat"])
     first.write_text("a text")  # which is told when it is segmented
     Truth(folder, images, ["cat"])
+
+
+@pytest.mark.parametrize("values", [np.zeros((3, 4), np.uint8), np.full(SIZE, 2, np.uint8)])
+def test_a_predicted_mask_that_was_changed_is_told(tmp_path, images, values):
+    save(tmp_path / "truth" / "a.png", random_label(0, [0, 1]))
+    predicted = {path: save(path.with_suffix(".png"), values) for path in images}
+    message = message_of(Truth(tmp_path / "truth", images, ["cat"]).compare, predicted)
+    assert message.startswith(
+        f"{next(iter(predicted.values()))} is not the mask that was predicted"
+    )
