@@ -21,13 +21,14 @@ import jax.export
 import jax.numpy as jnp
 
 from fsseg_jax import command_line
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.files import write_bytes
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.segmenter import Segmenter
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 DEFAULT = "cpu,cuda,tpu"
+MOST = 10**6  # ways and shots
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,8 +93,10 @@ def export(
     ways = int(config.ways) if ways is None else ways
     shots = int(config.shots) if shots is None else shots
     for name, number in (("ways", ways), ("shots", shots)):
-        if number < 1:
-            raise UserError(f"{name} = {number}: it must be at least 1.")
+        if not isinstance(number, int) or number < 1:
+            raise UserError(f"{name} = {brief(number)}: it must be at least 1.")
+        if number > MOST:
+            raise UserError(f"{name} = {brief(number)}: it must be at most {MOST}.")
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise UserError(f"platforms: {unknown[0]!r} is unknown; use {', '.join(PLATFORMS)}.")
     size = config.image_size

@@ -30,6 +30,7 @@ import json
 import logging
 import os
 import pathlib
+import stat
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence, Set
@@ -190,11 +191,16 @@ def find_queries(folder: pathlib.Path, without: Collection[pathlib.Path] = ()) -
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in SUFFIXES:
             others.append(name)
-        elif not path.is_file():
-            lost.append(name)
-        else:
+            continue
+        try:
             status = path.stat()
+        except OSError:  # of a broken link, or of a file that has just been removed
+            lost.append(name)
+            continue
+        if stat.S_ISREG(status.st_mode):
             queries.append(Query(path, name, status.st_size, status.st_mtime_ns))
+        else:
+            lost.append(name)
     _tell(folder, "their names are no images'", others)
     _tell(folder, "they are broken links, or no regular files", lost)
     if not queries:

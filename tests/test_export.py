@@ -122,6 +122,8 @@ def test_platforms_and_shapes_are_those_asked_for(exported):
         (["--out={model}/config.json/below"], "cannot be written"),
         (["--ways=0"], "ways = 0: it must be at least 1"),
         (["--shots=-2"], "shots = -2: it must be at least 1"),
+        ([f"--shots={10**30}"], f"shots = {10**30}: it must be at most 1000000"),
+        (["--ways=300"], "support_images has 300 ways: there are at most 253"),
         (["--platforms=cpu,gpu"], "platforms: 'gpu' is unknown; use cpu, cuda"),
         (["--config.image_siez=64"], "did you mean --config.image_size"),
         (["--config.image_size"], "--config.image_size: expected --config.field=value"),
