@@ -48,7 +48,7 @@ def keep(path: pathlib.Path, what: str, write: Callable[[io.BufferedWriter], Non
         with _whole(path, f"{os.getpid()}") as file:
             write(file)
     except OSError as error:
-        logger.warning("%s cannot be kept for the next time: %s", what, error)
+        logger.warning("%s cannot be kept for the next time in %s: %s", what, path, error)
 
 
 @contextlib.contextmanager

@@ -1,33 +1,67 @@
 """Caches results in the user's cache folder until a file of the data set changes."""
 
 import hashlib
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
+import xxhash
+from jaxtyping import Shaped
 
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import ClassTable
+from fsseg_jax.errors import UserError
 from fsseg_jax.files import keep
+
+CHECKSUM = 8  # bytes
+
+logger = logging.getLogger(__name__)
+
+# ----------------------------------------------------------------------------- keys
 
 
 def fingerprint(files: Iterable[str | os.PathLike]) -> str:
-    """Hashes the files' names, in order, their sizes and their modification times."""
+    """Hashes the files' names, in order, their sizes and their modification times.
+
+    Raises:
+        UserError: a folder or file cannot be read.
+    """
     files = [os.fspath(path) for path in files]
-    digest = hashlib.sha256("\n".join(files).encode())
+    digest = hashlib.sha256(_bytes("\n".join(files)))
     wanted = {}
     for path in files:
         wanted.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
     for folder in sorted(wanted):
-        with os.scandir(folder or ".") as entries:  # one call per folder, not per file
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name in wanted[folder]:
-                    status = entry.stat()
-                    digest.update(f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+        try:
+            with os.scandir(folder or ".") as entries:  # one call per folder, not per file
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name in wanted[folder]:
+                        status = entry.stat()
+                        line = f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n"
+                        digest.update(_bytes(line))
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or folder} cannot be read ({error.strerror}): the data set has "
+                "files there; restore them, or allow reading them."
+            ) from None
     return digest.hexdigest()[:16]
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, also of names of files that are not."""
+    return text.encode(errors="surrogatepass")
+
+
+def cache_folder(kind: str) -> pathlib.Path:
+    """The folder for cached results of a kind."""
+    return pathlib.Path(platformdirs.user_cache_dir("fsseg_jax")) / kind
+
+
+# ----------------------------------------------------------------------------- tables and arrays
 
 
 def kept_table(
@@ -40,19 +74,66 @@ def kept_table(
         count: counts the pixels of each class in one image, classes in the source's order.
         arguments: arguments of `count`, one per image.
     """
-    cache = cache_folder("class_tables") / f"{name}-{key}.npz"
-    if cache.is_file():
-        with np.load(cache) as table:
-            return ClassTable(table["photograph"], table["class_id"], table["pixels"])
-    table = ClassTable.from_counts(parallel_map(count, arguments, f"class table of {name}"))
 
-    def write(file: Any) -> None:
-        np.savez(file, photograph=table.image, class_id=table.class_id, pixels=table.pixels)
+    def count_all() -> np.ndarray:
+        counts = parallel_map(count, arguments, f"class table of {name}")
+        table = ClassTable.from_counts(counts)
+        return np.stack([table.image, table.class_id, table.pixels])
 
-    keep(cache, "the class table", write)
-    return table
+    cache = cache_folder("class_tables") / f"{name}-{key}.npy"
+    return ClassTable(*np.array(kept_array(cache, "the class table", count_all)))
 
 
-def cache_folder(kind: str) -> pathlib.Path:
-    """The folder for cached results of a kind."""
-    return pathlib.Path(platformdirs.user_cache_dir("fsseg_jax")) / kind
+def kept_array(
+    path: pathlib.Path, what: str, compute: Callable[[], Shaped[np.ndarray, "..."]]
+) -> Shaped[np.ndarray, "..."]:
+    """Maps an array from a cache file into memory, or computes and keeps it.
+
+    Args:
+        path: the cache file.
+        what: what it holds, for the log.
+        compute: computes the array if there is no such file, or if it is damaged.
+    """
+    array = load_array(path)
+    if array is None:
+        array = compute()
+        keep(path, what, lambda file: save_array(file, array))
+    return array
+
+
+def save_array(file: BinaryIO, array: Shaped[np.ndarray, "..."]) -> None:
+    """Writes a file of NumPy's format, followed by the XXH3 checksum of all that."""
+    hashed = _Hashed(file)
+    np.save(hashed, array)
+    file.write(hashed.digest())
+
+
+def load_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."] | None:
+    """Maps an array that `save_array` wrote into memory, and verifies it.
+
+    None if there is no such file, or if it is damaged, which is logged.
+    """
+    try:
+        content = np.memmap(path, np.uint8, "r")
+        if xxhash.xxh3_64_digest(content[:-CHECKSUM].data) != content[-CHECKSUM:].tobytes():
+            raise ValueError("its checksum is wrong")
+        return np.load(path, mmap_mode="r")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read (%s) and will be replaced.", path, error)
+        return None
+
+
+class _Hashed:
+    """A file for `np.save` that hashes what is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash = file, xxhash.xxh3_64()
+
+    def write(self, content: bytes) -> int:
+        self._hash.update(content)
+        return self._file.write(content)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()

@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 
 from fsseg_jax.errors import UserError
 
+MOST_PIXELS = 178_956_970  # of an image: Pillow refuses more as a decompression bomb
+
 # A path, or the contents of a file, which errors name by its `repr`.
 File = str | os.PathLike | io.BytesIO
 
@@ -38,14 +40,28 @@ def read_image(path: File) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """Converts an image of any mode as `read_image` does."""
+    """Converts an image of any mode as `read_image` does.
+
+    Raises:
+        ValueError: its values have more than 16 bits.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray((_sixteen_bits(image) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its values are floating-point numbers instead of 8 or 16 bits")
     elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
+
+
+def _sixteen_bits(image: Image.Image) -> Integer[np.ndarray, "height width"]:
+    """The values of an image of 16 bits, or of 32 bits of which 16 are used."""
+    values = np.asarray(image)
+    if values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
+        raise ValueError("its values have more than 16 bits")
+    return values
 
 
 def read_label(
@@ -64,16 +80,40 @@ def read_label(
 def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "height width"]:
     """Reads a mask from a PNG of any mode: True where it is not black, ignoring transparency.
 
-    `above` is the largest grey, red, green or blue value that still counts as black.
+    All values count that are not black, such as the dark grey of smooth edges. Of a palette's
+    colours, only that of index 0 may be black, so that indices and colours mean the same.
+
+    Args:
+        above: the largest grey, red, green or blue value that still counts as black.
+
+    Raises:
+        UserError: the file is missing or broken, indices and colours differ in what is background,
+            or its values are 0 and 1, which both are black by `above`.
     """
     with open_picture(path) as file:
         mask = ImageOps.exif_transpose(file)
+        if mask.mode == "F":
+            raise ValueError("its values are floating-point numbers instead of 8 or 16 bits")
+        indices = np.asarray(mask) if mask.mode == "P" else None
         if mask.mode == "1":
             mask = mask.convert("L")
         elif mask.mode != "L" and not mask.mode.startswith("I"):
             mask = mask.convert("RGB")
         values = np.asarray(mask)
-    return values > above if values.ndim == 2 else np.any(values > above, axis=-1)
+    if values.ndim == 3:
+        values = values.max(axis=-1)
+    if indices is not None and ((indices > 0) != (values > 0)).any():
+        raise UserError(
+            f"{path} is a palette mask whose background is ambiguous, as its index 0 is not black "
+            "or another one is: save it as greyscale, or give index 0, and no other, the colour "
+            "black."
+        )
+    if above and values.max(initial=0) == 1:
+        raise UserError(
+            f"{path} is a mask of the values 0 and 1, but only those above {above} are the class: "
+            "save it with 0 and 255."
+        )
+    return values > above
 
 
 def image_size(path: File) -> tuple[int, int]:
@@ -86,9 +126,14 @@ def image_size(path: File) -> tuple[int, int]:
 
 def check_size(label: Shaped[np.ndarray, "height width"], label_name: str, image: File) -> None:
     """Raises UserError unless a label has the size of its image."""
+    check_shape(label.shape, label_name, image)
+
+
+def check_shape(shape: tuple[int, ...], label_name: str, image: File) -> None:
+    """As `check_size`, for the height and width of a label that is yet to be made."""
     height, width = image_size(image)
-    if label.shape != (height, width):
+    if shape != (height, width):
         raise UserError(
-            f"{label_name} is {label.shape[1]} x {label.shape[0]} pixels, but its image "
+            f"{label_name} is {shape[1]} x {shape[0]} pixels, but its image "
             f"{image} is {width} x {height}: they must have the same size."
         )

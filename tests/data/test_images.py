@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import message_of
 from helpers_data import SIZE, write_mask
 from PIL import Image
 
@@ -18,10 +19,9 @@ def test_masks_of_any_kind_show_what_is_not_black(tmp_path, kind):
     if kind == "I;16":
         picture = Image.fromarray(mask.astype(np.uint16))  # 1 of 65,535
     elif kind.startswith("P"):
-        # Colour counts, not the number of it: 7 is black, and 0 is not.
-        picture = Image.fromarray(np.where(mask, 0, 7).astype(np.uint8))
-        picture.putpalette([0, 0, 9] + [0] * 765)
-        options = {"transparency": 0} if kind == "P transparent" else {}
+        picture = Image.fromarray(np.where(mask, 7, 0).astype(np.uint8))
+        picture.putpalette([0] * 21 + [0, 0, 9] + [0] * 744)
+        options = {"transparency": 7} if kind == "P transparent" else {}
     elif kind == "other orientation":
         picture = Image.fromarray(np.rot90(mask.astype(np.uint8)))  # shown upright by EXIF's 6
         exif = Image.Exif()
@@ -40,6 +40,39 @@ def test_masks_of_any_kind_show_what_is_not_black(tmp_path, kind):
     found = read_mask(path)
     assert found.dtype == bool
     np.testing.assert_array_equal(found, mask)
+
+
+@pytest.mark.parametrize("black", [(), (0, 1)])
+def test_palettes_whose_colours_and_indices_disagree_are_named(tmp_path, black):
+    """Index 0 shows the class by its colour, or index 1 the background."""
+    path = tmp_path / "1.png"
+    palette = np.full((256, 3), 200, np.uint8)
+    palette[list(black)] = 0
+    picture = Image.fromarray(write_mask(path).astype(np.uint8))
+    picture.putpalette(palette.ravel().tolist())
+    picture.save(path)
+    message = message_of(read_mask, path)
+    assert str(path) in message
+    assert "ambiguous" in message
+
+
+def test_masks_of_0_and_1_are_no_black_ones(tmp_path):
+    mask = write_mask(tmp_path / "1.png", value=1)
+    np.testing.assert_array_equal(read_mask(tmp_path / "1.png"), mask)
+    message = message_of(read_mask, tmp_path / "1.png", 127)
+    assert str(tmp_path / "1.png") in message
+    assert "0 and 255" in message
+
+
+@pytest.mark.parametrize("values", [0.5, -1, 2**16])
+def test_values_of_more_than_16_bits_are_named(tmp_path, values):
+    """Which conversion would cut off."""
+    path = tmp_path / "1.tif"
+    kind = np.float32 if isinstance(values, float) else np.int32
+    Image.fromarray(np.full(SIZE, values, kind)).save(path)
+    assert str(path) in message_of(read_image, path)
+    if kind is np.float32:
+        assert str(path) in message_of(read_mask, path)
 
 
 def test_above_says_what_still_is_black(tmp_path):

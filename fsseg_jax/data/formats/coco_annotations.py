@@ -1,10 +1,11 @@
 """Reads COCO's JSON files once, with little memory, and caches them in a compact form."""
 
 import array
-import contextlib
 import logging
+import math
 import os
 import pathlib
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,11 @@ from numpy.typing import DTypeLike
 from pycocotools import mask
 from tqdm import tqdm
 
-from fsseg_jax.data.cache import cache_folder, fingerprint
+from fsseg_jax.data.cache import cache_folder, fingerprint, load_array, save_array
+from fsseg_jax.data.formats.coco_outlines import LONGEST_SIDE, outline
+from fsseg_jax.data.formats.json_guard import GuardedFile
+from fsseg_jax.data.images import MOST_PIXELS
+from fsseg_jax.data.listing import check_name
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
@@ -27,8 +32,7 @@ ARRAYS = (
     *("image_ids", "sizes", "file_names", "category_ids", "category_names"),
     *("photograph", "category", "crowd", "start", "stop", "counts"),
 )
-LONGEST_SIDE = 2**16 - 1  # of an image, as run lengths are 32-bit
-FARTHEST = 1e5  # largest coordinate of a corner, as pycocotools walks along every edge
+LONGEST_NAME = 4096  # characters of a category's name, as all are held at this length
 
 logger = logging.getLogger(__name__)
 
@@ -140,25 +144,28 @@ def _kept(path: pathlib.Path, folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Memory-maps the ARRAYS of an annotation file from `folder`, converting it first if needed."""
 
     def opened() -> dict[str, np.ndarray]:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        arrays = ((name, load_array(folder / f"{name}.npy")) for name in ARRAYS)
+        return {name: array for name, array in arrays if array is not None}
 
-    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
-        return opened()
+    kept = opened()
+    if len(kept) == len(ARRAYS):
+        return kept
     arrays = _convert(path)
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
         for name in ARRAYS:
-            np.save(os.path.join(temporary, f"{name}.npy"), arrays[name])
+            with open(os.path.join(temporary, f"{name}.npy"), "wb") as file:
+                save_array(file, arrays[name])
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
-        return opened()
     except OSError as error:
-        logger.warning("the contents of %s cannot be cached: %s", path, error)
+        logger.warning("the contents of %s cannot be cached in %s: %s", path, folder, error)
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
         return arrays
+    return arrays | opened()
 
 
 def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -167,33 +174,45 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
     for where, entry in _section(path, "images"):
         row_of[_new_id(entry, row_of, where)] = len(row_of)
         file_names.append(_field(entry, "file_name", str, where))
+        check_name(file_names[-1], f"{where}.file_name")
         size = [_field(entry, side, int, where) for side in ("height", "width")]
-        if not 1 <= min(size) <= max(size) <= LONGEST_SIDE:
+        if not 1 <= min(size) <= max(size) <= LONGEST_SIDE or math.prod(size) > MOST_PIXELS:
             raise UserError(
-                f"{where} is {size[1]} x {size[0]} pixels: sides are 1..{LONGEST_SIDE} pixels."
+                f"{where} is {size[1]} x {size[0]} pixels: sides are 1..{LONGEST_SIDE} pixels, and "
+                f"images have at most {MOST_PIXELS} pixels."
             )
         sizes.append(size)
     for where, entry in _section(path, "categories"):
-        categories[_new_id(entry, categories, where)] = _field(entry, "name", str, where)
+        name = _field(entry, "name", str, where)
+        if len(name) > LONGEST_NAME or "\0" in name:
+            raise UserError(f"{where}.name = {reprlib.repr(name)}: give the category a short name.")
+        categories[_new_id(entry, categories, where)] = name
 
     image, category, area, crowd, length = (array.array("q") for _ in range(5))
-    counts = bytearray()
+    counts, invisible = bytearray(), []
     for where, entry in _section(path, "annotations"):
         for name, known in (("image", row_of), ("category", categories)):
             if (number := _field(entry, f"{name}_id", int, where)) not in known:
                 raise UserError(f"{where}.{name}_id = {number}, but no {name} has this id.")
         if (is_crowd := entry.get("iscrowd", 0)) not in (0, 1):
-            raise UserError(f"{where}.iscrowd = {is_crowd!r}, but it must be 0 or 1.")
+            raise UserError(f"{where}.iscrowd = {reprlib.repr(is_crowd)}, but it must be 0 or 1.")
         row = row_of[entry["image_id"]]
         height, width = sizes[row]
-        runs = _outline(entry, height, width, where)
+        runs = outline(entry, height, width, where)
         image.append(row)
         category.append(entry["category_id"])
         area.append(int(mask.area(runs)))
-        crowd.append(is_crowd)
+        crowd.append(int(is_crowd))
+        if not area[-1]:
+            invisible.append(where)
         length.append(len(runs["counts"]))
         counts += runs["counts"]
 
+    if invisible:
+        logger.warning(
+            "%d annotations cover no pixel of their image, the first is %s: they are left out.",
+            *(len(invisible), invisible[0]),
+        )
     image, category, area, crowd, length = map(np.asarray, (image, category, area, crowd, length))
     stop = np.cumsum(length)
     order = np.lexsort((-area, -crowd, image))  # stable: equal areas keep the file's order
@@ -222,11 +241,13 @@ def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
                 file, "read", path.stat().st_size, desc=f"{section} of {path.name}", delay=1
             ) as stream,
         ):
+            stream = GuardedFile(stream, path)
+            # Without use_float, ijson crashes on numbers of thousands of digits.
             for number, entry in enumerate(ijson.items(stream, f"{section}.item", use_float=True)):
                 yield f"{path}: {section}[{number}]", entry
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None
-    except ijson.JSONError as error:
+    except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is broken JSON ({reason}): replace the file.") from None
     if number < 0:
@@ -239,9 +260,9 @@ def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
 def _field(entry: Any, name: str, kind: type, where: str) -> Any:
     """A field of an entry; raises UserError unless it is of this kind."""
     value = entry.get(name) if isinstance(entry, dict) else None
-    if not isinstance(value, kind) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+    if type(value) is not kind:  # True is an int, too
         must_be = "an integer" if kind is int else "a string"
-        raise UserError(f"{where}.{name} = {value!r}, but it must be {must_be}.")
+        raise UserError(f"{where}.{name} = {reprlib.repr(value)}, but it must be {must_be}.")
     return value
 
 
@@ -253,87 +274,21 @@ def _new_id(entry: Any, known: Mapping[int, Any], where: str) -> int:
     return number
 
 
-def _outline(entry: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
-    """An annotation's mask as compressed run lengths: its segmentation or, without one, its box.
+def is_coco(path: pathlib.Path) -> bool:
+    """Whether a JSON file is COCO's rather than LabelMe's, by the first key that only one of the
+    formats has, as the file may be too large to read whole.
 
     Raises:
-        UserError: the segmentation or box is invalid.
+        UserError: the file cannot be read, or is no JSON.
     """
-    segmentation, box = entry.get("segmentation"), entry.get("bbox")
-    boxed = segmentation in (None, [], [[]]) and box is not None
-    field, content = "segmentation", "polygons or run lengths"
-    if boxed:
-        field, content = f"bbox = {box!r}", "x, y, width and height in pixels"
+    coco, labelme = {"images", "annotations", "categories"}, {"shapes", "imagePath", "imageData"}
     try:
-        compress = _compress_box if boxed else _compress
-        return compress(box if boxed else segmentation, height, width)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{where}.{field} cannot be read ({error}): it must be {content}, as COCO has them."
-        ) from None
-
-
-def _compress_box(box: Any, height: int, width: int) -> dict[str, Any]:
-    """A box (x, y, width, height) as pycocotools's compressed run lengths.
-
-    Raises:
-        TypeError, ValueError, OverflowError: the box is invalid.
-    """
-    numbers = isinstance(box, list) and [x for x in box if isinstance(x, int | float)]
-    if not numbers or len(box) != 4 or numbers != box:
-        raise ValueError("it is not a list of four numbers")
-    left, top, box_width, box_height = map(float, box)
-    corners = np.array([left, top, left + box_width, top + box_height])
-    if not np.isfinite(corners).all():
-        raise ValueError("a number is not finite")
-    left, top, right, bottom = np.rint(corners).clip(0, LONGEST_SIDE).astype(int)
-    inside = np.zeros((height, width), np.uint8, order="F")
-    inside[top:bottom, left:right] = 1
-    if not inside.any():
-        raise ValueError(f"it shows nothing of its image of {width} x {height} pixels")
-    return mask.encode(inside)
-
-
-def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A mask as pycocotools's compressed run lengths, validated, which pycocotools does not do.
-
-    Raises:
-        TypeError, ValueError, OverflowError: the segmentation is invalid.
-    """
-    if isinstance(segmentation, list) and segmentation:
-        for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-                raise ValueError("a polygon is the x and y of at least three corners")
-            if not max(map(abs, polygon)) < FARTHEST:
-                raise ValueError("a corner is far outside")
-        return mask.merge(mask.frPyObjects(segmentation, height, width))
-    if not isinstance(segmentation, dict):
-        kind = "empty" if segmentation == [] else f"of type {type(segmentation).__name__}"
-        raise ValueError(f"it is {kind}")
-    if segmentation.get("size") != [height, width]:
-        raise ValueError(f"its size is {segmentation.get('size')}, not {[height, width]}")
-    runs = segmentation.get("counts")
-    runs = _decompress(runs) if isinstance(runs, str) else runs
-    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
-        raise ValueError("its counts are not run lengths")
-    if sum(runs) != height * width:
-        raise ValueError(f"its counts cover {sum(runs)} pixels, not {height * width}")
-    return mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-
-
-def _decompress(counts: str) -> list[int]:
-    """Decodes COCO's compressed run lengths: base-32 numbers, the lowest digit first.
-
-    Bit 5 of a digit means that another follows, and bit 4 of the last one that the number is
-    negative. From the fourth run on, numbers are differences from the run before the last.
-    """
-    runs, value, bits = [], 0, 0
-    for byte in counts.encode():
-        digit = byte - 48
-        value |= (digit & 31) << bits
-        bits += 5
-        if not digit & 32:
-            value -= (digit >> 4 & 1) << bits
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value, bits = 0, 0
-    return runs
+        with path.open("rb") as file:
+            events = ijson.basic_parse(GuardedFile(file, path), use_float=True)
+            keys = (value for event, value in events if event == "map_key")
+            return next((key in coco for key in keys if key in coco | labelme), False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0].strip()
+        raise UserError(f"{path} is no valid JSON ({reason}): replace the file.") from None

@@ -1,19 +1,25 @@
 """Reads LabelMe's files: hand-drawn outlines of the objects in an image."""
 
+import collections
 import json
 import math
 import os
 import pathlib
+import reprlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
+from fsseg_jax.data.images import MOST_PIXELS
 from fsseg_jax.errors import UserError
 
+LARGEST = 2**29  # bytes of a file, which may contain its image
 POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # fewest points of each kind of shape
 FARTHEST = 1e5  # largest coordinate of a point, in pixels
+# Length of all outlines of a file, and area of all shapes, in pixels: Pillow draws a minute.
+LONGEST_OUTLINES, MOST_DRAWN = 1e8, 1e11
 
 
 class Shape(NamedTuple):
@@ -29,7 +35,7 @@ class Shape(NamedTuple):
 class LabelMe(NamedTuple):
     """The contents of a LabelMe file."""
 
-    size: tuple[int, int]  # height and width of the image
+    size: tuple[int, int]  # height and width of the image, of at most MOST_PIXELS
     shapes: tuple[Shape, ...]
 
     def draw(self) -> Int[np.ndarray, "height width"]:
@@ -56,22 +62,30 @@ class LabelMe(NamedTuple):
 
 
 def read_labelme(path: str | os.PathLike) -> LabelMe:
-    """Reads a LabelMe file, ignoring the image that it may contain.
+    """Reads a LabelMe file, ignoring the image that it may contain and the path of its image.
 
     Raises:
-        UserError: the file is missing or no LabelMe file, or has a shape of an unknown kind or
-            with too few points.
+        UserError: the file is missing, too large or no LabelMe file, or has a shape of an unknown
+            kind or with too few points.
     """
     content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise UserError(f"{path} is no LabelMe file: it has no list of shapes.")
     size: Any = tuple(content.get(name) for name in ("imageHeight", "imageWidth"))
-    if not all(type(side) is int and side > 0 for side in size):
+    fits = all(type(side) is int and side > 0 for side in size)
+    if not fits or math.prod(size) > MOST_PIXELS:
+        height, width = (reprlib.repr(side).strip("'") for side in size)
         raise UserError(
-            f"{path} has imageHeight {size[0]} and imageWidth {size[1]}: they must be the size of "
-            "its image."
+            f"{path} has imageHeight {height} and imageWidth {width}: they must be the size of "
+            f"its image, of at most {MOST_PIXELS} pixels."
         )
-    shapes = (_shape(fields, f"{path}, shape {i}") for i, fields in enumerate(content["shapes"], 1))
+    shapes = [_shape(fields, f"{path}, shape {i}") for i, fields in enumerate(content["shapes"], 1)]
+    area = sum(_area_inside(shape, *size) for shape in shapes)
+    if sum(map(_length, shapes)) > LONGEST_OUTLINES or area > MOST_DRAWN:
+        raise UserError(
+            f"{path} has shapes whose outlines or areas are too long or too large to draw: remove "
+            "those that are not of its image."
+        )
     return LabelMe(size, tuple(shapes))
 
 
@@ -81,10 +95,13 @@ def _shape(fields: Any, name: str) -> Shape:
     label, points = fields.get("label"), fields.get("points")
     kind = fields.get("shape_type") or "polygon"  # the first versions knew no other type
     if not (isinstance(label, str) and label.strip()):
-        raise UserError(f"{name}, has the label {label!r}: it must be the name of a class.")
+        raise UserError(
+            f"{name}, has the label {reprlib.repr(label)}: it must be the name of a class."
+        )
     if kind not in tuple(POINTS):  # may be an unhashable list
         raise UserError(
-            f"{name}, is of type {kind!r}: draw a {', a '.join(POINTS)} instead, or remove it."
+            f"{name}, is of type {reprlib.repr(kind)}: draw a {', a '.join(POINTS)} instead, or "
+            "remove it."
         )
     try:
         points = np.array(points, np.float64)
@@ -115,10 +132,40 @@ def _area(shape: Shape) -> float:
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
+def _length(shape: Shape) -> float:
+    """The length of an outline, horizontally and vertically, in pixels."""
+    return float(np.abs(shape.points - np.roll(shape.points, 1, axis=0)).sum())
+
+
+def _area_inside(shape: Shape, height: int, width: int) -> float:
+    """The area of the box around a shape within its image, in pixels."""
+    low, high = shape.points.min(axis=0), shape.points.max(axis=0)
+    if shape.kind == "circle":
+        radius = math.dist(*shape.points)
+        low, high = shape.points[0] - radius, shape.points[0] + radius
+    return float(np.prod((np.minimum(high, (width, height)) - np.maximum(low, 0)).clip(0)))
+
+
 def _read_json(path: str | os.PathLike) -> Any:
     try:
-        return json.loads(pathlib.Path(path).read_text("utf-8-sig"))
+        if (size := os.stat(path).st_size) > LARGEST:
+            raise UserError(
+                f"{path} has {size} bytes, but a LabelMe file at most {LARGEST}: save it without "
+                "its image."
+            )
+        text = pathlib.Path(path).read_text("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_without_duplicates)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid JSON ({error}): replace the file.") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{reprlib.repr(twice)} occurs twice in an object")
+    return fields

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from fsseg_jax.cpu.memory import shared_bytes
 from fsseg_jax.data.annotations import DENSE, Annotation, annotated, square_marks
-from fsseg_jax.data.cache import cache_folder
+from fsseg_jax.data.cache import cache_folder, load_array, save_array
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.pipelines.augment import OUTSIDE, Geometry
 from fsseg_jax.data.pipelines.recipe import Recipe
@@ -169,20 +169,14 @@ def decode(
 
     parallel_map(read, range(len(source)), f"reading {source.name}")
     if file:
-        keep(file, "decoded images", lambda opened: np.save(opened, array))
+        keep(file, "decoded images", lambda opened: save_array(opened, array))
     return array
 
 
 def _open(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Maps a cached array into memory; None if it is missing, damaged or of another shape."""
-    try:
-        array = np.load(file, mmap_mode="r")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s cannot be read (%s) and will be replaced.", file, error)
-        return None
-    if (array.shape, array.dtype) != (shape, np.uint8):
+    array = load_array(file)
+    if array is None or (array.shape, array.dtype) != (shape, np.uint8):
         return None
     logger.info("decoded images: %s (may be deleted; data.device.cache)", file)
     return array

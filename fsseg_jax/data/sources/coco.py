@@ -79,13 +79,7 @@ class COCO(Source):
         if len(set(self.ids)) < len(self.ids):
             raise UserError(f"{self._json} has two images of one name: names must be unique.")
         self.images = [str(folder / name) for name in names]
-        try:
-            self.fingerprint = fingerprint([self._json, *dict.fromkeys(self.images)])
-        except OSError as error:
-            raise UserError(
-                f"{error.filename} cannot be read ({error.strerror}): {self._json} expects "
-                "an image there."
-            ) from None
+        self.fingerprint = fingerprint([self._json, *dict.fromkeys(self.images)])
         self.table = kept_table(kind, self.fingerprint, self._count, range(len(self.ids)))
 
     def read(self, index: int) -> LabelledImage:

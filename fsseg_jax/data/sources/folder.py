@@ -7,14 +7,14 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
-import ijson
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from fsseg_jax.data.cache import fingerprint, kept_table
-from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
+from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
 from fsseg_jax.data.formats.labelme import read_labelme
-from fsseg_jax.data.images import check_size, read_image, read_mask
+from fsseg_jax.data.images import check_shape, check_size, read_image, read_mask
+from fsseg_jax.data.listing import Listing, check_utf8, left_out, list_folder
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import (
     LabelledImage,
@@ -27,7 +27,7 @@ from fsseg_jax.data.source import (
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of images
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images
 SPLITS = ("train", "val", "test")
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,11 @@ class Folder(Source):
 
     Classes are those of the masks and LabelMe files, or the COCO file's categories, sorted by name;
     they are the same for all splits. If `root` has a folder `train`, `val` or `test`, all its
-    folders are splits, each annotated as above; otherwise every split has all images. Names that
-    begin with a dot are ignored.
+    folders are splits, each annotated as above; otherwise every split has all images.
+
+    Links are followed. Names that begin with a dot are ignored. Everything else that is left out is
+    logged: other files, images that a COCO file does not list, folders in class folders, links that
+    lead nowhere, and outlines that cover no pixel.
 
     Args:
         split: a folder of `root`, if that has splits; empty for `train`. None if `root` has no
@@ -73,6 +76,7 @@ class Folder(Source):
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:
             raise UserError(f"{root} has images, but their annotations outline no objects.")
+        check_utf8(self.classes, root)
         self.folds = deal_folds(class_numbers(len(self.classes)), folds, root)
         self._number_of = {name: number for number, name in self.class_names.items()}
 
@@ -81,7 +85,13 @@ class Folder(Source):
         files = dict.fromkeys(path for pair in self._annotated for path in pair)
         # Classes of other splits may renumber these.
         self.fingerprint = f"{fingerprint(files)}-{zlib.crc32(repr(self.classes).encode()):08x}"
+        self._hidden: list[str] = []
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(ids)))
+        if self._hidden:  # while counting, not if the table was kept
+            logger.warning(
+                "%s: %s: they cover no pixel, or smaller ones cover them.",
+                *(root, left_out(sorted(self._hidden))),
+            )
 
     @property
     def annotations(self) -> tuple[pathlib.Path, ...]:
@@ -100,7 +110,7 @@ class Folder(Source):
             return self._coco.instances(index)
         if _is_mask(annotation):
             return None
-        numbers = read_labelme(annotation).draw()
+        numbers, _ = self._drawn(index)
         return np.where(numbers < IGNORE, numbers, 0).astype(np.uint8)
 
     def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
@@ -111,15 +121,35 @@ class Folder(Source):
         if _is_mask(annotation):
             number = self._number_of[_class_of(image, self._root)]
             return read_mask(annotation) * self.label_type.type(number)
-        labelme = read_labelme(annotation)
-        numbers = [0, *(self._number_of[shape.label] for shape in labelme.shapes)]
-        return np.array(numbers, self.label_type)[labelme.draw()]
+        numbers, classes = self._drawn(index)
+        return classes[numbers]
+
+    def _drawn(
+        self, index: int
+    ) -> tuple[Integer[np.ndarray, "height width"], Integer[np.ndarray, " number"]]:
+        """The numbers of an image's shapes in LabelMe, and the class of each number."""
+        image, annotation = self._annotated[index]
+        content = read_labelme(annotation)
+        check_shape(content.size, str(annotation), image)  # before it is drawn
+        if new := [shape.label for shape in content.shapes if shape.label not in self._number_of]:
+            raise UserError(
+                f"{annotation} has got the class {new[0]} since the data set was opened: start "
+                "again, or restore the file."
+            )
+        classes = [0, *(self._number_of[shape.label] for shape in content.shapes)]
+        return content.draw(), np.array(classes, self.label_type)
 
     def _count(self, index: int) -> np.ndarray:
         """Counts the pixels of each class in a label, and checks its size."""
         image, annotation = self._annotated[index]
         name = f"{annotation} (for {image.name})" if self._coco else str(annotation)
-        label = self._label(index)
+        if self._coco or _is_mask(annotation):
+            label = self._label(index)
+        else:
+            numbers, classes = self._drawn(index)
+            label = classes[numbers]
+            hidden = np.setdiff1d(np.arange(1, len(classes)), numbers).tolist()
+            self._hidden += [f"shape {number} of {annotation}" for number in hidden]
         check_size(label, name, image)
         if _is_mask(annotation) and not label.any():
             raise UserError(f"{annotation} is an empty mask: paint the class, in any colour but 0.")
@@ -139,7 +169,7 @@ def _log_once(message: str) -> None:
 
 def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
     """The folders of the splits by name; see `Folder`."""
-    folders = {folder.name: folder for folder in _folders(root)}
+    folders = {folder.name: folder for folder in list_folder(root).folders}
     if split is None:
         return {"train": root}
     split = split or "train"
@@ -163,14 +193,22 @@ def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
 
 
 def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
-    """The annotated images of a split and its COCO file, if any, whose order they then follow."""
-    beside = _beside(folder)
-    class_folders = {below: _beside(below) for below in _folders(folder)}
+    """The annotated images of a split and its COCO file, if any, whose order they then follow.
+
+    What is left out is logged.
+    """
+    listing = list_folder(folder)
+    beside, others = _beside(listing)
+    class_folders = {}
+    for below in listing.folders:
+        inside = list_folder(below)
+        class_folders[below], unknown = _beside(inside)
+        others += unknown + inside.folders
     stems = {image.stem for image in beside}
     coco_files = [
         file
-        for file in _files(folder)
-        if file.suffix.lower() == ".json" and file.stem not in stems and _is_coco(file)
+        for file in listing.files
+        if file.suffix.lower() == ".json" and file.stem not in stems and is_coco(file)
     ]
     if len(coco_files) > 1:
         found = " and ".join(file.name for file in coco_files)
@@ -187,7 +225,12 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
                 f"{folder} has the COCO file {coco_files[0].name}, but {annotated[0]} has an "
                 "annotation of its own beside it: keep one of the two."
             )
-        return _coco_contents(coco_files[0])
+        pairs, coco = _coco_contents(coco_files[0])
+        listed = {image for image, _ in pairs}
+        found = [image for images in (beside, *class_folders.values()) for image in images]
+        if others := [image for image in found if image not in listed]:
+            _log_once(f"{folder}: {left_out(others)}: {coco_files[0].name} does not list them.")
+        return pairs, coco
 
     pairs = []
     for image, annotations in beside.items():
@@ -196,7 +239,11 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
         if found:
             pairs.append((image, _only(image, found)))
     if pairs and len(pairs) < len(beside):
-        _log_once(f"{folder}: {len(beside) - len(pairs)} images without an annotation are skipped.")
+        skipped = sorted(beside.keys() - {image for image, _ in pairs})
+        _log_once(
+            f"{folder}: {len(skipped)} images without an annotation are skipped, beginning with "
+            f"{skipped[0]}."
+        )
     for below, images in class_folders.items():
         if not images:
             raise UserError(
@@ -209,6 +256,11 @@ def _contents(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnno
             f"{folder} holds no annotated images: it needs folders named after classes, with a "
             "mask beside each image, or such masks of one class without a class folder, or LabelMe "
             "files, or a COCO file."
+        )
+    if others:
+        _log_once(
+            f"{folder}: {left_out(others)}: only images ({', '.join(SUFFIXES)}) and their "
+            "annotations are read, there and in class folders."
         )
     return pairs, None
 
@@ -263,13 +315,14 @@ def _class_of(image: pathlib.Path, root: pathlib.Path) -> str:
     return os.path.basename(os.path.abspath(root)) if folder == root else folder.name
 
 
-def _beside(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
-    """The images in a folder, each with the masks and LabelMe files beside it.
+def _beside(
+    listing: Listing,
+) -> tuple[dict[pathlib.Path, list[pathlib.Path]], list[pathlib.Path]]:
+    """The images in a folder, each with the masks and LabelMe files beside it, and other files.
 
     A PNG is a mask if it is named after another image, with or without `_mask`.
     """
-    files = _files(folder)
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    pictures = [file for file in listing.files if file.suffix.lower() in SUFFIXES]
     stems = {file.stem for file in pictures}
     other = {file.stem for file in pictures if file.suffix.lower() != ".png"}
     annotations: dict[str, list[pathlib.Path]] = {}
@@ -282,11 +335,13 @@ def _beside(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
             annotations.setdefault(without, []).append(file)
         else:
             images.append(file)
-    for file in files:
+    for file in listing.files:
         if file.suffix.lower() == ".json":
             annotations.setdefault(file.stem, []).append(file)
     _check_ids(images)
-    return {image: annotations.get(image.stem, []) for image in images}
+    beside = {image: annotations.get(image.stem, []) for image in images}
+    known = {*images, *(file for files in beside.values() for file in files)}
+    return beside, [file for file in (*listing.files, *listing.broken) if file not in known]
 
 
 def _check_ids(images: Iterable[pathlib.Path]) -> None:
@@ -298,32 +353,5 @@ def _check_ids(images: Iterable[pathlib.Path]) -> None:
             raise UserError(f"{other} and {image.name} would have one name: rename one.")
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in _visible(folder) if path.is_file()]
-
-
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
-
-
-def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
-
-
 def _is_mask(path: pathlib.Path) -> bool:
     return path.suffix.lower() == ".png"
-
-
-def _is_coco(path: pathlib.Path) -> bool:
-    """Whether a JSON file is COCO's rather than LabelMe's, by the first key that only one of the
-    formats has, as the file may be too large to read whole."""
-    coco, labelme = {"images", "annotations", "categories"}, {"shapes", "imagePath", "imageData"}
-    try:
-        with path.open("rb") as file:
-            keys = (value for place, event, value in ijson.parse(file) if event == "map_key")
-            return next((key in coco for key in keys if key in coco | labelme), False)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0].strip()
-        raise UserError(f"{path} is no valid JSON ({reason}): replace the file.") from None

@@ -11,6 +11,7 @@ from jaxtyping import Integer
 
 from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_mask
+from fsseg_jax.data.listing import check_utf8, left_out, list_folder, read_lines
 from fsseg_jax.data.source import LabelledImage, Source, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
@@ -32,7 +33,8 @@ class FSS1000(Source):
     which white (above 127) is the class. Lists of class names, one per line, define the classes
     for training (`train.txt` or `trn.txt`), selection (`val.txt`) and the test (`test.txt` or
     `fss_test_set.txt`). The authors publish only the last one: without the other two, the first 520
-    of the other classes, sorted by name, are for training and the rest for selection.
+    of the other classes, sorted by name, are for training and the rest for selection. Other files
+    in the class folders are left out, and masks without white are empty: both are logged.
 
     Class ids follow the sorted names of all classes. The single fold holds out the test classes;
     `validation` has the classes for selection.
@@ -59,11 +61,10 @@ class FSS1000(Source):
         while (below := folders[-1] / "fewshot_data").is_dir():
             folders.append(below)
         folder = folders[-1]
-        hidden = (".", "__MACOSX")
-        paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(hidden)]
-        self.classes = tuple(path.name for path in paths if path.is_dir())
+        self.classes = tuple(path.name for path in list_folder(folder).folders)
         if not self.classes:
             raise UserError(f"{folder} has no class folders: data.root must be FSS-1000's folder.")
+        check_utf8(self.classes, folder)
         lists = _class_lists(folders, self.classes)
         number_of = {name: number for number, name in self.class_names.items()}
         numbers = {kind: tuple(sorted(number_of[name] for name in lists[kind])) for kind in LISTS}
@@ -72,16 +73,23 @@ class FSS1000(Source):
 
         shown = numbers["test"] + numbers["val"] if split == "test" else numbers["train"]
         self._class_of = []
-        self.pairs = []
+        self.pairs, others, self._empty = [], [], []
         for number in sorted(shown):
-            images = _images(folder / self.class_names[number])
+            images, unknown = _images(folder / self.class_names[number])
             self._class_of += [number] * len(images)
             self.pairs += [(path, path.with_suffix(".png")) for path in images]
+            others += unknown
+        if others:
+            logger.info("%s: %s: they are no *.jpg, nor masks.", folder, left_out(others))
         self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self.pairs)
         # Adding a class outside this split renumbers its classes.
         key = fingerprint(itertools.chain.from_iterable(self.pairs))
         self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
+        if self._empty:  # while counting, not if the table was kept
+            logger.warning(
+                "%s: %s: the masks have no value above 127.", folder, left_out(sorted(self._empty))
+            )
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
@@ -96,15 +104,20 @@ class FSS1000(Source):
         image, mask = self.pairs[index]
         label = self._label(index)
         check_size(label, str(mask), image)
+        if not label.any():
+            self._empty.append(mask)
         return count_classes(label, str(mask), self)
 
 
-def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """A class's images, in ascending order of their numbers."""
-    found = [path for path in folder.glob("*.jpg") if not path.name.startswith(".")]
+def _images(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """A class's images, in ascending order of their numbers, and what is no image and no mask."""
+    listing = list_folder(folder)
+    found = [path for path in listing.files if path.suffix == ".jpg"]
     if not found:
         raise UserError(f"{folder} holds no images (*.jpg): add some, or remove the class.")
-    return sorted(found, key=lambda path: (len(path.stem), path.stem))
+    known = {*found, *(path.with_suffix(".png") for path in found)}
+    others = [path for paths in listing for path in paths if path not in known]
+    return sorted(found, key=lambda path: (len(path.stem), path.stem)), others
 
 
 def _class_lists(
@@ -150,11 +163,7 @@ def _class_lists(
 
 def _read_list(file: pathlib.Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     """The classes that a list names; lines may also name their images (`class/1.jpg`)."""
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): replace the file.") from None
-    names = tuple(dict.fromkeys(line.split("/")[0].strip() for line in lines if line.strip()))
+    names = tuple(dict.fromkeys(line.split("/")[0].strip() for line in read_lines(file)))
     if not names:
         raise UserError(f"{file} names no classes.")
     if missing := [name for name in names if name not in classes]:

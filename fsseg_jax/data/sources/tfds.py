@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from fsseg_jax.data.cache import cache_folder, fingerprint, kept_table
+from fsseg_jax.data.cache import cache_folder, fingerprint, kept_array, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_label
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import (
@@ -27,7 +27,6 @@ from fsseg_jax.data.source import (
 from fsseg_jax.data.sources.tfds_folder import check_folder, own_metadata
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
-from fsseg_jax.files import keep
 
 try:
     import array_record.python.array_record_data_source  # noqa: F401  without it TFDS fails later
@@ -285,11 +284,7 @@ class _File(io.BytesIO):
 def _kept(name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Computes an array, or reads it from the cache of the class tables."""
     cache = cache_folder("class_tables") / f"{name}.npy"
-    if cache.is_file():
-        return np.load(cache)
-    array = compute()
-    keep(cache, "what the data set holds", lambda file: np.save(file, array))
-    return array
+    return kept_array(cache, "what the data set holds", compute)
 
 
 def _label_names(feature: tfds.features.FeatureConnector) -> list[str] | None:

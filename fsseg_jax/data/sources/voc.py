@@ -1,5 +1,6 @@
 """PASCAL VOC 2012 with SBD's annotations, from a VOCdevkit folder: the basis of PASCAL-5i."""
 
+import collections
 import itertools
 import logging
 import os
@@ -10,6 +11,7 @@ from jaxtyping import UInt8
 
 from fsseg_jax.data.cache import fingerprint, kept_table
 from fsseg_jax.data.images import check_size, read_image, read_label
+from fsseg_jax.data.listing import check_name, read_lines
 from fsseg_jax.data.source import LabelledImage, Source, count_classes, existing_root
 from fsseg_jax.errors import UserError
 
@@ -36,8 +38,8 @@ class VOC(Source):
             and SBD's training images together) if it exists, otherwise `train`.
 
     Raises:
-        UserError: parts are missing, a label has an unknown class, or a label and its image differ
-            in size.
+        UserError: parts are missing, the list names an image twice or outside of the folder, a
+            label has an unknown class, or a label and its image differ in size.
     """
 
     name = "voc"
@@ -53,9 +55,13 @@ class VOC(Source):
         if not split_file.is_file():
             found = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
             raise UserError(f"{split_file} is missing: the splits there are {found}.")
-        self.ids = tuple(split_file.read_text().split())
+        self.ids = tuple(name for line in read_lines(split_file) for name in line.split())
         if not self.ids:
             raise UserError(f"{split_file} lists no images.")
+        for name, count in collections.Counter(self.ids).items():
+            check_name(name, f"{split_file}: the name of an image")
+            if count > 1:
+                raise UserError(f"{split_file} lists {name} {count} times: list it once.")
         labels = _label_folder(self.root)
         if labels.name == "SegmentationClass":
             logger.info("%s has no SegmentationClassAug: using VOC's own labels.", self.root)

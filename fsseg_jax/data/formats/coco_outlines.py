@@ -1,0 +1,113 @@
+"""Outlines of COCO's objects as run lengths, validated, which pycocotools does not do."""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pycocotools import mask
+
+from fsseg_jax.errors import UserError
+
+LONGEST_SIDE = 2**16 - 1  # of an image, as run lengths are 32-bit
+FARTHEST = 1e5  # largest coordinate of a corner, as pycocotools walks along every edge
+NUMBERS = {int, float}  # booleans are integers, too
+LONGEST_OUTLINE = 1e7  # pixels; pycocotools holds 60 bytes for each of them
+
+
+def outline(entry: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
+    """An annotation's mask as compressed run lengths: its segmentation or, without one, its box.
+
+    Raises:
+        UserError: the segmentation or box is invalid.
+    """
+    segmentation, box = entry.get("segmentation"), entry.get("bbox")
+    boxed = segmentation in (None, [], [[]]) and box is not None
+    field, content = "segmentation", "polygons or run lengths"
+    if boxed:
+        field, content = f"bbox = {reprlib.repr(box)}", "x, y, width and height in pixels"
+    try:
+        compress = _compress_box if boxed else _compress
+        return compress(box if boxed else segmentation, height, width)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{where}.{field} cannot be read ({error}): it must be {content}, as COCO has them."
+        ) from None
+
+
+def _compress_box(box: Any, height: int, width: int) -> dict[str, Any]:
+    """A box (x, y, width, height) as pycocotools's compressed run lengths.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the box is invalid.
+    """
+    if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= NUMBERS:
+        raise ValueError("it is not a list of four numbers")
+    left, top, box_width, box_height = map(float, box)
+    corners = np.array([left, top, left + box_width, top + box_height])
+    if not np.isfinite(corners).all():
+        raise ValueError("a number is not finite")
+    left, top, right, bottom = np.rint(corners).clip(0, LONGEST_SIDE).astype(int)
+    right, bottom = min(right, width), min(bottom, height)
+    if not (left < right and top < bottom):
+        raise ValueError(f"it shows nothing of its image of {width} x {height} pixels")
+    box = np.array([[left, top, right - left, bottom - top]], np.float64)
+    return mask.frPyObjects(box, height, width)[0]
+
+
+def _length(polygon: list[float]) -> float:
+    """The length of a polygon's outline, horizontally and vertically, in pixels."""
+    corners = np.array(polygon).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).sum())
+
+
+def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A mask as pycocotools's compressed run lengths.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the segmentation is invalid.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                raise ValueError("a polygon is the x and y of at least three corners")
+            if not set(map(type, polygon)) <= NUMBERS:
+                raise ValueError("a corner is no number")
+            if not (farthest := max(map(abs, polygon))) < FARTHEST:
+                raise ValueError("a corner is far outside")
+            if 2 * farthest * len(polygon) > LONGEST_OUTLINE and _length(polygon) > LONGEST_OUTLINE:
+                raise ValueError("a polygon's outline is too long")
+        return mask.merge(mask.frPyObjects(segmentation, height, width))
+    if not isinstance(segmentation, dict):
+        kind = "empty" if segmentation == [] else f"of type {type(segmentation).__name__}"
+        raise ValueError(f"it is {kind}")
+    if segmentation.get("size") != [height, width]:
+        size = reprlib.repr(segmentation.get("size"))
+        raise ValueError(f"its size is {size}, not {[height, width]}")
+    runs = segmentation.get("counts")
+    runs = _decompress(runs) if isinstance(runs, str) else runs
+    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+        raise ValueError("its counts are not run lengths")
+    if sum(runs) != height * width:
+        raise ValueError(f"its counts cover {sum(runs)} pixels, not {height * width}")
+    return mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+
+
+def _decompress(counts: str) -> list[int]:
+    """Decodes COCO's compressed run lengths: base-32 numbers, the lowest digit first.
+
+    Bit 5 of a digit means that another follows, and bit 4 of the last one that the number is
+    negative. From the fourth run on, numbers are differences from the run before the last.
+    """
+    runs, value, bits = [], 0, 0
+    for byte in counts.encode():
+        digit = byte - 48
+        if not 0 <= digit < 64 or bits > 40:
+            raise ValueError("its counts are not run lengths")
+        value |= (digit & 31) << bits
+        bits += 5
+        if not digit & 32:
+            value -= (digit >> 4 & 1) << bits
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, bits = 0, 0
+    return runs

@@ -1,0 +1,94 @@
+"""Lists the files of data sets: what folders hold, and the names that files give."""
+
+import pathlib
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from fsseg_jax.errors import UserError
+
+HIDDEN = (".", "__MACOSX")  # what names of files that belong to no data set begin with
+LONGEST = 4096  # characters of a path; systems allow no more
+
+
+class Listing(NamedTuple):
+    """What is in a folder, sorted by name, without hidden files; links are what they lead to."""
+
+    files: list[pathlib.Path]
+    folders: list[pathlib.Path]
+    broken: list[pathlib.Path]  # links that lead nowhere, and other things that are neither
+
+
+def list_folder(folder: pathlib.Path) -> Listing:
+    """Lists a folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith(HIDDEN))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): allow reading it, or remove it."
+        ) from None
+    found = Listing([], [], [])
+    for path in paths:
+        kind = found.files if path.is_file() else found.folders if path.is_dir() else found.broken
+        kind.append(path)
+    return found
+
+
+def left_out(paths: Sequence[object]) -> str:
+    """How many files or parts of them are left out, and the first, for the log."""
+    return f"{len(paths)} left out, beginning with {paths[0]}"
+
+
+def check_name(name: str, where: str) -> None:
+    """Checks the name of a file that another file gives: it must be inside of the data set.
+
+    Links in the data set may lead anywhere: only the name counts.
+
+    Args:
+        name: a path below the data set's folder.
+        where: what gives the name, for the error.
+
+    Raises:
+        UserError: the name is empty, absolute or no name at all, or has `..` in it.
+    """
+    windows = pathlib.PureWindowsPath(name)
+    parts = {*pathlib.PurePosixPath(name).parts, *windows.parts}
+    outside = ".." in parts or windows.root or pathlib.PurePath(name).anchor
+    if outside or not parts or "\0" in name or len(name) > LONGEST:
+        raise UserError(
+            f"{where} = {reprlib.repr(name)}, but it must name a file inside of the data set's "
+            "folder, relative to it and without '..'."
+        )
+
+
+def check_utf8(classes: Iterable[str], where: object) -> None:
+    """Raises UserError unless the names of classes, which results contain, can be written."""
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{where} has a class of the name {name!a}, which is not UTF-8: rename it."
+            ) from None
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+    """The lines of a text file, without those that are blank and spaces around the others.
+
+    A file that is not UTF-8 names files as the system does (`os.fsdecode`).
+
+    Raises:
+        UserError: the file cannot be read, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None
+    if b"\0" in content:
+        raise UserError(f"{path} cannot be read (it is no text): replace the file.")
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    return [line.strip() for line in text.splitlines() if line.strip()]
