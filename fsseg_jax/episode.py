@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -133,6 +134,13 @@ class EpisodeIds:
 
 
 COLUMNS = ("classes", "supports", "query")
+# What is escaped in a name: separators, control characters and bytes that are not UTF-8, what would
+# begin a formula in a spreadsheet, and a `%` that would be read as an escape.
+_ESCAPED = re.compile(
+    r"^[=+\-@]|[;|\x00-\x1f\x7f\udc80-\udcff]"
+    r"|%(?=2B|2D|3B|3D|40|7C|25|7F|[01][0-9A-F]|[89A-F][0-9A-F])"
+)
+_ESCAPE = re.compile(r"%(2B|2D|3B|3D|40|7C|25|7F|[01][0-9A-F]|[89A-F][0-9A-F])")
 
 
 def episodes_to_csv(
@@ -141,18 +149,21 @@ def episodes_to_csv(
     """Writes episodes as CSV, such as `12,2008_000008;2009_001234,2010_000321`.
 
     Class ids are joined by `;`, the images of a way by `;` and the ways by `|`. Any further
-    `columns` follow.
+    `columns` follow. Of a name, characters that separate others or control, and those at its
+    beginning that make a formula in a spreadsheet (`=`, `+`, `-`, `@`), are written as in URLs
+    (`%3B` for `;`), and so is `%` where it would be read as such a code.
     """
+    written = [_ESCAPED.sub(_escape, name) for name in image_ids]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *columns])
     for row in range(len(episodes)):
-        ways = (";".join(image_ids[int(i)] for i in shots) for shots in episodes.supports[row])
+        ways = (";".join(written[int(i)] for i in shots) for shots in episodes.supports[row])
         writer.writerow(
             [
                 ";".join(map(str, episodes.classes[row])),
                 "|".join(ways),
-                image_ids[int(episodes.query[row])],
+                written[int(episodes.query[row])],
                 *(column[row] for column in columns.values()),
             ]
         )
@@ -174,11 +185,20 @@ def read_episodes(
 
     Raises:
         UserError: the file or a column is missing, an image or a class is unknown, episodes
-            differ in ways or shots, or a query is among its supports.
+            differ in ways or shots, a class is in two ways, or a query is among its supports.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: there is no such episode list.")
+    try:
+        return _read_list(path, image_ids, class_ids)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+
+
+def _read_list(
+    path: pathlib.Path, image_ids: Sequence[str], class_ids: Sequence[int]
+) -> EpisodeIds:
     rows = {name: row for row, name in enumerate(image_ids)}
     classes, supports, queries = [], [], []
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -190,6 +210,8 @@ def read_episodes(
             numbers, ways, query = _read_line(line, rows, where)
             if unknown := set(numbers) - set(class_ids):
                 raise UserError(f"{where}: class {min(unknown)} is not in this data set.")
+            if len(set(numbers)) < len(numbers):
+                raise UserError(f"{where}: a class is in two ways of the episode.")
             if any(query in way for way in ways):
                 raise UserError(f"{where}: the query is also a support of its episode.")
             classes.append(numbers)
@@ -216,8 +238,9 @@ def _read_line(
         if None in line.values():
             raise ValueError("too few columns")
         classes = [int(name) for name in line["classes"].split(";")]
-        supports = [[rows[name] for name in way.split(";")] for way in line["supports"].split("|")]
-        return classes, supports, rows[line["query"]]
+        ways = [way.split(";") for way in line["supports"].split("|")]
+        supports = [[_row(name, rows) for name in way] for way in ways]
+        return classes, supports, _row(line["query"], rows)
     except KeyError as error:
         raise UserError(
             f"{where}: image {error.args[0]!r} is not in this data set's split."
@@ -227,6 +250,21 @@ def _read_line(
             f"{where}: expected class ids joined by ';' and images joined by ';' "
             "and '|' (as in 12,2008_000008;2009_001234,2010_000321)."
         ) from None
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"%{ord(found[0]) & 0xFF:02X}"  # of a byte that is not UTF-8, U+DC00 and the byte
+
+
+def _row(written: str, rows: Mapping[str, int]) -> int:
+    """The row of an image by its name, escaped or, in a list by others, as it is."""
+
+    def character(found: re.Match[str]) -> str:
+        code = int(found[1], 16)
+        return chr(code if code < 0x80 else 0xDC00 + code)
+
+    name = _ESCAPE.sub(character, written)
+    return rows[name if name in rows else written]
 
 
 def concatenate(parts: Sequence[EpisodeIds]) -> EpisodeIds:

@@ -35,8 +35,8 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes text as UTF-8, like `write_bytes`."""
-    write_bytes(path, text.encode())
+    """Writes text as UTF-8, like `write_bytes`; bytes of names that are not become `\\udc..`."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def keep(path: pathlib.Path, what: str, write: Callable[[io.BufferedWriter], None]) -> None:

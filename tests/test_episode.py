@@ -1,10 +1,17 @@
 """Labels in episode numbering, and lists of episodes."""
 
+import contextlib
+import csv
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import message_of
+from helpers_fuzz import damaged, many
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from fsseg_jax.episode import (
     EpisodeIds,
@@ -14,6 +21,7 @@ from fsseg_jax.episode import (
     episodes_to_csv,
     read_episodes,
 )
+from fsseg_jax.errors import UserError
 
 
 def assert_equal(left, right):
@@ -137,3 +145,77 @@ def test_errors_tell_the_place(tmp_path, text, message):
         path.write_text(text)
     told = message_of(read_episodes, path, IDS, [1, 12])
     assert told.startswith(f"{path}{message}")
+
+
+# ----------------------------------------------------------------------------- names
+
+STRANGE = (
+    *(
+        "=1+1",
+        "+1",
+        "-1",
+        "@x",
+        "a=b",
+        "x;y",
+        "a|b",
+        "a,b",
+        'a "b"',
+        "a\nb",
+        "a\r\nb",
+        "a\tb",
+        "\tc",
+    ),
+    *("%3B", "%", "%%3B", "%2;", "100%", "%zz", "%25", "%253B", "caf\udce9", "é", " x ", "%E9"),
+)
+
+
+def one_each(ids):
+    """Episodes in which each image is the query once, and a support."""
+    rows = np.arange(len(ids))
+    supports = np.stack([np.roll(rows, 1), np.roll(rows, 2)], axis=1)[:, None]
+    return listed(np.ones((len(ids), 1), int), supports, rows)
+
+
+def test_strange_names_are_read_back_and_are_no_formulas(tmp_path):
+    path = tmp_path / "list.csv"
+    text = episodes_to_csv(one_each(STRANGE), STRANGE)
+    path.write_bytes(text.encode())
+    assert_equal(read_episodes(path, STRANGE, [1]), one_each(STRANGE))
+    cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert text.count("\n") == 1 + len(STRANGE)
+    assert len(episodes_hash(one_each(STRANGE), STRANGE)) == 8
+
+
+def test_ordinary_names_are_written_as_they_are():
+    ids = ["2008_000008", "cat/1-2", "a b", "50% off", "a%20b", "x=1", "a@b", "é"]
+    lines = episodes_to_csv(one_each(ids), ids).splitlines()[1:]
+    assert [line.split(",")[2] for line in lines] == ids
+
+
+def test_names_that_others_wrote_as_they_are_are_read(tmp_path):
+    (tmp_path / "list.csv").write_text(HEADER + "1,=x,a%3Bb\n")
+    read = read_episodes(tmp_path / "list.csv", ["=x", "a%3Bb"], [1])
+    assert_equal(read, listed([[1]], [[[0]]], [1]))
+
+
+@many
+@given(ids=st.lists(st.text(min_size=1, max_size=6), min_size=3, max_size=5, unique=True))
+def test_any_names_are_read_back(tmp_path, ids):
+    ids = [
+        os.fsdecode(name.encode(errors="replace") + b"\xe9" * (n % 2)) for n, name in enumerate(ids)
+    ]
+    assume(len(set(ids)) == len(ids))
+    path = tmp_path / "list.csv"
+    path.write_bytes(episodes_to_csv(one_each(ids), ids).encode())
+    assert_equal(read_episodes(path, ids, [1]), one_each(ids))
+
+
+@many
+@given(content=damaged((HEADER + "1;5,a;b|c;d,e\n5;1,b;c|d;e,a\n").encode()))
+def test_any_list_is_read_or_refused(tmp_path, content):
+    path = tmp_path / "list.csv"
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        episodes = read_episodes(path, IDS, [1, 5])
+        assert episodes.images.max() < len(IDS)

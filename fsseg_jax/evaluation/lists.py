@@ -64,8 +64,8 @@ def differing(folder: pathlib.Path, described: dict[str, Any]) -> list[str]:
     path = folder / "lists.json"
     try:
         known = json.loads(path.read_text())
-        hashes = dict(known["lists"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        hashes = known["lists"] | {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): write the lists there first.") from None
     sentences = [
         f"{name}: {known.get(name)} in {path}, but {value} here"
@@ -105,11 +105,11 @@ def main() -> int:
         sentences = differing(arguments.out, described)
         for name, episodes in lists.items():
             path = arguments.out / name
-            if not path.is_file() or path.read_text() != episodes_to_csv(episodes, source.ids):
+            expected = episodes_to_csv(episodes, source.ids).encode()
+            if not path.is_file() or path.read_bytes() != expected:
                 sentences.append(f"{path}: missing, or different from what is drawn here")
         print("\n".join(sentences) or f"{len(lists)} lists are as expected")
         return 1 if sentences else 0
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, episodes in lists.items():
         write_text(arguments.out / name, episodes_to_csv(episodes, source.ids))
         print(f"{described['lists'][name]} {len(episodes):6d} {name}")
