@@ -1,5 +1,6 @@
 """Folders of one's own images are read correctly, and errors name their faults."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -14,6 +15,8 @@ from helpers_data import (
     write_labelme,
     write_mask,
 )
+from helpers_fuzz import damaged, many, mistaken, read_all, write
+from hypothesis import given
 from PIL import Image
 
 from fsseg_jax.data.sources import folder as module
@@ -376,3 +379,38 @@ def test_truncated_files_are_named(root, name, part):
     source.read(0)
     if not name.endswith(".jpg"):
         assert str(root / name) in message_of(Folder, root, "", 1)
+
+
+# ----------------------------------------------------------------------------- any content
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A tiny image with a mask, and one with a LabelMe file."""
+    write_image(tmp_path / "cat" / "1.jpg", (4, 5))
+    mask = Image.fromarray(
+        write_mask(tmp_path / "cat" / "1.png", (1, 1, 3, 4), (4, 5)) * np.uint8(1)
+    )
+    mask.putpalette([0, 0, 0, 200, 0, 0])
+    mask.save(tmp_path / "cat" / "1.png")
+    write_image(tmp_path / "2.jpg", (4, 5))
+    shapes = [("cat", "polygon", [[0, 0], [3, 0], [3, 2]]), ("dog", "circle", [[2, 2], [2, 3]])]
+    write_labelme(tmp_path / "2.json", *shapes, ("cat", "rectangle", [[1, 1], [4, 3]]), size=(4, 5))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["cat/1.jpg", "cat/1.png", "2.json"])
+def test_any_image_mask_and_labelme_file_are_read_or_refused(small, name):
+    assert len(read_all(lambda: Folder(small, "", 1))) == 2
+    valid = (small / name).read_bytes()
+    contents = damaged(valid)
+    if name == "2.json":
+        contents |= mistaken(json.loads(valid))
+
+    @many
+    @given(content=contents)
+    def check(content):
+        write(small / name, content)
+        read_all(lambda: Folder(small, "", 1))
+
+    check()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from helpers import message_of, pixels_of
 from helpers_data import SIZE, rows_of, write_coco, write_image, write_mask
+from helpers_fuzz import damaged, many, mistaken, read_all, write
+from hypothesis import given
 
 from fsseg_jax.data.sources.folder import Folder
 
@@ -92,3 +94,45 @@ def test_coco_images_of_one_name_are_named(coco):
     names = ["day/2.jpg", "day/2.png"]
     write_coco(coco / "export.json", names, [(0, 1, [1, 1, 5, 1, 5, 5])], {1: "x"})
     assert "2.jpg and 2.png" in message_of(Folder, coco, "", 1)
+
+
+VALID = {
+    "images": [
+        {"id": 4, "file_name": "1.jpg", "height": 4, "width": 5},
+        {"id": 9, "file_name": "2.jpg", "height": 4, "width": 5},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 4, "category_id": 7, "segmentation": [[0, 0, 4, 0, 4, 3]]},
+        {
+            "id": 2,
+            "image_id": 9,
+            "category_id": 8,
+            "segmentation": {"size": [4, 5], "counts": [3, 5, 12]},
+            "iscrowd": 1,
+        },
+        {
+            "id": 3,
+            "image_id": 9,
+            "category_id": 7,
+            "segmentation": {"size": [4, 5], "counts": "35<"},
+        },
+        {"id": 4, "image_id": 4, "category_id": 7, "bbox": [1, 1, 2, 2]},
+    ],
+    "categories": [{"id": 7, "name": "cat"}, {"id": 8, "name": "dog"}],
+}
+
+
+def test_any_coco_file_is_read_or_refused(tmp_path):
+    for name in ("1.jpg", "2.jpg"):
+        write_image(tmp_path / name, (4, 5))
+    valid = json.dumps(VALID).encode()
+    write(tmp_path / "coco.json", valid)
+    assert len(read_all(lambda: Folder(tmp_path, "", 1))) == 2
+
+    @many
+    @given(content=damaged(valid) | mistaken(VALID))
+    def check(content):
+        write(tmp_path / "coco.json", content)
+        read_all(lambda: Folder(tmp_path, "", 1))
+
+    check()

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from helpers import message_of, pixels_of
 from helpers_data import rows_of, write_class, write_lists
+from helpers_fuzz import damaged, many, read_all, write
+from hypothesis import given
 from PIL import Image
 
 from fsseg_jax.data.sources.fss1000 import FSS1000
@@ -181,3 +183,27 @@ def test_unknown_split_names_those_there(root):
     message = message_of(FSS1000, root, "val")
     assert "'val'" in message
     assert "train and test" in message
+
+
+# ----------------------------------------------------------------------------- any content
+
+
+@pytest.fixture
+def small(tmp_path):
+    for seed, name in enumerate(("ant", "bee", "cat")):
+        write_class(tmp_path / name, 1, (3, 4), seed)
+    write_lists(tmp_path, {"train": ("ant",), "val": ("bee/1.jpg",), "test": ("cat",)})
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["ant/1.jpg", "ant/1.png", "train.txt", "test.txt"])
+def test_any_image_mask_and_list_are_read_or_refused(small, name):
+    assert len(read_all(lambda: FSS1000(small, "train"))) == 1
+
+    @many
+    @given(content=damaged((small / name).read_bytes()))
+    def check(content):
+        write(small / name, content)
+        read_all(lambda: FSS1000(small, "train"))
+
+    check()

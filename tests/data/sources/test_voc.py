@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from helpers import calls_of, message_of, pixels_of
 from helpers_data import rows_of
+from helpers_fuzz import damaged, many, read_all, write
+from hypothesis import given
 from PIL import Image
 
 from fsseg_jax.data.sources import voc
@@ -254,3 +256,26 @@ def test_truncated_files_are_named(root, file, part):
     source.read(1)
     if file is label_file:
         assert str(file(root)) in message_of(VOC, root, "train")
+
+
+# ----------------------------------------------------------------------------- any content
+
+
+@pytest.mark.parametrize("kind", ["image", "label", "objects", "list"])
+def test_any_image_label_and_list_are_read_or_refused(make_voc, kind):
+    root = make_voc(train=1, val=1, shown=1, objects=True)
+    name = VOC(root, "train").ids[0]
+    path = {
+        "image": root / "JPEGImages" / f"{name}.jpg",
+        "label": root / "SegmentationClassAug" / f"{name}.png",
+        "objects": root / "SegmentationObject" / f"{name}.png",
+        "list": root / "ImageSets" / "Segmentation" / "train.txt",
+    }[kind]
+
+    @many
+    @given(content=damaged(path.read_bytes()))
+    def check(content):
+        write(path, content)
+        read_all(lambda: VOC(root, "train"))
+
+    check()
