@@ -1,5 +1,8 @@
 """COCO's annotations are painted correctly and read once, and errors name their faults."""
 
+import json
+import reprlib
+
 import numpy as np
 import pytest
 from helpers import message_of
@@ -7,7 +10,7 @@ from helpers_coco import CATEGORIES, NUMBERS, rectangle
 
 from fsseg_jax.data.cache import fingerprint
 from fsseg_jax.data.formats import coco_annotations
-from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
+from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
 
 # pycocotools's own, of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -113,6 +116,7 @@ def test_without_a_cache_annotations_are_held_in_memory(drawn, kept, monkeypatch
     label = CocoAnnotations(drawn.file).label(2, NUMBERS)
     np.testing.assert_array_equal(label, drawn.label(512))
     told = [message for message in log.messages if "cannot be cached" in message]
+    assert str(drawn.file) in told[0]
     assert "No space left" in told[0] or obstacle == "no folder"
     assert not list(kept().parent.glob(f"{kept().name}*"))
 
@@ -174,6 +178,16 @@ def test_missing_sections_are_named(drawn, section, content):
         ("annotations", "category_id", 12),
         ("annotations", "category_id", [1]),
         ("annotations", "iscrowd", "0"),
+        ("images", "id", True),
+        ("images", "height", True),
+        ("annotations", "category_id", True),
+        ("images", "file_name", "../000000000512.jpg"),
+        ("images", "file_name", "/etc/passwd"),
+        ("images", "file_name", "C:\\\\1.jpg"),
+        ("images", "file_name", ""),
+        ("images", "file_name", "x\0.jpg"),
+        ("categories", "name", "x" * 9999),
+        ("categories", "name", "x\0"),
         ("images", None, 7),
         ("annotations", None, 7),
         ("categories", None, 7),
@@ -188,7 +202,8 @@ def test_wrong_fields_are_named(drawn, section, field, value):
     assert f"{drawn.file}: {section}[2]" in message
     if field is not None:
         assert field in message or "sides" in message
-        assert value is None or str(value) in message
+        assert value is None or str(value) in message or reprlib.repr(value) in message
+        assert len(message) < 999
 
 
 SIZE = [10, 20]
@@ -207,6 +222,8 @@ SIZE = [10, 20]
         [1, 2, 3, 4, 5, 6],
         [[1, 2, 3, 4, 5, "6"]],
         [[1, 2, 3, 4, 5, 1e12]],
+        [[1, 2, 3, 4, 5, True]],
+        [[-9e4, -9e4, 9e4, 9e4] * 99],  # pycocotools would need 80 GB
         {},
         {"size": SIZE},
         {"size": SIZE, "counts": [199]},
@@ -217,6 +234,8 @@ SIZE = [10, 20]
         {"size": SIZE, "counts": "abc"},
         {"size": SIZE, "counts": ""},
         {"size": SIZE, "counts": "ü"},
+        {"size": SIZE, "counts": [True, 199]},
+        {"size": SIZE, "counts": "o" * 9999},
         {"size": SIZE[::-1], "counts": [200]},
         {"size": SIZE, "counts": {}},
     ],
@@ -246,3 +265,62 @@ def test_unreadable_boxes_are_named(overlapping, box, expected):
     message = message_of(CocoAnnotations, overlapping.write().file)
     assert f"{overlapping.file}: annotations[3].bbox = " in message
     assert expected in message
+
+
+def test_images_of_more_pixels_than_can_be_read_are_named(drawn):
+    """For which pycocotools needs gigabytes, or whose areas overflow its numbers."""
+    drawn.json["images"][2] |= {"height": 40_000, "width": 40_000}
+    message = message_of(CocoAnnotations, drawn.write().file)
+    assert message.startswith(f"{drawn.file}: images[2] is 40000 x 40000 pixels")
+
+
+@pytest.mark.parametrize(
+    "number", ["1" * 5000, "-" + "1" * 5000, "1" * 5000 + ".5", "1e" + "1" * 5000]
+)
+@pytest.mark.parametrize("place", ["version", "images"])
+def test_numbers_of_thousands_of_digits_are_named(drawn, number, place):
+    """On which ijson crashes the process, unless told to convert to floats."""
+    content = json.dumps({place: ["NUMBER"]} | drawn.json).replace('"NUMBER"', number)
+    drawn.file.write_text(content if place == "version" else f'{{"images": [{number}]}}')
+    for read in (is_coco, CocoAnnotations):
+        if read is CocoAnnotations or place == "version":
+            assert str(drawn.file) in message_of(read, drawn.file)
+
+
+@pytest.mark.parametrize("text", ["[", '{"a":'])
+def test_json_of_any_depth_is_named_soon(drawn, text):
+    drawn.file.write_text('{"info": ' + text * 500_000)
+    for read in (is_coco, CocoAnnotations):
+        assert f"{drawn.file} nests" in message_of(read, drawn.file)
+
+
+def test_a_byte_order_mark_is_skipped(drawn):
+    expected = CocoAnnotations(drawn.file).label(0, NUMBERS)
+    drawn.file.write_bytes(b"\xef\xbb\xbf" + drawn.file.read_bytes())
+    assert is_coco(drawn.file)
+    np.testing.assert_array_equal(CocoAnnotations(drawn.file).label(0, NUMBERS), expected)
+
+
+def test_annotations_that_cover_no_pixel_are_counted_and_named(overlapping, log):
+    """As some of COCO's own."""
+    for number in (3, 4):
+        overlapping.json["annotations"][number]["segmentation"] = [[3, 3, 3, 3, 3, 3]]
+    annotations = CocoAnnotations(overlapping.write().file)
+    assert annotations.instances(0).max() == 2
+    (told,) = [message for message in log.messages if "no pixel" in message]
+    assert told.startswith("2 annotations")
+    assert f"{overlapping.file}: annotations[3]" in told
+
+
+def test_any_changed_bit_of_the_cache_changes_no_label(drawn, kept):
+    expected = [CocoAnnotations(drawn.file).label(row, NUMBERS) for row in range(7)]
+    rng = np.random.default_rng(0)
+    files = sorted(kept().iterdir())
+    for number in range(22):
+        file = files[number % len(files)]
+        content = bytearray(file.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        file.write_bytes(content)
+        annotations = CocoAnnotations(drawn.file)
+        for row in range(7):
+            np.testing.assert_array_equal(annotations.label(row, NUMBERS), expected[row])

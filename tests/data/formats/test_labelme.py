@@ -1,5 +1,6 @@
 """LabelMe's shapes cover what they enclose, and their faults are named."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from helpers import message_of
 from helpers_data import SIZE, SQUARE, write_labelme
 
+from fsseg_jax.data.formats import labelme
 from fsseg_jax.data.formats.labelme import read_labelme
 
 
@@ -115,3 +117,48 @@ def test_labelme_files_that_are_none_are_named(tmp_path, content, expected):
 
 def test_missing_files_are_named(tmp_path):
     assert f"{tmp_path / '1.json'} cannot be read" in message_of(read_labelme, tmp_path / "1.json")
+
+
+def huge_image(content):
+    content |= {"imageHeight": 40_000, "imageWidth": 40_000}
+
+
+def long_outline(content):
+    content["shapes"][0]["points"] = [[0, -9e4], [20, 9e4]] * 999
+
+
+def many_large(content):
+    content |= {"imageHeight": 10_000, "imageWidth": 10_000}
+    content["shapes"] *= 1001
+    for shape in content["shapes"]:
+        shape["points"] = [[0, 0], [9e4, 0], [9e4, 9e4], [0, 9e4]]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(huge_image, "pixels"), (long_outline, "too long"), (many_large, "too large to draw")],
+)
+def test_what_cannot_be_drawn_is_named_before_it_is_tried(tmp_path, change, expected):
+    path = tmp_path / "1.json"
+    write_labelme(path, ("cat", "polygon", SQUARE))
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    message = message_of(read_labelme, path)
+    assert str(path) in message
+    assert expected in message
+
+
+def test_files_that_are_too_large_are_named(tmp_path, monkeypatch):
+    write_labelme(tmp_path / "1.json", imageData="x" * 999)
+    read_labelme(tmp_path / "1.json")
+    monkeypatch.setattr(labelme, "LARGEST", 999)
+    assert "save it without its image" in message_of(read_labelme, tmp_path / "1.json")
+
+
+def test_fields_that_occur_twice_are_named(tmp_path):
+    write_labelme(tmp_path / "1.json", ("cat", "polygon", SQUARE))
+    content = (tmp_path / "1.json").read_text()
+    (tmp_path / "1.json").write_text(content.rstrip("}") + ', "shapes": []}')
+    message = message_of(read_labelme, tmp_path / "1.json")
+    assert "'shapes' occurs twice" in message

@@ -1,6 +1,7 @@
 """Folders of one's own images are read correctly, and errors name their faults."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -19,6 +20,7 @@ from helpers_fuzz import damaged, many, mistaken, read_all, write
 from hypothesis import given
 from PIL import Image
 
+from fsseg_jax.data.formats.labelme import LabelMe
 from fsseg_jax.data.sources import folder as module
 from fsseg_jax.data.sources.folder import Folder
 
@@ -379,6 +381,97 @@ def test_truncated_files_are_named(root, name, part):
     source.read(0)
     if not name.endswith(".jpg"):
         assert str(root / name) in message_of(Folder, root, "", 1)
+
+
+# ----------------------------------------------------------------------------- left out
+
+
+def test_what_is_left_out_is_counted_and_named(root, log):
+    write_image(root / "cat" / "more" / "1.jpg")
+    (root / "cat" / "notes.txt").write_text("a note")
+    (root / "dog" / "c.gif").write_bytes(b"GIF")
+    (root / "lonely.json").write_text("{}")
+    (root / "dog" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    for _ in range(2):
+        assert len(Folder(root, "", 1)) == 5
+    (told,) = [message for message in log.messages if "left out" in message]
+    assert told.startswith(f"{root}: 5 left out, beginning with {root}/")
+    for path in root.glob("**/*"):
+        if path.name in ("notes.txt", "c.gif", "lonely.json", "gone.jpg"):
+            path.unlink()
+    module._log_once.cache_clear()
+    log.clear()
+    Folder(root, "", 1)
+    (told,) = [message for message in log.messages if "left out" in message]
+    assert f"1 left out, beginning with {root / 'cat' / 'more'}:" in told
+
+
+def test_nothing_is_told_where_everything_is_read(root, log):
+    Folder(root, "", 1)
+    assert not [message for message in log.messages if "left out" in message]
+
+
+def test_links_to_folders_are_classes(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "dog").rename(elsewhere / "dogs")
+    (root / "dog").symlink_to(elsewhere / "dogs")
+    source = Folder(root, "", 1)
+    assert source.ids == ("cat/1", "cat/2", "cat/3", "dog/a", "dog/b")
+    assert source.classes == ("cat", "cow", "dog")
+
+
+def test_tiff_files_are_images(tmp_path):
+    pixels = write_image(tmp_path / "cat" / "1.tif")
+    write_image(tmp_path / "cat" / "2.TIFF")
+    for name in "12":
+        write_mask(tmp_path / "cat" / f"{name}.png")
+    source = Folder(tmp_path, "", 1)
+    assert source.ids == ("cat/1", "cat/2")
+    np.testing.assert_array_equal(source.read(0).image, pixels)
+
+
+def test_shapes_that_cover_no_pixel_are_counted_and_named(tmp_path, log):
+    write_image(tmp_path / "1.jpg")
+    shapes = [("cat", "polygon", SQUARE), ("dog", "rectangle", [[50, 50], [60, 60]])]
+    write_labelme(tmp_path / "1.json", *shapes)
+    source = Folder(tmp_path, "", 1)
+    source.read(0)
+    (told,) = [message for message in log.messages if "no pixel" in message]
+    assert f"1 left out, beginning with shape 2 of {tmp_path / '1.json'}" in told
+
+
+def test_names_that_are_not_utf8_are_those_of_images_but_of_no_classes(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_image(tmp_path / "cat" / f"{name}.jpg")
+    write_mask(tmp_path / "cat" / f"{name}.png")
+    source = Folder(tmp_path, "", 1)
+    assert source.ids == (f"cat/{name}",)
+    source.read(0)
+    assert len(source.digest()) == 8
+    (tmp_path / "cat").rename(tmp_path / name)
+    assert "not UTF-8" in message_of(Folder, tmp_path, "", 1)
+
+
+def test_a_labelme_file_is_of_the_image_of_its_name_whatever_path_it_gives(tmp_path):
+    write_image(tmp_path / "1.jpg")
+    write_labelme(tmp_path / "1.json", ("cat", "polygon", SQUARE), imagePath="/etc/../x.jpg")
+    assert Folder(tmp_path, "", 1).ids == ("1",)
+
+
+def test_sizes_are_compared_before_shapes_are_drawn(tmp_path, monkeypatch):
+    write_image(tmp_path / "1.jpg")
+    write_labelme(tmp_path / "1.json", ("cat", "polygon", SQUARE), size=(10_000, 10_000))
+    monkeypatch.setattr(LabelMe, "draw", None)
+    assert "10000 x 10000 pixels, but its image" in message_of(Folder, tmp_path, "", 1)
+
+
+def test_classes_that_come_while_it_is_read_are_named(tmp_path):
+    write_image(tmp_path / "1.jpg")
+    write_labelme(tmp_path / "1.json", ("cat", "polygon", SQUARE))
+    source = Folder(tmp_path, "", 1)
+    write_labelme(tmp_path / "1.json", ("dog", "polygon", SQUARE))
+    message = message_of(source.read, 0)
+    assert f"{tmp_path / '1.json'} has got the class dog" in message
 
 
 # ----------------------------------------------------------------------------- any content

@@ -96,6 +96,29 @@ def test_coco_images_of_one_name_are_named(coco):
     assert "2.jpg and 2.png" in message_of(Folder, coco, "", 1)
 
 
+@pytest.mark.parametrize("name", ["../1.jpg", "/etc/1.jpg", "day/../../1.jpg", "images\\..\\1.jpg"])
+def test_images_outside_of_the_folder_are_refused(coco, name):
+    write_image(coco.parent / "1.jpg")
+    write_coco(coco / "export.json", [name], [(0, 1, [1, 1, 5, 1, 5, 5])], {1: "x"})
+    message = message_of(Folder, coco, "", 1)
+    assert f"{coco / 'export.json'}: images[0].file_name" in message
+
+
+def test_links_inside_of_the_folder_lead_anywhere(coco, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
+    (coco / "images").rename(elsewhere)
+    (coco / "images").symlink_to(elsewhere)
+    assert Folder(coco, "", 1).ids == ("images/day/2", "1")
+
+
+def test_images_that_the_file_does_not_list_are_counted_and_named(coco, log):
+    write_image(coco / "3.jpg")
+    write_image(coco / "images" / "4.jpg")
+    assert len(Folder(coco, "", 1)) == 2
+    (told,) = [message for message in log.messages if "left out" in message]
+    assert f"2 left out, beginning with {coco / '3.jpg'}: export.json does not list" in told
+
+
 VALID = {
     "images": [
         {"id": 4, "file_name": "1.jpg", "height": 4, "width": 5},

@@ -185,6 +185,30 @@ def test_unknown_split_names_those_there(root):
     assert "train and test" in message
 
 
+def test_what_is_left_out_is_counted_and_named(root, log):
+    for name in ("ant/1.JPG", "bee/Thumbs.db", "bee/3.png"):
+        (root / name).write_bytes(b"")
+    (root / "bee" / "more").mkdir()
+    assert len(FSS1000(root, "train")) == 6
+    (told,) = [message for message in log.messages if "left out" in message]
+    assert told.startswith(f"{root}: 4 left out, beginning with {root / 'ant' / '1.JPG'}")
+
+
+def test_masks_without_white_are_counted_and_named(root, log):
+    Image.new("L", (16, 16), 90).save(root / "ant" / "1.png")
+    Image.new("L", (16, 16)).save(root / "ant" / "2.png")
+    source = FSS1000(root, "train")
+    assert not source.read(0).label.any()
+    (told,) = [message for message in log.messages if "above 127" in message]
+    assert f"2 left out, beginning with {root / 'ant' / '1.png'}" in told
+
+
+def test_masks_of_0_and_1_are_named(root):
+    mask = np.eye(16, dtype=np.uint8)
+    Image.fromarray(mask).save(root / "ant" / "1.png")
+    assert f"{root / 'ant' / '1.png'} is a mask of" in message_of(FSS1000, root, "train")
+
+
 # ----------------------------------------------------------------------------- any content
 
 

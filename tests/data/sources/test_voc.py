@@ -258,6 +258,28 @@ def test_truncated_files_are_named(root, file, part):
         assert str(file(root)) in message_of(VOC, root, "train")
 
 
+@pytest.mark.parametrize("name", ["../2007_000000", "/2007_000000", "2007_000000"])
+def test_names_outside_of_the_folder_or_listed_twice_are_refused(root, name):
+    list_file = root / "ImageSets" / "Segmentation" / "train.txt"
+    list_file.write_text(list_file.read_text() + name)
+    message = message_of(VOC, root, "train")
+    assert message.startswith(str(list_file))
+    assert name in message
+
+
+def test_lists_may_be_of_windows_or_in_latin1(root):
+    name = os.fsdecode(b"caf\xe9")
+    for file in (label_file(root), image_file(root)):
+        file.rename(file.with_stem(name))
+    list_file = root / "ImageSets" / "Segmentation" / "train.txt"
+    list_file.write_bytes(b"caf\xe9\r\n2007_000001\r\n")
+    source = VOC(root, "train")
+    assert source.ids == (name, "2007_000001")
+    source.read(0)
+    list_file.write_bytes(b"\xef\xbb\xbf2007_000001\r\n")
+    assert VOC(root, "train").ids == ("2007_000001",)
+
+
 # ----------------------------------------------------------------------------- any content
 
 
