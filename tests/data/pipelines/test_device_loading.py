@@ -120,12 +120,17 @@ def test_changed_objects_make_another_cache(make_voc):
     np.testing.assert_array_equal(device.decode(changed, 32, True, box), expected)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"text", "short"])
-def test_a_damaged_cache_is_made_again(fresh, monkeypatch, content):
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"text", "short", "one bit"])
+def test_a_damaged_cache_is_made_again(fresh, monkeypatch, log, content):
     expected = np.array(device.decode(fresh, 24, cache=True))
     (file,) = cache_folder("decoded").glob(f"*{fresh.fingerprint}*")
+    if content == "one bit":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
     file.write_bytes(file.read_bytes()[:-100] if content == "short" else content)
+    log.clear()
     np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
+    assert f"{file} cannot be read" in log.text
     reads = calls_of(monkeypatch, device, "read_square")
     np.testing.assert_array_equal(device.decode(fresh, 24, cache=True), expected)
     assert not reads
