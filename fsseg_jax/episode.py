@@ -187,7 +187,7 @@ def read_episodes(
         UserError: the file or a column is missing, an image or a class is unknown, episodes
             differ in ways or shots, a class is in two ways, or a query is among its supports.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if not path.is_file():
         raise UserError(f"{path}: there is no such episode list.")
     try:

@@ -176,7 +176,7 @@ def existing_root(root: str | os.PathLike, what: str) -> pathlib.Path:
     """Expands `~` in `data.root`; raises UserError if there is no such folder."""
     if not str(root):
         raise UserError(f"data.root is empty: set it to the {what}.")
-    root = pathlib.Path(root).expanduser()
+    root = pathlib.Path(os.path.expanduser(root))  # as it is where there is no such user
     if not root.is_dir():
         raise UserError(f"data.root = {root}: there is no such folder.")
     return root

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from helpers import message_of
 from helpers_annotations import shrunk
 from PIL import Image
 
 from fsseg_jax.data.parallel import parallel_map
-from fsseg_jax.data.source import ClassTable
+from fsseg_jax.data.source import ClassTable, existing_root
 from fsseg_jax.data.squares import read_square
 
 # Pixels of classes 1..4 in six images.
@@ -91,3 +92,9 @@ def test_parallel_map_keeps_the_order():
     assert parallel_map(lambda number: number**2, range(50), "squares") == [
         number**2 for number in range(50)
     ]
+
+
+def test_the_home_of_nobody_is_no_folder():
+    assert "data.root = ~nobody-at-all/x: there is no" in message_of(
+        existing_root, "~nobody-at-all/x", "folder"
+    )
