@@ -5,9 +5,13 @@ import io
 import logging
 import os
 import pathlib
+import platform
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
+
+import psutil
 
 from fsseg_jax.errors import UserError
 
@@ -45,10 +49,36 @@ def keep(path: pathlib.Path, what: str, write: Callable[[io.BufferedWriter], Non
     Several processes may write the same file at once.
     """
     try:
-        with _whole(path, f"{os.getpid()}") as file:
+        remove_left(path.parent)
+        with _whole(path, _own_name()) as file:
             write(file)
     except OSError as error:
         logger.warning("%s cannot be kept for the next time in %s: %s", what, path, error)
+
+
+def temporary_folder(path: pathlib.Path) -> pathlib.Path:
+    """Makes a folder in which this process prepares what becomes the cache folder `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left(path.parent)
+    folder = path.with_name(f".{_own_name()}.partial")
+    folder.mkdir()
+    return folder
+
+
+def remove_left(folder: pathlib.Path) -> None:
+    """Removes what processes of this computer that were killed have left in a cache folder."""
+    for path in folder.glob(".*.partial"):
+        host, _, number = path.name[1 : -len(".partial")].rpartition("-")
+        dead = host == platform.node() and number.isdecimal() and not psutil.pid_exists(int(number))
+        if dead and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif dead:
+            path.unlink(missing_ok=True)
+
+
+def _own_name() -> str:
+    """A name that no other process takes, not even of another computer with the same folder."""
+    return f"{platform.node()}-{os.getpid()}"
 
 
 @contextlib.contextmanager
@@ -106,8 +136,19 @@ def lock(file: int, folder: pathlib.Path, option: str = "--out") -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"{option} = {folder} is being written by another process: wait for it to end, or "
-            "choose another folder."
+            f"{option} = {folder} is being written by another process{_holder(file)}: wait for it "
+            "to end, or choose another folder."
         ) from None
     except (ImportError, OSError):  # nor supported by every file system
         return
+
+
+def _holder(file: int) -> str:
+    """Who has locked a file, where Linux tells it."""
+    try:
+        locks = pathlib.Path("/proc/locks").read_text().splitlines()
+        wanted = f":{os.fstat(file).st_ino}"
+        held = (line.split() for line in locks if " FLOCK " in line and "->" not in line)
+        return next(f" ({fields[4]})" for fields in held if fields[5].endswith(wanted))
+    except (OSError, IndexError, StopIteration):
+        return ""

@@ -1,7 +1,6 @@
 """Damaged files, for tests of what reads them."""
 
 import contextlib
-import copy
 import itertools
 import json
 import os
@@ -10,6 +9,7 @@ import numpy as np
 from fuzz import EXAMPLES
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from mutations import mutated
 
 from fsseg_jax.errors import UserError
 
@@ -21,24 +21,6 @@ many = settings(
     database=None,
 )
 _TIMES = itertools.count(10**18, 10**6)
-
-NUMBERS = (-1, 0, 1, 2, 7, 255, 40_000, 65_536, 2**31, -(2**31), 2**63, 10**30, 0.5, -0.0)
-NUMBERS += (1e-320, 1e5, 1e308, -1e308, float("nan"), float("inf"))
-TEXTS = ("", " ", "x", "\0", ".", "..", "../1.jpg", "/1.jpg", "C:\\1.jpg", "\udce9", "\ud800", "é")
-TEXTS += ("0" * 64, "o" * 64, "9" * 5000, "1.jpg", "cat")
-NESTED = (
-    [],
-    {},
-    [[]],
-    [[[1]]],
-    {"a": 1},
-    [None] * 4,
-    [1] * 4,
-    [1, 2] * 3,
-    [[1, 2] * 3],
-    [True] * 6,
-)
-VALUES = (None, True, False, *NUMBERS, *TEXTS, *NESTED)
 
 
 @st.composite
@@ -68,32 +50,9 @@ def damaged(draw, *valid):
     return content
 
 
-@st.composite
-def mistaken(draw, valid):
+def mistaken(valid):
     """JSON of which some values are others, are missing or occur once more."""
-    content = copy.deepcopy(valid)
-    for _ in range(draw(st.integers(1, 2))):
-        places = list(_places(content))
-        if not places:
-            break
-        owner, key = draw(st.sampled_from(places))
-        action = draw(st.sampled_from(("replace", "replace", "replace", "remove", "repeat")))
-        if action == "remove":
-            del owner[key]
-        elif action == "repeat" and isinstance(owner, list):
-            owner.insert(key, copy.deepcopy(owner[key]))
-        else:
-            owner[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
-    return json.dumps(content).encode()
-
-
-def _places(value):
-    """All (list or dict, index or key) in JSON."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in list(pairs):
-        yield value, key
-        if isinstance(inner, dict | list):
-            yield from _places(inner)
+    return mutated(valid).map(lambda content: json.dumps(content).encode())
 
 
 def write(path, content):

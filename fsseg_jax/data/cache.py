@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -24,17 +24,30 @@ logger = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------- keys
 
 
+class Stamp(NamedTuple):
+    """Identifies files without reading them."""
+
+    fingerprint: str  # by their names, in order, their sizes and their modification times
+    sizes: str  # by their sizes in order, which a copy of them has, too
+
+
 def fingerprint(files: Iterable[str | os.PathLike]) -> str:
-    """Hashes the files' names, in order, their sizes and their modification times.
+    """The `fingerprint` of the files' stamp; see `stamp`."""
+    return stamp(files).fingerprint
+
+
+def stamp(files: Iterable[str | os.PathLike]) -> Stamp:
+    """The stamp of files.
 
     Raises:
         UserError: a folder or file cannot be read.
     """
     files = [os.fspath(path) for path in files]
     digest = hashlib.sha256(_bytes("\n".join(files)))
-    wanted = {}
+    wanted: dict[str, set[str]] = {}
     for path in files:
         wanted.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+    size_of = {}
     for folder in sorted(wanted):
         try:
             with os.scandir(folder or ".") as entries:  # one call per folder, not per file
@@ -43,12 +56,14 @@ def fingerprint(files: Iterable[str | os.PathLike]) -> str:
                         status = entry.stat()
                         line = f"{entry.path}:{status.st_size}:{status.st_mtime_ns}\n"
                         digest.update(_bytes(line))
+                        size_of[os.path.join(folder, entry.name)] = status.st_size
         except OSError as error:
             raise UserError(
                 f"{error.filename or folder} cannot be read ({error.strerror}): the data set has "
                 "files there; restore them, or allow reading them."
             ) from None
-    return digest.hexdigest()[:16]
+    sizes = np.array([size_of.get(path, -1) for path in files], np.int64)
+    return Stamp(digest.hexdigest()[:16], xxhash.xxh3_64_hexdigest(sizes.tobytes()))
 
 
 def _bytes(text: str) -> bytes:

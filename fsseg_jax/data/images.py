@@ -22,10 +22,15 @@ def open_picture(path: File) -> Iterator[Image.Image]:
     """Opens an image within a context.
 
     Raises:
-        UserError: the file is missing or broken, even if only decoding its pixels shows it.
+        UserError: the file is missing or broken, even if only decoding its pixels shows it; or it
+            is a pipe, which would wait for its other end, or PostScript, which is a program.
     """
+    if isinstance(path, str | os.PathLike) and os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} cannot be read (it is no file): give an image.")
     try:
         with Image.open(path) as file:
+            if file.format == "EPS":
+                raise UserError(f"{path} is PostScript, which is not read: convert it to PNG.")
             yield file
     except UserError:
         raise
@@ -43,25 +48,32 @@ def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """Converts an image of any mode as `read_image` does.
 
     Raises:
-        ValueError: its values have more than 16 bits.
+        ValueError: the scale of its values is unknown; see `eight_bits`.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
-        image = Image.fromarray((_sixteen_bits(image) >> 8).astype(np.uint8))
+        image = Image.fromarray(eight_bits(np.asarray(image)))
     elif image.mode == "F":
-        raise ValueError("its values are floating-point numbers instead of 8 or 16 bits")
+        raise ValueError("it has floating-point values, whose scale is unknown")
     elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 
 
-def _sixteen_bits(image: Image.Image) -> Integer[np.ndarray, "height width"]:
-    """The values of an image of 16 bits, or of 32 bits of which 16 are used."""
-    values = np.asarray(image)
-    if values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
-        raise ValueError("its values have more than 16 bits")
-    return values
+def eight_bits(values: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """The upper 8 of 16 bits.
+
+    Raises:
+        ValueError: the values have more than 16 bits, or so few that nothing would be seen.
+    """
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or 0 < high < 256 or high >= 2**16:
+        raise ValueError(
+            f"it has values in {low}..{high}, but the scale of 16 bits is 0..65535: bring them to "
+            "0..255, and convert it to 8 bits"
+        )
+    return (values >> 8).astype(np.uint8)
 
 
 def read_label(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image, ImageOps
 
-from fsseg_jax.data.images import open_picture, rgb
+from fsseg_jax.data.images import eight_bits, open_picture, rgb
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.prediction.memory import room_for
@@ -39,7 +39,7 @@ def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
             another one.
     """
     if isinstance(picture, str | os.PathLike):
-        with _opened(picture) as file:
+        with open_picture(picture) as file:
             return _decoded(file, _name(picture, name))
     if isinstance(picture, Image.Image):
         with _decoding(name):
@@ -47,8 +47,10 @@ def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
     array = _array(picture, name)
     kind = f"an array of {array.dtype} and shape {array.shape}"
     if array.dtype == np.uint16:
-        _check_scale(array, name)
-        array = (array >> 8).astype(np.uint8)
+        try:
+            array = eight_bits(array)
+        except ValueError as error:
+            raise UserError(f"{name} cannot be read ({error}).") from None
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
@@ -67,26 +69,10 @@ def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
 
 def _decoded(picture: Image.Image, name: str) -> UInt8[np.ndarray, "height width 3"]:
     """A PIL image as upright RGB, decoded when there is memory for it."""
-    if picture.mode == "F":
-        raise UserError(
-            f"{name} has floating-point values, whose scale is unknown: convert it to 8 bits."
-        )
     if not all(picture.size):
         raise UserError(f"{name} has no pixels: give an image that has some.")
     with room_for(name, *picture.size):
-        if picture.mode.startswith("I"):
-            _check_scale(np.asarray(picture), name)
         return rgb(picture)
-
-
-def _check_scale(values: Integer[np.ndarray, "*shape"], name: str) -> None:
-    """Raises UserError for 16-bit values of which nothing would be seen."""
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    if 0 < high < 256 or low < 0 or high >= 2**16:
-        raise UserError(
-            f"{name} has values in {low}..{high}, but the scale of 16 bits is 0..65535: bring them "
-            "to 0..255, and convert the image to 8 bits."
-        )
 
 
 def as_label(picture: Any, name: str) -> UInt8[np.ndarray, "height width"]:
@@ -155,15 +141,6 @@ def _array(values: Any, name: str) -> np.ndarray:
         ) from None
 
 
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """As `open_picture`, but of files only: opening a pipe would wait for its other end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path} cannot be read (it is no file): give an image.")
-    with open_picture(path) as file:
-        yield file
-
-
 def _name(picture: Any, name: str) -> str:
     return os.fspath(picture) if isinstance(picture, str | os.PathLike) else name
 
@@ -171,7 +148,7 @@ def _name(picture: Any, name: str) -> str:
 def _values(picture: Any, name: str) -> tuple[Shaped[np.ndarray, "height width"], bool]:
     """Booleans or numbers of a mask, and whether they are the grey values of a picture."""
     if isinstance(picture, str | os.PathLike):
-        with _opened(picture) as file:
+        with open_picture(picture) as file:
             return _values(file, _name(picture, name))
     grey = False
     if isinstance(picture, Image.Image):

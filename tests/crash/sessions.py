@@ -13,7 +13,7 @@ from .programs import Program, differences, files
 
 # Whether it is a fault too, and not only counted, that files are left which an uninterrupted run
 # does not have, or that points of learning curves are missing.
-STRICT = False
+STRICT = True
 TOLD = 3  # differences
 
 

@@ -1,8 +1,14 @@
 """Whole runs on tiny images: stopping, resuming, devices, and what can go wrong."""
 
+import os
+import pathlib
+import sys
+
 import jax
 import numpy as np
 import pytest
+import tiny
+from helpers import message_of
 from training_runs import (
     assert_identical,
     compilations,
@@ -19,6 +25,7 @@ from fsseg_jax import train as program
 from fsseg_jax.config import default_config
 from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.errors import UserError
+from fsseg_jax.files import lock
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints
 from fsseg_jax.training.state import initial_state, make_dispatch, make_optimizer, make_step
@@ -263,6 +270,18 @@ def test_sigterm_during_an_evaluation_stops_at_once_and_loses_nothing(
     assert program.train(config, tmp_path)
     assert calls == [3, 3, 6]  # what was interrupted is done again
     assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+def test_of_two_trainings_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
+    words = [f"--config={tiny.__file__}", f"--workdir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with (tmp_path / ".lock").open("w") as file:
+        lock(file.fileno(), tmp_path)
+        told = message_of(program.main)
+    assert f"--workdir = {tmp_path} is being written by another process" in told
+    if pathlib.Path("/proc/locks").exists():
+        assert f"({os.getpid()})" in told
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

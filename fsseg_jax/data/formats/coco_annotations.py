@@ -7,7 +7,6 @@ import os
 import pathlib
 import reprlib
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from fsseg_jax.data.images import MOST_PIXELS
 from fsseg_jax.data.listing import check_name
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
+from fsseg_jax.files import temporary_folder
 
 # Cached arrays: of images and categories, then of annotations, sorted by image and, within an
 # image, in painting order (`counts` joins the run lengths of all annotations).
@@ -153,10 +153,9 @@ def _kept(path: pathlib.Path, folder: pathlib.Path) -> dict[str, np.ndarray]:
     arrays = _convert(path)
     temporary = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
+        temporary = temporary_folder(folder)
         for name in ARRAYS:
-            with open(os.path.join(temporary, f"{name}.npy"), "wb") as file:
+            with (temporary / f"{name}.npy").open("wb") as file:
                 save_array(file, arrays[name])
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from jaxtyping import UInt8
 
-from fsseg_jax.data.cache import fingerprint, kept_table
+from fsseg_jax.data.cache import kept_table, stamp
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.images import check_size, read_image
 from fsseg_jax.data.source import LabelledImage, Source, class_numbers, count_classes, existing_root
@@ -79,7 +79,7 @@ class COCO(Source):
         if len(set(self.ids)) < len(self.ids):
             raise UserError(f"{self._json} has two images of one name: names must be unique.")
         self.images = [str(folder / name) for name in names]
-        self.fingerprint = fingerprint([self._json, *dict.fromkeys(self.images)])
+        self.fingerprint, self.sizes = stamp([self._json, *dict.fromkeys(self.images)])
         self.table = kept_table(kind, self.fingerprint, self._count, range(len(self.ids)))
 
     def read(self, index: int) -> LabelledImage:

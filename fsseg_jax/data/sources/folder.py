@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from fsseg_jax.data.cache import fingerprint, kept_table
+from fsseg_jax.data.cache import kept_table, stamp
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.images import check_shape, check_size, read_image, read_mask
@@ -84,7 +84,8 @@ class Folder(Source):
         self.ids = tuple(ids)
         files = dict.fromkeys(path for pair in self._annotated for path in pair)
         # Classes of other splits may renumber these.
-        self.fingerprint = f"{fingerprint(files)}-{zlib.crc32(repr(self.classes).encode()):08x}"
+        key, self.sizes = stamp(files)
+        self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self._hidden: list[str] = []
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(ids)))
         if self._hidden:  # while counting, not if the table was kept

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from jaxtyping import Integer
 
-from fsseg_jax.data.cache import fingerprint, kept_table
+from fsseg_jax.data.cache import kept_table, stamp
 from fsseg_jax.data.images import check_size, read_image, read_mask
 from fsseg_jax.data.listing import check_utf8, left_out, list_folder, read_lines
 from fsseg_jax.data.source import LabelledImage, Source, count_classes, existing_root
@@ -83,7 +83,7 @@ class FSS1000(Source):
             logger.info("%s: %s: they are no *.jpg, nor masks.", folder, left_out(others))
         self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self.pairs)
         # Adding a class outside this split renumbers its classes.
-        key = fingerprint(itertools.chain.from_iterable(self.pairs))
+        key, self.sizes = stamp(itertools.chain.from_iterable(self.pairs))
         self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
         if self._empty:  # while counting, not if the table was kept

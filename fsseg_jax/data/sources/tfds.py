@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from fsseg_jax.data.cache import cache_folder, fingerprint, kept_array, kept_table
+from fsseg_jax.data.cache import cache_folder, fingerprint, kept_array, kept_table, stamp
 from fsseg_jax.data.images import check_size, read_image, read_label
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import (
@@ -99,6 +99,7 @@ class TFDS(Source):
         self._instances = features.instances or defined.get("instances", "")
         _check_features(info, features._replace(instances=self._instances))
         self.fingerprint = self._records.fingerprint(image, label)
+        self.sizes = self._records.sizes()
         self.ids = self._records.names = self._names()
 
         names = defined.get("classes") or _label_names(info.features[label])
@@ -229,6 +230,10 @@ class _Records:
         files = [os.path.join(self.info.data_dir, name) for name in described]
         key = (fingerprint(files + self._files), self.info.full_name, self._split, *features)
         return hashlib.sha256("\n".join(key).encode()).hexdigest()[:16]
+
+    def sizes(self) -> str:
+        """Identifies the files by their sizes."""
+        return stamp(self._files).sizes
 
     def read(self, row: int, *names: str) -> dict[str, "_Value"]:
         """Reads these features of a record."""

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from jaxtyping import UInt8
 
-from fsseg_jax.data.cache import fingerprint, kept_table
+from fsseg_jax.data.cache import kept_table, stamp
 from fsseg_jax.data.images import check_size, read_image, read_label
 from fsseg_jax.data.listing import check_name, read_lines
 from fsseg_jax.data.source import LabelledImage, Source, count_classes, existing_root
@@ -74,7 +74,7 @@ class VOC(Source):
         ]
         files = [path for files in self.files for path in files]
         objects = (sorted(folder.glob("*.png")) for folder in self._objects)
-        self.fingerprint = fingerprint(itertools.chain(files, *objects))
+        self.fingerprint, self.sizes = stamp(itertools.chain(files, *objects))
         self.table = kept_table(self.name, self.fingerprint, self._count, self.files)
 
     def read(self, index: int) -> LabelledImage:
