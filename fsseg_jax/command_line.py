@@ -129,12 +129,15 @@ def settings(overrides: Sequence[str]) -> dict[str, str]:
 def check_processes(config: ConfigDict, **folders: pathlib.Path) -> None:
     """Checks that several processes run the same command with the same code.
 
-    Their data and weights may be in different places; what is read there is compared later.
+    Their data, weights and lists may be in different places; what is read there is compared later.
 
     Raises:
         UserError: they differ in `config`, in `folders` (by option), or in their code.
     """
-    fields = {name: x for name, x in flatten(config).items() if name not in ("data.root", "init")}
+    if jax.process_count() == 1:
+        return
+    places = ("data.root", "init", "eval.episodes_file")
+    fields = {name: x for name, x in flatten(config).items() if name not in places}
     devices.check_agreement(
         {f"--{option}": os.path.abspath(folder) for option, folder in folders.items()}
         | fields

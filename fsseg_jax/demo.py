@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from jaxtyping import UInt8
 
-from fsseg_jax import command_line
+from fsseg_jax import command_line, interrupts
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.devices import describe
 from fsseg_jax.errors import UserError
@@ -325,6 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number in ENDS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _end)
+    interrupts.last_things.append(folder.remove)
     tempfile.tempdir = str(folder.create())  # where Gradio puts what it has of an upload
     page = build(segmenter)
     print(f"The page is at {serve(page, port)} (Ctrl-C ends it)", flush=True)
@@ -335,16 +336,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _end(number: int, _: object) -> NoReturn:
-    """Ends the page as after an error, so that its folder goes; at once if it is asked again."""
-    for other in ENDS:
-        signal.signal(other, _end_at_once)
+    """Ends the page as after an error, so that its folder goes."""
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-
-def _end_at_once(number: int, _: object) -> NoReturn:
-    """Ends the page without waiting for what it computes."""
-    folder.remove()
-    os._exit(128 + number)
 
 
 def _free_port(port: int) -> int:

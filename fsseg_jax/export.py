@@ -14,6 +14,7 @@ If it is exported on a CPU it runs on accelerators too, but query by query and w
 CPUs: export it on an accelerator for use there.
 """
 
+import numbers
 from collections.abc import Sequence
 
 import jax
@@ -93,8 +94,8 @@ def export(
     ways = int(config.ways) if ways is None else ways
     shots = int(config.shots) if shots is None else shots
     for name, number in (("ways", ways), ("shots", shots)):
-        if not isinstance(number, int) or number < 1:
-            raise UserError(f"{name} = {brief(number)}: it must be at least 1.")
+        if not isinstance(number, numbers.Integral) or number < 1:
+            raise UserError(f"{name} = {brief(number)}: it must be an integer of at least 1.")
         if number > MOST:
             raise UserError(f"{name} = {brief(number)}: it must be at most {MOST}.")
     if unknown := [name for name in platforms if name not in PLATFORMS]:

@@ -61,6 +61,7 @@ def temporary_folder(path: pathlib.Path) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent)
     folder = path.with_name(f".{_own_name()}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that had the same number
     folder.mkdir()
     return folder
 
@@ -149,6 +150,6 @@ def _holder(file: int) -> str:
         locks = pathlib.Path("/proc/locks").read_text().splitlines()
         wanted = f":{os.fstat(file).st_ino}"
         held = (line.split() for line in locks if " FLOCK " in line and "->" not in line)
-        return next(f" ({fields[4]})" for fields in held if fields[5].endswith(wanted))
+        return next(f" (pid {fields[4]})" for fields in held if fields[5].endswith(wanted))
     except (OSError, IndexError, StopIteration):
         return ""

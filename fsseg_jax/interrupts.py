@@ -1,15 +1,22 @@
 """Ctrl-C: it ends a program with status 130 and no traceback, and a second one ends it at once."""
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 STATUS = 128 + signal.SIGINT
 PATIENCE = 1.0  # seconds after which a program that is still stopping says so
+TWICE = 0.5  # seconds in which a signal that comes again is the same request
+
+# What has to be done before a second signal ends the process at once.
+last_things: list[Callable[[], object]] = []
 
 
 def end_imports_quietly() -> None:
@@ -54,13 +61,19 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _watch(told: socket.socket, tell: socket.socket) -> None:
     """Reads the numbers of signals; `tell` is only kept open."""
     _next_signal(told)
-    told.settimeout(PATIENCE)
+    time.sleep(TWICE)
+    told.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        told.recv(2**16)
+    told.settimeout(PATIENCE - TWICE)
     try:
         number = _next_signal(told)
     except TimeoutError:
         print("\nstopping; once more ends it at once", file=sys.stderr, flush=True)
         told.settimeout(None)
         number = _next_signal(told)
+    for function in last_things:
+        function()
     os._exit(128 + number)
 
 

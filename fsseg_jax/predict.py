@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 from fsseg_jax import command_line
 from fsseg_jax.data.images import read_image
+from fsseg_jax.data.listing import HIDDEN
 from fsseg_jax.data.parallel import cores, parallel_map
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.folder import SUFFIXES, Folder
@@ -239,7 +240,7 @@ def _files(folder: pathlib.Path, left_out: Set[str]) -> Iterator[pathlib.Path]:
             continue
         for place, folders, files in os.walk(link, onerror=fail):
             seen.add(os.path.realpath(place))
-            visible = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            visible = [name for name in folders if not name.startswith(HIDDEN)]
             below = {name: os.path.join(place, name) for name in sorted(visible)}
             below = {name: path for name, path in below.items() if is_open(path)}
             links += [path for path in below.values() if os.path.islink(path)]

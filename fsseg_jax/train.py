@@ -1,7 +1,8 @@
 """Trains a model: python -m fsseg_jax.train --config=configs/panet_vgg16.py --workdir=runs/panet
 
 The same command continues a run that was stopped. Exit status: 0 when training is complete, 143
-after SIGTERM and 130 after Ctrl-C (with a checkpoint), 2 for wrong input.
+after SIGTERM and 130 after Ctrl-C (with a checkpoint, unless a second one ends it at once), 2 for
+wrong input.
 """
 
 import collections
@@ -194,7 +195,7 @@ def open_checkpoints(config: ConfigDict, workdir: pathlib.Path, data: Data) -> C
             f"train.steps = {config.train.steps}, but {workdir} is already at step {start}: raise "
             "it or choose another --workdir."
         )
-    for name in set(checkpoints.names()) - {LAST, *selected(config.train.select_on)}:
+    for name in sorted({*checkpoints.names()} - {LAST, *selected(config.train.select_on)}):
         checkpoints.set_aside(name, f"train.select_on no longer names {name}")
     return checkpoints
 
@@ -211,7 +212,6 @@ def begin_or_resume(
     """
     count = len(data.items.image)
     start = checkpoints.step(LAST)
-    check_agreement({"the step of the last checkpoint": start})
     if start:
         saved, _ = checkpoints.describe(LAST)
         for name, (old, new) in differences(saved, config).items():
@@ -222,7 +222,7 @@ def begin_or_resume(
     else:
         model = create_model(config)
         initial = initial_state(model, config, config.init, count)
-        if config.init:
+        if config.init and jax.process_count() > 1:
             weights = checksums(initial.variables["params"]["backbone"])
             check_agreement({f"init = {config.init}, that is,": checksum_of(weights)})
         state = put(initial, replicated(mesh))

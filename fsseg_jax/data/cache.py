@@ -18,6 +18,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.files import keep
 
 CHECKSUM = 8  # bytes
+LARGE = 2**31  # bytes of a file whose verification may take seconds
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ def load_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."] | None:
     """
     try:
         content = np.memmap(path, np.uint8, "r")
+        if content.size > LARGE:
+            logger.info("verifying %s, %.1f GiB", path, content.size / 2**30)
         if xxhash.xxh3_64_digest(content[:-CHECKSUM].data) != content[-CHECKSUM:].tobytes():
             raise ValueError("its checksum is wrong")
         return np.load(path, mmap_mode="r")

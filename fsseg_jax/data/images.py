@@ -4,14 +4,22 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer, Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from fsseg_jax.errors import UserError
 
 MOST_PIXELS = 178_956_970  # of an image: Pillow refuses more as a decompression bomb
+
+_TURN = Image.Transpose
+_UPRIGHT = {  # what makes images of EXIF's orientations upright
+    **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM},
+    **{5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
+}
+_QUARTER_TURNS = (_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90)
 
 # A path, or the contents of a file, which errors name by its `repr`.
 File = str | os.PathLike | io.BytesIO
@@ -31,11 +39,16 @@ def open_picture(path: File) -> Iterator[Image.Image]:
         with Image.open(path) as file:
             if file.format == "EPS":
                 raise UserError(f"{path} is PostScript, which is not read: convert it to PNG.")
+            if file.format == "TIFF":
+                # Files with a name are mapped into memory, where Pillow (seen in 12.3) mixes up the
+                # pixels of those that are uncompressed and stored on their side.
+                file.filename = ""
             yield file
     except UserError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
+    except Exception as error:  # each of Pillow's formats raises its own
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}): replace the file.") from None
 
 
 def read_image(path: File) -> UInt8[np.ndarray, "height width 3"]:
@@ -50,7 +63,7 @@ def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     Raises:
         ValueError: the scale of its values is unknown; see `eight_bits`.
     """
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
         image = Image.fromarray(eight_bits(np.asarray(image)))
     elif image.mode == "F":
@@ -59,6 +72,24 @@ def rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as its EXIF orientation says.
+
+    Pillow's `exif_transpose` also writes the other entries of EXIF anew, and fails at odd ones.
+    """
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF says nothing about the pixels
+        return None
+    return value if isinstance(value, int) else None
 
 
 def eight_bits(values: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -103,7 +134,7 @@ def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "heig
             or its values are 0 and 1, which both are black by `above`.
     """
     with open_picture(path) as file:
-        mask = ImageOps.exif_transpose(file)
+        mask = upright(file)
         if mask.mode == "F":
             raise ValueError("its values are floating-point numbers instead of 8 or 16 bits")
         indices = np.asarray(mask) if mask.mode == "P" else None
@@ -131,7 +162,8 @@ def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "heig
 def image_size(path: File) -> tuple[int, int]:
     """Height and width of an image as `read_image` returns it, without decoding its pixels."""
     with open_picture(path) as file:
-        turned = file.getexif().get(0x0112, 1) > 4  # EXIF orientations with a quarter turn
+        # Pillow has turned the size of a TIFF file already.
+        turned = file.format != "TIFF" and _UPRIGHT.get(_orientation(file)) in _QUARTER_TURNS
         width, height = file.size
         return (width, height) if turned else (height, width)
 

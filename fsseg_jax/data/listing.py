@@ -8,7 +8,8 @@ from typing import NamedTuple
 from fsseg_jax.errors import UserError
 
 HIDDEN = (".", "__MACOSX")  # what names of files that belong to no data set begin with
-LONGEST = 4096  # characters of a path; systems allow no more
+# Characters of a path, and bytes of each of its parts; systems allow no more.
+LONGEST, LONGEST_PART = 4096, 255
 
 
 class Listing(NamedTuple):
@@ -58,7 +59,10 @@ def check_name(name: str, where: str) -> None:
     windows = pathlib.PureWindowsPath(name)
     parts = {*pathlib.PurePosixPath(name).parts, *windows.parts}
     outside = ".." in parts or windows.root or pathlib.PurePath(name).anchor
-    if outside or not parts or "\0" in name or len(name) > LONGEST:
+    long = len(name) > LONGEST or any(
+        len(part.encode(errors="surrogatepass")) > LONGEST_PART for part in parts
+    )
+    if outside or not parts or "\0" in name or long:
         raise UserError(
             f"{where} = {reprlib.repr(name)}, but it must name a file inside of the data set's "
             "folder, relative to it and without '..'."

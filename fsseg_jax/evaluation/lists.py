@@ -64,7 +64,9 @@ def differing(folder: pathlib.Path, described: dict[str, Any]) -> list[str]:
     path = folder / "lists.json"
     try:
         known = json.loads(path.read_text())
-        hashes = known["lists"] | {}
+        hashes = known["lists"]
+        if not isinstance(hashes, dict):
+            raise ValueError("its lists are none")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): write the lists there first.") from None
     sentences = [

@@ -25,8 +25,6 @@ def check_pixels(file: str | io.BytesIO, name: str) -> None:
     try:
         with open_picture(file) as image:
             width, height = image.size
-            if image.format == "EPS":  # a program, which Pillow has Ghostscript run
-                raise UserError(f"{name} is PostScript, which is not taken: convert it to PNG.")
     except UserError as error:
         raise UserError(str(error).replace(str(file), name)) from None
     if width * height > PIXELS:

@@ -11,9 +11,7 @@ from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
 
 NAMES = "support_images", "support_labels", "query_images"
-# Fractional values up to this are those of images in 0..1, or normalised ones: of 0..255, they
-# would be black.
-BLACK = 4
+NORMALISED = 4  # fractional values up to this, and below 0, are those of normalised images
 BRIGHT = 2 * 255  # changed images may leave 0..255, but not by as much
 
 
@@ -80,7 +78,8 @@ def _check_image(values: np.ndarray | None, name: str) -> None:
         good = low >= 0 and high <= 255
     else:
         good = largest <= BRIGHT  # not NaN either
-        good &= not 0 < largest <= BLACK or bool((values == np.rint(values)).all())
+        scaled = 0 < high <= 1 or (low < 0 and largest <= NORMALISED)
+        good &= not scaled or bool((values == np.rint(values)).all())
     if not good:
         raise UserError(
             f"{name} has values in {low:.4g}..{high:.4g}: give RGB in 0..255, neither scaled to "

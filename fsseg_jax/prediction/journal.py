@@ -68,7 +68,7 @@ class Journal:
             self.file.truncate(end)
         if ignored:
             logger.warning(
-                "%s: %d damaged lines are ignored, and their images segmented again",
+                "%s: %d damaged lines are ignored; images that are on no other are segmented again",
                 *(folder / JOURNAL, ignored),
             )
 

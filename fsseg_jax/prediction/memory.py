@@ -5,8 +5,8 @@ import threading
 from collections.abc import Iterator
 
 import jax
-import psutil
 
+from fsseg_jax.cpu.memory import free_memory
 from fsseg_jax.errors import UserError
 
 SMALL = 2**22  # pixels of images that never wait
@@ -32,7 +32,7 @@ def room_for(name: str, width: int, height: int) -> Iterator[None]:
         yield
         return
     with _changed:
-        _changed.wait_for(lambda: not _held or _held + needed <= _free() / 2)
+        _changed.wait_for(lambda: not _held or _held + needed <= free_memory() / 2)
         if not _held:
             check(needed, f"{name} is {width} x {height} pixels", "make it smaller")
         _held += needed
@@ -46,15 +46,11 @@ def room_for(name: str, width: int, height: int) -> Iterator[None]:
 
 def check(needed: int, what: str, remedy: str) -> None:
     """Raises UserError unless so many bytes are free."""
-    if needed > (free := _free()):
+    if needed > (free := free_memory()):
         raise UserError(
             f"{what}, which needs {needed / 2**30:.2f} GiB of memory, but {free / 2**30:.2f} GiB "
             f"are free: {remedy}."
         )
-
-
-def _free() -> int:
-    return psutil.virtual_memory().available
 
 
 @contextlib.contextmanager

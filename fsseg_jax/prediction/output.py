@@ -72,7 +72,8 @@ class Predictions:
         self.folder = folder
         self._check(made_by)
         self._journal = Journal(folder, len(made_by["classes"]))
-        for place in (folder, folder / MASKS, folder / OVERLAYS):  # the latter may be links
+        links = (path for path in (folder / MASKS, folder / OVERLAYS) if path.is_symlink())
+        for place in (folder, *links):
             remove_partial(place)
         self._outputs = {name: entry.output for name, entry in self._journal.entries.items()}
         self._taken = {output.casefold() for output in self._outputs.values()}

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fsseg_jax.data.images import eight_bits, open_picture, rgb
+from fsseg_jax.data.images import eight_bits, open_picture, rgb, upright
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.prediction.memory import room_for
@@ -153,7 +153,7 @@ def _values(picture: Any, name: str) -> tuple[Shaped[np.ndarray, "height width"]
     grey = False
     if isinstance(picture, Image.Image):
         with _decoding(name):
-            picture = ImageOps.exif_transpose(picture)
+            picture = upright(picture)
         if picture.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
             picture = (np.asarray(picture.convert("RGB")) > 0).any(axis=-1)
         else:

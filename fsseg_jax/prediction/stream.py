@@ -144,13 +144,17 @@ def at_own_size(
     scores: bool = False,
 ) -> Any:
     """The mask of an image of `shape`, from logits of its square; or a tuple of it and what is
-    asked for: probabilities, and the mean probability of each class where the mask has it."""
+    asked for: probabilities, and the mean probability of each class where the mask has it. Or a
+    UserError, if probabilities do not fit into memory."""
     classes = logits.shape[-1]
     mask = np.empty(shape, np.uint8)
     every = None
     if probabilities:
         what = f"an image of {shape[1]} x {shape[0]} pixels has {classes} probabilities for each"
-        check(4 * mask.size * classes, what, "make it smaller, or leave out return_probabilities")
+        try:
+            check(4 * mask.size * classes, what, "make it smaller, or leave out probabilities")
+        except UserError as error:
+            return error
         every = np.empty((classes, *shape), np.float32)
     sums, counts = np.zeros((2, classes))
     for rows, large in _enlarged(logits, shape, config, align_corners):

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import logging
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -29,12 +28,14 @@ from fsseg_jax.devices import put, replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import writing
 from fsseg_jax.models import Method, init_variables
+from fsseg_jax.training.checkpoint_folder import BEST, LAST, check_room, clean, is_ours, most
 from fsseg_jax.training.state import TrainState
 
-TMP_DIR_SUFFIX = ".orbax-checkpoint-tmp"  # of folders that Orbax has not finished
 # What to do about a damaged checkpoint.
 REMEDY = "take it from a backup, use another checkpoint, or train again"
-LAST, BEST = "last", "best"  # there can also be "best_novel" and the like, see `selected`
+# Fields that choose other images or labels.
+CHOOSE_DATA = ("data.name", "data.split", "data.train_split", "data.shapes.", "data.coco.")
+CHOOSE_DATA += ("data.tfds.name", "data.tfds.image", "data.tfds.label", "data.folds")
 SET_ASIDE = "set_aside"  # folder of best checkpoints that are not the run's any more
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Checkpoints:
     def _manager(self, which: str) -> ocp.CheckpointManager:
         if which not in self._managers:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=_most(which), enable_async_checkpointing=False
+                max_to_keep=most(which), enable_async_checkpointing=False
             )
             self._managers[which] = ocp.CheckpointManager(self.folder / which, options=options)
         return self._managers[which]
@@ -92,15 +93,8 @@ class Checkpoints:
         return self.folder / which / str(self.step(which))
 
     def clean(self) -> None:
-        """Removes what writers that were killed have left; only while nobody else writes."""
-        if jax.process_index() > 0:
-            return
-        left = [*self.folder.glob(f"*/*{TMP_DIR_SUFFIX}*")]
-        for which in self.names():  # Orbax may have been killed while it removed the oldest
-            left += [self.folder / which / str(n) for n in self._steps(which)[: -_most(which)]]
-            self._managers.pop(which).close()
-        for path in left:
-            shutil.rmtree(path, ignore_errors=True)
+        """See `checkpoint_folder.clean`."""
+        clean(self.folder)
 
     def save(self, which: str, state: TrainState, config: ConfigDict, **info: Any) -> None:
         """Writes a checkpoint, which replaces the previous one, and waits until it is complete.
@@ -129,7 +123,7 @@ class Checkpoints:
             info=ocp.args.JsonSave({**known, **info}),
         )
         try:
-            _check_room(self.folder, state)
+            check_room(self.folder, state)
             with _errors_told_once():
                 self._manager(which).save(step, args=args, force=True)
         except jax.errors.JaxRuntimeError:
@@ -143,6 +137,9 @@ class Checkpoints:
     def set_aside(self, which: str, why: str) -> None:
         """Moves a best checkpoint away, to where the run does not take it for its own."""
         place, step = self._place(which), self.step(which)
+        self._managers.pop(which).close()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{which} has been found")
         free = (self.folder / SET_ASIDE / f"{which}{n}" / str(step) for n in ("", *range(2, 10**6)))
         target = next(path for path in free if not path.exists())
         logger.info("%s: its checkpoint of step %s is kept in %s", why, step, target.parent)
@@ -152,12 +149,10 @@ class Checkpoints:
                 place.rename(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"{which} is set aside")
-        self._managers.pop(which).close()
 
     def names(self) -> list[str]:
         """The names of the existing checkpoints."""
-        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        names = [path.name for path in folders if path.name != SET_ASIDE]
+        names = sorted(path.name for path in self.folder.glob("*") if is_ours(path.name))
         return [name for name in names if self.step(name) is not None]
 
     def describe(self, which: str) -> tuple[ConfigDict, dict[str, Any]]:
@@ -260,8 +255,7 @@ class Checkpoints:
         """Raises UserError if the data have changed since the last checkpoint, but nothing in the
         configuration says so."""
         saved, info = self.describe(LAST)
-        changed = [name for name in differences(saved, config) if name.startswith("data.")]
-        told = {*changed} - {"data.root", "data.pipeline"}
+        told = any(name.startswith(CHOOSE_DATA) for name in differences(saved, config))
         if info.get("data", self.contents) == self.contents or told:
             return
         sentence = f"the images or masks have changed since step {info['step']} of {self.folder}"
@@ -336,20 +330,6 @@ def load_variables(
     return Loaded(variables, f"step {info['step']}, {words}", saved, which)
 
 
-def _most(which: str) -> int:
-    """How many checkpoints of a name are kept: two of the last, so that there is a good one if
-    training has diverged, or one is damaged."""
-    return 2 if which == LAST else 1
-
-
-def _check_room(folder: pathlib.Path, state: TrainState) -> None:
-    """Raises OSError if a disk has no room for a state, which Orbax would find out with noise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(folder).free, sum(x.nbytes for x in jax.tree.leaves(state))
-    if free < needed:
-        raise OSError(f"{free / 2**20:.0f} MiB are free, but it needs {needed / 2**20:.0f}")
-
-
 @contextlib.contextmanager
 def _errors_told_once() -> Iterator[None]:
     """Silences what the threads of Orbax print of an error, besides the one that it raises."""
@@ -358,11 +338,12 @@ def _errors_told_once() -> Iterator[None]:
     sys.unraisablehook = lambda _: None
     for each in loggers:
         each.disabled = True
-    yield
-    # After an error, which ends the run, its threads go on.
-    sys.unraisablehook = hook
-    for each, disabled in zip(loggers, before, strict=True):
-        each.disabled = disabled
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for each, disabled in zip(loggers, before, strict=True):
+            each.disabled = disabled
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import jax
 from jax.experimental import multihost_utils
@@ -10,8 +11,14 @@ from jax.experimental import multihost_utils
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
-class Stopped(Exception):
-    """A signal was received while nothing needs to be finished."""
+TWICE = 0.5  # seconds in which a signal that comes again is the same request
+
+
+class Stopped(BaseException):
+    """A signal was received while nothing needs to be finished.
+
+    Like KeyboardInterrupt, it is no Exception, which those take for a fault who write files.
+    """
 
 
 class StopRequest:
@@ -28,17 +35,16 @@ class StopRequest:
     def __init__(self) -> None:
         self.received = self.at_once = False
         self.signal = signal.SIGTERM
-        self._previous = {}
+        self._previous, self._asked = {}, 0.0
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
+            heard = [number for number in NAMES if signal.getsignal(number) is not signal.SIG_IGN]
             if jax.process_count() > 1:
                 self._previous[signal.SIGTERM] = signal.SIG_DFL  # JAX receives it until the end
-                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._pass_on)
-            else:
-                for number in NAMES:
-                    if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                        self._previous[number] = signal.signal(number, self._receive)
+                heard = [number for number in heard if number == signal.SIGINT]
+            for number in heard:  # SIGINT is ignored under nohup
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,14 +57,15 @@ class StopRequest:
             self.received = multihost_utils.reached_preemption_sync_point(step)
 
     def _receive(self, number: int, _: object) -> None:
-        self.received, self.signal = True, signal.Signals(number)
-        for each in NAMES:
-            signal.signal(each, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._asked:
+            if now > self._asked + TWICE:
+                os._exit(128 + number)
+            return
+        self._asked, self.signal = now, signal.Signals(number)
+        if jax.process_count() > 1:  # which tells all of them, by the signal that JAX shares
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.received = True
         if self.at_once:
             raise Stopped
-
-    def _pass_on(self, number: int, _: object) -> None:
-        """Tells all processes, by the signal that JAX shares between them."""
-        self.signal = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,12 +1,15 @@
 """Images and masks of any kind are read as documented."""
 
+import os
+import struct
+
 import numpy as np
 import pytest
 from helpers import message_of
 from helpers_data import SIZE, write_mask
-from PIL import Image
+from PIL import ExifTags, Image
 
-from fsseg_jax.data.images import read_image, read_mask
+from fsseg_jax.data.images import image_size, read_image, read_mask
 
 
 @pytest.mark.parametrize(
@@ -129,3 +132,67 @@ def test_images_of_any_kind_become_rgb(tmp_path, mode):
     np.testing.assert_allclose(image, expected, atol=3 if mode == "CMYK" else 1)
     if mode not in ("CMYK", "RGBA", "LA"):
         np.testing.assert_array_equal(image, expected)
+
+
+UPRIGHT = np.arange(24, dtype=np.uint8).reshape(4, 6)
+# How an upright image is stored for each of EXIF's orientations.
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.T,
+    6: np.rot90(UPRIGHT),
+    7: UPRIGHT[::-1, ::-1].T,
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_images_are_upright_and_as_large_as_is_said(tmp_path, suffix, orientation):
+    path = tmp_path / f"1.{suffix}"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(STORED[orientation]).save(path, exif=exif, lossless=True)
+    read = read_image(path)
+    np.testing.assert_array_equal(read[..., 0], UPRIGHT)
+    assert image_size(path) == read.shape[:2]
+
+
+@pytest.mark.parametrize("value", [0, 9, 2**16 - 1, "6", b"6", (6, 6), 6.5])
+def test_orientations_that_are_none_are_ignored(tmp_path, value):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = value
+    Image.fromarray(UPRIGHT).save(tmp_path / "1.png", exif=exif)
+    read = read_image(tmp_path / "1.png")
+    np.testing.assert_array_equal(read[..., 0], UPRIGHT)
+    assert image_size(tmp_path / "1.png") == UPRIGHT.shape
+
+
+def test_odd_entries_of_exif_do_not_matter(tmp_path):
+    """One that Pillow reads, but cannot write."""
+    entries = [(0x0112, 3, 1, 6), (0x0132, 2, 1, 0x7FFFFFF0), (0x8769, 4, 1, 3), (0x9C9B, 7, 2, 1)]
+    parts = [struct.pack("<HHII", *entry) for entry in entries]
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(parts)) + b"".join(parts) + bytes(4)
+    Image.fromarray(np.rot90(UPRIGHT)).save(tmp_path / "1.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "1.png")[..., 0], UPRIGHT)
+    assert image_size(tmp_path / "1.png") == UPRIGHT.shape
+
+
+def test_what_a_format_of_pillow_raises_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "1.png"
+    Image.fromarray(UPRIGHT).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", lambda self: 1 / 0)
+        patch.setattr("PIL.ImageFile.ImageFile.load", lambda self: 1 / 0)
+        assert f"{path} cannot be read (division by zero)" in message_of(read_image, path)
+
+
+def test_pipes_and_postscript_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "pipe.png cannot be read (it is no file)" in message_of(
+        read_image, tmp_path / "pipe.png"
+    )
+    Image.fromarray(UPRIGHT).save(tmp_path / "1.png", "eps")
+    assert "1.png is PostScript" in message_of(read_image, tmp_path / "1.png")

@@ -21,7 +21,7 @@ def free(monkeypatch):
     """Pretends that so many bytes are free."""
 
     def pretend(size):
-        monkeypatch.setattr(memory, "_free", lambda: size)
+        monkeypatch.setattr(memory, "free_memory", lambda: size)
 
     return pretend
 

@@ -244,11 +244,13 @@ def test_what_killed_writers_left_goes_when_training_starts(trained, tmp_path):
         shutil.copytree(folder.parent / "2", folder)
         shutil.rmtree(folder / "variables")
     shutil.copytree(removed[0].parent / "2", removed[0].parent / "1")
+    own = shutil.copytree(left.parent, workdir / "checkpoints" / "backup")
     load(workdir, tiny_config(steps=2))  # while another process may be writing it
     assert left.is_dir()
     assert program.train(tiny_config(steps=2), workdir)
     assert sorted(path.name for path in left.parent.iterdir()) == ["1", "2"]
     assert [path.name for path in removed[1].parent.iterdir()] == ["2"]
+    assert len(list(own.iterdir())) == 4  # nobody asked for that
 
 
 def test_changed_data_are_an_error_unless_they_are_accepted(trained, tmp_path, monkeypatch, log):
@@ -268,10 +270,15 @@ def test_changed_data_are_an_error_unless_they_are_accepted(trained, tmp_path, m
     log.clear()
     assert program.train(tiny_config(steps=4), workdir)  # they are those of the checkpoint now
     assert "have changed" not in log.text
-    # Who changes the configuration knows.
+    # Who chooses other images knows; another field changes nothing about them.
     config = tiny_config(steps=5)
     config.data.shapes.train = 50
     assert program.train(config, workdir)
+    config.train.steps, config.data.augment.flip = 6, not config.data.augment.flip
+    monkeypatch.undo()
+    assert "the images or masks have changed since step 5" in message_of(
+        program.train, config, workdir
+    )
 
 
 def test_selection_never_sees_training_images(tmp_path):

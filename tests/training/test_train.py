@@ -27,6 +27,7 @@ from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import lock
 from fsseg_jax.models import create_model
+from fsseg_jax.training import checkpoints
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints
 from fsseg_jax.training.state import initial_state, make_dispatch, make_optimizer, make_step
 
@@ -280,8 +281,38 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused(tmp_path, monkeypa
         told = message_of(program.main)
     assert f"--workdir = {tmp_path} is being written by another process" in told
     if pathlib.Path("/proc/locks").exists():
-        assert f"({os.getpid()})" in told
+        assert f"(pid {os.getpid()})" in told
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_signal_while_the_best_checkpoint_is_written_is_no_fault(
+    tmp_path, monkeypatch, uninterrupted
+):
+    original, saved = Checkpoints.save, []
+
+    def save(self, which, *arguments, **options):
+        saved.append(which)
+        if saved.count(BEST) == 1 and which == BEST:
+            monkeypatch.setattr(checkpoints, "check_room", lambda *_: terminate())
+        original(self, which, *arguments, **options)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    config = tiny_config()
+    assert not program.train(config, tmp_path)
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).step(BEST) is None
+    assert program.train(config, tmp_path)
+    assert_identical(saved_state(config, tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_that_comes_twice_at_once_is_one_request(tmp_path, count):
+    def stop():
+        for _ in range(count):
+            terminate()
+
+    train_until(3, tiny_config(), tmp_path, stop)
+    assert Checkpoints(tmp_path).step(LAST) == 3
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     if invisible:
         logger.warning(
-            "%d annotations cover no pixel of their image, the first is %s: they are left out.",
+            "%d annotations cover no pixel of their image, the first is %s: they mark nothing.",
             *(len(invisible), invisible[0]),
         )
     image, category, area, crowd, length = map(np.asarray, (image, category, area, crowd, length))

@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from flax import struct
 from jax.scipy.ndimage import map_coordinates
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
-from fsseg_jax.cpu.memory import shared_bytes
+from fsseg_jax.cpu.memory import free_memory, shared_bytes
 from fsseg_jax.data.annotations import DENSE, Annotation, annotated, square_marks
 from fsseg_jax.data.cache import cache_folder, load_array, save_array
 from fsseg_jax.data.parallel import parallel_map
@@ -109,7 +108,7 @@ def check_memory(shape: tuple[int, ...], parts: int, mesh: Mesh) -> None:
     device, needed, free = mesh.local_devices[0], math.prod(shape), None
     if device.platform == "cpu":
         device = "this machine"  # all CPU devices share its memory and one array
-        free = psutil.virtual_memory().available
+        free = free_memory()
     else:
         needed /= parts
         statistics = device.memory_stats() or {}  # some allocators have none
@@ -152,7 +151,7 @@ def decode(
         file = cache_folder("decoded") / name
         if (kept := _open(file, shape)) is not None:
             return kept
-    if math.prod(shape) > (free := psutil.virtual_memory().available):
+    if math.prod(shape) > (free := free_memory()):
         raise UserError(
             f"{shape[0]} images of {size} x {size} pixels need {math.prod(shape) / 2**30:.2f} GiB "
             f"of this machine's memory while they are read, but {free / 2**30:.2f} GiB are "

@@ -79,6 +79,8 @@ class FSS1000(Source):
             self._class_of += [number] * len(images)
             self.pairs += [(path, path.with_suffix(".png")) for path in images]
             others += unknown
+        if not self.pairs:
+            raise UserError(f"{folder} has no classes for split = {split or 'train'}: list some.")
         if others:
             logger.info("%s: %s: they are no *.jpg, nor masks.", folder, left_out(others))
         self.ids = tuple(f"{path.parent.name}/{path.stem}" for path, _ in self.pairs)

@@ -11,12 +11,12 @@ import hashlib
 import math
 
 import numpy as np
-import psutil
 from jaxtyping import Float, Float32, UInt8
 from numpy.random import Generator
 from PIL import Image
 from tqdm import tqdm
 
+from fsseg_jax.cpu.memory import free_memory
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 from fsseg_jax.data.sources.figures import KINDS, REACH, unit_area
 from fsseg_jax.errors import UserError
@@ -148,7 +148,7 @@ class Shapes(Source):
             raise UserError(f"{size} images of shapes: there must be at least one.")
         if pixels < 32:
             raise UserError(f"pixels = {pixels}: shapes need a side of at least 32 pixels.")
-        needed, free = 5 * size * pixels**2, psutil.virtual_memory().available
+        needed, free = 5 * size * pixels**2, free_memory()
         if needed > free:
             raise UserError(
                 f"data.shapes: {size} images of {pixels} x {pixels} pixels need "

@@ -147,8 +147,7 @@ def test_a_cpu_device_holds_what_was_read_and_no_copy(fresh, monkeypatch, cache)
 
 
 def test_too_many_images_are_told_with_both_sizes_and_the_remedies(fresh, monkeypatch):
-    memory = type("Memory", (), {"available": 2**30})
-    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(device, "free_memory", lambda: 2**30)
     message = message_of(device.load, fresh, 10_000, make_mesh(8), sharded=False, cache=False)
     assert "needs 2.98 GiB of memory for 8 images of 10000 x 10000 pixels" in message
     assert "this machine has 1.00 GiB free" in message
