@@ -40,7 +40,7 @@ class PathAction(argparse.Action):
         """Stores one."""
         if not values:
             raise UserError(f"{option_string} is empty (is a shell variable unset?): name a path.")
-        setattr(namespace, self.dest, pathlib.Path(values).expanduser())
+        setattr(namespace, self.dest, pathlib.Path(os.path.expanduser(values)))
 
 
 # Options of argparse for a folder.
@@ -126,7 +126,7 @@ def settings(overrides: Sequence[str]) -> dict[str, str]:
     return fields
 
 
-def check_processes(config: ConfigDict, **folders: pathlib.Path) -> None:
+def check_processes(config: ConfigDict, **folders: pathlib.Path | None) -> None:
     """Checks that several processes run the same command with the same code.
 
     Their data, weights and lists may be in different places; what is read there is compared later.
@@ -139,7 +139,7 @@ def check_processes(config: ConfigDict, **folders: pathlib.Path) -> None:
     places = ("data.root", "init", "eval.episodes_file")
     fields = {name: x for name, x in flatten(config).items() if name not in places}
     devices.check_agreement(
-        {f"--{option}": os.path.abspath(folder) for option, folder in folders.items()}
+        {f"--{option}": os.path.abspath(folder) for option, folder in folders.items() if folder}
         | fields
         | {"jax": jax.__version__, "the code of fsseg_jax": checksum_of_code()}
     )

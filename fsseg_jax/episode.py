@@ -188,7 +188,7 @@ def read_episodes(
             differ in ways or shots, a class is in two ways, or a query is among its supports.
     """
     path = pathlib.Path(os.path.expanduser(path))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such episode list.")
     try:
         return _read_list(path, image_ids, class_ids)

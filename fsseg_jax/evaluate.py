@@ -49,8 +49,7 @@ def main() -> None:
         raise UserError("--workdir is missing: name the folder of a run.")
     config = command_line.first_config(path, overrides)
     command_line.start(config)
-    if workdir is not None:
-        command_line.check_processes(config, workdir=workdir)
+    command_line.check_processes(config, workdir=workdir)
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))
     if table is not None:

@@ -27,10 +27,10 @@ def find(name: str, known: Mapping[str, T], field: str) -> T:
         )
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, ValueError) as error:
+    except AttributeError:
+        raise UserError(f"{field} = {name!r}: {module} has no {attribute}.") from None
+    except Exception as error:  # a module that fails raises its own
         raise UserError(
             f"{field} = {name!r}: {error}; install the module, or start the program in the folder "
             "that contains it."
         ) from None
-    except AttributeError:
-        raise UserError(f"{field} = {name!r}: {module} has no {attribute}.") from None

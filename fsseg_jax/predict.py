@@ -254,7 +254,7 @@ def _files(folder: pathlib.Path, left_out: Set[str]) -> Iterator[pathlib.Path]:
 
 
 def _check_folder(folder: pathlib.Path, option: str) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{option} = {folder}: there is no such folder.")
 
 

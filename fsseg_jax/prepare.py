@@ -101,8 +101,8 @@ def prepare_pascal5i(
         UserError: an archive cannot be downloaded or is another file, a label is broken or does not
             fit its image, a list names a missing file, or the numbers are not the expected ones.
     """
-    root = pathlib.Path(root).expanduser()
-    downloads = pathlib.Path(downloads).expanduser() if downloads else root / "downloads"
+    root = pathlib.Path(os.path.expanduser(root))
+    downloads = pathlib.Path(os.path.expanduser(downloads)) if downloads else root / "downloads"
     places = [root / below for below in (".", "VOC2012", archives[0].folder)]
     if root.name == pathlib.Path(archives[0].folder).parts[0]:  # VOCdevkit itself
         places.append(root.parent / archives[0].folder)

@@ -120,8 +120,8 @@ def test_platforms_and_shapes_are_those_asked_for(exported):
     ("options", "sentence"),
     [
         (["--out={model}/config.json/below"], "cannot be written"),
-        (["--ways=0"], "ways = 0: it must be at least 1"),
-        (["--shots=-2"], "shots = -2: it must be at least 1"),
+        (["--ways=0"], "ways = 0: it must be an integer of at least 1"),
+        (["--shots=-2"], "shots = -2: it must be an integer of at least 1"),
         ([f"--shots={10**30}"], f"shots = {10**30}: it must be at most 1000000"),
         (["--ways=300"], "support_images has 300 ways: there are at most 253"),
         (["--platforms=cpu,gpu"], "platforms: 'gpu' is unknown; use cpu, cuda"),

@@ -35,7 +35,14 @@ def create_backbone(
     make = find(name, BACKBONES, "backbone")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}: choose float32 or bfloat16.")
-    backbone = make(dtype=jnp.dtype(dtype), rematerialise=rematerialise)
+    try:
+        backbone = make(dtype=jnp.dtype(dtype), rematerialise=rematerialise)
+    except TypeError as error:
+        raise UserError(
+            f"backbone = {name} cannot be made ({error}): see CONTRIBUTING.md."
+        ) from None
+    if not isinstance(backbone, nn.Module) or not hasattr(backbone, "stage_numbers"):
+        raise UserError(f"backbone = {name} is no backbone: see CONTRIBUTING.md.")
     if statistics == "batch":
         if not hasattr(backbone, "batch_statistics"):
             raise UserError(

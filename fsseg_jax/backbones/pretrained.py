@@ -1,5 +1,6 @@
 """Pretrained weights of torchvision and timm as Flax variables."""
 
+import os
 import pathlib
 import pickle
 import re
@@ -85,7 +86,7 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
 
 def read_weights(init: str) -> dict[str, np.ndarray]:
     """The arrays of a weights file or a repository of the hub by name; see `load_pretrained`."""
-    path = pathlib.Path(init).expanduser()
+    path = pathlib.Path(os.path.expanduser(init))
     if not path.is_file():
         if path.suffix in (".safetensors", ".npz", ".pth", ".pt") or init.count("/") != 1:
             raise UserError(f"init = {init}: there is no such file.")

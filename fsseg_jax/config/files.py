@@ -1,6 +1,7 @@
 """Configuration files: Python with a function `get_config()`."""
 
 import importlib.util
+import os
 import pathlib
 import sys
 import traceback
@@ -46,8 +47,8 @@ def load_config(path: str) -> ConfigDict:
     Raises:
         UserError: there is no such file or function, or its code fails.
     """
-    path, *argument = path.rsplit(":", 1) if not pathlib.Path(path).is_file() else [path]
-    if not pathlib.Path(path).is_file():
+    path, *argument = path.rsplit(":", 1) if not os.path.isfile(path) else [path]
+    if not os.path.isfile(path):
         raise UserError(f"--config = {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:

@@ -44,6 +44,15 @@ def left_out(paths: Sequence[object]) -> str:
     return f"{len(paths)} left out, beginning with {paths[0]}"
 
 
+def is_part(name: str) -> bool:
+    """Whether it can be the name of a file or folder in a folder, and of none elsewhere."""
+    return not set(name) & set("/\\\0") and name not in ("", ".", "..") and _fits(name)
+
+
+def _fits(part: str) -> bool:
+    return len(part.encode(errors="surrogatepass")) <= LONGEST_PART
+
+
 def check_name(name: str, where: str) -> None:
     """Checks the name of a file that another file gives: it must be inside of the data set.
 
@@ -59,9 +68,7 @@ def check_name(name: str, where: str) -> None:
     windows = pathlib.PureWindowsPath(name)
     parts = {*pathlib.PurePosixPath(name).parts, *windows.parts}
     outside = ".." in parts or windows.root or pathlib.PurePath(name).anchor
-    long = len(name) > LONGEST or any(
-        len(part.encode(errors="surrogatepass")) > LONGEST_PART for part in parts
-    )
+    long = len(name) > LONGEST or not all(map(_fits, parts))
     if outside or not parts or "\0" in name or long:
         raise UserError(
             f"{where} = {reprlib.repr(name)}, but it must name a file inside of the data set's "

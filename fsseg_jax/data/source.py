@@ -177,6 +177,6 @@ def existing_root(root: str | os.PathLike, what: str) -> pathlib.Path:
     if not str(root):
         raise UserError(f"data.root is empty: set it to the {what}.")
     root = pathlib.Path(os.path.expanduser(root))  # as it is where there is no such user
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"data.root = {root}: there is no such folder.")
     return root

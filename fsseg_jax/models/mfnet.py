@@ -87,7 +87,7 @@ class MFNet(Method):
     )
     area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's code.", above=0)
     scales: int = option(
-        4, "Number of scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.", least=1
+        4, "Scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.", least=1, most=16
     )
     heads: int = option(4, "Number of heads N_r of the support attention (sec. III-C).", least=1)
     support_attention: bool = option(

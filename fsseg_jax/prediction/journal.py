@@ -13,13 +13,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from fsseg_jax.checksums import checksum_of
 from fsseg_jax.files import lock, writing
 
 JOURNAL = "journal.jsonl"
 
 # What reading a line of anything, and looking into it, may raise.
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-# The fields of an object.
+CHECKSUM = "checksum"  # of the other fields of a line
+# The fields of a line besides it, and of an object.
+_LINE = {"photograph", "size", "changed", "output", "height", "width", "objects"}
 _OBJECT = {"category_id", "segmentation", "bbox", "area", "iscrowd", "score"}
 
 logger = logging.getLogger(__name__)
@@ -76,7 +79,8 @@ class Journal:
         """Adds a line."""
         with writing(self.folder):
             place = self.file.seek(0, os.SEEK_END)
-            self.file.write(json.dumps(record).encode() + b"\n")
+            line = {**record, CHECKSUM: checksum_of(record)}
+            self.file.write(json.dumps(line).encode() + b"\n")
             self.file.flush()
         self._enter(record, place)
 
@@ -87,7 +91,10 @@ class Journal:
 
     def _enter(self, record: Mapping[str, Any], place: int) -> None:
         """Enters a line; raises an error if it is none that `predict` writes."""
-        _check(record, self._classes)
+        own = {key: value for key, value in record.items() if key != CHECKSUM}
+        _check(own, self._classes)
+        # Lines of earlier versions have no checksum.
+        _require(record.get(CHECKSUM, checksum_of(own)) == checksum_of(own))
         name, output = record["photograph"], record["output"]
         # Two images with one output would overwrite each other's.
         if self._owners.setdefault(output.casefold(), name) != name:
@@ -106,6 +113,7 @@ def _short_names(name: str) -> tuple[str, str]:
 
 def _check(record: Mapping[str, Any], classes: int) -> None:
     """Raises an error unless a line is of the form that `predict` writes."""
+    _require(record.keys() == _LINE)
     name, output = record["photograph"], record["output"]
     shape = [record["height"], record["width"]]
     _require(all(type(text) is str for text in (name, output)))

@@ -17,13 +17,14 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 from ml_collections import ConfigDict
 
 from fsseg_jax.backbones.pretrained import first_sentence
-from fsseg_jax.checksums import checksums, verify
+from fsseg_jax.checksums import checksum_of, checksums, verify
 from fsseg_jax.config import from_saved, override
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method, create_model, init_variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 CHECKSUMS = "checksums"  # of the weights, in the configuration
+CHANGED = f"copy it again, or remove {CHECKSUMS} from {CONFIG} if the change is intended"
 VERSION = 2  # of the format; 1 had no checksums
 # What looking into a file of anything may raise.
 _DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
@@ -65,11 +66,12 @@ def save(
     """
     folder = pathlib.Path(os.path.expanduser(folder))
     arrays = flatten_dict(jax.device_get(variables), sep="/")
-    fields = {"fsseg_jax": VERSION, **config.to_dict(), CHECKSUMS: checksums(arrays)}
+    sums = {CONFIG: checksum_of(config.to_dict()), **checksums(arrays)}
+    fields = {"fsseg_jax": VERSION, **config.to_dict(), CHECKSUMS: sums}
     contents = {
         WEIGHTS: safetensors.numpy.save(arrays),
         CONFIG: json.dumps(fields, indent=2).encode(),
-        CARD: _card(config, arrays, name, about, licence).encode(),
+        CARD: _card(config, arrays, name, about, licence).encode(errors="backslashreplace"),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +104,11 @@ def read(
                 f"{VERSION}: install a newer one."
             )
         known = fields.pop(CHECKSUMS, None)
+        # The first version with checksums had none of the configuration.
+        if known is not None and known.pop(CONFIG, own := checksum_of(fields)) != own:
+            raise UserError(
+                f"it is damaged or was changed: its checksum is not the saved one; {CHANGED}."
+            )
         saved = from_saved(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -137,8 +144,7 @@ def read(
                 f"{folder / WEIGHTS}: {name} holds {array.dtype}, not floating-point numbers; save "
                 "the model again."
             )
-    remedy = f"copy it again, or remove {CHECKSUMS} from {CONFIG} if the change is intended"
-    verify(arrays, known, str(folder / WEIGHTS), remedy)
+    verify(arrays, known, str(folder / WEIGHTS), CHANGED)
     return config, model, unflatten_dict(arrays, sep="/")
 
 

@@ -3,6 +3,7 @@
 As in `metrics`, pixels are summed over all images before the ratio is taken.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from fsseg_jax.data.images import check_size, image_size, read_label, read_mask
+from fsseg_jax.data.listing import is_part
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
@@ -37,15 +39,17 @@ class Truth:
     def __init__(
         self, folder: pathlib.Path, names: Mapping[pathlib.Path, str], classes: Sequence[str]
     ) -> None:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"--truth = {folder}: there is no such folder.")
         self.classes = tuple(classes)
         # The mask of each class by image; that of class 0 shows all of them.
         self._files: dict[pathlib.Path, dict[int, pathlib.Path]] = {}
         for image, name in names.items():
-            places = [folder, *(folder / of_class for of_class in classes)]
-            files = {number: place / f"{name}.png" for number, place in enumerate(places)}
-            found = {number: path for number, path in files.items() if path.is_file()}
+            places = {0: folder}
+            # A name of a class that is no name of a folder would lead elsewhere.
+            places |= {n: folder / x for n, x in enumerate(classes, 1) if is_part(x)}
+            files = {number: place / f"{name}.png" for number, place in places.items()}
+            found = {number: path for number, path in files.items() if os.path.isfile(path)}
             if found:
                 self._files[image] = {0: found[0]} if 0 in found else found
         if not self._files:

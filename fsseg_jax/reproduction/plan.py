@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
@@ -112,9 +113,9 @@ def read_weights(words: str | None) -> dict[str, str]:
             raise UserError(f"--weights: {word}: expected backbone=file, as in vgg16=vgg16.pth.")
         if backbone not in BACKBONES:
             raise UserError(f"--weights: {backbone}: expected one of {', '.join(BACKBONES)}.")
-        if not pathlib.Path(path).expanduser().is_file():
+        if not os.path.isfile(os.path.expanduser(path)):
             raise UserError(f"--weights: {path}: there is no such file.")
-        weights[backbone] = str(pathlib.Path(path).expanduser())
+        weights[backbone] = os.path.expanduser(path)
     return weights
 
 

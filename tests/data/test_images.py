@@ -160,10 +160,28 @@ def test_images_are_upright_and_as_large_as_is_said(tmp_path, suffix, orientatio
     assert image_size(path) == read.shape[:2]
 
 
-@pytest.mark.parametrize("value", [0, 9, 2**16 - 1, "6", b"6", (6, 6), 6.5])
-def test_orientations_that_are_none_are_ignored(tmp_path, value):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = value
+def exif_of(*entries):
+    """EXIF with entries of (tag, type, count, value), as their format has them."""
+    parts = [struct.pack("<HHII", *entry) for entry in entries]
+    head = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(parts))
+    return head + b"".join(parts) + bytes(4)
+
+
+BYTE, ASCII, SHORT, LONG, UNDEFINED, FLOAT = 1, 2, 3, 4, 7, 11
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [
+        *((SHORT, 1, value) for value in (0, 9, 2**16 - 1)),
+        (ASCII, 1, ord("6")),
+        (BYTE, 1, 6),
+        (UNDEFINED, 1, 6),
+        (FLOAT, 1, 0x40C00000),
+    ],
+)
+def test_orientations_that_are_none_are_ignored(tmp_path, kind, count, value):
+    exif = exif_of((ExifTags.Base.Orientation, kind, count, value))
     Image.fromarray(UPRIGHT).save(tmp_path / "1.png", exif=exif)
     read = read_image(tmp_path / "1.png")
     np.testing.assert_array_equal(read[..., 0], UPRIGHT)
@@ -171,10 +189,9 @@ def test_orientations_that_are_none_are_ignored(tmp_path, value):
 
 
 def test_odd_entries_of_exif_do_not_matter(tmp_path):
-    """One that Pillow reads, but cannot write."""
-    entries = [(0x0112, 3, 1, 6), (0x0132, 2, 1, 0x7FFFFFF0), (0x8769, 4, 1, 3), (0x9C9B, 7, 2, 1)]
-    parts = [struct.pack("<HHII", *entry) for entry in entries]
-    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(parts)) + b"".join(parts) + bytes(4)
+    """Those that Pillow reads, but cannot write."""
+    odd = (0x0132, ASCII, 1, 0x7FFFFFF0), (0x8769, LONG, 1, 3), (0x9C9B, UNDEFINED, 2, 1)
+    exif = exif_of((ExifTags.Base.Orientation, SHORT, 1, 6), *odd)
     Image.fromarray(np.rot90(UPRIGHT)).save(tmp_path / "1.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "1.png")[..., 0], UPRIGHT)
     assert image_size(tmp_path / "1.png") == UPRIGHT.shape

@@ -157,8 +157,8 @@ def test_damaged_lines_are_counted_and_their_images_done_again(written, change, 
     content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     assert outcome(written, "journal.jsonl", content) is None
     assert log.messages == [
-        f"{folder / 'out' / 'journal.jsonl'}: 1 damaged lines are ignored, and their images "
-        "segmented again"
+        f"{folder / 'out' / 'journal.jsonl'}: 1 damaged lines are ignored; images "
+        "that are on no other are segmented again"
     ]
     check_complete(folder)
 

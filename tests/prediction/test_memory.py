@@ -63,7 +63,7 @@ def test_probabilities_that_do_not_fit_are_told(free, fitted, images):
     height, width, _ = images[0].shape
     message = message_of(fitted.predict, images[0], return_probabilities=True)
     assert f"an image of {width} x {height} pixels has 2 probabilities for each" in message
-    assert "leave out return_probabilities" in message
+    assert "leave out probabilities" in message
     fitted.predict(images[0])
 
 

@@ -1,6 +1,7 @@
 """Reads COCO's JSON files once, with little memory, and caches them in a compact form."""
 
 import array
+import collections
 import logging
 import math
 import os
@@ -18,7 +19,12 @@ from pycocotools import mask
 from tqdm import tqdm
 
 from fsseg_jax.data.cache import cache_folder, fingerprint, load_array, save_array
-from fsseg_jax.data.formats.coco_outlines import LONGEST_SIDE, outline
+from fsseg_jax.data.formats.coco_outlines import (
+    LONGEST_OUTLINES,
+    LONGEST_SIDE,
+    outline,
+    outline_length,
+)
 from fsseg_jax.data.formats.json_guard import GuardedFile
 from fsseg_jax.data.images import MOST_PIXELS
 from fsseg_jax.data.listing import check_name
@@ -188,7 +194,7 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
         categories[_new_id(entry, categories, where)] = name
 
     image, category, area, crowd, length = (array.array("q") for _ in range(5))
-    counts, invisible = bytearray(), []
+    counts, invisible, outlines = bytearray(), [], collections.defaultdict(float)
     for where, entry in _section(path, "annotations"):
         for name, known in (("image", row_of), ("category", categories)):
             if (number := _field(entry, f"{name}_id", int, where)) not in known:
@@ -198,6 +204,12 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
         row = row_of[entry["image_id"]]
         height, width = sizes[row]
         runs = outline(entry, height, width, where)
+        outlines[row] += outline_length(entry)
+        if outlines[row] > LONGEST_OUTLINES:
+            raise UserError(
+                f"{where}.segmentation: with it, the polygons of its image are more than "
+                f"{LONGEST_OUTLINES:.0e} pixels long: remove those that are not of the image."
+            )
         image.append(row)
         category.append(entry["category_id"])
         area.append(int(mask.area(runs)))

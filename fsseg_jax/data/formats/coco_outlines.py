@@ -12,7 +12,9 @@ from fsseg_jax.errors import UserError
 LONGEST_SIDE = 2**16 - 1  # of an image, as run lengths are 32-bit
 FARTHEST = 1e5  # largest coordinate of a corner, as pycocotools walks along every edge
 NUMBERS = {int, float}  # booleans are integers, too
-LONGEST_OUTLINE = 1e7  # pixels; pycocotools holds 60 bytes for each of them
+# Pixels, of a polygon and of all polygons of an image: pycocotools holds 60 bytes for each of the
+# former, and walks along each of the latter.
+LONGEST_OUTLINE, LONGEST_OUTLINES = 1e7, 1e8
 
 
 def outline(entry: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
@@ -55,8 +57,13 @@ def _compress_box(box: Any, height: int, width: int) -> dict[str, Any]:
     return mask.frPyObjects(box, height, width)[0]
 
 
+def outline_length(entry: Mapping[str, Any]) -> float:
+    """The length of an annotation's polygons, horizontally and vertically, in pixels."""
+    polygons = entry.get("segmentation")
+    return sum(map(_length, polygons)) if isinstance(polygons, list) else 0
+
+
 def _length(polygon: list[float]) -> float:
-    """The length of a polygon's outline, horizontally and vertically, in pixels."""
     corners = np.array(polygon).reshape(-1, 2)
     return float(np.abs(corners - np.roll(corners, 1, axis=0)).sum())
 

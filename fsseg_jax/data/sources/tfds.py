@@ -329,7 +329,7 @@ def _check_features(info: tfds.core.DatasetInfo, features: Features) -> None:
 
 
 def _prepared(name: str, data_dir: str | os.PathLike, allow_code: bool) -> tfds.core.DatasetBuilder:
-    folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folder = pathlib.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
     try:
         # TFDS's `builder_from_files` in two halves, to check the folder between them.
         found = read_only_builder._find_builder_dir(name, data_dir=folder)

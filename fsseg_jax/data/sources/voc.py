@@ -52,7 +52,7 @@ class VOC(Source):
         lists = self.root / "ImageSets" / "Segmentation"
         split = split or ("trainaug" if (lists / "trainaug.txt").is_file() else "train")
         split_file = lists / f"{split}.txt"
-        if not split_file.is_file():
+        if not os.path.isfile(split_file):
             found = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
             raise UserError(f"{split_file} is missing: the splits there are {found}.")
         self.ids = tuple(name for line in read_lines(split_file) for name in line.split())
@@ -86,7 +86,11 @@ class VOC(Source):
         """The instances of the image number `index`, if the data set has them."""
         paths = (folder / f"{self.ids[index]}.png" for folder in self._objects)
         path = next((path for path in paths if path.is_file()), None)
-        return None if path is None else read_label(path)
+        if path is None:
+            return None
+        objects = read_label(path)
+        check_size(objects, str(path), self.files[index][0])
+        return objects
 
     def _count(self, files: tuple[str, str]) -> np.ndarray:
         """Counts the pixels of each class in a label, and checks its size."""
