@@ -104,11 +104,7 @@ def read(
                 f"{VERSION}: install a newer one."
             )
         known = fields.pop(CHECKSUMS, None)
-        # The first version with checksums had none of the configuration.
-        if known is not None and known.pop(CONFIG, own := checksum_of(fields)) != own:
-            raise UserError(
-                f"it is damaged or was changed: its checksum is not the saved one; {CHANGED}."
-            )
+        own = checksum_of(fields)
         saved = from_saved(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -144,6 +140,11 @@ def read(
                 f"{folder / WEIGHTS}: {name} holds {array.dtype}, not floating-point numbers; save "
                 "the model again."
             )
+    # The first version with checksums had none of the configuration.
+    if isinstance(known, dict) and known.pop(CONFIG, own) != own:
+        raise UserError(
+            f"{path} is damaged or was changed: its checksum is not the saved one; {CHANGED}."
+        )
     verify(arrays, known, str(folder / WEIGHTS), CHANGED)
     return config, model, unflatten_dict(arrays, sep="/")
 

@@ -1,6 +1,7 @@
 """Any journal is continued: what is damaged is done again, and nothing elsewhere is touched."""
 
 import contextlib
+import copy
 import json
 import pathlib
 import resource
@@ -160,6 +161,16 @@ def test_damaged_lines_are_counted_and_their_images_done_again(written, change, 
         f"{folder / 'out' / 'journal.jsonl'}: 1 damaged lines are ignored; images "
         "that are on no other are segmented again"
     ]
+    check_complete(folder)
+
+
+def test_numbers_that_have_changed_are_not_believed(written, log):
+    folder, lines, _ = written
+    changed = copy.deepcopy(lines)
+    changed[0]["objects"][0]["area"] += 7000
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in changed)
+    assert outcome(written, "journal.jsonl", content) is None
+    assert "1 damaged lines are ignored" in log.text
     check_complete(folder)
 
 

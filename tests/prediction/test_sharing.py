@@ -204,6 +204,19 @@ def spoilt(content, places, size=2**13):
     return bytes(content)
 
 
+def test_a_changed_field_is_told_unless_it_is_meant(tiny, tmp_path):
+    folder = shutil.copytree(tiny[0], tmp_path / "model")
+    for name, content in tiny[1].items():
+        (folder / name).write_bytes(content)
+    fields = json.loads(tiny[1]["config.json"]) | {"seed": 3}
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert "config.json is damaged or was changed" in message_of(sharing.read, folder)
+    del fields["checksums"]
+    (folder / "config.json").write_text(json.dumps(fields))
+    config, _, _ = sharing.read(folder)
+    assert config.seed == 3
+
+
 @FUZZ
 @given(data=st.data())
 def test_any_configuration_is_read_or_told(tiny, data):

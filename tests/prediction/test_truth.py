@@ -144,3 +144,15 @@ def test_a_predicted_mask_that_was_changed_is_told(tmp_path, images, values):
     assert message.startswith(
         f"{next(iter(predicted.values()))} is not the mask that was predicted"
     )
+
+
+def test_names_of_classes_that_are_no_folders_lead_nowhere(tmp_path, images):
+    """Those of LabelMe files may be any text."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "truth").mkdir()
+    path = next(iter(images))
+    save(tmp_path / "elsewhere" / "1.png", np.ones((8, 8), np.uint8))
+    names = ("../elsewhere", str(tmp_path / "elsewhere"), "x" * 300, "")
+    for of_class in names:
+        told = message_of(Truth, tmp_path / "truth", {path: "1"}, [of_class])
+        assert "has no mask of any of the images" in told
