@@ -175,7 +175,8 @@ def run(main: Callable[[], int | None]) -> None:
         interrupts.prepare()
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # One line, whatever the names of files in it.
+        print("error:", *str(error).splitlines(), file=sys.stderr)
         _exit(2)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
