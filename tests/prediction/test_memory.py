@@ -81,7 +81,7 @@ def test_results_wait_until_those_before_are_taken(fitted, images, monkeypatch):
     for number, (found, wanted) in enumerate(zip(results, expected, strict=True)):
         assert len(begun) <= number + 2
         for array, other in zip(found, wanted, strict=True):
-            np.testing.assert_array_equal(array, other)
+            np.testing.assert_allclose(array, other, atol=1e-5)  # of other batches
 
 
 def test_large_images_are_enlarged_by_parts(fitted, images, monkeypatch):
@@ -100,7 +100,7 @@ def test_scores_are_mean_probabilities(fitted, images):
     for number in (0, 1):
         inside = mask == number
         expected = every[..., number].mean(where=inside, dtype=np.float64) if inside.any() else 0
-        assert scores[number] == expected
+        np.testing.assert_allclose(scores[number], expected, rtol=1e-12)
     ((_, alone),) = fitted.stream(images[:1], return_scores=True)
     np.testing.assert_array_equal(alone, scores)
 
