@@ -233,5 +233,5 @@ def _decoding(name: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # each of Pillow's formats raises its own
         raise UserError(f"{name} cannot be read ({error}): replace the image.") from None

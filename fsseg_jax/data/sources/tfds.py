@@ -338,7 +338,8 @@ def _prepared(name: str, data_dir: str | os.PathLike, allow_code: bool) -> tfds.
     # The name of the default config is read from a file, too.
     if found is None or not pathlib.Path(os.path.abspath(found)).is_relative_to(folder.absolute()):
         depths = ("*/*", "*/*/*")  # name and version, with a config between
-        others = [path for depth in depths for path in folder.glob(f"{depth}/features.json")]
+        searched = depths if os.path.isdir(folder) else ()
+        others = [path for depth in searched for path in folder.glob(f"{depth}/features.json")]
         names = sorted({path.relative_to(folder).parts[0] for path in others})
         own = BUILDERS / name.split("/")[0].split(":")[0]
         source = f"{own} --manual_dir=FOLDER" if name and own.is_dir() else name or "NAME"
