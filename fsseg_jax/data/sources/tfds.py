@@ -342,7 +342,7 @@ def _prepared(name: str, data_dir: str | os.PathLike, allow_code: bool) -> tfds.
         others = [path for depth in searched for path in folder.glob(f"{depth}/features.json")]
         names = sorted({path.relative_to(folder).parts[0] for path in others})
         own = BUILDERS / name.split("/")[0].split(":")[0]
-        source = f"{own} --manual_dir=FOLDER" if name and own.is_dir() else name or "NAME"
+        source = f"{own} --manual_dir=FOLDER" if name and os.path.isdir(own) else name or "NAME"
         raise UserError(
             f"{name!r} is not prepared in {folder}, where there are {', '.join(names) or 'none'}: "
             f"run `tfds build {source} --data_dir={folder} --file_format=array_record`."
