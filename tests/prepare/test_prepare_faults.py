@@ -33,6 +33,8 @@ def run_program(monkeypatch, site, *arguments):
     """The exit status of the program with the test's archives."""
     defaults = (None, EXPECTED, site.archives)
     monkeypatch.setattr(inspect.unwrap(prepare_pascal5i), "__defaults__", defaults)
+    # It would count the signals of other tests in this process, too, and end it at the second one.
+    monkeypatch.setattr(command_line.interrupts, "prepare", lambda: None)
     with pytest.raises(SystemExit) as caught:
         command_line.run(lambda: prepare.main(["pascal5i", f"--root={site.root}", *arguments]))
     return caught.value.code
