@@ -8,10 +8,9 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
+from fsseg_jax.interrupts import TWICE
+
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-
-
-TWICE = 0.5  # seconds in which a signal that comes again is the same request
 
 
 class Stopped(BaseException):
