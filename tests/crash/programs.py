@@ -15,15 +15,18 @@ import tiny
 from drawn import draw, files_of, inside, save
 
 from fsseg_jax.training import curves
+from fsseg_jax.training.checkpoint_folder import LAST
 from fsseg_jax.training.checkpoints import Checkpoints
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
 IMAGES = 24  # that are segmented
+STEPS = 12  # of a training
 # What is named by chance or by the time.
 BY_CHANCE = [
     (r"events\.out\.tfevents\.[^/]*", "events"),
     (r"/d/[0-9a-f]{32}$", "/d/data"),
     (r"/(class_tables/\w+)-[0-9a-f]{16}-", r"/\1-"),
+    (rf"(checkpoints/last)/(?!{STEPS}\b)\d+", r"\1/earlier"),  # a stop saves at its own step
 ]
 Result = dict[str, Any]
 
@@ -50,7 +53,9 @@ def _python(program: str, *words: Any) -> list[str]:
 # ----------------------------------------------------------------------------- training
 
 TRAINING = [f"--config={tiny.__file__}", "--config.data.pipeline=device"]
-TRAINING += [f"--config.train.{field}" for field in ("steps=12", "batch_size=2", "eval_episodes=2")]
+TRAINING += [
+    f"--config.train.{field}" for field in (f"steps={STEPS}", "batch_size=2", "eval_episodes=2")
+]
 
 
 def train(folder: pathlib.Path) -> list[str]:
@@ -66,8 +71,10 @@ def train_together(folder: pathlib.Path) -> list[str]:
 
 def trained(folder: pathlib.Path) -> Result:
     """All arrays of all checkpoints and what is known of them, and the learning curves."""
-    workdir, made = folder / "run", {}
+    workdir = folder / "run"
     checkpoints = Checkpoints(workdir)
+    last = list((checkpoints.folder / LAST).glob("*"))
+    made: Result = {"kept of the last": len(last)}
     for which in checkpoints.names():
         config, info = checkpoints.describe(which)
         info.pop("seconds", None)
