@@ -9,7 +9,7 @@ import pytest
 from drawn import files_of, save
 from helpers import message_of
 
-from fsseg_jax.predict import find_queries
+from fsseg_jax.prediction.queries import find_queries
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)
 

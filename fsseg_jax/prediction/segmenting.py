@@ -1,0 +1,73 @@
+"""Segments files and writes the results, while the next ones are segmented."""
+
+import collections
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from tqdm import tqdm
+
+from fsseg_jax.data.images import read_image
+from fsseg_jax.data.parallel import cores
+from fsseg_jax.errors import UserError
+from fsseg_jax.prediction.memory import room_for
+from fsseg_jax.prediction.output import Predictions, Query
+from fsseg_jax.prediction.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
+
+
+def segment_files(
+    segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
+) -> tuple[int, float]:
+    """Segments images and writes the results; returns the number of skipped images, and seconds."""
+    results = segmenter.stream(
+        (query.path for query in queries),
+        batch_size=batch_size,
+        skip_errors=True,
+        return_scores=True,
+    )
+
+    def finish(query: Query, result: Any) -> dict[str, Any] | UserError:
+        with contextlib.ExitStack() as stack:
+            try:
+                if isinstance(result, UserError):
+                    raise result
+                label, scores = result
+                height, width = label.shape
+                stack.enter_context(room_for(str(query.path), width, height))
+                image = read_image(query.path)
+                if image.shape[:2] != label.shape:
+                    raise UserError(f"{query.path} has changed meanwhile: start the command again.")
+            except UserError as error:
+                return error
+            return predictions.write(query, image, label, scores)
+
+    skipped, start = 0, time.perf_counter()
+    waiting: collections.deque[tuple[Query, Future]] = collections.deque()
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        tqdm(total=len(queries), desc="images", unit="image", delay=1) as progress,
+    ):
+
+        def settle() -> int:
+            query, future = waiting.popleft()
+            result = future.result()
+            progress.update()
+            if not isinstance(result, UserError):
+                predictions.note(result)
+                return 0
+            predictions.remove(query)
+            logger.warning("skipped: %s", result)
+            return 1
+
+        for query, result in zip(queries, results, strict=True):
+            waiting.append((query, pool.submit(finish, query, result)))
+            if len(waiting) > cores():
+                skipped += settle()
+        while waiting:
+            skipped += settle()
+    return skipped, time.perf_counter() - start
