@@ -22,7 +22,7 @@ JOURNAL = "journal.jsonl"
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 CHECKSUM = "checksum"  # of the other fields of a line
 # The fields of a line besides it, and of an object.
-_LINE = {"photograph", "size", "changed", "output", "height", "width", "objects"}
+_LINE = {"photograph", "size", "changed", "output", "height", "width", "confidence", "objects"}
 _OBJECT = {"category_id", "segmentation", "bbox", "area", "iscrowd", "score"}
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def _check(record: Mapping[str, Any], classes: int) -> None:
     # image may have: a line cannot name a file elsewhere.
     further = re.fullmatch(re.escape(name) + r"\.[1-9][0-9]{0,5}", output)
     _require(further or output in _short_names(name))
+    _require(type(record["confidence"]) in (int, float) and 0 <= record["confidence"] <= 1)
     for found in record["objects"]:
         _require(found.keys() == _OBJECT and found["segmentation"].keys() == {"size", "counts"})
         size, counts = found["segmentation"]["size"], found["segmentation"]["counts"]

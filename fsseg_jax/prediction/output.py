@@ -23,6 +23,7 @@ from fsseg_jax.errors import UserError, brief
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
 from fsseg_jax.files import remove_partial, replacing, write_text, writing
 from fsseg_jax.prediction.journal import Journal, output_names
+from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = "masks", "overlays"
@@ -126,13 +127,13 @@ class Predictions:
         self,
         query: Query,
         image: UInt8[np.ndarray, "height width 3"],
-        label: UInt8[np.ndarray, "height width"],
-        scores: Sequence[float],
+        result: Result,
     ) -> dict[str, Any]:
         """Writes the mask and the overlay of an image, and returns the record for `note`.
 
-        `scores` are those of the classes 0, 1 ... Several threads may call it at once.
+        Several threads may call it at once.
         """
+        label = result.mask
         with replacing(self.mask_file(query)) as file:
             save_mask(label, file)
         with replacing(self.overlay_file(query)) as file:
@@ -145,7 +146,8 @@ class Predictions:
             "output": self.output(query),
             "height": height,
             "width": width,
-            "objects": _objects(label, scores),
+            "confidence": result.confidence,
+            "objects": _objects(label, result.scores),
         }
 
     def note(self, record: Mapping[str, Any]) -> None:
@@ -236,8 +238,8 @@ def small_overlay(
 
 
 def _image(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """An image in COCO's format, with the file of its mask."""
-    fields = {name: record[name] for name in ("height", "width")}
+    """An image in COCO's format, with the file of its mask and how sure it is."""
+    fields = {name: record[name] for name in ("height", "width", "confidence")}
     mask_file = f"{MASKS}/{record['output']}.png"
     return {"id": number, "file_name": record["photograph"], "mask_file": mask_file, **fields}
 

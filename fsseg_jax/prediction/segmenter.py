@@ -6,7 +6,7 @@ import os
 import pathlib
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.forward import encode_supports, forward, passes, segment
 from fsseg_jax.prediction.memory import on_devices
 from fsseg_jax.prediction.pictures import is_image
-from fsseg_jax.prediction.stream import Query, at_own_size, in_batches, raising, read_query
+from fsseg_jax.prediction.result import Result, at_own_size
+from fsseg_jax.prediction.stream import Query, in_batches, mapped, read_query
 from fsseg_jax.prediction.supports import class_names, episode_rows, read_supports, square_support
 
 BATCH = 2**28  # bytes of the squares of the largest batch
@@ -157,6 +158,26 @@ class Segmenter:
         Raises:
             UserError: `fit` has not been called, or, later, an image cannot be read.
         """
+        probabilities, scores = bool(return_probabilities), bool(return_scores)
+
+        def asked_for(result: Result) -> Any:
+            more = [result.probabilities] * probabilities + [result.scores] * scores
+            return (result.mask, *more) if more else result.mask
+
+        results = self.results(images, probabilities, batch_size)
+        return mapped(asked_for, results, raise_errors=not skip_errors)
+
+    def results(
+        self, images: Iterable[Any], return_probabilities: bool = False, batch_size: int = 8
+    ) -> Generator[Result | UserError]:
+        """Like `stream`, but yields all that is known of each image, or the error of reading it.
+
+        Args:
+            images, return_probabilities, batch_size: see `stream`.
+
+        Raises:
+            UserError: `fit` has not been called, or `images` are none.
+        """
         if self._supports is None:
             raise UserError("predict: call fit first, with images that show the class.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
@@ -168,21 +189,19 @@ class Segmenter:
             kind = type(images).__name__
             raise UserError(f"images is of type {kind}: give an iterable of images.")
         config, align_corners = self.config, self.model.align_corners
-        probabilities, scores = bool(return_probabilities), bool(return_scores)
         classes = len(self._supports[1]) + 1
         most = max(8, BATCH // (3 * config.image_size**2))
-        results = in_batches(
+        return in_batches(
             images,
             read=lambda number, image: read_query(number, image, config),
             compute=functools.partial(self._logits_of, self._supports),
             finish=lambda logits, shape: at_own_size(
-                logits, shape, config, align_corners, probabilities, scores
+                logits, shape, config, align_corners, return_probabilities
             ),
-            result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * probabilities),
+            result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * return_probabilities),
             batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,
             least=self.mesh.size,
         )
-        return results if skip_errors else raising(results)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the model to a folder that `load` reads: `config.json`, safetensors and a card.

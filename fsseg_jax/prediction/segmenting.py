@@ -15,6 +15,7 @@ from fsseg_jax.data.parallel import cores
 from fsseg_jax.errors import UserError
 from fsseg_jax.prediction.memory import room_for
 from fsseg_jax.prediction.output import Predictions, Query
+from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
@@ -24,27 +25,21 @@ def segment_files(
     segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
 ) -> tuple[int, float]:
     """Segments images and writes the results; returns the number of skipped images, and seconds."""
-    results = segmenter.stream(
-        (query.path for query in queries),
-        batch_size=batch_size,
-        skip_errors=True,
-        return_scores=True,
-    )
+    results = segmenter.results((query.path for query in queries), batch_size=batch_size)
 
-    def finish(query: Query, result: Any) -> dict[str, Any] | UserError:
+    def finish(query: Query, result: Result | UserError) -> dict[str, Any] | UserError:
         with contextlib.ExitStack() as stack:
             try:
                 if isinstance(result, UserError):
                     raise result
-                label, scores = result
-                height, width = label.shape
+                height, width = result.mask.shape
                 stack.enter_context(room_for(str(query.path), width, height))
                 image = read_image(query.path)
-                if image.shape[:2] != label.shape:
+                if image.shape[:2] != result.mask.shape:
                     raise UserError(f"{query.path} has changed meanwhile: start the command again.")
             except UserError as error:
                 return error
-            return predictions.write(query, image, label, scores)
+            return predictions.write(query, image, result)
 
     skipped, start = 0, time.perf_counter()
     waiting: collections.deque[tuple[Query, Future]] = collections.deque()

@@ -9,21 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.data.parallel import cores
 from fsseg_jax.data.source import LabelledImage
-from fsseg_jax.data.squares import fitted, square
+from fsseg_jax.data.squares import square
 from fsseg_jax.errors import UserError
-from fsseg_jax.models.resize import interpolation_matrix
-from fsseg_jax.prediction.memory import check
 from fsseg_jax.prediction.pictures import as_image
 
 # Bytes of results that are ready or in work before they are taken; one may have more.
 RESULTS = 2**30
-# Numbers that `at_own_size` computes at once, so that only large images are divided.
-TILE = 2**25
 
 
 class Query(NamedTuple):
@@ -115,13 +111,18 @@ class _Results:
             self._started.append((size, self._pool.submit(function)))
 
 
-def raising(results: Generator[Any]) -> Iterator[Any]:
-    """The results up to the first error, which is raised."""
+def mapped(
+    function: Callable[[Any], Any], results: Generator[Any], raise_errors: bool
+) -> Iterator[Any]:
+    """A function of each result; errors among them are raised, or stay in their places."""
     with contextlib.closing(results):
         for result in results:
-            if isinstance(result, UserError):
+            if not isinstance(result, UserError):
+                yield function(result)
+            elif raise_errors:
                 raise result
-            yield result
+            else:
+                yield result
 
 
 def read_query(number: int, image: Any, config: ConfigDict) -> Query | UserError:
@@ -133,69 +134,3 @@ def read_query(number: int, image: Any, config: ConfigDict) -> Query | UserError
     shape = image.shape[:2]
     blank = LabelledImage(image, np.zeros(shape, np.uint8))
     return Query(square(blank, config.image_size, config.eval.fit).image, shape)
-
-
-def at_own_size(
-    logits: Float[np.ndarray, "h w class"],
-    shape: tuple[int, int],
-    config: ConfigDict,
-    align_corners: bool,
-    probabilities: bool,
-    scores: bool = False,
-) -> Any:
-    """The mask of an image of `shape`, from logits of its square; or a tuple of it and what is
-    asked for: probabilities, and the mean probability of each class where the mask has it. Or a
-    UserError, if probabilities do not fit into memory."""
-    classes = logits.shape[-1]
-    mask = np.empty(shape, np.uint8)
-    every = None
-    if probabilities:
-        what = f"an image of {shape[1]} x {shape[0]} pixels has {classes} probabilities for each"
-        try:
-            check(4 * mask.size * classes, what, "make it smaller, or leave out probabilities")
-        except UserError as error:
-            return error
-        every = np.empty((classes, *shape), np.float32)
-    sums, counts = np.zeros((2, classes))
-    for rows, large in _enlarged(logits, shape, config, align_corners):
-        mask[rows] = np.argmax(large, axis=0)
-        if not (probabilities or scores):
-            continue
-        large -= large.max(axis=0)
-        total = np.exp(large, out=large).sum(axis=0)
-        if every is not None:
-            np.divide(large, total, out=every[:, rows])
-        if scores:
-            largest = 1 / total
-            for number in np.flatnonzero(np.bincount(mask[rows].ravel())).tolist():
-                inside = mask[rows] == number
-                sums[number] += largest.sum(where=inside, dtype=np.float64)
-                counts[number] += np.count_nonzero(inside)
-    results: list[np.ndarray] = [mask]
-    if every is not None:
-        results.append(np.moveaxis(every, 0, -1))
-    if scores:
-        results.append(sums / np.maximum(counts, 1))
-    return tuple(results) if len(results) > 1 else mask
-
-
-def _enlarged(
-    logits: Float[np.ndarray, "h w class"],
-    shape: tuple[int, int],
-    config: ConfigDict,
-    align_corners: bool,
-) -> Iterator[tuple[slice, Float[np.ndarray, "class rows width"]]]:
-    """Logits at the size of the image: all at once, or some rows at a time if it is large."""
-    # The size of the whole square in pixels of the image: a letterboxed one has a border, of which
-    # the evaluation counts up to 7 pixels as part of the image, as PFENet's code does.
-    inside = fitted(shape, config.image_size, config.eval.fit)
-    extent = [round(n * config.image_size / part) for n, part in zip(shape, inside, strict=True)]
-    rows, columns = (
-        interpolation_matrix(n, whole, align_corners)[:part]
-        for n, whole, part in zip(logits.shape, extent, shape, strict=False)
-    )
-    planes = np.moveaxis(logits, -1, 0)
-    step = max(1, TILE // (shape[1] * len(planes)))
-    for start in range(0, shape[0], step):
-        part = slice(start, start + step)
-        yield part, rows[part] @ planes @ columns.T

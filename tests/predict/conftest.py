@@ -42,14 +42,14 @@ def run(folders, segmenter, model, monkeypatch):
     `segmented` of it are the images that the model was asked for."""
     monkeypatch.setattr(command_line, "start", lambda config: None)
     monkeypatch.setattr(predict, "load", lambda *_, **__: segmenter)
-    stream = Segmenter.stream
+    results = Segmenter.results
 
     def counted(self, images, *arguments, **options):
         images = list(images)
         run.segmented += [os.path.relpath(image, folders / "query") for image in images]
-        return stream(self, images, *arguments, **options)
+        return results(self, images, *arguments, **options)
 
-    monkeypatch.setattr(Segmenter, "stream", counted)
+    monkeypatch.setattr(Segmenter, "results", counted)
 
     def run(*extra, support="support", query="query", out="out"):
         run.segmented.clear()

@@ -37,7 +37,7 @@ def test_a_second_run_computes_nothing_but_what_is_new_changed_or_lost(run, fold
     assert read(folders / "out" / "masks" / "b.png").shape == (50, 40)
 
 
-SCORE = re.compile(rb'(?<="score": )[^,}]+')
+SCORE = re.compile(rb'(?<="score": )[^,}]+|(?<="confidence": )[^,}]+')
 
 
 @pytest.mark.parametrize("how", ["stopped", "torn line"])

@@ -16,10 +16,12 @@ from mutations import mutated
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.prediction.output import Predictions, Query
+from fsseg_jax.prediction.result import Result
 
 FACTS = {"classes": ["cat", "dog"], "supports": "0123", "image_size": 32}
 NAMES = ("a.jpg", "a.png", "deep/b.jpg")
 LABEL = np.pad(np.array([[1, 2]], np.uint8), 3)
+RESULT = Result(LABEL, np.array([0.9, 0.75, 0.5]), 0.625, None)
 
 
 def queries(folder):
@@ -33,7 +35,7 @@ def write(folder, images=NAMES):
         predictions.choose_names(queries(folder))
         for query in queries(folder):
             if query.name in images and not predictions.done(query):
-                predictions.note(predictions.write(query, image, LABEL, {1: 0.75, 2: 0.5}))
+                predictions.note(predictions.write(query, image, RESULT))
         predictions.write_coco(queries(folder), FACTS["classes"])
 
 
@@ -147,6 +149,8 @@ def test_facts_of_something_else_are_told_in_a_line(written, content):
         {"size": "10"},
         {"changed": 1.0},
         {"height": True},
+        {"confidence": 1.5},
+        {"confidence": "1"},
         {"objects": 3},
         {"objects": [{}]},
         {"objects": [{"id": 3, "category_id": 1}]},

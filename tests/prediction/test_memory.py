@@ -11,7 +11,7 @@ from PIL import Image
 from segmenters import make_segmenter
 
 from fsseg_jax.errors import UserError
-from fsseg_jax.prediction import memory, stream
+from fsseg_jax.prediction import memory, result, stream
 from fsseg_jax.prediction.memory import room_for
 from fsseg_jax.prediction.pictures import as_image
 
@@ -69,7 +69,7 @@ def test_probabilities_that_do_not_fit_are_told(free, fitted, images):
 
 def test_results_wait_until_those_before_are_taken(fitted, images, monkeypatch):
     expected = fitted.predict(images, return_probabilities=True)
-    begun, function = [], stream.at_own_size
+    begun, function = [], result.at_own_size
 
     def counted(logits, shape, *arguments):
         begun.append(shape)
@@ -86,7 +86,7 @@ def test_results_wait_until_those_before_are_taken(fitted, images, monkeypatch):
 
 def test_large_images_are_enlarged_by_parts(fitted, images, monkeypatch):
     expected = fitted.predict(images, return_probabilities=True)
-    monkeypatch.setattr(stream, "TILE", 2 * 60 * 7)
+    monkeypatch.setattr(result, "TILE", 2 * 60 * 7)
     results = fitted.stream(images, True, return_scores=True)
     for (mask, every), (other, others, scores) in zip(expected, results, strict=True):
         np.testing.assert_allclose(others, every, atol=1e-6)
