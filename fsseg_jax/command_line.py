@@ -1,6 +1,7 @@
 """Shared by all programs: `--config`, `--workdir`, overrides, and errors in one sentence."""
 
 import argparse
+import difflib
 import functools
 import io
 import logging
@@ -8,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,15 @@ from tqdm import tqdm
 
 from fsseg_jax import devices, interrupts
 from fsseg_jax.checksums import checksum_of_code
-from fsseg_jax.config import default_config, flatten, joined, load_config, override, reference
+from fsseg_jax.config import (
+    FIELDS,
+    default_config,
+    flatten,
+    joined,
+    load_config,
+    override,
+    reference,
+)
 from fsseg_jax.errors import UserError
 
 # Seconds that the first of several processes waits after an error: its exit ends the others, which
@@ -74,7 +83,7 @@ def parse(
         the options, and the overrides (`--config.field=value`).
 
     Raises:
-        UserError: a path is empty.
+        UserError: a path is empty, or there is no such option.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -92,7 +101,22 @@ def parse(
         given = {"help": option} if isinstance(option, str) else option
         default = {} if "action" in given else {"metavar": "NAME"}
         parser.add_argument(f"--{name}", **{**default, **given})
-    return parser.parse_known_args(argv)
+    known, rest = parser.parse_known_args(argv)
+    # argparse would take what follows an unknown option, or none, for another one's value.
+    for argument in rest:
+        if argument.startswith("--") and not argument.startswith("--config."):
+            raise UserError(_unknown(argument.split("=")[0], vars(known)))
+    return known, rest
+
+
+def _unknown(name: str, options: Iterable[str]) -> str:
+    """What to say of an option that a program does not have: the one that is probably meant."""
+    last = {f"--{field.rpartition('.')[2]}": f"--config.{field}" for field in reversed(FIELDS)}
+    whole = {f"--{field}": f"--config.{field}" for field in FIELDS}
+    meant = {**last, **whole, **{f"--{option}": f"--{option}" for option in options}}
+    close = [name] if name in meant else difflib.get_close_matches(name, meant, n=1, cutoff=0.7)
+    hint = f"did you mean {meant[close[0]]}?" if close else "--help lists all."
+    return f"{name}: there is no such option; {hint}"
 
 
 def first_config(path: str | None, overrides: Sequence[str]) -> ConfigDict:

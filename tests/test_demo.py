@@ -119,7 +119,7 @@ def free_port():
         (["--port=700000"], r"--port = 700000 cannot be used \(.*\): choose another"),
         (["--port=-1"], r"--port = -1 cannot be used \(.*\): choose another"),
         (["--port=99999999999999999999"], r"--port = 9+ cannot be used \(.*\): choose another"),
-        (["--prot=7000"], "--prot=7000: expected --config.field=value."),
+        (["--prot=7000"], "--prot: there is no such option; did you mean --port"),
         (["--config.platform=abacus"], "choose cpu, gpu, tpu"),
         (["--config.image_sise=3"], "no such config key; did you mean --config.image_size"),
         (["--config.distributed=True"], "one process serves the page"),

@@ -173,7 +173,9 @@ def test_missing_and_empty_folders_are_told(run, folders):
     assert "--truth = no: there is no" in message_of(run, "--truth=no")
     assert "is --truth or in --out" in message_of(run, f"--truth={folders / 'query'}")
     assert "--batch_size = 0" in message_of(run, "--batch_size=0")
-    assert "--suport=x: expected --config.field=value" in message_of(run, "--suport=x")
+    assert "--suport: there is no such option; did you mean --support?" in message_of(
+        run, "--suport=x"
+    )
     save(folders / "blank" / "x.jpg", np.zeros((9, 9, 3), np.uint8))
     outline(folders / "blank" / "x.json", {}, size=(9, 9))
     assert "outline no objects" in message_of(run, support="blank")

@@ -1,0 +1,47 @@
+"""What all programs share: options that do not exist are told, with the one that is meant."""
+
+import pytest
+from helpers import message_of
+
+from fsseg_jax import command_line
+from fsseg_jax.errors import UserError
+
+
+def parse(*argv, **options):
+    return command_line.parse(None, argv, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--steps=500", "--config.train.steps"),
+        ("--learning_rate", "--config.train.learning_rate"),
+        ("--train.steps=3", "--config.train.steps"),
+        ("--image-size=3", "--config.image_size"),
+        ("--wrokdir=x", "--workdir"),
+        ("--qeury=x", "--query"),
+        ("--configs=x", "--config"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_told_with_the_one_that_is_meant(given, meant):
+    name = given.split("=")[0]
+    message = message_of(parse, "--workdir=x", given, query="images")
+    assert message == f"{name}: there is no such option; did you mean {meant}?"
+
+
+def test_an_option_like_no_other_is_told():
+    assert "--help lists all" in message_of(parse, "--workdir=x", "--qqqqqqqqq")
+
+
+def test_an_option_of_the_program_comes_before_a_field_of_that_name():
+    assert "did you mean --batch_size?" in message_of(
+        parse, "--workdir=x", "--batchsize=2", batch_size="images at once"
+    )
+
+
+def test_overrides_and_their_values_are_no_unknown_options():
+    arguments, rest = parse("--workdir=x", "--config.seed", "3", "--config.init=a b")
+    assert str(arguments.workdir) == "x"
+    assert rest == ["--config.seed", "3", "--config.init=a b"]
+    with pytest.raises(UserError, match="is empty"):
+        parse("--workdir=")
