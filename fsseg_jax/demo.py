@@ -114,7 +114,7 @@ def build(segmenter: Segmenter) -> "gr.Blocks":
     # Compiled before the first visitor waits; the visitors' copies share the result.
     size, progress = segmenter.config.image_size, gr.Progress()
     blank = np.zeros((size, size, 3), np.uint8)
-    segmenter = copy.copy(segmenter).fit([blank], masks=[np.ones((size, size), bool)])
+    segmenter = copy.copy(segmenter).fit([blank], masks=[np.eye(size, dtype=bool)])
     segmenter.predict(blank, batch_size=1)
     what = f"{segmenter.config.method} on {segmenter.config.backbone}, at {size} x {size} pixels"
 

@@ -1,4 +1,4 @@
-"""Reads images, labels and masks from files; a UserError names a missing or broken file."""
+"""Reads images and labels from files; a UserError names a missing or broken file."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Integer, Shaped, UInt8
+from jaxtyping import Integer, Shaped, UInt8
 from PIL import ExifTags, Image
 
 from fsseg_jax.errors import UserError
@@ -118,45 +118,6 @@ def read_label(
                 "palette or greyscale PNGs."
             )
         return np.asarray(file)
-
-
-def read_mask(path: str | os.PathLike, above: int = 0) -> Bool[np.ndarray, "height width"]:
-    """Reads a mask from a PNG of any mode: True where it is not black, ignoring transparency.
-
-    All values count that are not black, such as the dark grey of smooth edges. Of a palette's
-    colours, only that of index 0 may be black, so that indices and colours mean the same.
-
-    Args:
-        above: the largest grey, red, green or blue value that still counts as black.
-
-    Raises:
-        UserError: the file is missing or broken, indices and colours differ in what is background,
-            or its values are 0 and 1, which both are black by `above`.
-    """
-    with open_picture(path) as file:
-        mask = upright(file)
-        if mask.mode == "F":
-            raise ValueError("its values are floating-point numbers instead of 8 or 16 bits")
-        indices = np.asarray(mask) if mask.mode == "P" else None
-        if mask.mode == "1":
-            mask = mask.convert("L")
-        elif mask.mode != "L" and not mask.mode.startswith("I"):
-            mask = mask.convert("RGB")
-        values = np.asarray(mask)
-    if values.ndim == 3:
-        values = values.max(axis=-1)
-    if indices is not None and ((indices > 0) != (values > 0)).any():
-        raise UserError(
-            f"{path} is a palette mask whose background is ambiguous, as its index 0 is not black "
-            "or another one is: save it as greyscale, or give index 0, and no other, the colour "
-            "black."
-        )
-    if above and values.max(initial=0) == 1:
-        raise UserError(
-            f"{path} is a mask of the values 0 and 1, but only those above {above} are the class: "
-            "save it with 0 and 255."
-        )
-    return values > above
 
 
 def image_size(path: File) -> tuple[int, int]:

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from fsseg_jax.data.images import eight_bits, open_picture, rgb, upright
+from fsseg_jax.data.images import eight_bits, open_picture, rgb
+from fsseg_jax.data.masks import as_classes, numbers
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.prediction.memory import room_for
 
-CLASSES = UNLABELLED - 1  # the largest class number in masks
 # Pillow decodes an image when its pixels are first read, which is not thread-safe.
 _ONE_BY_ONE = threading.Lock()
 
@@ -75,61 +75,39 @@ def _decoded(picture: Image.Image, name: str) -> UInt8[np.ndarray, "height width
         return rgb(picture)
 
 
-def as_label(picture: Any, name: str) -> UInt8[np.ndarray, "height width"]:
-    """A mask as class numbers: 0 for the background, 1, 2 ... for classes, 255 for ignored pixels.
-
-    True, colours other than black, and 255 where it is the only value besides 0, mean class 1; all
-    other numbers, whether grey values or palette indices, are class numbers.
-
-    Args:
-        picture: the path of a PNG, a PIL image, or an array of booleans or integers of shape
-            (height, width).
-        name: what to call it in errors.
-
-    Raises:
-        UserError: it is none of these, its file cannot be read, or a number is not a class number.
-    """
-    values, _ = _values(picture, name)
-    return _numbered(values, _name(picture, name))
-
-
 def as_labels(
     pictures: Sequence[Any], names: Sequence[str]
-) -> list[UInt8[np.ndarray, "height width"]]:
-    """Masks of several images, as `as_label` reads them, but for soft edges.
+) -> tuple[list[UInt8[np.ndarray, "height width"]], tuple[int, ...]]:
+    """Masks of several images as labels of the classes 1, 2 ..., and the number of each in them.
 
-    If their values cannot be class numbers, because one is missing between them or they are too
-    large, then a greyscale file or PIL image of which most that is not black is white is a mask
-    with soft edges: as in `read_mask`, all of it that is not black is class 1.
+    0 is the background, 254 not marked, 255 ignored. `data.masks` says what masks show.
+
+    Args:
+        pictures: paths, PIL images, or arrays of booleans or integers of shape (height, width), or
+            of colours.
+        names: what to call them in errors.
 
     Raises:
-        UserError: see `as_label`.
+        UserError: one is none of these, its file cannot be read, or its numbers are no classes'.
     """
-    labels, soft = [], []
-    for picture, name in zip(pictures, names, strict=True):
-        values, grey = _values(picture, name)
-        soft.append(values > 0 if grey and _mostly_white(values) else None)
-        try:
-            labels.append(_numbered(values, _name(picture, name)))
-        except UserError:
-            if soft[-1] is None:
-                raise
-            labels.append(soft[-1].astype(np.uint8))
-    if missing_number(labels):
-        pairs = zip(labels, soft, strict=True)
-        labels = [label if x is None else x.astype(np.uint8) for label, x in pairs]
-    return labels
+    pairs = [*zip(pictures, names, strict=True)]
+    found = [_numbers(picture, name) for picture, name in pairs]
+    return as_classes(found, [_name(picture, name) for picture, name in pairs])
 
 
-def missing_number(labels: Sequence[UInt8[np.ndarray, "_ _"]]) -> int | None:
-    """The first number that is missing between those of the classes that labels show."""
-    numbers = {number for label in labels for number in classes_in(label)}
-    return min({*range(1, max(numbers, default=0))} - numbers, default=None)
+def _numbers(picture: Any, name: str) -> Integer[np.ndarray, "height width"]:
+    if isinstance(picture, str | os.PathLike):
+        with open_picture(picture) as file:
+            return numbers(file, _name(picture, name))
+    if isinstance(picture, Image.Image):
+        with _decoding(name):
+            return numbers(picture, name)
+    return numbers(_array(picture, name), name)
 
 
 def classes_in(label: UInt8[np.ndarray, "height width"]) -> list[int]:
     """The numbers of the classes that a label shows."""
-    return np.setdiff1d(label, [0, IGNORE]).tolist()
+    return np.setdiff1d(label, [0, UNLABELLED, IGNORE]).tolist()
 
 
 def _array(values: Any, name: str) -> np.ndarray:
@@ -143,49 +121,6 @@ def _array(values: Any, name: str) -> np.ndarray:
 
 def _name(picture: Any, name: str) -> str:
     return os.fspath(picture) if isinstance(picture, str | os.PathLike) else name
-
-
-def _values(picture: Any, name: str) -> tuple[Shaped[np.ndarray, "height width"], bool]:
-    """Booleans or numbers of a mask, and whether they are the grey values of a picture."""
-    if isinstance(picture, str | os.PathLike):
-        with open_picture(picture) as file:
-            return _values(file, _name(picture, name))
-    grey = False
-    if isinstance(picture, Image.Image):
-        with _decoding(name):
-            picture = upright(picture)
-        if picture.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
-            picture = (np.asarray(picture.convert("RGB")) > 0).any(axis=-1)
-        else:
-            grey = picture.mode.startswith(("L", "I"))
-            picture = picture.getchannel(0) if picture.mode in ("LA", "PA") else picture
-    label = _array(picture, name)
-    if label.ndim != 2 or not (label.dtype == bool or np.issubdtype(label.dtype, np.integer)):
-        raise UserError(
-            f"{name} is an array of {label.dtype} and shape {label.shape}: a mask is a path, a PIL "
-            "image, or an array of booleans or class numbers and shape (height, width)."
-        )
-    return label, grey
-
-
-def _mostly_white(values: Integer[np.ndarray, "height width"]) -> bool:
-    white = 255 if values.max(initial=0) < 256 else 2**16 - 1
-    return bool(2 * np.count_nonzero(values == white) > np.count_nonzero(values))
-
-
-def _numbered(
-    label: Shaped[np.ndarray, "height width"], name: str
-) -> UInt8[np.ndarray, "height width"]:
-    """Booleans or numbers as class numbers; see `as_label`."""
-    values = np.unique(label).tolist()
-    if values[-1:] in ([IGNORE], [2**16 - 1]) and set(values) <= {0, values[-1]}:
-        label = label > 0
-    elif wrong := [value for value in values if value != IGNORE and not 0 <= value <= CLASSES]:
-        raise UserError(
-            f"{name} has the value {wrong[0]}: classes are numbered 1..{CLASSES}, 0 is the "
-            f"background and {IGNORE} ignored."
-        )
-    return label.astype(np.uint8)
 
 
 def boxes_label(boxes: Any, shape: tuple[int, int], name: str) -> UInt8[np.ndarray, "height width"]:

@@ -80,8 +80,8 @@ class Segmenter:
         Args:
             images: paths, PIL images, or uint8 arrays of (height, width, 3). A single image and its
                 mask or boxes need not be in lists.
-            masks: one per image, of the same size: see `pictures.as_labels`. Numbers are classes,
-                so that an image can show several.
+            masks: one per image, of the same size: see `data.masks`. Numbers are classes, so that
+                an image can show several.
             boxes: instead of masks: for each image the box, or the boxes, around the class, as
                 (left, top, right, bottom) in pixels.
             classes: names of the classes 1, 2 ...; by default their numbers.
@@ -93,11 +93,11 @@ class Segmenter:
             UserError: there are no images, a mask is missing, empty or of another size than its
                 image, or the model does not support so many classes.
         """
-        supports = read_supports(images, masks, boxes)
+        supports, numbers = read_supports(images, masks, boxes)
         rows = episode_rows([label for _, label in supports])
         ways, shots = rows.shape
         name = "masks" if boxes is None else "boxes"
-        names = class_names(classes, ways, name)
+        names = class_names(classes, numbers, name)
         size, fit = self.config.image_size, self.config.eval.fit
         squares = [
             square_support(support, f"{name}[{i}]", size, fit) for i, support in enumerate(supports)

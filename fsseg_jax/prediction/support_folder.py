@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fsseg_jax.data.masks import CLASSES, warn_if_covering
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.folder import Folder
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
-from fsseg_jax.prediction.pictures import CLASSES
 from fsseg_jax.prediction.queries import check_folder
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,11 @@ def read_supports(folder: pathlib.Path) -> Supports:
         logger.info("%s: no image shows %s", folder, ", ".join(absent))
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
-    read = parallel_map(source.read, np.unique(source.table.image).tolist(), "supports")
+    rows = np.unique(source.table.image).tolist()
+    read = parallel_map(source.read, rows, "supports")
     images = [LabelledImage(image, own[label]) for image, label in read]
+    for image, row in zip(images, rows, strict=True):  # by its file, before `fit` does
+        warn_if_covering(image.label, str(source.annotations[row]))
     digest = hashlib.sha256()
     for image in images:
         for array in image:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from fsseg_jax.data.masks import warn_if_covering
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.errors import UserError, brief
@@ -16,19 +17,20 @@ from fsseg_jax.prediction.pictures import (
     boxes_label,
     classes_in,
     is_image,
-    missing_number,
 )
 
 
-def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
-    """Images at their own size, with labels of the classes 1, 2 ...
+def read_supports(
+    images: Any, masks: Any, boxes: Any
+) -> tuple[list[LabelledImage], tuple[int, ...]]:
+    """Images at their own size, with labels of the classes 1, 2 ..., and the classes' own numbers.
 
     Args:
         images, masks, boxes: see `Segmenter.fit`.
 
     Raises:
-        UserError: there are no images, a mask is missing, empty or of another size than its image,
-            or class numbers have gaps.
+        UserError: there are no images, or a mask is missing, empty or of another size than its
+            image.
     """
     if (masks is None) == (boxes is None):
         given = "neither" if masks is None else "both"
@@ -46,21 +48,17 @@ def read_supports(images: Any, masks: Any, boxes: Any) -> list[LabelledImage]:
         )
     images = [as_image(image, f"images[{i}]") for i, image in enumerate(images)]
     names = [f"{name}[{i}]" for i in range(len(images))]
+    numbers: tuple[int, ...] = (1,)
     if boxes is None:
-        labels = as_labels(outlines, names)
+        labels, numbers = as_labels(outlines, names)
     else:
         triples = zip(outlines, images, names, strict=True)
         labels = [boxes_label(outline, image.shape[:2], its) for outline, image, its in triples]
     supports = [LabelledImage(*pair) for pair in zip(images, labels, strict=True)]
     for i, support in enumerate(supports):
         _check(support, names[i], f"images[{i}]")
-    if missing := missing_number(labels):
-        largest = max(max(classes_in(label)) for label in labels)
-        raise UserError(
-            f"{name}: no image shows class {missing}, but one shows class {largest}: "
-            "number the classes 1, 2 ... without gaps."
-        )
-    return supports
+        warn_if_covering(support.label, names[i])
+    return supports, numbers
 
 
 def _listed(values: Any, name: str) -> list[Any]:
@@ -72,15 +70,16 @@ def _listed(values: Any, name: str) -> list[Any]:
     return list(values)
 
 
-def class_names(classes: Any, ways: int, name: str) -> tuple[str, ...]:
-    """The names of so many classes: those given, or their numbers.
+def class_names(classes: Any, numbers: Sequence[int], name: str) -> tuple[str, ...]:
+    """The names of the classes that have these numbers: those given, or the numbers.
 
     Raises:
         UserError: they are no names, two are the same, or there are more or fewer of them.
     """
     names = () if classes is None else (*_listed(classes, "classes"),)
+    ways = len(numbers)
     if not names:
-        return (*map(str, range(1, ways + 1)),)
+        return (*map(str, [1] if ways == 1 else numbers),)
     if wrong := [x for x in names if not isinstance(x, str) or not x]:
         raise UserError(f"classes has the name {brief(wrong[0])}: give a text for each class.")
     if len({*names}) < len(names):

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from fsseg_jax.data.images import check_size, image_size, read_label, read_mask
+from fsseg_jax.data.images import check_size, image_size, read_label
 from fsseg_jax.data.listing import is_part
+from fsseg_jax.data.masks import read_mask
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
@@ -73,15 +74,20 @@ class Truth:
         if 0 not in files:
             label = np.zeros(image_size(image), np.uint8)
             for number, path in files.items():
-                inside = read_mask(path)
-                check_size(inside, str(path), image)
-                label[inside] = number
+                mask = read_mask(path)
+                check_size(mask, str(path), image)
+                label[mask == 1] = number
+                label[(mask == IGNORE) & (label == 0)] = IGNORE
             return label
         path, one = files[0], len(self.classes) == 1
         # 255 alone is ambiguous: with one class it is that class, with several it is ignored.
-        label = as_labels([path], [str(path)])[0] if one else read_label(path)
+        if one:
+            (label,), numbers = as_labels([path], [str(path)])
+        else:
+            label, numbers = read_label(path), ()
         check_size(label, str(path), image)
-        if other := np.setdiff1d(label, [*range(len(self.classes) + 1), IGNORE]).tolist():
+        other = np.setdiff1d(label, [*range(len(self.classes) + 1), IGNORE]).tolist()
+        if other := numbers[1:] or other:
             raise UserError(
                 f"{path} has the number {other[0]}, but the supports show {len(self.classes)} "
                 f"classes: number them as in the predicted masks, and use {IGNORE} for ignored "

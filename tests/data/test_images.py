@@ -6,65 +6,10 @@ import struct
 import numpy as np
 import pytest
 from helpers import message_of
-from helpers_data import SIZE, write_mask
+from helpers_data import SIZE
 from PIL import ExifTags, Image
 
-from fsseg_jax.data.images import image_size, read_image, read_mask
-
-
-@pytest.mark.parametrize(
-    "kind", ["1", "L", "LA", "P", "P transparent", "RGB", "RGBA", "I;16", "other orientation"]
-)
-def test_masks_of_any_kind_show_what_is_not_black(tmp_path, kind):
-    path = tmp_path / "1.png"
-    mask = write_mask(path, value=255)
-    options = {}
-    if kind == "I;16":
-        picture = Image.fromarray(mask.astype(np.uint16))  # 1 of 65,535
-    elif kind.startswith("P"):
-        picture = Image.fromarray(np.where(mask, 7, 0).astype(np.uint8))
-        picture.putpalette([0] * 21 + [0, 0, 9] + [0] * 744)
-        options = {"transparency": 7} if kind == "P transparent" else {}
-    elif kind == "other orientation":
-        picture = Image.fromarray(np.rot90(mask.astype(np.uint8)))  # shown upright by EXIF's 6
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        options = {"exif": exif}
-    elif kind == "RGB":
-        picture = Image.fromarray(mask[..., None] * np.array([0, 1, 0], np.uint8))
-    elif kind in ("LA", "RGBA"):
-        values = [mask] * (len(kind) - 1) + [~mask]  # transparent where the class is
-        picture = Image.fromarray(np.stack(values, axis=-1).astype(np.uint8))
-    else:
-        picture = Image.fromarray(mask if kind == "1" else mask.astype(np.uint8))
-    picture.save(path, **options)
-    with Image.open(path) as saved:
-        assert saved.mode == (kind if len(kind) < 5 else kind[0] if kind[0] == "P" else "L")
-    found = read_mask(path)
-    assert found.dtype == bool
-    np.testing.assert_array_equal(found, mask)
-
-
-@pytest.mark.parametrize("black", [(), (0, 1)])
-def test_palettes_whose_colours_and_indices_disagree_are_named(tmp_path, black):
-    """Index 0 shows the class by its colour, or index 1 the background."""
-    path = tmp_path / "1.png"
-    palette = np.full((256, 3), 200, np.uint8)
-    palette[list(black)] = 0
-    picture = Image.fromarray(write_mask(path).astype(np.uint8))
-    picture.putpalette(palette.ravel().tolist())
-    picture.save(path)
-    message = message_of(read_mask, path)
-    assert str(path) in message
-    assert "ambiguous" in message
-
-
-def test_masks_of_0_and_1_are_no_black_ones(tmp_path):
-    mask = write_mask(tmp_path / "1.png", value=1)
-    np.testing.assert_array_equal(read_mask(tmp_path / "1.png"), mask)
-    message = message_of(read_mask, tmp_path / "1.png", 127)
-    assert str(tmp_path / "1.png") in message
-    assert "0 and 255" in message
+from fsseg_jax.data.images import image_size, read_image
 
 
 @pytest.mark.parametrize("values", [0.5, -1, 2**16])
@@ -74,16 +19,6 @@ def test_values_of_more_than_16_bits_are_named(tmp_path, values):
     kind = np.float32 if isinstance(values, float) else np.int32
     Image.fromarray(np.full(SIZE, values, kind)).save(path)
     assert str(path) in message_of(read_image, path)
-    if kind is np.float32:
-        assert str(path) in message_of(read_mask, path)
-
-
-def test_above_says_what_still_is_black(tmp_path):
-    values = np.array([[0, 1, 127], [128, 200, 255]], np.uint8)
-    Image.fromarray(values).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", above=127), values > 127)
-    Image.fromarray(values > 127).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", above=127), values > 127)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16", "RGB keyed"])

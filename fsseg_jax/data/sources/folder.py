@@ -13,8 +13,9 @@ from jaxtyping import Integer, UInt8
 from fsseg_jax.data.cache import kept_table, stamp
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
 from fsseg_jax.data.formats.labelme import read_labelme
-from fsseg_jax.data.images import check_shape, check_size, read_image, read_mask
+from fsseg_jax.data.images import check_shape, check_size, read_image
 from fsseg_jax.data.listing import Listing, check_utf8, left_out, list_folder
+from fsseg_jax.data.masks import read_mask, warn_if_covering
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import (
     LabelledImage,
@@ -29,6 +30,7 @@ from fsseg_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images
 SPLITS = ("train", "val", "test")
+RULE = 2  # version of how annotations are read, for the caches
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,8 @@ class Folder(Source):
         files = dict.fromkeys(path for pair in self._annotated for path in pair)
         # Classes of other splits may renumber these.
         key, self.sizes = stamp(files)
-        self.fingerprint = f"{key}-{zlib.crc32(repr(self.classes).encode()):08x}"
+        facts = repr((self.classes, RULE)).encode()
+        self.fingerprint = f"{key}-{zlib.crc32(facts):08x}"
         self._hidden: list[str] = []
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(ids)))
         if self._hidden:  # while counting, not if the table was kept
@@ -121,7 +124,8 @@ class Folder(Source):
             return self._coco.label(index, number_of, self.label_type)
         if _is_mask(annotation):
             number = self._number_of[_class_of(image, self._root)]
-            return read_mask(annotation) * self.label_type.type(number)
+            mask = read_mask(annotation)
+            return np.where(mask == 1, number, np.where(mask, IGNORE, 0)).astype(self.label_type)
         numbers, classes = self._drawn(index)
         return classes[numbers]
 
@@ -152,9 +156,14 @@ class Folder(Source):
             hidden = np.setdiff1d(np.arange(1, len(classes)), numbers).tolist()
             self._hidden += [f"shape {number} of {annotation}" for number in hidden]
         check_size(label, name, image)
-        if _is_mask(annotation) and not label.any():
-            raise UserError(f"{annotation} is an empty mask: paint the class, in any colour but 0.")
-        return count_classes(label, name, self)
+        pixels = count_classes(label, name, self)
+        if _is_mask(annotation):
+            if not pixels.any():
+                raise UserError(
+                    f"{annotation} is an empty mask: paint the class, in any colour but black."
+                )
+            warn_if_covering(label, name)
+        return pixels
 
 
 # ----------------------------------------------------------------------------- folders
@@ -321,7 +330,7 @@ def _beside(
 ) -> tuple[dict[pathlib.Path, list[pathlib.Path]], list[pathlib.Path]]:
     """The images in a folder, each with the masks and LabelMe files beside it, and other files.
 
-    A PNG is a mask if it is named after another image, with or without `_mask`.
+    A picture is a mask if it is named after another image and `_mask`, or is a PNG of its name.
     """
     pictures = [file for file in listing.files if file.suffix.lower() in SUFFIXES]
     stems = {file.stem for file in pictures}
@@ -330,9 +339,9 @@ def _beside(
     images = []
     for file in pictures:
         without = file.stem.removesuffix("_mask")
-        if _is_mask(file) and file.stem in other:
+        if file.suffix.lower() == ".png" and file.stem in other:
             annotations.setdefault(file.stem, []).append(file)
-        elif _is_mask(file) and without != file.stem and without in stems:
+        elif without != file.stem and without in stems:
             annotations.setdefault(without, []).append(file)
         else:
             images.append(file)
@@ -355,4 +364,4 @@ def _check_ids(images: Iterable[pathlib.Path]) -> None:
 
 
 def _is_mask(path: pathlib.Path) -> bool:
-    return path.suffix.lower() == ".png"
+    return path.suffix.lower() != ".json"

@@ -7,10 +7,10 @@ import pathlib
 import zlib
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from fsseg_jax.data.cache import kept_table, stamp
-from fsseg_jax.data.images import check_size, read_image, read_mask
+from fsseg_jax.data.images import check_size, open_picture, read_image, upright
 from fsseg_jax.data.listing import check_utf8, left_out, list_folder, read_lines
 from fsseg_jax.data.source import LabelledImage, Source, count_classes, existing_root
 from fsseg_jax.errors import UserError
@@ -98,7 +98,7 @@ class FSS1000(Source):
         return LabelledImage(read_image(self.pairs[index][0]), self._label(index))
 
     def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
-        mask = read_mask(self.pairs[index][1], above=127)
+        mask = read_white(self.pairs[index][1])
         return mask * self.label_type.type(self._class_of[index])
 
     def _count(self, index: int) -> np.ndarray:
@@ -109,6 +109,27 @@ class FSS1000(Source):
         if not label.any():
             self._empty.append(mask)
         return count_classes(label, str(mask), self)
+
+
+def read_white(path: str | os.PathLike) -> Bool[np.ndarray, "height width"]:
+    """Where a mask has a grey, red, green or blue value above 127, ignoring transparency.
+
+    Raises:
+        UserError: the file is missing or broken, or its values are 0 and 1.
+    """
+    with open_picture(path) as file:
+        mask = upright(file)
+        if mask.mode == "F":
+            raise ValueError("its values are floating-point numbers instead of 8 or 16 bits")
+        sixteen = mask.mode.startswith("I")
+        values = np.asarray(mask if sixteen else mask.convert("RGB"))
+    values = values if sixteen else values.max(axis=-1)
+    if values.max(initial=0) == 1:
+        raise UserError(
+            f"{path} is a mask of the values 0 and 1, but only those above 127 are the class: save "
+            "it with 0 and 255."
+        )
+    return values > 127
 
 
 def _images(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:

@@ -8,7 +8,7 @@ from helpers_fuzz import damaged, many, read_all, write
 from hypothesis import given
 from PIL import Image
 
-from fsseg_jax.data.sources.fss1000 import FSS1000
+from fsseg_jax.data.sources.fss1000 import FSS1000, read_white
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 SPLITS = {"train": ("fox", "bee", "ant"), "val": ("dog",), "test": ("elk", "cat")}
@@ -201,6 +201,14 @@ def test_masks_without_white_are_counted_and_named(root, log):
     assert not source.read(0).label.any()
     (told,) = [message for message in log.messages if "above 127" in message]
     assert f"2 left out, beginning with {root / 'ant' / '1.png'}" in told
+
+
+def test_what_is_above_127_is_white(tmp_path):
+    values = np.array([[0, 1, 127], [128, 200, 255]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_white(tmp_path / "mask.png"), values > 127)
+    Image.fromarray(values > 127).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_white(tmp_path / "mask.png"), values > 127)
 
 
 def test_masks_of_0_and_1_are_named(root):
