@@ -21,25 +21,25 @@ from fsseg_jax.benchmarks.measure import by_turns, memory, peaks
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.episode import Episode, normalise
 from fsseg_jax.models import METHODS, Method, create_model, init_variables
-from fsseg_jax.prediction.forward import encode_supports
+from fsseg_jax.prediction.forward import encode_supports, summarise
 
 REPEATS, WARM_UP = 11, 2
 BATCH_SIZES = (1, 8)
 
 
 def segment_queries(model: Method) -> Callable[..., UInt8[Array, "query height width"]]:
-    """A function of variables, encoded supports, their labels, and images that predicts classes."""
+    """A function of variables, summarised supports, their labels, and images: it predicts."""
 
     def segment(
         variables: Any,
-        features: Any,
+        summary: Any,
         labels: UInt8[Array, "way shot height width"],
         images: UInt8[Array, "query height width 3"],
     ) -> UInt8[Array, "query height width"]:
         def one(image: UInt8[Array, "height width 3"]) -> UInt8[Array, "height width"]:
             pixels = normalise(image)
             query = model.apply(variables, pixels, method="encode")
-            output: Any = model.apply(variables, features, labels, query, pixels, method="segment")
+            output: Any = model.apply(variables, summary, labels, query, pixels, method="segment")
             return workloads.winners(model, output.logits, image.shape[:2])
 
         return jax.vmap(one)(images)
@@ -116,6 +116,7 @@ def main() -> None:
         supports, labels = batch.support_image[0], batch.support_label[0]
         encode = functools.partial(encode_supports, model)
         features = jax.jit(encode)(variables, supports)
+        summary = jax.jit(functools.partial(summarise, model))(variables, features, labels)
         count = config.ways * config.shots
         rows.append(
             measured(config, "encode supports", count, encode, (variables, supports), repeats)
@@ -123,7 +124,7 @@ def main() -> None:
         for size in sizes:
             part = jax.tree.map(lambda x, size=size: x[:size], batch)
             whole = workloads.prediction(model), (variables, part)
-            queries = segment_queries(model), (variables, features, labels, part.query_image)
+            queries = segment_queries(model), (variables, summary, labels, part.query_image)
             for what, task in (("episodes", whole), ("queries", queries)):
                 rows.append(measured(config, what, size, *task, repeats))
             if arguments.torch and "seconds" in rows[-2]:  # of whole episodes

@@ -142,6 +142,7 @@ class Scorer:
             marks = cache.marks[rows.supports]
             support_label = annotated(support_label, marks, rows.bits, self.annotation, jnp)
         supports = at(cache.features, rows.supports)
+        summary = self.model.apply(variables, supports, support_label, method="summarise")
         square = View(cache.features, cache.images, None)
         label = cache.labels[rows.query] if queries.label is None else queries.label[turn]
         label = episode_label(label, rows.classes)
@@ -153,7 +154,7 @@ class Scorer:
             features = at(view.features, row)
             with _on_canvas(image, shape):
                 output: Any = self.model.apply(
-                    variables, supports, support_label, features, normalise(image), method="segment"
+                    variables, summary, support_label, features, normalise(image), method="segment"
                 )
                 logits = output.logits.astype(jnp.float32)
                 source = None if shape is None else inside(logits)

@@ -53,6 +53,27 @@ class Method(nn.Module, abc.ABC):
         batch axes in front.
         """
 
+    def summarise(
+        self,
+        support_features: Any,
+        support_label: UInt8[AnyArray, "way shot height width"],
+        train: bool = False,
+    ) -> Any:
+        """What `segment` takes of the supports; by default their features as they are.
+
+        Everything that depends on the supports alone, and costs something, belongs here:
+        evaluation and prediction do it once for each set of supports, not for each query.
+
+        Args:
+            support_features: output of `encode`, with axes way and shot in front.
+            support_label: see `segment`.
+            train: whether this is for training.
+
+        Returns:
+            an array or a pytree of arrays.
+        """
+        return support_features
+
     @abc.abstractmethod
     def segment(
         self,
@@ -66,7 +87,7 @@ class Method(nn.Module, abc.ABC):
         """Logits of the query.
 
         Args:
-            support_features: output of `encode`, with axes way and shot in front.
+            support_features: output of `summarise`.
             support_label: 0 background, n + 1 for way n, 255 ignored, 254 unlabelled
                 (weak annotations only).
             query_features: output of `encode` for the query.
@@ -141,7 +162,7 @@ class Method(nn.Module, abc.ABC):
         previous: Num[AnyArray, "..."] | None = None,
         train: bool = False,
     ) -> Output:
-        """Segments one episode of normalised images: `encode`, then `segment`.
+        """Segments one episode of normalised images: `encode`, `summarise`, then `segment`.
 
         Args:
             episode: the episode, normalised.
@@ -156,7 +177,7 @@ class Method(nn.Module, abc.ABC):
             lambda x: x[:-1].reshape(ways, shots, *x.shape[1:]), features
         )
         return self.segment(
-            support_features,
+            self.summarise(support_features, episode.support_label, train),
             episode.support_label,
             jax.tree.map(lambda x: x[-1], features),
             episode.query_image,

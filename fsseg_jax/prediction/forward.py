@@ -66,7 +66,9 @@ def _forward(
         whole = support_labels.astype(int)
         support_labels = jnp.where((whole >= 0) & (whole < IGNORE), whole, IGNORE)
     features = encode_supports(model, variables, support_images)
-    logits = segment(model, variables, features, support_labels.astype(jnp.uint8), query_images)
+    labels = support_labels.astype(jnp.uint8)
+    summary = summarise(model, variables, features, labels)
+    logits = segment(model, variables, summary, labels, query_images)
     return resize(logits, query_images.shape[1:3], model.align_corners)
 
 
@@ -79,41 +81,75 @@ def encode_supports(
     return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), features)
 
 
-def segment(
+def summarise(
     model: Method,
     variables: Any,
     features: Any,
     labels: UInt8[Array, "way shot height width"],
+) -> Any:
+    """What `segment` takes of the supports: `Method.summarise` of each of the `passes`."""
+
+    def of(depth: int, supports: tuple[Any, Array]) -> Any:
+        if depth == 0:
+            return model.apply(variables, *supports, method="summarise")
+        return _each(functools.partial(of, depth - 1), supports)
+
+    one_way, one_shot = passes(model, variables, *labels.shape[:2])
+    return of(one_way + one_shot, _divided(features, labels, one_way, one_shot))
+
+
+def segment(
+    model: Method,
+    variables: Any,
+    summary: Any,
+    labels: UInt8[Array, "way shot height width"],
     queries: Num[Array, "query query_height query_width 3"],
 ) -> Float[Array, "query h w class"]:
-    """Logits of queries at the model's own resolution."""
+    """Logits of queries at the model's own resolution.
+
+    Args:
+        summary: output of `summarise` with the same labels.
+    """
     images = normalise(queries)
     query_features = model.apply(variables, images, method="encode")
-    ways, shots = labels.shape[:2]
-    one_way, one_shot = passes(model, variables, ways, shots)
+    shots = labels.shape[1]
+    one_way, one_shot = passes(model, variables, *labels.shape[:2])
+    supports = summary, _divided(None, labels, one_way, one_shot)[1]
 
-    def pass_(features: Any, labels: Array, query: tuple[Any, Array]) -> Array:
-        output: Any = model.apply(variables, features, labels, *query, method="segment")
+    def pass_(supports: tuple[Any, Array], query: tuple[Any, Array]) -> Array:
+        output: Any = model.apply(variables, *supports, *query, method="segment")
         return output.logits.astype(jnp.float32)
 
-    def by_shots(features: Any, labels: Array, query: tuple[Any, Array]) -> Array:
+    def by_shots(supports: tuple[Any, Array], query: tuple[Any, Array]) -> Array:
         if not one_shot:
-            return pass_(features, labels, query)
-        single = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], (features, labels))
-        logits = _each(lambda row: pass_(row[0], row[1], query), single)
+            return pass_(supports, query)
+        logits = _each(lambda single: pass_(single, query), supports)
         return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(shots)
 
     def by_ways(query: tuple[Any, Array]) -> Array:
         if not one_way:
-            return by_shots(features, labels, query)
-        # In a binary pass, the other ways are background.
-        way = jnp.arange(1, ways + 1)[:, None, None, None]
-        marked = (labels == IGNORE) | (labels == UNLABELLED)
-        binary = jnp.where(marked, labels, labels == way).astype(jnp.uint8)
-        single = jax.tree.map(lambda x: x[:, None], (features, binary))
-        return join_ways(_each(lambda row: by_shots(row[0], row[1], query), single))
+            return by_shots(supports, query)
+        return join_ways(_each(lambda single: by_shots(single, query), supports))
 
     return _each(by_ways, (query_features, images))
+
+
+def _divided(
+    features: Any, labels: UInt8[Array, "way shot height width"], one_way: bool, one_shot: bool
+) -> tuple[Any, Array]:
+    """Supports of each of the `passes`, whose axes (way, shot) come in front, if there are any."""
+    supports = features, labels
+    if one_way:  # in a binary pass, the other ways are background
+        way = jnp.arange(1, len(labels) + 1)[:, None, None, None]
+        marked = (labels == IGNORE) | (labels == UNLABELLED)
+        binary = jnp.where(marked, labels, labels == way).astype(jnp.uint8)
+        supports = jax.tree.map(lambda x: x[:, None], (features, binary))
+    if one_shot:
+        shot = 1 + one_way
+        supports = jax.tree.map(
+            lambda x: jnp.expand_dims(jnp.moveaxis(x, shot, shot - 1), shot + 1), supports
+        )
+    return supports
 
 
 def _each(function: Callable[[Any], Array], rows: Any) -> Array:

@@ -20,7 +20,13 @@ from fsseg_jax.devices import map_over_devices, put, replicated, split
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
-from fsseg_jax.prediction.forward import encode_supports, forward, passes, segment
+from fsseg_jax.prediction.forward import (
+    encode_supports,
+    forward,
+    passes,
+    segment,
+    summarise,
+)
 from fsseg_jax.prediction.memory import on_devices
 from fsseg_jax.prediction.pictures import is_image
 from fsseg_jax.prediction.result import Result, at_own_size
@@ -72,7 +78,7 @@ class Segmenter:
         boxes: Any = None,
         classes: Sequence[str] = (),
     ) -> "Segmenter":
-        """Encodes supports, which replace those of the previous call.
+        """Encodes and summarises supports, which replace those of the previous call.
 
         An image is a support of every class that it shows. Classes with fewer supports than others
         repeat theirs.
@@ -106,7 +112,8 @@ class Segmenter:
         pixels, labels = (np.stack(part) for part in zip(*squares, strict=True))
         encoded = [self._encode(self.variables, image[None, None]) for image in pixels]
         features = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1)[0][rows], *encoded)
-        self._supports = put((features, labels[rows]), replicated(self.mesh))
+        features, labels = put((features, labels[rows]), replicated(self.mesh))
+        self._supports = self._summarise(self.variables, features, labels), labels
         self.classes = names
         return self
 
@@ -241,15 +248,19 @@ class Segmenter:
         return jax.jit(functools.partial(encode_supports, self.model))
 
     @functools.cached_property
+    def _summarise(self) -> Any:
+        return jax.jit(functools.partial(summarise, self.model))
+
+    @functools.cached_property
     def _logits(self) -> Any:
         """A compiled function: logits of a batch of squares, split over the devices."""
 
-        def one(variables: Any, features: Any, labels: Array, query: Array) -> Array:
-            return segment(self.model, variables, features, labels, query[None])[0]
+        def one(variables: Any, summary: Any, labels: Array, query: Array) -> Array:
+            return segment(self.model, variables, summary, labels, query[None])[0]
 
-        def all_of(variables: Any, features: Any, labels: Array, queries: Array) -> Array:
+        def all_of(variables: Any, summary: Any, labels: Array, queries: Array) -> Array:
             together = len(queries) // self.mesh.size
             mapped = map_over_devices(one, self.mesh, batched=1, together=together)
-            return mapped(variables, features, labels, queries)
+            return mapped(variables, summary, labels, queries)
 
         return jax.jit(all_of)
