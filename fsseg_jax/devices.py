@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import platformdirs
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
@@ -36,16 +37,23 @@ def start(config: ConfigDict, stoppable: bool = False) -> None:
     Raises:
         UserError: the platform or the other processes are not available.
     """
-    if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = platformdirs.user_cache_path("fsseg_jax") / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", COMPILED)
+    prepare(config)
     if config.distributed:
         jax.config.update("jax_enable_preemption_service", stoppable)
         join_processes()
+    choose_platform(config.platform)
+
+
+def prepare(config: ConfigDict) -> None:
+    """Keeps compiled programs for the next process, and memory for the next call, if `config` says
+    so and nobody has chosen another folder; may be called again."""
+    if config.compilation_cache and not jax.config.jax_compilation_cache_dir:
+        folder = platformdirs.user_cache_path("fsseg_jax") / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED)
+        compilation_cache.reset_cache()  # JAX may have compiled something without it already
     if config.platform in ("", "cpu"):
         keep_memory()
-    choose_platform(config.platform)
 
 
 def join_processes() -> None:

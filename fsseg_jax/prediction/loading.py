@@ -12,8 +12,9 @@ import jax
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from ml_collections import ConfigDict
 
+from fsseg_jax import command_line
 from fsseg_jax.config import FIELDS, config_file, config_names, load_config, override
-from fsseg_jax.devices import choose_platform, make_mesh, replicated
+from fsseg_jax.devices import choose_platform, make_mesh, prepare, replicated
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method, create_model, init_variables
 from fsseg_jax.prediction import sharing
@@ -33,7 +34,9 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
             run has no such checkpoint, the closest one is loaded.
         **settings: fields of the configuration to change, such as `image_size=321` or
             `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`. All devices
-            of the best platform are used unless `devices` or `platform` are set.
+            of the best platform are used unless `devices` or `platform` are set. Compiled programs
+            are kept for the next process, unless `compilation_cache` is False or JAX has a folder
+            for them already.
 
     Raises:
         UserError: there is no such model, a setting does not exist, or weights cannot be loaded.
@@ -47,8 +50,10 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
         words = " or ".join(FIELDS["eval.checkpoint"].choices)
         raise UserError(f"checkpoint = {brief(checkpoint)}: choose {words}.")
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
-    if "platform" in settings:
-        choose_platform(str(settings["platform"]))
+    machine = command_line.first_config(None, arguments)
+    prepare(machine)
+    if machine.platform:
+        choose_platform(machine.platform)
     remedy = "a folder, a configuration, or hf://owner/name"
     name = sharing.check_name(model, "model", remedy)
     config, module, variables = _found(name, checkpoint, arguments)

@@ -15,6 +15,7 @@ from fuzz import EXAMPLES
 from helpers import calls_of, message_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.experimental.compilation_cache import compilation_cache
 from mutations import mutated
 from small_models import assert_equal, make_config, random_variables
 
@@ -387,3 +388,38 @@ def test_a_name_of_the_hub_is_asked_of_the_hub(saved, tmp_path, monkeypatch, mod
 @pytest.mark.parametrize("model", ["hf://", "hf://tiny", "hf://a/b/c", "hf://a/b c"])
 def test_names_that_the_hub_cannot_have_are_told(model):
     assert "names on the hub are hf://owner/name" in message_of(fsseg_jax.load, model)
+
+
+# ----------------------------------------------------------------------------- the process
+
+
+@pytest.fixture
+def without_a_cache(monkeypatch):
+    """JAX as it starts: it keeps no compiled programs, and later all of them."""
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    names += ("jax_persistent_cache_min_compile_time_secs",)
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
+    jax.config.update(names[2], 0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_what_is_compiled_for_a_loaded_model_is_kept(saved, without_a_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.jit(lambda x: x + 1)(3.0)  # as users may, before they load a model
+    fsseg_jax.load(saved[0], compilation_cache=False)
+    assert not jax.config.jax_compilation_cache_dir
+    fsseg_jax.load(saved[0])
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "fsseg_jax" / "compiled")
+    jax.jit(lambda x: x + 2)(3.0)
+    assert [*(tmp_path / "fsseg_jax" / "compiled").iterdir()]
+
+
+def test_a_folder_that_users_have_chosen_for_it_stays(saved, without_a_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    fsseg_jax.load(saved[0])
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
