@@ -95,6 +95,33 @@ def numbers(mask: Any, name: str) -> Integer[np.ndarray, "height width"]:
     return _grey(_checked(np.asarray(mask), name), lossy)
 
 
+def scribble(mask: Any, name: str) -> Integer[np.ndarray, "height width"]:
+    """The numbers of a picture of scribbles: 254 where nothing is marked.
+
+    Of a picture with transparency, what is rather transparent is not marked, black is background,
+    and any other colour is class 1. Without transparency, a grey or palette picture or an array has
+    numbers, and 254 where nothing is marked.
+
+    Args, Raises: see `numbers`; also UserError if all is marked, as then it is a mask.
+    """
+    if not isinstance(mask, Image.Image) and mask.ndim == 3 and mask.shape[-1] == 4:
+        mask = Image.fromarray(mask)
+    if isinstance(mask, Image.Image):
+        mask = upright(mask)
+        opaque = _opaque(mask)
+        if opaque is not None:
+            coloured = np.asarray(mask.convert("RGBA"))[..., :3].any(axis=-1)
+            return np.where(opaque, coloured, UNLABELLED).astype(np.uint8)
+        mask = np.asarray(mask)
+    label = _checked(mask, name)
+    if not (label == UNLABELLED).any():
+        raise UserError(
+            f"{name} marks all of its image: leave what is not marked transparent, or "
+            f"{UNLABELLED} in an array; or give it as a mask."
+        )
+    return label
+
+
 def _checked(values: np.ndarray, name: str) -> Shaped[np.ndarray, "height width"]:
     kind = values.dtype
     if values.ndim == 2 and kind.kind in "biu":

@@ -40,11 +40,11 @@ def as_image(picture: Any, name: str) -> UInt8[np.ndarray, "height width 3"]:
     """
     if isinstance(picture, str | os.PathLike):
         with open_picture(picture) as file:
-            return _decoded(file, _name(picture, name))
+            return _decoded(file, name_of(picture, name))
     if isinstance(picture, Image.Image):
-        with _decoding(name):
+        with decoding(name):
             return _decoded(picture, name)
-    array = _array(picture, name)
+    array = as_array(picture, name)
     kind = f"an array of {array.dtype} and shape {array.shape}"
     if array.dtype == np.uint16:
         try:
@@ -92,17 +92,17 @@ def as_labels(
     """
     pairs = [*zip(pictures, names, strict=True)]
     found = [_numbers(picture, name) for picture, name in pairs]
-    return as_classes(found, [_name(picture, name) for picture, name in pairs])
+    return as_classes(found, [name_of(picture, name) for picture, name in pairs])
 
 
 def _numbers(picture: Any, name: str) -> Integer[np.ndarray, "height width"]:
     if isinstance(picture, str | os.PathLike):
         with open_picture(picture) as file:
-            return numbers(file, _name(picture, name))
+            return numbers(file, name_of(picture, name))
     if isinstance(picture, Image.Image):
-        with _decoding(name):
+        with decoding(name):
             return numbers(picture, name)
-    return numbers(_array(picture, name), name)
+    return numbers(as_array(picture, name), name)
 
 
 def classes_in(label: UInt8[np.ndarray, "height width"]) -> list[int]:
@@ -110,7 +110,8 @@ def classes_in(label: UInt8[np.ndarray, "height width"]) -> list[int]:
     return np.setdiff1d(label, [0, UNLABELLED, IGNORE]).tolist()
 
 
-def _array(values: Any, name: str) -> np.ndarray:
+def as_array(values: Any, name: str) -> np.ndarray:
+    """An array; raises UserError if it cannot be one."""
     try:
         return np.asarray(values)
     except (TypeError, ValueError, OverflowError):  # such as lists of several lengths
@@ -119,7 +120,8 @@ def _array(values: Any, name: str) -> np.ndarray:
         ) from None
 
 
-def _name(picture: Any, name: str) -> str:
+def name_of(picture: Any, name: str) -> str:
+    """What to call a picture in errors: its path if it has one, or `name`."""
     return os.fspath(picture) if isinstance(picture, str | os.PathLike) else name
 
 
@@ -161,7 +163,7 @@ def _corners(boxes: Any, name: str) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def decoding(name: str) -> Iterator[None]:
     """Guards the decoding of a PIL image, which may have been opened without being read."""
     try:
         with _ONE_BY_ONE:

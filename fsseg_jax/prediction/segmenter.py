@@ -77,6 +77,8 @@ class Segmenter:
         masks: Any = None,
         boxes: Any = None,
         classes: Sequence[str] = (),
+        scribbles: Any = None,
+        points: Any = None,
     ) -> "Segmenter":
         """Encodes and summarises supports, which replace those of the previous call.
 
@@ -91,6 +93,13 @@ class Segmenter:
             boxes: instead of masks: for each image the box, or the boxes, around the class, as
                 (left, top, right, bottom) in pixels.
             classes: names of the classes 1, 2 ...; by default their numbers.
+            scribbles: instead of masks: for each image a picture of its size in which strokes are
+                drawn: black on the background, any other colour on the class, transparent
+                elsewhere; or an array of class numbers, 0 for the background, 254 elsewhere.
+            points: instead of masks: for each image the point, or the points, on the class, as
+                (x, y) in pixels, or (x, y, n) on the class n, which is 0 for the background.
+                Without scribbles or points on the background, what is far from all others is taken
+                for it (`marks.with_background`).
 
         Returns:
             the segmenter itself.
@@ -99,10 +108,11 @@ class Segmenter:
             UserError: there are no images, a mask is missing, empty or of another size than its
                 image, or the model does not support so many classes.
         """
-        supports, numbers = read_supports(images, masks, boxes)
+        supports, numbers = read_supports(images, masks, boxes, scribbles, points)
         rows = episode_rows([label for _, label in supports])
         ways, shots = rows.shape
-        name = "masks" if boxes is None else "boxes"
+        kinds = {"masks": masks, "boxes": boxes, "scribbles": scribbles, "points": points}
+        name = next(kind for kind, given in kinds.items() if given is not None)
         names = class_names(classes, numbers, name)
         size, fit = self.config.image_size, self.config.eval.fit
         squares = [

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from fsseg_jax.data.masks import warn_if_covering
+from fsseg_jax.data.masks import as_classes, warn_if_covering
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import fitted, square
 from fsseg_jax.errors import UserError, brief
+from fsseg_jax.prediction.marks import draw_points, read_scribbles, with_background
 from fsseg_jax.prediction.pictures import (
     as_image,
     as_labels,
@@ -19,23 +20,23 @@ from fsseg_jax.prediction.pictures import (
     is_image,
 )
 
+# Width of a point's disc as a share of the longer side, as weak annotations have it by default.
+POINT = 5 / 417
+
 
 def read_supports(
-    images: Any, masks: Any, boxes: Any
+    images: Any, masks: Any = None, boxes: Any = None, scribbles: Any = None, points: Any = None
 ) -> tuple[list[LabelledImage], tuple[int, ...]]:
     """Images at their own size, with labels of the classes 1, 2 ..., and the classes' own numbers.
 
     Args:
-        images, masks, boxes: see `Segmenter.fit`.
+        images, masks, boxes, scribbles, points: see `Segmenter.fit`.
 
     Raises:
         UserError: there are no images, or a mask is missing, empty or of another size than its
             image.
     """
-    if (masks is None) == (boxes is None):
-        given = "neither" if masks is None else "both"
-        raise UserError(f"masks and boxes: {given} was given; give exactly one of them.")
-    name, outlines = ("masks", masks) if boxes is None else ("boxes", boxes)
+    name, outlines = _given(masks=masks, boxes=boxes, scribbles=scribbles, points=points)
     if is_image(images):
         images, outlines = [images], [outlines]
     images, outlines = _listed(images, "images"), _listed(outlines, name)
@@ -48,17 +49,39 @@ def read_supports(
         )
     images = [as_image(image, f"images[{i}]") for i, image in enumerate(images)]
     names = [f"{name}[{i}]" for i in range(len(images))]
-    numbers: tuple[int, ...] = (1,)
-    if boxes is None:
-        labels, numbers = as_labels(outlines, names)
-    else:
-        triples = zip(outlines, images, names, strict=True)
-        labels = [boxes_label(outline, image.shape[:2], its) for outline, image, its in triples]
+    labels, numbers = _labels(name, outlines, names, [image.shape[:2] for image in images])
     supports = [LabelledImage(*pair) for pair in zip(images, labels, strict=True)]
     for i, support in enumerate(supports):
         _check(support, names[i], f"images[{i}]")
         warn_if_covering(support.label, names[i])
-    return supports, numbers
+    return with_background(supports), numbers
+
+
+def _given(**outlines: Any) -> tuple[str, Any]:
+    """The one that is given; raises UserError if none is, or several are."""
+    given = [name for name, value in outlines.items() if value is not None]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none"
+        *most, last = outlines
+        raise UserError(
+            f"{', '.join(most)} and {last}: {found} was given; give exactly one of them."
+        )
+    return given[0], outlines[given[0]]
+
+
+def _labels(
+    kind: str, outlines: list[Any], names: list[str], shapes: list[tuple[int, int]]
+) -> tuple[list[UInt8[np.ndarray, "_ _"]], tuple[int, ...]]:
+    """Labels of images of these shapes from what was given, and the classes' own numbers."""
+    if kind == "masks":
+        return as_labels(outlines, names)
+    triples = [*zip(outlines, names, shapes, strict=True)]
+    if kind == "boxes":
+        return [boxes_label(boxes, shape, name) for boxes, name, shape in triples], (1,)
+    if kind == "scribbles":
+        return as_classes([read_scribbles(x, name) for x, name, _ in triples], names)
+    drawn = [draw_points(x, shape, max(shape) * POINT, name) for x, name, shape in triples]
+    return as_classes(drawn, names)
 
 
 def _listed(values: Any, name: str) -> list[Any]:

@@ -236,10 +236,10 @@ IMAGE, MASK = np.zeros((8, 9, 3), np.uint8), np.eye(8, 9, dtype=np.uint8)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"images": [IMAGE]}, "masks and boxes: neither was given"),
+        ({"images": [IMAGE]}, "masks, boxes, scribbles and points: none was given"),
         (
             {"images": [IMAGE], "masks": [MASK], "boxes": [(0, 0, 3, 3)]},
-            "masks and boxes: both was given",
+            "masks, boxes, scribbles and points: masks and boxes was given",
         ),
         ({"images": [], "masks": []}, r"images = \[\]: give at least one"),
         ({"images": 3, "masks": [MASK]}, "images = 3: give a list"),

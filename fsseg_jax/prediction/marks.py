@@ -1,0 +1,116 @@
+"""Supports that are marked in part: scribbles and clicks. What is not marked is 254.
+
+If no support marks background, what is far from all marks is taken for it (`with_background`), as
+methods compare the class with the background and would find the class everywhere.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
+from scipy import ndimage
+
+from fsseg_jax.data.images import open_picture
+from fsseg_jax.data.masks import scribble
+from fsseg_jax.data.source import LabelledImage
+from fsseg_jax.episode import UNLABELLED
+from fsseg_jax.errors import UserError, brief
+from fsseg_jax.prediction.pictures import as_array, decoding, name_of
+
+# Background is what is farther from all marks than this share of the longer side of the image.
+FAR = 0.2
+MOST_FAR = 0.1  # share of the image, the farthest, that is background even if it is nearer
+
+logger = logging.getLogger(__name__)
+
+
+def read_scribbles(picture: Any, name: str) -> Integer[np.ndarray, "height width"]:
+    """The numbers of a picture of scribbles, see `data.masks.scribble`.
+
+    Args:
+        picture: a path, a PIL image or an array.
+        name: what to call it in errors.
+
+    Raises:
+        UserError: its file cannot be read, or it marks all of the image.
+    """
+    name = name_of(picture, name)
+    if isinstance(picture, str | os.PathLike):
+        with open_picture(picture) as file:
+            return scribble(file, name)
+    if isinstance(picture, Image.Image):
+        with decoding(name):
+            return scribble(picture, name)
+    return scribble(as_array(picture, name), name)
+
+
+def draw_points(
+    points: Any, shape: tuple[int, int], width: float, name: str
+) -> UInt8[np.ndarray, "height width"]:
+    """The label of an image on which points are clicked: a disc around each.
+
+    Args:
+        points: one or more points: (x, y) in pixels on the class 1, or (x, y, n) on the class n,
+            which is 0 for the background. Where discs overlap, the nearest point counts.
+        shape: height and width of the image.
+        width: of the discs, in pixels.
+        name: what to call them in errors.
+
+    Raises:
+        UserError: they are no points, or one is outside of the image.
+    """
+    try:
+        given = np.atleast_2d(np.asarray(points, np.float64))
+    except (TypeError, ValueError, OverflowError):
+        given = np.empty(0)
+    if given.ndim != 2 or given.shape[-1] not in (2, 3) or not len(given):
+        raise UserError(
+            f"{name} = {brief(points)}: points are (x, y) in pixels on the class, or (x, y, n) on "
+            "the class n, and n = 0 is the background."
+        )
+    x, y = given[:, 0], given[:, 1]
+    number = given[:, 2] if given.shape[1] == 3 else np.ones(len(given))
+    for i in range(len(given)):
+        if not (0 <= x[i] < shape[1] and 0 <= y[i] < shape[0]):
+            raise UserError(
+                f"{name} has the point ({x[i]:g}, {y[i]:g}), which is outside of its image of "
+                f"{shape[1]} x {shape[0]} pixels: points are (x, y), x to the right and y down."
+            )
+        if number[i] not in range(UNLABELLED):
+            raise UserError(
+                f"{name} has a point of class {number[i]:g}: classes are numbered 1 ..."
+                f"{UNLABELLED - 1}, and 0 is the background."
+            )
+    at = y.astype(int), x.astype(int)
+    unmarked = np.ones(shape, bool)
+    unmarked[at] = False
+    clicked = np.zeros(shape, np.uint8)
+    clicked[at] = number.astype(np.uint8)
+    away, nearest = ndimage.distance_transform_edt(unmarked, return_indices=True)
+    return np.where(away <= width / 2, clicked[tuple(nearest)], UNLABELLED).astype(np.uint8)
+
+
+def with_background(supports: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """Supports of which at least one shows background: if none marks it, all that is not marked and
+    farther from all marks than `FAR`, or among the farthest `MOST_FAR`, becomes background."""
+    if any((support.label == 0).any() for support in supports):
+        return list(supports)
+    if not any((support.label == UNLABELLED).any() for support in supports):
+        return list(supports)  # all of the images is the class, and nothing else can be background
+    logger.info("no support marks background: what is far from all marks is taken for it")
+    return [support._replace(label=_far_is_background(support.label)) for support in supports]
+
+
+def _far_is_background(
+    label: UInt8[np.ndarray, "height width"],
+) -> UInt8[np.ndarray, "height width"]:
+    unmarked = label == UNLABELLED
+    if not unmarked.any() or unmarked.all():
+        return label
+    away = ndimage.distance_transform_edt(unmarked)
+    farthest = min(FAR * max(label.shape), float(np.quantile(away, 1 - MOST_FAR)))
+    return np.where(unmarked & (away >= max(farthest, 1)), 0, label).astype(np.uint8)
