@@ -27,6 +27,7 @@ from fsseg_jax.config import (
     override,
     reference,
 )
+from fsseg_jax.data.remote import is_url
 from fsseg_jax.errors import UserError
 
 # Seconds that the first of several processes waits after an error: its exit ends the others, which
@@ -52,8 +53,26 @@ class PathAction(argparse.Action):
         setattr(namespace, self.dest, pathlib.Path(os.path.expanduser(values)))
 
 
-# Options of argparse for a folder.
+class PlaceAction(PathAction):
+    """Stores a path, as `PathAction` does, or a URL, which is a string."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Stores one."""
+        if is_url(values):
+            setattr(namespace, self.dest, values)
+        else:
+            super().__call__(parser, namespace, values, option_string)
+
+
+# Options of argparse for a folder, and for one that may be elsewhere.
 FOLDER = {"action": PathAction, "metavar": "DIR"}
+PLACE = {"action": PlaceAction, "metavar": "PLACE"}
 # Options that choose a part of a table; see `evaluation.tables.cells.choose`.
 PART = {
     "rows": "rows of the table by their labels, as in PANet,CANet; all by default",

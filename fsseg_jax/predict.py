@@ -11,9 +11,11 @@ box annotation.
 
 --query holds the images to segment, in any folders below it or where links in it lead. The masks of
 the supports, and files in --out or --truth, are not segmented. Other files are left out, and told.
+It may also be a text file with a path or URL in each line, or the URL of a folder (s3://, gs://).
 
 --out receives, by the name of each image, `masks` (class numbers) and `overlays`, and
-`predictions.json` with all predictions in COCO's format. The same command continues a stopped run.
+`predictions.json` with all predictions in COCO's format; for more than 100,000 images, parts of
+Parquet in `predictions` instead. The same command continues a stopped run.
 
 --truth holds masks with the same names as those in `masks`: class numbers, or, for one class, any
 mask that is not black where the class is; or a folder of such masks for each class. The
@@ -23,6 +25,8 @@ The exit status is 0 if all images were segmented, 1 if some could not be read, 
 error.
 """
 
+import argparse
+import functools
 import json
 import logging
 import pathlib
@@ -33,18 +37,28 @@ from collections.abc import Sequence
 import jax
 
 from fsseg_jax import command_line
-from fsseg_jax.devices import describe
+from fsseg_jax.devices import describe, is_first_process
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import write_text
+from fsseg_jax.prediction import together
 from fsseg_jax.prediction.loading import load
-from fsseg_jax.prediction.output import MASKS, OVERLAYS, PREDICTIONS, Predictions, made_by
+from fsseg_jax.prediction.output import (
+    MASKS,
+    OVERLAYS,
+    SAVED,
+    Predictions,
+    Query,
+    is_crowded,
+    made_by,
+)
 from fsseg_jax.prediction.queries import find_queries
 from fsseg_jax.prediction.segmenter import Segmenter
 from fsseg_jax.prediction.segmenting import segment_files
 from fsseg_jax.prediction.support_folder import Supports, read_supports
+from fsseg_jax.prediction.table import MANY, choose_format, write_table
 from fsseg_jax.prediction.truth import Truth, table
 
-BATCH_SIZE = 8
+BATCH_SIZE = 8  # a device
 RESULTS = "results.json"
 
 logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has another name
@@ -58,53 +72,101 @@ def main(argv: Sequence[str] | None = None) -> int:
         workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
         config=False,
         support={**command_line.FOLDER, "required": True, "help": "images of the classes"},
-        query={**command_line.FOLDER, "required": True, "help": "images to segment"},
+        query={**command_line.PLACE, "required": True, "help": "images to segment"},
         out={**command_line.FOLDER, "required": True, "help": "output folder"},
         truth={**command_line.FOLDER, "help": "true masks to compare with"},
+        save=f"what to write for each image: {','.join(SAVED)} by default; or one of them, or none",
+        format=f"of all predictions: json, or parquet, the default for more than {MANY:,} images",
         batch_size={
-            **{"type": int, "metavar": "N", "default": BATCH_SIZE},
-            "help": f"images at once; by default {BATCH_SIZE}, fewer need less memory",
+            **{"type": int, "metavar": "N"},
+            "help": f"images at once; by default {BATCH_SIZE} a device, fewer need less memory",
         },
     )
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch_size = {arguments.batch_size}: it must be at least 1.")
+    save = _check(arguments)
     settings = command_line.settings(overrides)
     machine = command_line.first_config(None, overrides)
-    if machine.distributed:
-        raise UserError("--config.distributed: one process segments the images; leave it out.")
     command_line.start(machine)
+    command_line.check_processes(machine, out=arguments.out)
     supports = read_supports(arguments.support)
     places = (arguments.out / MASKS, arguments.out / OVERLAYS, *filter(None, [arguments.truth]))
     queries = find_queries(arguments.query, {*supports.files, *places})
+    table_format = choose_format(arguments.format, len(queries))
     segmenter = _load(arguments.workdir, settings)
     logger.info(describe(segmenter.mesh))
     facts = made_by(segmenter, supports.classes, supports.digest)
-    with Predictions(arguments.out, facts) as predictions:
+
+    def open_part(part: int) -> Predictions:
+        return Predictions(arguments.out, facts, save, is_crowded(queries), part)
+
+    with together.begin(open_part, queries, facts) as predictions:
         predictions.choose_names(queries)
-        truth = None
-        if arguments.truth is not None:
-            outputs = {query.path: predictions.output(query) for query in queries}
-            truth = Truth(arguments.truth, outputs, supports.classes)
-        todo = [query for query in queries if not predictions.done(query)]
-        skipped, rate = 0, ""
-        if todo:
-            _show(segmenter, supports)
-            skipped, seconds = segment_files(segmenter, predictions, todo, arguments.batch_size)
-            if done := len(todo) - skipped:
-                rate = f", {done / seconds:.3g} images a second"
-        predictions.write_coco(queries, supports.classes)
-        if truth is not None:
-            predicted = {q.path: predictions.mask_file(q) for q in queries if predictions.done(q)}
-            results = truth.compare(predicted)
-            write_text(arguments.out / RESULTS, json.dumps(results | {"made_by": facts}, indent=2))
-            print(table(results))
-    before = len(queries) - len(todo)
+        truth = _truth(arguments.truth, predictions, queries, supports.classes)
+        todo = [q for q in together.own_part(queries) if not predictions.done(q)]
+        skipped, rate = _segment(segmenter, supports, predictions, todo, arguments.batch_size)
+        if not is_first_process():
+            predictions.close()
+            together.end(arguments.out, skipped)
+            return 0  # the first one tells
+        with together.all_ended(predictions, skipped) as skipped:
+            records = functools.partial(predictions.records, queries)
+            written = write_table(arguments.out, records, supports.classes, table_format)
+            predictions.write_skipped(skipped)
+            if truth is not None:
+                done = {q.path: predictions.mask_file(q) for q in queries if predictions.noted(q)}
+                results = truth.compare(done) | {"made_by": facts}
+                write_text(arguments.out / RESULTS, json.dumps(results, indent=2))
+                print(table(results))
+    before = len(together.own_part(queries)) - len(todo)
     earlier = f" ({before} of them before)" if before else ""
+    what = ", ".join([*save, written.name][:-1]) + " and " * bool(save) + written.name
     print(
-        f"{len(queries) - skipped} images{earlier}, {skipped} skipped{rate}: {MASKS}, "
-        f"{OVERLAYS} and {PREDICTIONS} are in {arguments.out}"
+        f"{len(queries) - len(skipped)} images{earlier}, {len(skipped)} skipped{rate}: {what} "
+        f"are in {arguments.out}"
     )
-    return int(skipped > 0)
+    return int(len(skipped) > 0)
+
+
+def _check(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Checks options, and returns what to save of each image."""
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UserError(f"--batch_size = {arguments.batch_size}: it must be at least 1.")
+    asked = (arguments.save or ",".join(SAVED)).split(",")
+    if not {*asked} <= {*SAVED} and asked != ["none"]:
+        raise UserError(f"--save = {arguments.save}: choose {' or '.join(SAVED)}, both, or none.")
+    if arguments.truth is not None and MASKS not in asked:
+        raise UserError(f"--truth compares masks, but --save = {arguments.save}: save them too.")
+    return tuple(kind for kind in SAVED if kind in asked)
+
+
+def _truth(
+    folder: pathlib.Path | None,
+    predictions: Predictions,
+    queries: Sequence[Query],
+    classes: Sequence[str],
+) -> Truth | None:
+    """The true masks, if there are any to compare with."""
+    if folder is None or not is_first_process():
+        return None
+    return Truth(folder, {query.path: predictions.output(query) for query in queries}, classes)
+
+
+def _segment(
+    segmenter: Segmenter,
+    supports: Supports,
+    predictions: Predictions,
+    todo: Sequence[Query],
+    batch_size: int | None,
+) -> tuple[dict[str, str], str]:
+    """Segments images; returns why some were skipped, and how fast it was, in words."""
+    if not todo:
+        return {}, ""
+    _show(segmenter, supports)
+    start = time.perf_counter()
+    size = batch_size or BATCH_SIZE * segmenter.mesh.size
+    skipped = segment_files(segmenter, predictions, todo, size)
+    done = len(todo) - len(skipped)
+    rate = f", {done / (time.perf_counter() - start):.3g} images a second"
+    return skipped, rate if done else ""
 
 
 def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import ExifTags, Image
 
+from fsseg_jax.data.remote import is_url, read_url
 from fsseg_jax.errors import UserError
 
 MOST_PIXELS = 178_956_970  # of an image: Pillow refuses more as a decompression bomb
@@ -21,7 +22,7 @@ _UPRIGHT = {  # what makes images of EXIF's orientations upright
 }
 _QUARTER_TURNS = (_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90)
 
-# A path, or the contents of a file, which errors name by its `repr`.
+# A path, a URL, or the contents of a file, which errors name by its `repr`.
 File = str | os.PathLike | io.BytesIO
 
 
@@ -36,7 +37,7 @@ def open_picture(path: File) -> Iterator[Image.Image]:
     if isinstance(path, str | os.PathLike) and os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} cannot be read (it is no file): give an image.")
     try:
-        with Image.open(path) as file:
+        with Image.open(read_url(path) if is_url(path) else path) as file:
             if file.format == "EPS":
                 raise UserError(f"{path} is PostScript, which is not read: convert it to PNG.")
             if file.format == "TIFF":

@@ -1,6 +1,7 @@
 """What `predict` has done so far: a file in its folder with a line of JSON for each image.
 
-The file may have been damaged or changed: what it says is checked before it is believed.
+Several processes that write into one folder have a file each, which the first one collects. The
+files may have been damaged or changed: what they say is checked before it is believed.
 """
 
 import itertools
@@ -11,12 +12,13 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from fsseg_jax.checksums import checksum_of
 from fsseg_jax.files import lock, writing
 
 JOURNAL = "journal.jsonl"
+PARTS = "journal-*.jsonl"  # of the processes besides the first
 
 # What reading a line of anything, and looking into it, may raise.
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
@@ -31,49 +33,66 @@ logger = logging.getLogger(__name__)
 class Entry(NamedTuple):
     """What the journal says about an image that is done."""
 
-    output: str
     size: int
     changed: int
     place: int  # of its line in the journal
 
 
 class Journal:
-    """The journal of a folder; one process at a time has it open.
+    """The journal of a folder; one process at a time has a file of it open.
 
     Lines that are damaged are ignored and counted: their images are segmented again.
 
     Args:
         folder: the folder of results.
         classes: the number of classes.
+        part: of which of several processes; the first one, 0, collects what the others have left,
+            before they begin.
+        read: whether to read what is done; who is told what to do need not know.
 
     Raises:
-        UserError: the journal cannot be written (in `append` too), or another process has it open.
+        UserError: the journal cannot be written (in `append` and `collect` too), or another process
+            has it open.
     """
 
-    def __init__(self, folder: pathlib.Path, classes: int) -> None:
+    def __init__(
+        self, folder: pathlib.Path, classes: int, part: int = 0, read: bool = True
+    ) -> None:
         self.folder, self._classes = folder, classes
-        with writing(folder):
-            self.file = (folder / JOURNAL).open("a+b")
-        lock(self.file.fileno(), folder)
         self.entries: dict[str, Entry] = {}  # by the image's name
-        self._owners: dict[str, str] = {}  # names of images by their outputs
-        self.file.seek(0)
-        end = ignored = 0
-        for line in self.file:
-            if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
-                break
-            try:
-                self._enter(json.loads(line, parse_constant=_no_number), end)
-            except _DAMAGED:
-                ignored += 1
-            end += len(line)
+        # Names of images by their outputs, which are most of the memory: as few of them as can be.
+        self._owners: dict[str, str] = {}
+        own = folder / (PARTS.replace("*", str(part)) if part else JOURNAL)
         with writing(folder):
-            self.file.truncate(end)
-        if ignored:
-            logger.warning(
-                "%s: %d damaged lines are ignored; images that are on no other are segmented again",
-                *(folder / JOURNAL, ignored),
-            )
+            self.file = own.open("w+b" if part else "a+b")
+        lock(self.file.fileno(), folder)
+        if part and read:
+            with writing(folder), (folder / JOURNAL).open("rb") as whole:
+                self._read(whole)
+        elif not part:
+            self.file.seek(0)
+            end = self._read(self.file)
+            with writing(folder):
+                self.file.truncate(end)
+            self.collect()
+
+    def output(self, name: str) -> str:
+        """The name of an image's mask and overlay: the one that it has, or the first free one."""
+        free = None
+        for number, output in enumerate(output_names(name)):
+            owner = self._owners.get(output.casefold())
+            if owner == name:
+                return output
+            free = output if owner is None and free is None else free
+            if number >= len(_short_names(name)) and free is not None:
+                break
+        assert free is not None  # there is no end of names
+        self._owners[free.casefold()] = name
+        return free
+
+    def own(self, name: str, output: str) -> None:
+        """Gives an image the output that another process has chosen."""
+        self._owners[output.casefold()] = name
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line."""
@@ -89,6 +108,41 @@ class Journal:
         self.file.seek(self.entries[name].place)
         return json.loads(self.file.readline())
 
+    def collect(self) -> None:
+        """Adds the lines of other processes, which have ended, and removes their files."""
+        for path in sorted(self.folder.glob(PARTS)):
+            with writing(self.folder):
+                with path.open("rb") as part:
+                    self._read(part, copied=True)
+                # What another computer's crash may undo must not be removed before it is safe.
+                os.fsync(self.file.fileno())
+                path.unlink()
+
+    def _read(self, file: IO[bytes], copied: bool = False) -> int:
+        """Enters the lines of a file, perhaps copying them to the journal; returns their end."""
+        end = ignored = 0
+        place = self.file.seek(0, os.SEEK_END) if copied else 0
+        for line in file:
+            if not line.endswith(b"\n"):  # the last one, if the run ended while it was written
+                break
+            try:
+                self._enter(json.loads(line, parse_constant=_no_number), place + end)
+            except _DAMAGED:
+                ignored += 1
+                if copied:
+                    continue
+            if copied:
+                self.file.write(line)
+            end += len(line)
+        if copied:
+            self.file.flush()
+        if ignored:
+            logger.warning(
+                "%s: %d damaged lines are ignored; images that are on no other are segmented again",
+                *(file.name, ignored),
+            )
+        return end
+
     def _enter(self, record: Mapping[str, Any], place: int) -> None:
         """Enters a line; raises an error if it is none that `predict` writes."""
         own = {key: value for key, value in record.items() if key != CHECKSUM}
@@ -96,10 +150,11 @@ class Journal:
         # Lines of earlier versions have no checksum.
         _require(record.get(CHECKSUM, checksum_of(own)) == checksum_of(own))
         name, output = record["photograph"], record["output"]
-        # Two images with one output would overwrite each other's.
-        if self._owners.setdefault(output.casefold(), name) != name:
-            raise ValueError(output)
-        self.entries[name] = Entry(output, record["size"], record["changed"], place)
+        # Two images with one output would overwrite each other's, and one has a single output.
+        _require(self._owners.get(output.casefold(), name) == name)
+        _require(name not in self.entries or self.output(name) == output)
+        self._owners[output.casefold()] = name
+        self.entries[name] = Entry(record["size"], record["changed"], place)
 
 
 def output_names(name: str) -> Iterator[str]:

@@ -1,15 +1,18 @@
-"""The folder that `predict` writes: masks, overlays, and one file in COCO's format for all of them.
+"""The folder that `predict` writes: masks, overlays, and a table of all of them (`table`).
 
 A journal gets a line for each image once its mask and overlay are written, so that a stopped run
 can continue. Folders in it may be links, such as `masks` to another disk.
 """
 
+import collections
 import contextlib
 import hashlib
 import itertools
 import json
+import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -22,12 +25,15 @@ from pycocotools import mask as coco_mask
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
 from fsseg_jax.files import remove_partial, replacing, write_text, writing
-from fsseg_jax.prediction.journal import Journal, output_names
+from fsseg_jax.prediction.journal import Journal
 from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.segmenter import Segmenter
 
-MASKS, OVERLAYS = "masks", "overlays"
-PREDICTIONS, MADE_BY = "predictions.json", "made_by.json"
+MASKS, OVERLAYS = SAVED = "masks", "overlays"
+MADE_BY, SKIPPED = "made_by.json", "skipped.txt"
+SPREAD = "spread over folders"  # in `made_by.json`, where files are
+CROWDED = 10_000  # images in a folder; file systems and viewers are slow with more
+FOLDERS = 4096  # of files that are spread: 250 in each of a million
 LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, at a fraction of the image's file size
 # Of masks: black background, classes as in the overlays. All 256 colours, so that a pixel is a
 # byte.
@@ -35,12 +41,12 @@ PALETTE = bytes([0, 0, 0, *itertools.chain(*itertools.islice(itertools.cycle(WAY
 
 
 class Query(NamedTuple):
-    """An image to segment."""
+    """An image to segment. There may be millions: it is small."""
 
-    path: pathlib.Path
+    path: str  # or its URL
     name: str  # its path below the folder of queries, with slashes
-    size: int  # bytes
-    changed: int  # time of the last change, in nanoseconds
+    size: int  # bytes; 0 if nobody knows
+    changed: int  # time of the last change, in nanoseconds, or another number of its version
 
 
 def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict[str, Any]:
@@ -63,26 +69,41 @@ class Predictions:
     Args:
         folder: the folder, which is made if it does not exist.
         made_by: see `made_by`.
+        save: which of `masks` and `overlays` to write.
+        spread: of a new folder, whether to spread files over subfolders, of which there are
+            `FOLDERS`, since folders of a million files are slow, and some file systems have none.
+        part: of which of several processes; only the first, 0, checks and cleans the folder.
+        read: whether to read what is done; see `Journal`.
 
     Raises:
         UserError: the folder holds something else or predictions made by something else, it cannot
             be written to (in all methods), or another process is writing to it.
     """
 
-    def __init__(self, folder: pathlib.Path, made_by: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self._check(made_by)
-        self._journal = Journal(folder, len(made_by["classes"]))
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        made_by: Mapping[str, Any],
+        save: Collection[str] = SAVED,
+        spread: bool = False,
+        part: int = 0,
+        read: bool = True,
+    ) -> None:
+        self.folder, self.save = folder, tuple(save)
+        self._spread = self._check(made_by, spread)
+        self._journal = Journal(folder, len(made_by["classes"]), part, read)
         links = (path for path in (folder / MASKS, folder / OVERLAYS) if path.is_symlink())
-        for place in (folder, *links):
+        for place in (folder, *links) if not part else ():
             remove_partial(place)
-        self._outputs = {name: entry.output for name, entry in self._journal.entries.items()}
-        self._taken = {output.casefold() for output in self._outputs.values()}
 
     def __enter__(self) -> "Predictions":
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the journal."""
         # What a full disk did not take has been told, and is done again.
         with contextlib.suppress(OSError):
             self._journal.file.close()
@@ -94,50 +115,60 @@ class Predictions:
         taken. Names do not change when images are added.
         """
         for query in queries:
-            if query.name in self._outputs:
-                continue
-            names = output_names(query.name)
-            free = next(name for name in names if name.casefold() not in self._taken)
-            self._taken.add(free.casefold())
-            self._outputs[query.name] = free
+            self._journal.output(query.name)
 
     def output(self, query: Query) -> str:
         """The name of an image's mask and overlay."""
-        return self._outputs[query.name]
+        return self._journal.output(query.name)
+
+    def give_name(self, query: Query, output: str) -> None:
+        """Gives an image the name that another process has chosen for it."""
+        self._journal.own(query.name, output)
 
     def mask_file(self, query: Query) -> pathlib.Path:
         """The path of an image's mask, written or not."""
-        return self.folder / MASKS / f"{self.output(query)}.png"
+        return self.folder / self._place(MASKS, self.output(query), "png")
 
     def overlay_file(self, query: Query) -> pathlib.Path:
         """The path of an image's overlay, written or not."""
-        return self.folder / OVERLAYS / f"{self.output(query)}.jpg"
+        return self.folder / self._place(OVERLAYS, self.output(query), "jpg")
+
+    def _place(self, kind: str, output: str, suffix: str) -> str:
+        spread = f"{zlib.crc32(os.fsencode(output)) % FOLDERS:03x}/" if self._spread else ""
+        return f"{kind}/{spread}{output}.{suffix}"
+
+    def _files(self, query: Query) -> list[pathlib.Path]:
+        """What is saved of an image besides its line in the journal."""
+        files = {MASKS: self.mask_file, OVERLAYS: self.overlay_file}
+        return [files[kind](query) for kind in self.save]
+
+    def noted(self, query: Query) -> bool:
+        """Whether the journal has an image, and it has not changed since."""
+        entry = self._journal.entries.get(query.name)
+        return entry is not None and (entry.size, entry.changed) == (query.size, query.changed)
 
     def done(self, query: Query) -> bool:
-        """Whether an image is done, and has not changed since."""
-        entry = self._journal.entries.get(query.name)
-        return (
-            entry is not None
-            and (entry.size, entry.changed) == (query.size, query.changed)
-            and self.mask_file(query).is_file()
-            and self.overlay_file(query).is_file()
-        )
+        """Whether an image is noted, and what is saved of it is there."""
+        return self.noted(query) and all(path.is_file() for path in self._files(query))
 
     def write(
         self,
         query: Query,
-        image: UInt8[np.ndarray, "height width 3"],
+        image: UInt8[np.ndarray, "height width 3"] | None,
         result: Result,
     ) -> dict[str, Any]:
         """Writes the mask and the overlay of an image, and returns the record for `note`.
 
-        Several threads may call it at once.
+        The image itself is needed for an overlay alone. Several threads may call it at once.
         """
         label = result.mask
-        with replacing(self.mask_file(query)) as file:
-            save_mask(label, file)
-        with replacing(self.overlay_file(query)) as file:
-            Image.fromarray(small_overlay(image, label, LONG_SIDE)).save(file, "jpeg", quality=90)
+        if MASKS in self.save:
+            with replacing(self.mask_file(query)) as file:
+                save_mask(label, file)
+        if image is not None:
+            with replacing(self.overlay_file(query)) as file:
+                shown = small_overlay(image, label, LONG_SIDE)
+                Image.fromarray(shown).save(file, "jpeg", quality=90)
         height, width = label.shape
         return {
             "photograph": query.name,
@@ -159,33 +190,42 @@ class Predictions:
         with writing(self.folder):
             for file in (self.mask_file(query), self.overlay_file(query)):
                 file.unlink(missing_ok=True)
+        self._journal.entries.pop(query.name, None)
 
-    def write_coco(self, queries: Iterable[Query], classes: Sequence[str]) -> None:
-        """Writes `predictions.json` for the images that are done."""
-        # Encoded masks can exceed memory: they are read and written one image at a time.
-        done = [query.name for query in queries if self.done(query)]
-        images = (_image(id_, self._journal.record(name)) for id_, name in enumerate(done, 1))
-        objects = (
-            {"image_id": id_, **found}
-            for id_, name in enumerate(done, 1)
-            for found in self._journal.record(name)["objects"]
-        )
-        lists = {
-            "images": images,
-            "categories": ({"id": n, "name": name} for n, name in enumerate(classes, 1)),
-            "annotations": ({"id": n, **found} for n, found in enumerate(objects, 1)),
-        }
-        with replacing(self.folder / PREDICTIONS) as file:
-            file.write(b'{"info": {"description": "predictions of fsseg_jax"}')
-            for name, items in lists.items():
-                file.write(f',\n"{name}": ['.encode())
-                for number, item in enumerate(items):
-                    file.write((",\n" if number else "\n").encode() + json.dumps(item).encode())
-                file.write(b"]")
-            file.write(b"}\n")
+    def collect(self, skipped: Iterable[str] = ()) -> None:
+        """Takes over what other processes have noted, when they have ended.
 
-    def _check(self, made_by: Mapping[str, Any]) -> None:
-        """Writes `made_by` into a new folder, or compares it with that of an old one."""
+        Args:
+            skipped: the names of images that could not be read, even if they were noted once.
+        """
+        self._journal.collect()
+        for name in skipped:
+            self._journal.entries.pop(name, None)
+
+    def records(self, queries: Iterable[Query]) -> Iterator[dict[str, Any]]:
+        """What the journal says about each image that is done, one at a time: all may exceed
+        memory."""
+        for query in queries:
+            if self.noted(query):
+                record = self._journal.record(query.name)
+                if MASKS in self.save:
+                    record["mask_file"] = self._place(MASKS, record["output"], "png")
+                yield record
+
+    def write_skipped(self, skipped: Mapping[str, str]) -> None:
+        """Writes `skipped.txt`, with a line of the name and the reason for each image that could
+        not be read; or removes it if there are none."""
+        file = self.folder / SKIPPED
+        if skipped:
+            lines = (f"{name}\t{' '.join(skipped[name].split())}\n" for name in sorted(skipped))
+            write_text(file, "".join(lines))
+        else:
+            with writing(file):
+                file.unlink(missing_ok=True)
+
+    def _check(self, made_by: Mapping[str, Any], spread: bool) -> bool:
+        """Writes `made_by` into a new folder, or compares it with that of an old one; returns
+        whether files are spread over subfolders, which does not change."""
         file = self.folder / MADE_BY
         remedy = f"choose another --out, or remove {self.folder}"
         with writing(self.folder):
@@ -198,10 +238,12 @@ class Predictions:
                     f"--out = {self.folder} holds {min(others).name} but no predictions: choose a "
                     "new or an empty folder."
                 )
-            write_text(file, json.dumps(made_by, indent=2))
-            return
+            kept = {**made_by, **({SPREAD: True} if spread else {})}
+            write_text(file, json.dumps(kept, indent=2))
+            return spread
         try:
             before = dict(json.loads(file.read_bytes()))
+            spread = before.pop(SPREAD, False) is True
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{file} cannot be read ({error}): {remedy}.") from None
         names = dict.fromkeys([*made_by, *before])
@@ -216,6 +258,13 @@ class Predictions:
                 f"--out = {self.folder} holds predictions made with {'; '.join(other[:5])}: "
                 f"{remedy}."
             )
+        return spread
+
+
+def is_crowded(queries: Iterable[Query]) -> bool:
+    """Whether a folder has so many images that what is made of them should be spread."""
+    folders = collections.Counter(os.path.dirname(query.name) for query in queries)
+    return max(folders.values(), default=0) > CROWDED
 
 
 def save_mask(label: UInt8[np.ndarray, "height width"], file: IO[bytes]) -> None:
@@ -235,13 +284,6 @@ def small_overlay(
     small.thumbnail((long_side, long_side))
     small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
     return overlay(np.asarray(small), np.asarray(small_label))
-
-
-def _image(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """An image in COCO's format, with the file of its mask and how sure it is."""
-    fields = {name: record[name] for name in ("height", "width", "confidence")}
-    mask_file = f"{MASKS}/{record['output']}.png"
-    return {"id": number, "file_name": record["photograph"], "mask_file": mask_file, **fields}
 
 
 def _objects(

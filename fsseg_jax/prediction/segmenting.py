@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,7 @@ from fsseg_jax.data.images import read_image
 from fsseg_jax.data.parallel import cores
 from fsseg_jax.errors import UserError
 from fsseg_jax.prediction.memory import room_for
-from fsseg_jax.prediction.output import Predictions, Query
+from fsseg_jax.prediction.output import OVERLAYS, Predictions, Query
 from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.segmenter import Segmenter
 
@@ -23,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 def segment_files(
     segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
-) -> tuple[int, float]:
-    """Segments images and writes the results; returns the number of skipped images, and seconds."""
+) -> dict[str, str]:
+    """Segments images and writes the results; returns why images were skipped, by their names."""
     results = segmenter.results((query.path for query in queries), batch_size=batch_size)
 
     def finish(query: Query, result: Result | UserError) -> dict[str, Any] | UserError:
@@ -32,37 +31,38 @@ def segment_files(
             try:
                 if isinstance(result, UserError):
                     raise result
-                height, width = result.mask.shape
-                stack.enter_context(room_for(str(query.path), width, height))
-                image = read_image(query.path)
-                if image.shape[:2] != result.mask.shape:
+                shape, image = result.mask.shape, None
+                if OVERLAYS in predictions.save:
+                    stack.enter_context(room_for(query.path, shape[1], shape[0]))
+                    image = read_image(query.path)
+                if image is not None and image.shape[:2] != shape:
                     raise UserError(f"{query.path} has changed meanwhile: start the command again.")
             except UserError as error:
                 return error
             return predictions.write(query, image, result)
 
-    skipped, start = 0, time.perf_counter()
+    skipped: dict[str, str] = {}
     waiting: collections.deque[tuple[Query, Future]] = collections.deque()
     with (
         ThreadPoolExecutor(cores()) as pool,
         tqdm(total=len(queries), desc="images", unit="image", delay=1) as progress,
     ):
 
-        def settle() -> int:
+        def settle() -> None:
             query, future = waiting.popleft()
             result = future.result()
             progress.update()
             if not isinstance(result, UserError):
                 predictions.note(result)
-                return 0
+                return
             predictions.remove(query)
             logger.warning("skipped: %s", result)
-            return 1
+            skipped[query.name] = str(result)
 
         for query, result in zip(queries, results, strict=True):
             waiting.append((query, pool.submit(finish, query, result)))
             if len(waiting) > cores():
-                skipped += settle()
+                settle()
         while waiting:
-            skipped += settle()
-    return skipped, time.perf_counter() - start
+            settle()
+    return skipped

@@ -38,13 +38,13 @@ class Truth:
     """
 
     def __init__(
-        self, folder: pathlib.Path, names: Mapping[pathlib.Path, str], classes: Sequence[str]
+        self, folder: pathlib.Path, names: Mapping[str, str], classes: Sequence[str]
     ) -> None:
         if not os.path.isdir(folder):
             raise UserError(f"--truth = {folder}: there is no such folder.")
         self.classes = tuple(classes)
         # The mask of each class by image; that of class 0 shows all of them.
-        self._files: dict[pathlib.Path, dict[int, pathlib.Path]] = {}
+        self._files: dict[str, dict[int, pathlib.Path]] = {}
         for image, name in names.items():
             places = {0: folder}
             # A name of a class that is no name of a folder would lead elsewhere.
@@ -61,7 +61,7 @@ class Truth:
         # Checked now, because masks are compared only after all images are segmented.
         parallel_map(self._check_sizes, list(self._files), "sizes of the true masks")
 
-    def read(self, image: pathlib.Path) -> UInt8[np.ndarray, "height width"] | None:
+    def read(self, image: str) -> UInt8[np.ndarray, "height width"] | None:
         """The true mask of an image at its size, or None if it has none: 0 for the background, 1, 2
         ... for classes, 255 for ignored pixels.
 
@@ -95,7 +95,7 @@ class Truth:
             )
         return label
 
-    def compare(self, predicted: Mapping[pathlib.Path, pathlib.Path]) -> dict[str, Any]:
+    def compare(self, predicted: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         """Compares predicted masks with the true ones.
 
         Args:
@@ -111,7 +111,7 @@ class Truth:
             UserError: see `read`.
         """
 
-        def count(image: pathlib.Path) -> Int[np.ndarray, "class 3"]:
+        def count(image: str) -> Int[np.ndarray, "class 3"]:
             label = self.read(image)
             assert label is not None  # `known` are the images with true masks
             found = read_label(predicted[image])
@@ -142,7 +142,7 @@ class Truth:
             "without_truth": len(predicted) - len(known),
         }
 
-    def _check_sizes(self, image: pathlib.Path) -> None:
+    def _check_sizes(self, image: str) -> None:
         try:
             image_size(image)
         except UserError:  # the image will be skipped

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import pathlib
 import resource
@@ -17,6 +18,7 @@ from mutations import mutated
 from fsseg_jax.errors import UserError
 from fsseg_jax.prediction.output import Predictions, Query
 from fsseg_jax.prediction.result import Result
+from fsseg_jax.prediction.table import write_table
 
 FACTS = {"classes": ["cat", "dog"], "supports": "0123", "image_size": 32}
 NAMES = ("a.jpg", "a.png", "deep/b.jpg")
@@ -25,7 +27,7 @@ RESULT = Result(LABEL, np.array([0.9, 0.75, 0.5]), 0.625, None)
 
 
 def queries(folder):
-    return [Query(folder / "query" / name, name, n, 10 + n) for n, name in enumerate(NAMES)]
+    return [Query(str(folder / "query" / name), name, n, 10 + n) for n, name in enumerate(NAMES)]
 
 
 def write(folder, images=NAMES):
@@ -36,7 +38,8 @@ def write(folder, images=NAMES):
         for query in queries(folder):
             if query.name in images and not predictions.done(query):
                 predictions.note(predictions.write(query, image, RESULT))
-        predictions.write_coco(queries(folder), FACTS["classes"])
+        records = functools.partial(predictions.records, queries(folder))
+        write_table(folder / "out", records, FACTS["classes"], "json")
 
 
 def contents(folder):
@@ -231,3 +234,63 @@ def test_a_disk_that_is_full_is_told_and_the_next_run_goes_on(tmp_path, monkeypa
         assert "cannot be written (File too large)" in message_of(write, tmp_path)
     write(tmp_path)
     check_complete(tmp_path)
+
+
+# ----------------------------------------------------------------------------- several processes
+
+
+def part(folder, number, names, **options):
+    """Writes results of images as one of several processes."""
+    image = np.zeros((*LABEL.shape, 3), np.uint8)
+    with Predictions(folder / "out", FACTS, part=number, **options) as predictions:
+        predictions.choose_names(queries(folder))
+        found = [query.name for query in queries(folder) if predictions.done(query)]
+        for query in queries(folder):
+            if query.name in names:
+                predictions.note(predictions.write(query, image, RESULT))
+    return found
+
+
+def test_what_other_processes_noted_is_collected_even_of_one_that_was_killed(tmp_path):
+    write(tmp_path / "whole")
+    assert part(tmp_path, 0, NAMES[:1]) == []
+    assert part(tmp_path, 1, NAMES[1:2]) == ["a.jpg"]
+    assert part(tmp_path, 2, NAMES[2:], read=False) == []
+    file = tmp_path / "out" / "journal-2.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"photograph": "a.jp')  # it was killed meanwhile
+    with Predictions(tmp_path / "out", FACTS) as predictions:
+        assert all(map(predictions.done, queries(tmp_path)))
+    write(tmp_path)
+    out, whole = tmp_path / "out", tmp_path / "whole" / "out"
+    lines = [sorted((x / "journal.jsonl").read_bytes().splitlines()) for x in (out, whole)]
+    assert lines[0] == lines[1]
+    assert [*out.glob("journal-*")] == []
+    assert (out / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
+
+
+def test_an_image_that_two_processes_have_done_is_there_once(tmp_path):
+    write(tmp_path / "whole")
+    for number in (0, 1, 2):
+        part(tmp_path, number, NAMES)
+    write(tmp_path, images=())
+    one, other = (x / "out" / "predictions.json" for x in (tmp_path, tmp_path / "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_is_not_saved_is_not_missed_and_files_are_spread_where_they_are_many(tmp_path):
+    with Predictions(tmp_path, FACTS, save=("masks",), spread=True) as predictions:
+        predictions.choose_names(queries(tmp_path))
+        for query in queries(tmp_path):
+            predictions.note(predictions.write(query, None, RESULT))
+        (record, *_) = predictions.records(queries(tmp_path))
+    with Predictions(tmp_path, FACTS, save=("masks",)) as predictions:  # spread, as it was
+        assert all(map(predictions.done, queries(tmp_path)))
+        assert predictions.mask_file(queries(tmp_path)[0]) == tmp_path / record["mask_file"]
+    assert not (tmp_path / "overlays").exists()
+    places = [path.relative_to(tmp_path / "masks").parts for path in tmp_path.rglob("*.png")]
+    assert sorted(map(len, places)) == [2, 2, 3]  # a folder besides the names
+    with Predictions(tmp_path, FACTS) as predictions:  # overlays are missing
+        assert not any(map(predictions.done, queries(tmp_path)))
+    with Predictions(tmp_path, FACTS, save=()) as predictions:
+        assert all(map(predictions.done, queries(tmp_path)))
+        assert "mask_file" not in next(predictions.records(queries(tmp_path)))
