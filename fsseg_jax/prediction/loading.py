@@ -16,9 +16,10 @@ from fsseg_jax import command_line
 from fsseg_jax.config import FIELDS, config_file, config_names, load_config, override
 from fsseg_jax.devices import choose_platform, make_mesh, prepare, replicated
 from fsseg_jax.errors import UserError, brief
-from fsseg_jax.models import Method, create_model, init_variables
+from fsseg_jax.models import create_model, init_variables
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.segmenter import Segmenter
+from fsseg_jax.prediction.sharing import Saved
 
 
 def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) -> Segmenter:
@@ -28,6 +29,7 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
         model: the folder of a run (`runs/panet`), a model that `Segmenter.save_pretrained` wrote,
             as a folder or on the Hugging Face hub (`hf://owner/name`, or `owner/name` if there is
             no folder `owner`), or a configuration: a file, or the name of one in `configs/`.
+            A model that was saved with its supports is ready to predict.
             "panet_vgg16" is useful without any training: PANet's only parameters are those of its
             ImageNet-pretrained backbone.
         checkpoint: of a run: "best", "last" or another choice of `config.eval.checkpoint`; if the
@@ -56,13 +58,13 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
         choose_platform(machine.platform)
     remedy = "a folder, a configuration, or hf://owner/name"
     name = sharing.check_name(model, "model", remedy)
-    config, module, variables = _found(name, checkpoint, arguments)
-    return Segmenter(
-        config, module, variables, make_mesh(config.devices if "devices" in settings else 0)
-    )
+    config, module, variables, trained, shown = _found(name, checkpoint, arguments)
+    mesh = make_mesh(config.devices if "devices" in settings else 0)
+    segmenter = Segmenter(config, module, variables, mesh, trained)
+    return segmenter if shown is None else segmenter.fit_shown(shown)
 
 
-def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> tuple[ConfigDict, Method, Any]:
+def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> Saved:
     """The configuration, the model and its variables, as `load` finds them."""
     path = pathlib.Path(os.path.expanduser(model))
     if os.path.isfile(path / sharing.CONFIG):
@@ -102,7 +104,7 @@ def _repository(model: str) -> str | None:
     return name if named and (explicit or not os.path.lexists(owner)) else None
 
 
-def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:
+def _untrained(config: ConfigDict) -> Saved:
     """The initial model of a configuration, before any training."""
     model = create_model(config)
     key = jax.random.key(config.seed)
@@ -115,12 +117,10 @@ def _untrained(config: ConfigDict) -> tuple[ConfigDict, Method, Any]:
             "meaningless.",
             stacklevel=4,
         )
-    return config, model, variables
+    return Saved(config, model, variables, trained=False)
 
 
-def _of_run(
-    folder: pathlib.Path, checkpoint: str, arguments: Sequence[str]
-) -> tuple[ConfigDict, Method, Any]:
+def _of_run(folder: pathlib.Path, checkpoint: str, arguments: Sequence[str]) -> Saved:
     # Imported here, because optimisers and checkpoints take seconds to import.
     from fsseg_jax.training.checkpoints import Checkpoints, available
 
@@ -136,4 +136,5 @@ def _of_run(
     model = create_model(config)
     initialise = functools.partial(init_variables, model, jax.random.key(0))
     like = jax.eval_shape(lambda: initialise(saved.ways, saved.shots))
-    return config, model, checkpoints.restore_variables(which, like, replicated(make_mesh(1)))
+    variables = checkpoints.restore_variables(which, like, replicated(make_mesh(1)))
+    return Saved(config, model, variables, trained=True)

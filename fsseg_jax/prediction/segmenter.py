@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from fsseg_jax.devices import map_over_devices, put, replicated, split
+from fsseg_jax.devices import make_mesh, map_over_devices, put, replicated, split
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
+from fsseg_jax.prediction.fitted import Fitted, Shown
 from fsseg_jax.prediction.forward import (
     encode_supports,
     forward,
@@ -49,7 +50,12 @@ class Segmenter:
         variables: the model's variables, on the devices.
         forward: the jitted function `forward` of this model: support images, support labels and
             query images to logits.
-        classes: names of the classes of `fit`, in the order of their numbers.
+        fitted: what `fit` has made of the supports; None before.
+        trained: whether the model was trained for segmentation; None if that is not known, as of
+            models saved by version 0.2.
+
+    A segmenter can be pickled and copied with its supports. Where it is unpickled it uses as many
+    devices as before, or all that there are.
 
     Example:
         >>> from fsseg_jax import load
@@ -60,16 +66,50 @@ class Segmenter:
         (60, 80)
     """
 
-    def __init__(self, config: ConfigDict, model: Method, variables: Any, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Method,
+        variables: Any,
+        mesh: Mesh,
+        trained: bool | None = None,
+    ) -> None:
         # Freezing is for training: `forward` can be differentiated with respect to all parameters.
         self.config, self.model = config, model.clone(freeze_backbone=False)
-        self.mesh = mesh
+        self.mesh, self.trained = mesh, trained
         self.variables = put(variables, replicated(mesh))
         self.forward = jax.tree_util.Partial(functools.partial(forward, self.model), self.variables)
-        self.classes: tuple[str, ...] = ()
-        self._supports = None
+        self.fitted: Fitted | None = None
         # Programs for several devices must reach all of them in the same order.
         self._one_by_one = threading.Lock()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of `fit`, in the order of their numbers; none before."""
+        return self.fitted.shown.classes if self.fitted else ()
+
+    def __repr__(self) -> str:
+        config = self.config
+        size = f"{config.image_size} x {config.image_size} pixels"
+        words = f"{config.method} on {config.backbone}, {size}"
+        words += ", untrained" if self.trained is False else ""
+        if self.fitted is None:
+            return f"<Segmenter: {words}; call fit>"
+        count = len(self.fitted.shown.images)
+        supports = f"{count} support{'s' * (count > 1)} of {', '.join(self.classes)}"
+        return f"<Segmenter: {words}; {supports}>"
+
+    def __copy__(self) -> "Segmenter":
+        """One with supports of its own later, that shares what is compiled and on the devices."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        devices = 0 if self.mesh.size == jax.device_count() else self.mesh.size
+        variables, fitted = jax.device_get((self.variables, self.fitted))
+        config = self.config.to_dict()
+        return _again, (type(self), config, self.model, variables, devices, self.trained, fitted)
 
     def fit(
         self,
@@ -109,8 +149,6 @@ class Segmenter:
                 image, or the model does not support so many classes.
         """
         supports, numbers = read_supports(images, masks, boxes, scribbles, points)
-        rows = episode_rows([label for _, label in supports])
-        ways, shots = rows.shape
         kinds = {"masks": masks, "boxes": boxes, "scribbles": scribbles, "points": points}
         name = next(kind for kind, given in kinds.items() if given is not None)
         names = class_names(classes, numbers, name)
@@ -118,13 +156,17 @@ class Segmenter:
         squares = [
             square_support(support, f"{name}[{i}]", size, fit) for i, support in enumerate(supports)
         ]
-        passes(self.model, self.variables, ways, shots)
         pixels, labels = (np.stack(part) for part in zip(*squares, strict=True))
-        encoded = [self._encode(self.variables, image[None, None]) for image in pixels]
+        return self.fit_shown(Shown(pixels, labels, names, numbers))
+
+    def fit_shown(self, shown: Shown) -> "Segmenter":
+        """`fit`, from squares of the network's size."""
+        rows = episode_rows([*shown.labels])
+        passes(self.model, self.variables, *rows.shape)
+        encoded = [self._encode(self.variables, image[None, None]) for image in shown.images]
         features = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1)[0][rows], *encoded)
-        features, labels = put((features, labels[rows]), replicated(self.mesh))
-        self._supports = self._summarise(self.variables, features, labels), labels
-        self.classes = names
+        features, labels = put((features, shown.labels[rows]), replicated(self.mesh))
+        self.fitted = Fitted(shown, self._summarise(self.variables, features, labels), labels)
         return self
 
     def predict(self, images: Any, return_probabilities: bool = False, batch_size: int = 8) -> Any:
@@ -195,7 +237,8 @@ class Segmenter:
         Raises:
             UserError: `fit` has not been called, or `images` are none.
         """
-        if self._supports is None:
+        fitted = self.fitted
+        if fitted is None:
             raise UserError("predict: call fit first, with images that show the class.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UserError(
@@ -206,12 +249,12 @@ class Segmenter:
             kind = type(images).__name__
             raise UserError(f"images is of type {kind}: give an iterable of images.")
         config, align_corners = self.config, self.model.align_corners
-        classes = len(self._supports[1]) + 1
+        classes = len(fitted.labels) + 1
         most = max(8, BATCH // (3 * config.image_size**2))
         return in_batches(
             images,
             read=lambda number, image: read_query(number, image, config),
-            compute=functools.partial(self._logits_of, self._supports),
+            compute=functools.partial(self._logits_of, fitted),
             finish=lambda logits, shape: at_own_size(
                 logits, shape, config, align_corners, return_probabilities
             ),
@@ -220,29 +263,43 @@ class Segmenter:
             least=self.mesh.size,
         )
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike, supports: bool = True) -> None:
         """Writes the model to a folder that `load` reads: `config.json`, safetensors and a card.
+
+        Args:
+            folder: made if it does not exist; a model in it is replaced.
+            supports: whether to write the supports of `fit` too, so that the loaded model is
+                ready: their images as squares of the network's size, and their labels.
 
         Raises:
             UserError: the folder cannot be written to.
         """
         path = sharing.check_name(folder, "folder", "where to write the model")
         name = pathlib.Path(os.path.expanduser(path)).resolve().name
-        sharing.save(folder, self.config, self.variables, name)
+        self._save(folder, name, supports)
 
-    def push_to_hub(self, repository: str, private: bool = False) -> str:
+    def push_to_hub(self, repository: str, private: bool = False, supports: bool = False) -> str:
         """Uploads the model to the Hugging Face hub as `owner/name`, and returns its address.
+
+        Args:
+            private: whether others cannot see it.
+            supports: see `save_pretrained`; they are images, so that only you know whether others
+                may have them.
 
         Raises:
             UserError: nobody is logged in, the name is not allowed, or there is no network.
         """
         sharing.check_name(repository, "repository", "owner/name on the hub")
         with tempfile.TemporaryDirectory() as folder:
-            sharing.save(folder, self.config, self.variables, repository)
+            self._save(folder, repository, supports)
             return sharing.upload(folder, repository, private)
 
+    def _save(self, folder: str | os.PathLike, name: str, supports: bool) -> None:
+        shown = self.fitted.shown if supports and self.fitted else None
+        sharing.save(folder, self.config, self.variables, name, trained=self.trained, shown=shown)
+
     def _logits_of(
-        self, supports: tuple[Any, Array], queries: Sequence[Query], room: int
+        self, fitted: Fitted, queries: Sequence[Query], room: int
     ) -> Iterator[Float[np.ndarray, "_ _ class"]]:
         """Logits of each query; the batch is filled up to `room` by repeating queries."""
         pixels = np.stack([query.pixels for query in queries])
@@ -250,7 +307,7 @@ class Segmenter:
         with on_devices(what, "lower batch_size, or image_size"):
             placed = put(pixels[np.arange(room) % len(queries)], split(self.mesh))
             with self._one_by_one:
-                logits = self._logits(self.variables, *supports, placed)
+                logits = self._logits(self.variables, fitted.summary, fitted.labels, placed)
             return iter(np.asarray(logits))
 
     @functools.cached_property
@@ -274,3 +331,21 @@ class Segmenter:
             return mapped(variables, summary, labels, queries)
 
         return jax.jit(all_of)
+
+
+def _again(
+    kind: type[Segmenter],
+    config: dict[str, Any],
+    model: Method,
+    variables: Any,
+    devices: int,
+    trained: bool | None,
+    fitted: Fitted | None,
+) -> Segmenter:
+    """A segmenter from its pickle, on the devices that there are."""
+    mesh = make_mesh(min(devices, jax.device_count()))
+    segmenter = kind(ConfigDict(config).lock(), model, variables, mesh, trained)
+    if fitted is not None:
+        arrays = put((fitted.summary, fitted.labels), replicated(mesh))
+        segmenter.fitted = Fitted(fitted.shown, *arrays)
+    return segmenter

@@ -1,4 +1,7 @@
-"""Saved models, to share: a folder with `config.json` and `model.safetensors`, or the hub."""
+"""Saved models, to share: a folder with `config.json` and `model.safetensors`, or the hub.
+
+The folder also holds `supports.safetensors` if the model is saved with its supports.
+"""
 
 import functools
 import json
@@ -6,7 +9,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -21,9 +24,14 @@ from fsseg_jax.checksums import checksum_of, checksums, verify
 from fsseg_jax.config import from_saved, override
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method, create_model, init_variables
+from fsseg_jax.prediction import fitted
+from fsseg_jax.prediction.fitted import Shown
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = [CONFIG, WEIGHTS, fitted.FILE]
 CHECKSUMS = "checksums"  # of the weights, in the configuration
+# There, too: whether the model was trained, and what is in the file of its supports.
+TRAINED, SUPPORTS = "trained", "supports"
 CHANGED = f"copy it again, or remove {CHECKSUMS} from {CONFIG} if the change is intended"
 VERSION = 2  # of the format; 1 had no checksums
 # What looking into a file of anything may raise.
@@ -52,6 +60,8 @@ def save(
     name: str = "model",
     about: str = "",
     licence: str = "",
+    trained: bool | None = None,
+    shown: Shown | None = None,
 ) -> None:
     """Writes a model to a folder, for `read`.
 
@@ -60,6 +70,8 @@ def save(
         name: the model's name, or its owner/name on the hub, for the card.
         about: further sections of the card, in Markdown.
         licence: the licence by its name on the hub, such as "apache-2.0", for the card.
+        trained: whether the model was trained for segmentation; None if that is not known.
+        shown: supports to save with it.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -68,10 +80,15 @@ def save(
     arrays = flatten_dict(jax.device_get(variables), sep="/")
     sums = {CONFIG: checksum_of(config.to_dict()), **checksums(arrays)}
     fields = {"fsseg_jax": VERSION, **config.to_dict(), CHECKSUMS: sums}
-    contents = {
-        WEIGHTS: safetensors.numpy.save(arrays),
+    contents = {WEIGHTS: safetensors.numpy.save(arrays)}
+    if trained is not None:
+        fields[TRAINED] = trained
+    if shown is not None:
+        contents[fitted.FILE], fields[SUPPORTS] = fitted.as_file(shown)
+    card = _card(config, arrays, name, about, licence, trained, shown)
+    contents |= {
         CONFIG: json.dumps(fields, indent=2).encode(),
-        CARD: _card(config, arrays, name, about, licence).encode(errors="backslashreplace"),
+        CARD: card.encode(errors="backslashreplace"),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,14 +98,24 @@ def save(
                 (pathlib.Path(temporary) / file).write_bytes(content)
             for file in contents:
                 (pathlib.Path(temporary) / file).replace(folder / file)
+        if shown is None:  # those of an earlier model
+            (folder / fitted.FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error}): choose another.") from None
 
 
-def read(
-    folder: pathlib.Path, arguments: Sequence[str] = ()
-) -> tuple[ConfigDict, Method, dict[str, Any]]:
-    """The configuration, the model and the variables that `save` wrote.
+class Saved(NamedTuple):
+    """A model that was saved."""
+
+    config: ConfigDict
+    model: Method
+    variables: Any
+    trained: bool | None = None  # None if that is not known
+    shown: Shown | None = None  # its supports
+
+
+def read(folder: pathlib.Path, arguments: Sequence[str] = ()) -> Saved:
+    """What `save` wrote.
 
     `arguments` change fields, as `--config.field=value`.
 
@@ -104,6 +131,7 @@ def read(
                 f"{VERSION}: install a newer one."
             )
         known = fields.pop(CHECKSUMS, None)
+        trained, facts = fields.pop(TRAINED, None), fields.pop(SUPPORTS, None)
         own = checksum_of(fields)
         saved = from_saved(fields)
     except UserError as error:
@@ -146,7 +174,9 @@ def read(
             f"{path} is damaged or was changed: its checksum is not the saved one; {CHANGED}."
         )
     verify(arrays, known, str(folder / WEIGHTS), CHANGED)
-    return config, model, unflatten_dict(arrays, sep="/")
+    shown = None if facts is None else fitted.read(folder, facts, saved, config, CHANGED)
+    trained = trained if isinstance(trained, bool) else None
+    return Saved(config, model, unflatten_dict(arrays, sep="/"), trained, shown)
 
 
 def changed(saved: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -172,7 +202,7 @@ def download(repository: str) -> pathlib.Path:
         UserError: there is no such model, or no network.
     """
     try:
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS])
+        folder = huggingface_hub.snapshot_download(repository, allow_patterns=FILES)
     except _HUB_ERRORS as error:
         raise UserError(
             f"model = {repository} is neither a folder nor a configuration, and cannot be "
@@ -194,7 +224,7 @@ def upload(folder: str | pathlib.Path, repository: str, private: bool = False) -
     try:
         url = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
         huggingface_hub.upload_folder(
-            repo_id=url.repo_id, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]
+            repo_id=url.repo_id, folder_path=folder, allow_patterns=[*FILES, CARD]
         )
     except _HUB_ERRORS as error:
         raise UserError(
@@ -204,13 +234,22 @@ def upload(folder: str | pathlib.Path, repository: str, private: bool = False) -
     return str(url)
 
 
-def _card(config: ConfigDict, arrays: dict[str, Any], name: str, about: str, licence: str) -> str:
+def _card(
+    config: ConfigDict,
+    arrays: dict[str, Any],
+    name: str,
+    about: str,
+    licence: str,
+    trained: bool | None,
+    shown: Shown | None,
+) -> str:
     title = name.split("/")[-1]
     address = name if "/" in name else f"owner/{name}"
     count = sum(array.size for path, array in arrays.items() if path.startswith("params/"))
-    data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
     license_line = f"license: {licence}\n" if licence else ""
     about = f"\n{about.strip()}\n" if about else ""
+    ready = f"  # of {', '.join(shown.classes)}, which it is ready for" if shown else ""
+    fit = "" if shown else 'segmenter.fit(["support.jpg"], masks=["support.png"])\n'
     return f"""---
 library_name: fsseg_jax
 pipeline_tag: image-segmentation
@@ -220,14 +259,27 @@ tags: [few-shot-segmentation, jax]
 # {title}
 
 A few-shot segmenter: {config.method} on {config.backbone}, {count:,} parameters, for images as
-squares of {config.image_size} pixels; {config.ways}-way {config.shots}-shot, fold
-{config.data.fold} of {data} held out from its training. `config.json` has all its settings.
+squares of {config.image_size} pixels. {_training(config, trained)} `config.json` has all its
+settings.
 
 ```python
 import fsseg_jax
 
 segmenter = fsseg_jax.load("hf://{address}")  # or a folder
-segmenter.fit(["support.jpg"], masks=["support.png"])
-mask = segmenter.predict("query.jpg")
+{fit}mask = segmenter.predict("query.jpg"){ready}
 ```
 {about}"""
+
+
+def _training(config: ConfigDict, trained: bool | None) -> str:
+    """Sentences about how a model was trained."""
+    if trained is not False:
+        data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
+        return (
+            f"It was trained for {config.ways}-way {config.shots}-shot; fold {config.data.fold} of "
+            f"{data} was held out."
+        )
+    weights = "random weights"
+    if config.init:
+        weights = f"the pretrained weights of {pathlib.PurePath(config.init).name}"
+    return f"**It was not trained for segmentation**: its backbone has {weights}."

@@ -202,7 +202,9 @@ class Reproduction:
             model.config.platform = ""  # the model may be used on another platform
             name = agenda.planner.name(own[0])
             about = card(tested, agenda.table)
-            sharing.save(models / name, model.config, model.variables, name, about, LICENCE)
+            sharing.save(
+                models / name, model.config, model.variables, name, about, LICENCE, model.trained
+            )
             logger.info("model: %s", models / name)
 
 

@@ -201,7 +201,7 @@ def test_a_model_that_is_pushed_to_the_hub_is_loaded_from_there(hub, saved):
     told, loaded, server = hub
     assert told["url"] == told["pushed again"]
     assert told["url"].endswith("/me/tiny")
-    config, _, variables = sharing.read(loaded)
+    config, _, variables, *_ = sharing.read(loaded)
     assert config.image_size == 48
     assert_equal(variables, saved[2])
     files = server.repositories["me/tiny"]

@@ -189,7 +189,7 @@ def test_an_object_too_small_for_the_square_is_not_lost(fit):
             mask = np.zeros((height, width), np.uint8)
             mask[y, x] = 1
             segmenter.fit([image], [mask])
-            _, label = segmenter._supports
+            label = segmenter.fitted.labels
             sides = (SIZE, SIZE)
             if fit == "letterbox":
                 # Multiples of 8, rounded down: see `squares.fitted`.

@@ -214,7 +214,7 @@ def test_a_changed_field_is_told_unless_it_is_meant(tiny, tmp_path):
     assert "config.json is damaged or was changed" in message_of(sharing.read, folder)
     del fields["checksums"]
     (folder / "config.json").write_text(json.dumps(fields))
-    config, _, _ = sharing.read(folder)
+    config = sharing.read(folder).config
     assert config.seed == 3
 
 
