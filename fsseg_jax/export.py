@@ -6,7 +6,9 @@ hf://owner/name of a model on the Hugging Face hub.
 
 FILE is the model's `forward`, including its weights, as StableHLO serialised by `jax.export`. It
 maps supports, their labels and any number of queries, all uint8 squares of image_size, to float32
-logits. The numbers of ways and shots are fixed. The program prints how to run FILE.
+logits. The numbers of ways and shots are fixed. Of a model that was saved with its supports, FILE
+holds these too and takes only queries, unless --ways or --shots are given. The program prints how
+to run FILE.
 
 JAX guarantees to read such a file in releases up to six months newer, and three weeks older, than
 the one that wrote it: keep the model too, to export it again. The exported program has no gradient.
@@ -14,16 +16,21 @@ If it is exported on a CPU it runs on accelerators too, but query by query and w
 CPUs: export it on an accelerator for use there.
 """
 
+import functools
 import numbers
 from collections.abc import Sequence
 
 import jax
 import jax.export
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 
 from fsseg_jax import command_line
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.files import write_bytes
+from fsseg_jax.models.resize import resize
+from fsseg_jax.prediction.fitted import Fitted
+from fsseg_jax.prediction.forward import segment
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.segmenter import Segmenter
 
@@ -53,24 +60,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     program = bytes(exported.serialize())
     write_bytes(arguments.out, program)
-    supports, labels, _ = (array.shape for array in exported.in_avals)
-    ways, shots, size = supports[:3]
+    *supports, _ = (array.shape for array in exported.in_avals)
+    size, classes = segmenter.config.image_size, exported.out_avals[0].shape[-1]
+    names = ("support_images", "support_labels")[: len(supports)]
+    if supports:
+        ways, shots = supports[0][:2]
+        what = f"{ways}-way {shots}-shot {segmenter.config.method}"
+        inputs = f"""support_images: uint8 {supports[0]}, RGB in 0..255
+support_labels: uint8 {supports[1]}, 0 background, n for class n, 255 ignored
+"""
+    else:
+        what, inputs = f"{segmenter.config.method} of {', '.join(segmenter.classes)}", ""
     print(
-        f"""{arguments.out}: {ways}-way {shots}-shot {segmenter.config.method} for \
-{", ".join(exported.platforms)}, {len(program) / 2**20:.1f} MiB. Run it with \
-JAX {jax.__version__} or a release up to six months newer:
+        f"""{arguments.out}: {what} for {", ".join(exported.platforms)}, \
+{len(program) / 2**20:.1f} MiB. Run it with JAX {jax.__version__} or a release up to six months \
+newer:
 
     import jax.export
 
     with open({str(arguments.out)!r}, "rb") as file:
         program = jax.export.deserialize(bytearray(file.read()))
     forward = jax.jit(program.call)
-    logits = forward(support_images, support_labels, query_images)
+    logits = forward({", ".join((*names, "query_images"))})
 
-support_images: uint8 {supports}, RGB in 0..255
-support_labels: uint8 {labels}, 0 background, n for class n, 255 ignored
-query_images: uint8 (any number, {size}, {size}, 3)
-logits: float32 (queries, {size}, {size}, {ways + 1}), the background first"""
+{inputs}query_images: uint8 (any number, {size}, {size}, 3)
+logits: float32 (queries, {size}, {size}, {classes}), the background first"""
     )
 
 
@@ -83,14 +97,18 @@ def export(
     """The model's `forward`, including its weights, for any number of queries.
 
     Args:
-        segmenter: holds the model; its `config.image_size` is the side of all images.
+        segmenter: holds the model; its `config.image_size` is the side of all images. If it has
+            supports, and neither `ways` nor `shots` is given, the program holds them, and takes
+            queries alone.
         ways, shots: numbers of the supports; by default those of training.
         platforms: platforms that the program runs on.
 
     Raises:
         UserError: a number or a platform is invalid, or the model does not support so many ways.
     """
-    config = segmenter.config
+    config, fitted = segmenter.config, segmenter.fitted
+    if ways is not None or shots is not None:
+        fitted = None
     ways = int(config.ways) if ways is None else ways
     shots = int(config.shots) if shots is None else shots
     for name, number in (("ways", ways), ("shots", shots)):
@@ -104,7 +122,22 @@ def export(
     (queries,) = jax.export.symbolic_shape("queries")
     shapes = (ways, shots, size, size, 3), (ways, shots, size, size), (queries, size, size, 3)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in shapes]
-    return jax.export.export(jax.jit(segmenter.forward), platforms=platforms)(*arguments)
+    function = segmenter.forward
+    if fitted is not None:
+        *_, queries = arguments
+        arguments, function = [queries], functools.partial(_of_queries, segmenter, fitted)
+    return jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
+
+
+def _of_queries(
+    segmenter: Segmenter, fitted: Fitted, queries: UInt8[Array, "query size size 3"]
+) -> Float[Array, "query size size class"]:
+    """`forward` of a segmenter's own supports."""
+    # Constants of the program, on no device in particular.
+    known = jax.device_get((segmenter.variables, fitted.summary, fitted.labels))
+    variables, summary, labels = jax.tree.map(jnp.asarray, known)
+    logits = segment(segmenter.model, variables, summary, labels, queries)
+    return resize(logits, queries.shape[1:3], segmenter.model.align_corners)
 
 
 if __name__ == "__main__":

@@ -142,3 +142,25 @@ def test_ways_that_the_model_cannot_take_are_told(tmp_path):
     model = save_model(tmp_path, "mfnet", ways=2)
     with pytest.raises(UserError, match="3 ways with 1 shots: the parameters of this MFNet"):
         export(load(model), ways=3)
+
+
+def test_a_fitted_model_takes_queries_alone(tmp_path, capsys):
+    """The same as of the segmenter, up to its enlargement to each image's own size."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    masks = np.zeros((2, SIZE, SIZE), np.uint8)
+    masks[0, :16], masks[1, 8:] = 1, 2
+    segmenter = load(save_model(tmp_path / "plain", "panet"), devices=1)
+    segmenter.fit(images[:2], masks, classes=["cup", "jug"]).save_pretrained(tmp_path / "fitted")
+    out = tmp_path / "program.stablehlo"
+    main([f"--workdir={tmp_path / 'fitted'}", f"--out={out}", "--platforms=cpu"])
+    printed = capsys.readouterr().out
+    assert "panet of cup, jug for cpu" in printed
+    assert "forward(query_images)" in printed
+    assert "support_images" not in printed
+    program = jax.export.deserialize(bytearray(out.read_bytes()))
+    logits = jax.jit(program.call)(images[2:])
+    expected = segmenter.predict(images[2:], return_probabilities=True)
+    for result, (_, probabilities) in zip(jax.nn.softmax(logits), expected, strict=True):
+        np.testing.assert_allclose(result, probabilities, atol=1e-4)
+    assert len(export(segmenter, shots=1, platforms=["cpu"]).in_avals) == 3

@@ -14,6 +14,7 @@ from fsseg_jax.data.images import eight_bits, open_picture, rgb
 from fsseg_jax.data.masks import as_classes, numbers
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError, brief
+from fsseg_jax.evaluation.report import overlay
 from fsseg_jax.prediction.memory import room_for
 
 # Pillow decodes an image when its pixels are first read, which is not thread-safe.
@@ -91,11 +92,12 @@ def as_labels(
         UserError: one is none of these, its file cannot be read, or its numbers are no classes'.
     """
     pairs = [*zip(pictures, names, strict=True)]
-    found = [_numbers(picture, name) for picture, name in pairs]
+    found = [mask_numbers(picture, name) for picture, name in pairs]
     return as_classes(found, [name_of(picture, name) for picture, name in pairs])
 
 
-def _numbers(picture: Any, name: str) -> Integer[np.ndarray, "height width"]:
+def mask_numbers(picture: Any, name: str) -> Integer[np.ndarray, "height width"]:
+    """What `data.masks.numbers` reads of a mask, which may be a path, too."""
     if isinstance(picture, str | os.PathLike):
         with open_picture(picture) as file:
             return numbers(file, name_of(picture, name))
@@ -123,6 +125,17 @@ def as_array(values: Any, name: str) -> np.ndarray:
 def name_of(picture: Any, name: str) -> str:
     """What to call a picture in errors: its path if it has one, or `name`."""
     return os.fspath(picture) if isinstance(picture, str | os.PathLike) else name
+
+
+def overlaid(image: Any, mask: Any) -> Image.Image:
+    """A picture of a mask over its image; see `Segmenter.overlay`."""
+    pixels, label = as_image(image, "image"), mask_numbers(mask, "mask")
+    if label.shape != pixels.shape[:2]:
+        raise UserError(
+            f"mask has the shape {label.shape}, but image {pixels.shape[:2]}: give the mask of "
+            "this image."
+        )
+    return Image.fromarray(overlay(pixels, label.astype(np.uint8)))
 
 
 def boxes_label(boxes: Any, shape: tuple[int, int], name: str) -> UInt8[np.ndarray, "height width"]:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
 from fsseg_jax.devices import make_mesh, map_over_devices, put, replicated, split
 from fsseg_jax.errors import UserError, brief
@@ -29,10 +30,17 @@ from fsseg_jax.prediction.forward import (
     summarise,
 )
 from fsseg_jax.prediction.memory import on_devices
-from fsseg_jax.prediction.pictures import is_image
+from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.result import Result, at_own_size
+from fsseg_jax.prediction.scores import Scores, compare
 from fsseg_jax.prediction.stream import Query, in_batches, mapped, read_query
-from fsseg_jax.prediction.supports import class_names, episode_rows, read_supports, square_support
+from fsseg_jax.prediction.supports import (
+    as_list,
+    class_names,
+    episode_rows,
+    read_supports,
+    square_support,
+)
 
 BATCH = 2**28  # bytes of the squares of the largest batch
 
@@ -262,6 +270,44 @@ class Segmenter:
             batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,
             least=self.mesh.size,
         )
+
+    def score(self, images: Any, masks: Any) -> float:
+        """The mean IoU of the predicted masks and true ones, in percent; see `compare`."""
+        return self.compare(images, masks).mean_iou
+
+    def compare(self, images: Any, masks: Any) -> Scores:
+        """Segments images and compares the results with true masks.
+
+        Args:
+            images: see `predict`.
+            masks: one for each image, as in `fit`; 255 is not counted.
+
+        Returns:
+            the mean IoU, that of each class and that of each image, in percent.
+
+        Raises:
+            UserError: `fit` has not been called, an image or a mask cannot be read, or they do not
+                fit each other.
+        """
+        if is_image(images):
+            images, masks = [images], [masks]
+        results = self.stream(images)  # which says what is wrong with the images, or the supports
+        assert self.fitted is not None
+        masks, shown = as_list(masks, "masks"), self.fitted.shown
+        return compare(results, masks, shown.classes, shown.numbers)
+
+    @staticmethod
+    def overlay(image: Any, mask: UInt8[np.ndarray, "height width"]) -> Image.Image:
+        """A picture of a mask over its image: each class in a colour of its own, with its outline.
+
+        Args:
+            image: a path, a PIL image or a uint8 array.
+            mask: what `predict` has given for it: 0 for the background, n for class n.
+
+        Raises:
+            UserError: the image cannot be read, or the mask is none, or of another size.
+        """
+        return overlaid(image, mask)
 
     def save_pretrained(self, folder: str | os.PathLike, supports: bool = True) -> None:
         """Writes the model to a folder that `load` reads: `config.json`, safetensors and a card.

@@ -39,7 +39,7 @@ def read_supports(
     name, outlines = _given(masks=masks, boxes=boxes, scribbles=scribbles, points=points)
     if is_image(images):
         images, outlines = [images], [outlines]
-    images, outlines = _listed(images, "images"), _listed(outlines, name)
+    images, outlines = as_list(images, "images"), as_list(outlines, name)
     if not images:
         raise UserError("images = []: give at least one image that shows the class.")
     if len(images) != len(outlines):
@@ -84,7 +84,8 @@ def _labels(
     return as_classes(drawn, names)
 
 
-def _listed(values: Any, name: str) -> list[Any]:
+def as_list(values: Any, name: str) -> list[Any]:
+    """A list of what users give for each image or class; raises UserError if it is none."""
     # Arrays of no axis are iterable by their type only.
     one = isinstance(values, str | bytes) or getattr(values, "ndim", None) == 0
     if one or not isinstance(values, Iterable) or isinstance(values, set | frozenset):
@@ -99,7 +100,7 @@ def class_names(classes: Any, numbers: Sequence[int], name: str) -> tuple[str, .
     Raises:
         UserError: they are no names, two are the same, or there are more or fewer of them.
     """
-    names = () if classes is None else (*_listed(classes, "classes"),)
+    names = () if classes is None else (*as_list(classes, "classes"),)
     ways = len(numbers)
     if not names:
         return (*map(str, [1] if ways == 1 else numbers),)
