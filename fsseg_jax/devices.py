@@ -137,14 +137,15 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
             )
 
 
-def make_mesh(devices: int = 0) -> Mesh:
-    """A mesh with one axis over the first `devices` devices of all processes, 0 for all.
+def make_mesh(devices: int = 0, local: bool = False) -> Mesh:
+    """A mesh with one axis over the first `devices` devices of all processes, or of this one if
+    `local`; 0 for all.
 
     Raises:
         UserError: there are fewer devices, or several processes would not use all of theirs.
     """
-    available = jax.devices()
-    if devices and jax.process_count() > 1 and devices != len(available):
+    available = jax.local_devices() if local else jax.devices()
+    if devices and jax.process_count() > 1 and not local and devices != len(available):
         raise UserError(
             f"devices = {devices}: {jax.process_count()} processes use all of their "
             f"{len(available)} devices; leave it at 0."

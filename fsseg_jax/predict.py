@@ -13,6 +13,9 @@ box annotation.
 the supports, and files in --out or --truth, are not segmented. Other files are left out, and told.
 It may also be a text file with a path or URL in each line, or the URL of a folder (s3://, gs://).
 
+All devices of this machine are used. --config.distributed=True (launch/) and --ray use several
+machines, which all see --out.
+
 --out receives, by the name of each image, `masks` (class numbers) and `overlays`, and
 `predictions.json` with all predictions in COCO's format; for more than 100,000 images, parts of
 Parquet in `predictions` instead. The same command continues a stopped run.
@@ -33,6 +36,7 @@ import pathlib
 import time
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -41,6 +45,7 @@ from fsseg_jax.devices import describe, is_first_process
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import write_text
 from fsseg_jax.prediction import together
+from fsseg_jax.prediction.cluster import make_work, segment_on_cluster
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.output import (
     MASKS,
@@ -66,26 +71,14 @@ logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    arguments, overrides = command_line.parse(
-        __doc__,
-        argv,
-        workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
-        config=False,
-        support={**command_line.FOLDER, "required": True, "help": "images of the classes"},
-        query={**command_line.PLACE, "required": True, "help": "images to segment"},
-        out={**command_line.FOLDER, "required": True, "help": "output folder"},
-        truth={**command_line.FOLDER, "help": "true masks to compare with"},
-        save=f"what to write for each image: {','.join(SAVED)} by default; or one of them, or none",
-        format=f"of all predictions: json, or parquet, the default for more than {MANY:,} images",
-        batch_size={
-            **{"type": int, "metavar": "N"},
-            "help": f"images at once; by default {BATCH_SIZE} a device, fewer need less memory",
-        },
-    )
+    arguments, overrides = _parse(argv)
     save = _check(arguments)
     settings = command_line.settings(overrides)
     machine = command_line.first_config(None, overrides)
-    command_line.start(machine)
+    if arguments.ray is not None:
+        settings |= {"platform": "cpu"}  # devices are for the workers, of which one may be here
+        overrides = [*overrides, "--config.platform=cpu"]
+    command_line.start(command_line.first_config(None, overrides))
     command_line.check_processes(machine, out=arguments.out)
     supports = read_supports(arguments.support)
     places = (arguments.out / MASKS, arguments.out / OVERLAYS, *filter(None, [arguments.truth]))
@@ -102,7 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictions.choose_names(queries)
         truth = _truth(arguments.truth, predictions, queries, supports.classes)
         todo = [q for q in together.own_part(queries) if not predictions.done(q)]
-        skipped, rate = _segment(segmenter, supports, predictions, todo, arguments.batch_size)
+        if todo:
+            _show(segmenter, supports)
+        start, skipped = time.perf_counter(), {}
+        if todo and arguments.ray is not None:
+            size = arguments.batch_size or BATCH_SIZE
+            work = make_work(segmenter, predictions, facts, machine, size)
+            skipped = segment_on_cluster(arguments.ray, arguments.workers, work, predictions, todo)
+        elif todo:
+            size = arguments.batch_size or BATCH_SIZE * segmenter.mesh.size
+            skipped = segment_files(segmenter, predictions, todo, size)
+        seconds = time.perf_counter() - start
         if not is_first_process():
             predictions.close()
             together.end(arguments.out, skipped)
@@ -112,18 +115,45 @@ def main(argv: Sequence[str] | None = None) -> int:
             written = write_table(arguments.out, records, supports.classes, table_format)
             predictions.write_skipped(skipped)
             if truth is not None:
-                done = {q.path: predictions.mask_file(q) for q in queries if predictions.noted(q)}
-                results = truth.compare(done) | {"made_by": facts}
-                write_text(arguments.out / RESULTS, json.dumps(results, indent=2))
-                print(table(results))
+                _compare(truth, predictions, queries, facts)
     before = len(together.own_part(queries)) - len(todo)
     earlier = f" ({before} of them before)" if before else ""
-    what = ", ".join([*save, written.name][:-1]) + " and " * bool(save) + written.name
+    done = len(todo) - len(skipped)
+    rate = f", {done / seconds:.3g} images a second" if done > 0 else ""
+    *others, last = (*save, written.name)
     print(
-        f"{len(queries) - len(skipped)} images{earlier}, {len(skipped)} skipped{rate}: {what} "
-        f"are in {arguments.out}"
+        f"{len(queries) - len(skipped)} images{earlier}, {len(skipped)} skipped{rate}: "
+        f"{', '.join(others)}{' and ' * bool(others)}{last} are in {arguments.out}"
     )
     return int(len(skipped) > 0)
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and overrides of the configuration."""
+    return command_line.parse(
+        __doc__,
+        argv,
+        workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
+        config=False,
+        support={**command_line.FOLDER, "required": True, "help": "images of the classes"},
+        query={**command_line.PLACE, "required": True, "help": "images to segment"},
+        out={**command_line.FOLDER, "required": True, "help": "output folder"},
+        truth={**command_line.FOLDER, "help": "true masks to compare with"},
+        save=f"what to write for each image: {','.join(SAVED)} by default; or one of them, or none",
+        format=f"of all predictions: json, or parquet, the default for more than {MANY:,} images",
+        batch_size={
+            **{"type": int, "metavar": "N"},
+            "help": f"images at once; by default {BATCH_SIZE} a device, fewer need less memory",
+        },
+        ray={
+            "metavar": "ADDRESS",
+            "help": "segment on a Ray cluster: auto, its address, or local for this machine",
+        },
+        workers={
+            **{"type": int, "metavar": "N"},
+            "help": "of --ray; by default one a GPU, or one a node without any",
+        },
+    )
 
 
 def _check(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -133,6 +163,8 @@ def _check(arguments: argparse.Namespace) -> tuple[str, ...]:
     asked = (arguments.save or ",".join(SAVED)).split(",")
     if not {*asked} <= {*SAVED} and asked != ["none"]:
         raise UserError(f"--save = {arguments.save}: choose {' or '.join(SAVED)}, both, or none.")
+    if arguments.workers is not None and (arguments.workers < 1 or arguments.ray is None):
+        raise UserError(f"--workers = {arguments.workers}: it is at least 1, and for --ray alone.")
     if arguments.truth is not None and MASKS not in asked:
         raise UserError(f"--truth compares masks, but --save = {arguments.save}: save them too.")
     return tuple(kind for kind in SAVED if kind in asked)
@@ -150,23 +182,14 @@ def _truth(
     return Truth(folder, {query.path: predictions.output(query) for query in queries}, classes)
 
 
-def _segment(
-    segmenter: Segmenter,
-    supports: Supports,
-    predictions: Predictions,
-    todo: Sequence[Query],
-    batch_size: int | None,
-) -> tuple[dict[str, str], str]:
-    """Segments images; returns why some were skipped, and how fast it was, in words."""
-    if not todo:
-        return {}, ""
-    _show(segmenter, supports)
-    start = time.perf_counter()
-    size = batch_size or BATCH_SIZE * segmenter.mesh.size
-    skipped = segment_files(segmenter, predictions, todo, size)
-    done = len(todo) - len(skipped)
-    rate = f", {done / (time.perf_counter() - start):.3g} images a second"
-    return skipped, rate if done else ""
+def _compare(
+    truth: Truth, predictions: Predictions, queries: Sequence[Query], facts: dict[str, Any]
+) -> None:
+    """Compares with the true masks, and writes and prints the results."""
+    masks = {q.path: predictions.mask_file(q) for q in queries if predictions.noted(q)}
+    results = truth.compare(masks)
+    write_text(predictions.folder / RESULTS, json.dumps(results | {"made_by": facts}, indent=2))
+    print(table(results))
 
 
 def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:

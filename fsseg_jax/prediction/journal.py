@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
@@ -59,6 +60,7 @@ class Journal:
         self, folder: pathlib.Path, classes: int, part: int = 0, read: bool = True
     ) -> None:
         self.folder, self._classes = folder, classes
+        self._one_by_one = threading.Lock()
         self.entries: dict[str, Entry] = {}  # by the image's name
         # Names of images by their outputs, which are most of the memory: as few of them as can be.
         self._owners: dict[str, str] = {}
@@ -95,13 +97,13 @@ class Journal:
         self._owners[output.casefold()] = name
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line."""
-        with writing(self.folder):
+        """Adds a line; several threads may."""
+        with self._one_by_one, writing(self.folder):
             place = self.file.seek(0, os.SEEK_END)
             line = {**record, CHECKSUM: checksum_of(record)}
             self.file.write(json.dumps(line).encode() + b"\n")
             self.file.flush()
-        self._enter(record, place)
+            self._enter(record, place)
 
     def record(self, name: str) -> dict[str, Any]:
         """The line of an image."""

@@ -59,7 +59,7 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
     remedy = "a folder, a configuration, or hf://owner/name"
     name = sharing.check_name(model, "model", remedy)
     config, module, variables, trained, shown = _found(name, checkpoint, arguments)
-    mesh = make_mesh(config.devices if "devices" in settings else 0)
+    mesh = make_mesh(config.devices if "devices" in settings else 0, local=True)
     segmenter = Segmenter(config, module, variables, mesh, trained)
     return segmenter if shown is None else segmenter.fit_shown(shown)
 
@@ -136,5 +136,5 @@ def _of_run(folder: pathlib.Path, checkpoint: str, arguments: Sequence[str]) -> 
     model = create_model(config)
     initialise = functools.partial(init_variables, model, jax.random.key(0))
     like = jax.eval_shape(lambda: initialise(saved.ways, saved.shots))
-    variables = checkpoints.restore_variables(which, like, replicated(make_mesh(1)))
+    variables = checkpoints.restore_variables(which, like, replicated(make_mesh(1, local=True)))
     return Saved(config, model, variables, trained=True)

@@ -114,7 +114,7 @@ class Segmenter:
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        devices = 0 if self.mesh.size == jax.device_count() else self.mesh.size
+        devices = 0 if self.mesh.size == jax.local_device_count() else self.mesh.size
         variables, fitted = jax.device_get((self.variables, self.fitted))
         config = self.config.to_dict()
         return _again, (type(self), config, self.model, variables, devices, self.trained, fitted)
@@ -389,7 +389,7 @@ def _again(
     fitted: Fitted | None,
 ) -> Segmenter:
     """A segmenter from its pickle, on the devices that there are."""
-    mesh = make_mesh(min(devices, jax.device_count()))
+    mesh = make_mesh(min(devices, jax.local_device_count()), local=True)
     segmenter = kind(ConfigDict(config).lock(), model, variables, mesh, trained)
     if fitted is not None:
         arrays = put((fitted.summary, fitted.labels), replicated(mesh))

@@ -21,9 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 def segment_files(
-    segmenter: Segmenter, predictions: Predictions, queries: Sequence[Query], batch_size: int
+    segmenter: Segmenter,
+    predictions: Predictions,
+    queries: Sequence[Query],
+    batch_size: int,
+    quiet: bool = False,
 ) -> dict[str, str]:
-    """Segments images and writes the results; returns why images were skipped, by their names."""
+    """Segments images and writes the results; returns why images were skipped, by their names.
+
+    Args:
+        quiet: whether to leave it to the caller to tell what happens.
+    """
     results = segmenter.results((query.path for query in queries), batch_size=batch_size)
 
     def finish(query: Query, result: Result | UserError) -> dict[str, Any] | UserError:
@@ -45,7 +53,7 @@ def segment_files(
     waiting: collections.deque[tuple[Query, Future]] = collections.deque()
     with (
         ThreadPoolExecutor(cores()) as pool,
-        tqdm(total=len(queries), desc="images", unit="image", delay=1) as progress,
+        tqdm(total=len(queries), desc="images", unit="image", delay=1, disable=quiet) as progress,
     ):
 
         def settle() -> None:
@@ -56,7 +64,8 @@ def segment_files(
                 predictions.note(result)
                 return
             predictions.remove(query)
-            logger.warning("skipped: %s", result)
+            if not quiet:
+                logger.warning("skipped: %s", result)
             skipped[query.name] = str(result)
 
         for query, result in zip(queries, results, strict=True):
