@@ -10,6 +10,7 @@ from fsseg_jax.prediction.forward import forward
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.segmenter import Segmenter
 
+__version__ = "0.2.0"
 __all__ = ["Episode", "Segmenter", "forward", "load"]
 
 avoid_corruption()

@@ -112,7 +112,8 @@ def parse(
         + reference.as_text(),
     )
     if config:
-        parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
+        meaning = "a Python file with get_config(), or one of configs/ by its name"
+        parser.add_argument("--config", metavar="FILE", help=meaning)
     if workdir:
         meaning = "the folder of the run" if workdir is True else workdir
         parser.add_argument("--workdir", **FOLDER, required=not optional_workdir, help=meaning)
@@ -142,7 +143,7 @@ def first_config(path: str | None, overrides: Sequence[str]) -> ConfigDict:
     """The configuration that a program starts with, before it opens a run or a model.
 
     Args:
-        path: a file with a configuration; None if the run or model has one. That may come from
+        path: see `load_config`; None if the run or model has one. That may come from
             another machine, so devices are the defaults, unless they are overridden.
 
     Raises:

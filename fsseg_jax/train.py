@@ -1,4 +1,6 @@
-"""Trains a model: python -m fsseg_jax.train --config=configs/panet_vgg16.py --workdir=runs/panet
+"""Trains a model: python -m fsseg_jax.train --config=panet_vgg16 --workdir=runs/panet
+
+--config is a Python file with get_config(), such as those in configs/, or the name of one of these.
 
 The same command continues a run that was stopped. Exit status: 0 when training is complete, 143
 after SIGTERM and 130 after Ctrl-C (with a checkpoint, unless a second one ends it at once), 2 for
@@ -73,7 +75,7 @@ def main() -> int:
     """Runs the program; returns its exit status."""
     arguments, overrides = command_line.parse(__doc__)
     if arguments.config is None:
-        raise UserError("--config is missing: name a file, as in --config=configs/panet_vgg16.py.")
+        raise UserError("--config is missing: name one, as in --config=panet_vgg16.")
     config = override(load_config(arguments.config), overrides)
     command_line.start(config, stoppable=True)
     command_line.check_processes(config, workdir=arguments.workdir)

@@ -44,12 +44,19 @@ def _config_folder() -> pathlib.Path:
 def load_config(path: str) -> ConfigDict:
     """What `get_config()` of the Python file `path` returns, or `get_config("x")` of `path:x`.
 
+    Args:
+        path: the file, or the name of one in `configs/`, such as "panet_vgg16".
+
     Raises:
         UserError: there is no such file or function, or its code fails.
     """
-    path, *argument = path.rsplit(":", 1) if not os.path.isfile(path) else [path]
     if not os.path.isfile(path):
-        raise UserError(f"--config = {path}: there is no such file.")
+        path, *argument = (config_file(path) or path).rsplit(":", 1)
+    else:
+        argument = []
+    if not os.path.isfile(path):
+        hint = "." if path.endswith(".py") else f"; choose one of {', '.join(config_names())}."
+        raise UserError(f"--config = {path}: there is no such file{hint}")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config = {path}: a config must be a Python file with get_config().")

@@ -8,7 +8,14 @@ import pytest
 from helpers import message_of
 from ml_collections import ConfigDict
 
-from fsseg_jax.config import default_config, differences, from_saved, load_config, override
+from fsseg_jax.config import (
+    config_file,
+    default_config,
+    differences,
+    from_saved,
+    load_config,
+    override,
+)
 from fsseg_jax.data import SOURCES
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.protocol import protocol
@@ -358,3 +365,12 @@ def test_commands_in_the_docstring_are_of_this_config(path):
 def test_values_out_of_range_are_told(change, message):
     with pytest.raises(UserError, match=message):
         override(default_config(), [f"--config.{field}" for field in change.split()])
+
+
+def test_a_configuration_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("panet_vgg16", "shapes:canet"):
+        assert load_config(name).to_dict() == load_config(config_file(name)).to_dict()
+    assert "there is no such file; choose one of canet" in message_of(load_config, "panet")
+    (tmp_path / "panet_vgg16").write_text("no Python")  # a file comes first
+    assert "must be a Python file" in message_of(load_config, "panet_vgg16")
