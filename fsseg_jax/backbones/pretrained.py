@@ -13,6 +13,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from fsseg_jax import hub
 from fsseg_jax.errors import UserError
 
 # PyTorch's names of a layer's arrays, by Flax's collection and name.
@@ -110,9 +111,20 @@ def read_weights(init: str) -> dict[str, np.ndarray]:
 
 
 def _download(repository: str) -> pathlib.Path:
+    offline = hub.is_unreachable()
     try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+        return pathlib.Path(
+            huggingface_hub.hf_hub_download(
+                repository, "model.safetensors", local_files_only=offline
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        if offline:
+            raise UserError(
+                f"init = {repository} is neither a file nor in the cache of downloads, and the "
+                "Hugging Face hub cannot be reached: connect to the network, or give a local "
+                "weights file (init=FILE, or --config.init=FILE)."
+            ) from None
         raise UserError(
             f"init = {repository} is not a file, and cannot be downloaded from the Hugging Face "
             f"hub ({first_sentence(error)}): check the name and the network, or give a local "

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from ml_collections import ConfigDict
 
+from fsseg_jax import hub
 from fsseg_jax.backbones.pretrained import first_sentence
 from fsseg_jax.checksums import checksum_of, checksums, verify
 from fsseg_jax.config import from_saved, override
@@ -201,9 +202,18 @@ def download(repository: str) -> pathlib.Path:
     Raises:
         UserError: there is no such model, or no network.
     """
+    offline = hub.is_unreachable()
     try:
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=FILES)
+        folder = huggingface_hub.snapshot_download(
+            repository, allow_patterns=FILES, local_files_only=offline
+        )
     except _HUB_ERRORS as error:
+        if offline:
+            raise UserError(
+                f"model = {repository} is neither a folder nor a configuration nor in the cache of "
+                "downloads, and the Hugging Face hub cannot be reached: check the name and the "
+                "network."
+            ) from None
         raise UserError(
             f"model = {repository} is neither a folder nor a configuration, and cannot be "
             f"downloaded from the Hugging Face hub ({first_sentence(error)}): check the name and "

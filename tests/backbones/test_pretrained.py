@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from fsseg_jax import hub
 from fsseg_jax.backbones.pretrained import load_pretrained
 from fsseg_jax.errors import UserError
 
@@ -132,8 +133,11 @@ def test_hub_repository_is_downloaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
-    variables = load_pretrained("timm/vgg16.tv_in1k", shapes())
-    assert asked == [(("timm/vgg16.tv_in1k", "model.safetensors"), {})]
+    for offline in (True, False):
+        monkeypatch.setattr(hub, "is_unreachable", lambda offline=offline: offline)
+        variables = load_pretrained("timm/vgg16.tv_in1k", shapes())
+        wanted = ("timm/vgg16.tv_in1k", "model.safetensors")
+        assert asked.pop() == (wanted, {"local_files_only": offline})
     expected = weights["features.0.bias"].astype(np.float32)
     np.testing.assert_array_equal(variables["params"]["features_0"]["bias"], expected)
 
@@ -200,6 +204,7 @@ def test_hub_that_cannot_be_reached(monkeypatch, tmp_path):
             "make sure your Internet connection is on."
         )
 
+    monkeypatch.setattr(hub, "is_unreachable", lambda: False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
     message = failure("timm/vgg16.tv_in1k")
