@@ -204,13 +204,18 @@ def put_batches(batches: Sequence[Any], mesh: Mesh) -> Any:
 
 
 def map_over_devices(
-    function: Callable[..., Any], mesh: Mesh, batched: int, together: int = 1
+    function: Callable[..., Any],
+    mesh: Mesh,
+    batched: int,
+    together: int = 1,
+    gathered: bool = True,
 ) -> Callable[..., Any]:
     """Maps `function` over the rows of its last `batched` arguments, split over the mesh.
 
-    The other arguments are replicated, and so is the result. Each device computes rows one by one,
-    or `together` at a time, which is faster on accelerators; only one by one is a result
-    independent of the other rows to the last digit.
+    The other arguments are replicated, and so is the result if it is `gathered`; otherwise it stays
+    split, which saves the devices to exchange what only the host wants. Each device computes rows
+    one by one, or `together` at a time, which is faster on accelerators; only one by one is a
+    result independent of the other rows to the last digit.
     """
 
     def per_device(*arguments: Any) -> Any:
@@ -228,4 +233,4 @@ def map_over_devices(
             check_vma=False,
         )(*arguments)
 
-    return jax.jit(call, out_shardings=replicated(mesh))
+    return jax.jit(call, out_shardings=replicated(mesh) if gathered else split(mesh))

@@ -1,7 +1,8 @@
-"""Starts several processes of one command on this machine, which train together.
+"""Starts several processes of one command on this machine, which train or predict together.
 
     python launch/local.py --gpus -- python -m fsseg_jax.train --config=... --workdir=...
     python launch/local.py --processes=2 --cpu-devices=4 -- python -m fsseg_jax.train ...
+    python launch/local.py --gpus -- python -m fsseg_jax.predict --workdir=... --out=...
 
 Process 0 has the terminal; what the others print comes line by line with their number in front.
 SIGTERM and Ctrl-C ask all of them to save a checkpoint and stop; a second one kills them. If a
@@ -149,7 +150,7 @@ def watch(children: list[subprocess.Popen], stops: list[int], grace: float) -> i
             others = "the others are ended too; " if running else ""
             say(
                 f"launch: process {children.index(failed)} (pid {failed.pid}) ended {how}; "
-                f"{others}the same command continues from the last checkpoint."
+                f"{others}the same command continues."
             )
         if late:
             for child in running:

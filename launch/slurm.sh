@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of one or more nodes of a SLURM cluster:
+# Trains, or segments images, on the GPUs of one or more nodes of a SLURM cluster:
 #
 #     sbatch launch/slurm.sh --config=configs/panet_vgg16.py --workdir=/shared/runs/panet
+#     sbatch launch/slurm.sh predict --workdir=/shared/runs/panet --support=/shared/support \
+#         --query=/shared/images.txt --out=/shared/out
 #
 # Prerequisites:
-# - The repository, its environment, the data and --workdir lie where all nodes see them.
+# - The repository, its environment, the data and --workdir (--out) lie where all nodes see them.
 # - Submit from the repository's folder with the environment active, or with it in .venv.
 # - Adapt the lines below, or override them: sbatch --nodes=2 --time=12:00:00 launch/slurm.sh ...
 #
@@ -13,7 +15,7 @@
 # number of GPUs of a node, and each task must see all of them: do not use --gpus-per-task.
 #
 # Two minutes before the time limit all tasks get SIGTERM, save one checkpoint together and exit
-# with 143: the job then goes back to the queue and continues where it was. SLURM requeues it as
+# with 143 (predict ends at once): the job then goes back to the queue and continues where it was. SLURM requeues it as
 # well when a node fails or the job is preempted; any other failure ends it, and the same sbatch
 # command continues from the last checkpoint. To stop for good, with a checkpoint:
 #
@@ -32,6 +34,13 @@
 
 set -u
 
+program=train
+case "${1:-}" in
+    train | predict)
+        program=$1
+        shift
+        ;;
+esac
 if [ $# -eq 0 ]; then
     echo "error: there are no options: sbatch launch/slurm.sh --config=FILE --workdir=DIR" >&2
     exit 2
@@ -55,7 +64,7 @@ fi
 # A task that waits for one that has died never ends: --kill-on-bad-exit ends all of them. srun
 # does not take the number of CPUs over from sbatch.
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --gpu-bind=none \
-    python -m fsseg_jax.train --config.distributed=True --config.platform=gpu "$@"
+    python -m "fsseg_jax.$program" --config.distributed=True --config.platform=gpu "$@"
 status=$?
 
 if [ "$status" -eq 143 ]; then

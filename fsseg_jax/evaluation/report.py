@@ -68,17 +68,21 @@ def overlay(
     """
     partial = bool((label == UNLABELLED).any())
     line = max(1, round(max(label.shape) / 110))  # wide enough for the gallery's small images
-    stripes = np.where(np.indices(label.shape).sum(axis=0) // (2 * line) % 2, 240, 110)
-    colour = np.array(WAY_COLOURS)[(label.astype(int) - 1) % len(WAY_COLOURS)]
-    colour = np.where((label == IGNORE)[..., None], stripes[..., None], colour)
-    colour[label == 0] = 0
-
     filters = ndimage.minimum_filter, ndimage.maximum_filter  # Pillow's take seconds per image
     lowest, highest = (filter_(label, 2 * line + 1, mode="nearest") for filter_ in filters)
-    kinds = [label == UNLABELLED, label == 0, label == IGNORE, lowest != highest]
-    opacity = np.select(kinds, [0, 0.6 * partial, 0.7, 1], 0.4)
-    opacity = opacity[..., None]
-    return np.rint(image * (1 - opacity) + colour * opacity).astype(np.uint8)
+
+    # Only pixels that change are computed, which are usually few.
+    changed = np.nonzero((label != UNLABELLED) & (partial | (label != 0)))
+    own = label[changed]
+    stripes = np.where(np.add(*changed) // (2 * line) % 2, 240, 110)
+    colour = np.array(WAY_COLOURS)[(own.astype(int) - 1) % len(WAY_COLOURS)]
+    colour = np.where((own == IGNORE)[:, None], stripes[:, None], colour)
+    colour[own == 0] = 0
+    kinds = [own == 0, own == IGNORE, (lowest != highest)[changed]]
+    opacity = np.select(kinds, [0.6, 0.7, 1], 0.4)[:, None]
+    result = image.copy()
+    result[changed] = np.rint(image[changed] * (1 - opacity) + colour * opacity)
+    return result
 
 
 def write_report(

@@ -28,6 +28,8 @@ CHECKSUM = "checksum"  # of the other fields of a line
 _LINE = {"photograph", "size", "changed", "output", "height", "width", "confidence", "objects"}
 _OBJECT = {"category_id", "segmentation", "bbox", "area", "iscrowd", "score"}
 
+_NUMBER = re.compile("[1-9][0-9]{0,5}")  # of an output whose shorter names were taken
+
 logger = logging.getLogger(__name__)
 
 
@@ -150,7 +152,7 @@ class Journal:
         own = {key: value for key, value in record.items() if key != CHECKSUM}
         _check(own, self._classes)
         # Lines of earlier versions have no checksum.
-        _require(record.get(CHECKSUM, checksum_of(own)) == checksum_of(own))
+        _require(CHECKSUM not in record or record[CHECKSUM] == checksum_of(own))
         name, output = record["photograph"], record["output"]
         # Two images with one output would overwrite each other's, and one has a single output.
         _require(self._owners.get(output.casefold(), name) == name)
@@ -178,8 +180,8 @@ def _check(record: Mapping[str, Any], classes: int) -> None:
     _require(min(shape) > 0)
     # Only names of files below --query are looked up here, and an output is one of those that its
     # image may have: a line cannot name a file elsewhere.
-    further = re.fullmatch(re.escape(name) + r"\.[1-9][0-9]{0,5}", output)
-    _require(further or output in _short_names(name))
+    further = output.removeprefix(f"{name}.")
+    _require(output in _short_names(name) or _NUMBER.fullmatch(further))
     _require(type(record["confidence"]) in (int, float) and 0 <= record["confidence"] <= 1)
     for found in record["objects"]:
         _require(found.keys() == _OBJECT and found["segmentation"].keys() == {"size", "counts"})

@@ -373,7 +373,7 @@ class Segmenter:
 
         def all_of(variables: Any, summary: Any, labels: Array, queries: Array) -> Array:
             together = len(queries) // self.mesh.size
-            mapped = map_over_devices(one, self.mesh, batched=1, together=together)
+            mapped = map_over_devices(one, self.mesh, 1, together, gathered=False)
             return mapped(variables, summary, labels, queries)
 
         return jax.jit(all_of)

@@ -202,7 +202,7 @@ def test_a_killed_process_ends_the_others_with_one_sentence(tmp_path, launch, dy
     assert status == 128 + signal.SIGKILL
     assert errors == (
         f"launch: process {dying} (pid {children[dying]}) ended by SIGKILL; the others are ended "
-        "too; the same command continues from the last checkpoint.\n"
+        "too; the same command continues.\n"
     )
     assert not any(map(is_alive, children))
     assert len(notes(tmp_path, 1 - dying)) == 1  # it was not asked to save a checkpoint

@@ -64,6 +64,17 @@ def test_a_job_that_was_stopped_is_requeued(tmp_path, run, status, requeued):
     assert program[-2:] == OPTIONS
 
 
+@pytest.mark.parametrize("words", [["predict"], ["train"], []])
+def test_a_job_trains_or_segments(tmp_path, run, words):
+    pretend(tmp_path, "srun")
+    pretend(tmp_path, "scontrol")
+    assert run("slurm.sh", *words, *OPTIONS, SLURM_JOB_ID="77").returncode == 0
+    started = arguments_of(tmp_path, "srun")
+    name = f"fsseg_jax.{words[0] if words else 'train'}"
+    assert started[started.index("-m") + 1 :][:2] == [name, "--config.distributed=True"]
+    assert started[-2:] == OPTIONS
+
+
 def test_tasks_behind_a_proxy_find_each_other(tmp_path, run):
     pretend(tmp_path, "srun", f'echo "$no_grpc_proxy" > {tmp_path / "without"}')
     pretend(tmp_path, "scontrol", "printf 'node1\\nnode2\\n'")
@@ -99,7 +110,7 @@ case " $* " in
 esac
 """
 
-# In place of training: notes its options, and saves a checkpoint on SIGTERM.
+# In place of the program: notes its options, and saves a checkpoint on SIGTERM.
 TRAINING = """#!/usr/bin/env bash
 trap 'echo saved; exit 143' TERM
 printf '%s\\n' "$@" > options.txt
@@ -119,8 +130,9 @@ def worker(tmp_path):
     return folder
 
 
-def test_training_runs_detached_until_it_is_stopped(tmp_path, run, worker):
-    started = run("tpu_vm.sh", "train", *OPTIONS, **VARIABLES)
+@pytest.mark.parametrize("program", ["train", "predict"])
+def test_a_program_runs_detached_until_it_is_stopped(tmp_path, run, worker, program):
+    started = run("tpu_vm.sh", program, *OPTIONS, **VARIABLES)
     assert started.returncode == 0, started.stderr
     try:
         for _ in range(100):
@@ -128,14 +140,14 @@ def test_training_runs_detached_until_it_is_stopped(tmp_path, run, worker):
             if ": running;" in status and (worker / "fsseg_jax" / "options.txt").exists():
                 break
         assert ": running;" in status
-        again = run("tpu_vm.sh", "train", *OPTIONS, **VARIABLES)
-        assert_wrong_input(again, "a training runs already on")
+        again = run("tpu_vm.sh", program, *OPTIONS, **VARIABLES)
+        assert_wrong_input(again, "something runs already on")
     finally:
         stopped = run("tpu_vm.sh", "stop", **VARIABLES)
     assert stopped.stdout.endswith(": ended with status 143\n")
-    assert (worker / "fsseg_jax" / "train.log").read_text() == "saved\nended with status 143\n"
+    assert (worker / "fsseg_jax" / "run.log").read_text() == "saved\nended with status 143\n"
     options = (worker / "fsseg_jax" / "options.txt").read_text().splitlines()
-    assert options[:3] == ["-m", "fsseg_jax.train", "--config.distributed=True"]
+    assert options[:3] == ["-m", f"fsseg_jax.{program}", "--config.distributed=True"]
     assert options[-2:] == OPTIONS
     status = run("tpu_vm.sh", "status", **VARIABLES).stdout
     assert status.endswith(": not running; ended with status 143\n")
