@@ -352,6 +352,13 @@ FIELDS: dict[str, Field] = {
         above=0,
     ),
     "eval.gallery": Field(4, "Best, median and worst episodes in the report.", least=0),
+    # ------------------------------------------------------------------ prediction
+    "predict.flip": Field(
+        False,
+        "Segment the mirror image too, and average the probabilities, for twice the time; of "
+        "predictions alone, as no paper's evaluation does so. eval.scales and eval.crf concern "
+        "predictions as well.",
+    ),
 }
 
 

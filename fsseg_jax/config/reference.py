@@ -12,6 +12,7 @@ SECTIONS = {
     "data": "Data",
     "train": "Training",
     "eval": "Evaluation",
+    "predict": "Prediction",
 }
 
 

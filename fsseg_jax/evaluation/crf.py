@@ -23,7 +23,16 @@ def refine(
     image: UInt8[np.ndarray, "height width 3"],
     options: ConfigDict,
 ) -> UInt8[np.ndarray, "height width"]:
-    """Refines a prediction by mean-field inference; returns its label.
+    """Refines a prediction by mean-field inference; returns its label. See `refined`."""
+    return refined(probabilities, image, options).argmax(axis=-1).astype(np.uint8)
+
+
+def refined(
+    probabilities: Float[np.ndarray, "height width class"],
+    image: UInt8[np.ndarray, "height width 3"],
+    options: ConfigDict,
+) -> Float[np.ndarray, "height width class"]:
+    """Probabilities after mean-field inference.
 
     Args:
         image: the image at the same size.
@@ -41,4 +50,4 @@ def refine(
     # The library rejects read-only arrays, although it does not write to this one.
     field.addPairwiseBilateral(sxy=distance, srgb=colour, rgbim=np.array(image), compat=strength)
     result = np.array(field.inference(options.iterations))
-    return result.argmax(0).reshape(height, width).astype(np.uint8)
+    return np.moveaxis(result.reshape(classes, height, width), 0, -1)

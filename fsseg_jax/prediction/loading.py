@@ -16,6 +16,7 @@ from fsseg_jax import command_line
 from fsseg_jax.config import FIELDS, config_file, config_names, load_config, override
 from fsseg_jax.devices import choose_platform, make_mesh, prepare, replicated
 from fsseg_jax.errors import UserError, brief
+from fsseg_jax.evaluation import crf
 from fsseg_jax.models import create_model, init_variables
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.segmenter import Segmenter
@@ -35,10 +36,11 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
         checkpoint: of a run: "best", "last" or another choice of `config.eval.checkpoint`; if the
             run has no such checkpoint, the closest one is loaded.
         **settings: fields of the configuration to change, such as `image_size=321` or
-            `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`. All devices
-            of the best platform are used unless `devices` or `platform` are set. Compiled programs
-            are kept for the next process, unless `compilation_cache` is False or JAX has a folder
-            for them already.
+            `init="vgg16.safetensors"`; nested ones as `**{"eval.fit": "letterbox"}`. Besides
+            `image_size` and `eval.fit`, `eval.scales`, `predict.flip` and `eval.crf` concern
+            predictions. All devices of the best platform are used unless `devices` or `platform`
+            are set. Compiled programs are kept for the next process, unless `compilation_cache` is
+            False or JAX has a folder for them already.
 
     Raises:
         UserError: there is no such model, a setting does not exist, or weights cannot be loaded.
@@ -52,6 +54,11 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
         words = " or ".join(FIELDS["eval.checkpoint"].choices)
         raise UserError(f"checkpoint = {brief(checkpoint)}: choose {words}.")
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    if str(settings.get("support_annotation", "dense")) != "dense":
+        raise UserError(
+            f"support_annotation = {settings['support_annotation']}: it is for episodes, whose "
+            "annotations are drawn; give boxes or masks of your own to fit, or to --support."
+        )
     machine = command_line.first_config(None, arguments)
     prepare(machine)
     if machine.platform:
@@ -59,6 +66,8 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
     remedy = "a folder, a configuration, or hf://owner/name"
     name = sharing.check_name(model, "model", remedy)
     config, module, variables, trained, shown = _found(name, checkpoint, arguments)
+    if config.eval.crf.iterations:
+        crf.check_installed()
     mesh = make_mesh(config.devices if "devices" in settings else 0, local=True)
     segmenter = Segmenter(config, module, variables, mesh, trained)
     return segmenter if shown is None else segmenter.fit_shown(shown)

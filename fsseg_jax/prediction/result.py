@@ -1,6 +1,6 @@
 """What is predicted for an image, from the logits of its square."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +9,13 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.data.squares import fitted
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation import crf
 from fsseg_jax.models.resize import interpolation_matrix
 from fsseg_jax.prediction.memory import check
 
+# Pixels of the longer side of images that DenseCRF refines: its ranges are in pixels, and those of
+# the library's example are for images of about this size, such as PASCAL VOC's.
+CRF_SIDE = 500
 # Numbers that `at_own_size` computes at once, so that only large images are divided.
 TILE = 2**25
 
@@ -27,15 +31,29 @@ class Result(NamedTuple):
 
 
 def at_own_size(
-    logits: Float[np.ndarray, "h w class"],
+    logits: Sequence[Float[np.ndarray, "_ _ class"]],
     shape: tuple[int, int],
     config: ConfigDict,
     align_corners: bool,
     probabilities: bool = False,
+    small: UInt8[np.ndarray, "small_height small_width 3"] | None = None,
 ) -> Result | UserError:
-    """The result for an image of `shape`, from logits of its square, with or without probabilities;
-    or the error that these do not fit into memory."""
-    classes = logits.shape[-1]
+    """The result for an image, with or without probabilities; or the error that these do not fit
+    into memory.
+
+    Args:
+        logits: of its square at each scale, whose probabilities are averaged.
+        shape: height and width of the image.
+        small: the image at the size at which DenseCRF refines the probabilities; None for none.
+    """
+    classes = logits[0].shape[-1]
+    extent = square_extent(shape, config)
+    if small is not None:
+        size = small.shape[:2]
+        parts = averaged(logits, size, square_extent(size, config), align_corners)
+        planes = np.concatenate([part for _, part in parts], axis=1)
+        refined = crf.refined(np.moveaxis(planes, 0, -1), small, config.eval.crf)
+        logits, extent = [np.log(refined + 1e-7)], shape
     mask = np.empty(shape, np.uint8)
     every = None
     if probabilities:
@@ -47,11 +65,8 @@ def at_own_size(
         every = np.empty((classes, *shape), np.float32)
     # Sums of each class's probability where the mask has it and everywhere, and pixels of the mask.
     sums, totals, counts = np.zeros((3, classes))
-    for rows, large in enlarged(logits, shape, config, align_corners):
+    for rows, large in averaged(logits, shape, extent, align_corners):
         mask[rows] = np.argmax(large, axis=0)
-        large -= large.max(axis=0)
-        np.exp(large, out=large)
-        large /= large.sum(axis=0)
         if every is not None:
             every[:, rows] = large
         totals += large.sum(axis=(1, 2), dtype=np.float64)
@@ -83,17 +98,39 @@ def expected_iou(
     return float(np.mean((sums / np.maximum(counts + totals - sums, 1e-9))[shown]))
 
 
+def averaged(
+    logits: Sequence[Float[np.ndarray, "_ _ class"]],
+    shape: tuple[int, int],
+    extent: tuple[int, int],
+    align_corners: bool,
+) -> Iterator[tuple[slice, Float[np.ndarray, "class rows width"]]]:
+    """Probabilities at the size of the image, averaged over its views (CANet sec. 4.2): all at
+    once, or some rows at a time if it is large; see `enlarged`."""
+    views = (enlarged(view, shape, extent, align_corners) for view in logits)
+    for parts in zip(*views, strict=True):
+        rows = parts[0][0]
+        for _, large in parts:
+            large -= large.max(axis=0)
+            np.exp(large, out=large)
+            large /= large.sum(axis=0)
+        yield rows, sum((large for _, large in parts[1:]), parts[0][1]) / len(parts)
+
+
+def square_extent(shape: tuple[int, int], config: ConfigDict) -> tuple[int, int]:
+    """The size of the whole square in pixels of the image: a letterboxed one has a border, of which
+    the evaluation counts up to 7 pixels as part of the image, as PFENet's code does."""
+    inside = fitted(shape, config.image_size, config.eval.fit)
+    height, width = (round(n * config.image_size / m) for n, m in zip(shape, inside, strict=True))
+    return height, width
+
+
 def enlarged(
     logits: Float[np.ndarray, "h w class"],
     shape: tuple[int, int],
-    config: ConfigDict,
+    extent: tuple[int, int],
     align_corners: bool,
 ) -> Iterator[tuple[slice, Float[np.ndarray, "class rows width"]]]:
-    """Logits at the size of the image: all at once, or some rows at a time if it is large."""
-    # The size of the whole square in pixels of the image: a letterboxed one has a border, of which
-    # the evaluation counts up to 7 pixels as part of the image, as PFENet's code does.
-    inside = fitted(shape, config.image_size, config.eval.fit)
-    extent = [round(n * config.image_size / part) for n, part in zip(shape, inside, strict=True)]
+    """Logits of what has the size `extent`, cut to `shape`: all at once, or some rows at a time."""
     rows, columns = (
         interpolation_matrix(n, whole, align_corners)[:part]
         for n, whole, part in zip(logits.shape, extent, shape, strict=False)

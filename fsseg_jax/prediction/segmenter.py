@@ -33,7 +33,7 @@ from fsseg_jax.prediction.memory import on_devices
 from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.result import Result, at_own_size
 from fsseg_jax.prediction.scores import Scores, compare
-from fsseg_jax.prediction.stream import Query, in_batches, mapped, read_query
+from fsseg_jax.prediction.stream import in_batches, mapped, of_views, read_query
 from fsseg_jax.prediction.supports import (
     as_list,
     class_names,
@@ -53,7 +53,7 @@ class Segmenter:
 
     Attributes:
         config: the model's configuration; `image_size` and `eval.fit` say how images become
-            squares.
+            squares, and `eval.scales`, `predict.flip` and `eval.crf` what is averaged and refined.
         model: the method.
         variables: the model's variables, on the devices.
         forward: the jitted function `forward` of this model: support images, support labels and
@@ -262,9 +262,11 @@ class Segmenter:
         return in_batches(
             images,
             read=lambda number, image: read_query(number, image, config),
-            compute=functools.partial(self._logits_of, fitted),
-            finish=lambda logits, shape: at_own_size(
-                logits, shape, config, align_corners, return_probabilities
+            compute=lambda queries, room: of_views(
+                queries, config.predict.flip, lambda x: self._logits_at_once(fitted, x, room)
+            ),
+            finish=lambda logits, query: at_own_size(
+                logits, query.shape, config, align_corners, return_probabilities, query.small
             ),
             result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * return_probabilities),
             batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,
@@ -344,17 +346,16 @@ class Segmenter:
         shown = self.fitted.shown if supports and self.fitted else None
         sharing.save(folder, self.config, self.variables, name, trained=self.trained, shown=shown)
 
-    def _logits_of(
-        self, fitted: Fitted, queries: Sequence[Query], room: int
-    ) -> Iterator[Float[np.ndarray, "_ _ class"]]:
-        """Logits of each query; the batch is filled up to `room` by repeating queries."""
-        pixels = np.stack([query.pixels for query in queries])
+    def _logits_at_once(
+        self, fitted: Fitted, pixels: UInt8[np.ndarray, "query side side 3"], room: int
+    ) -> Float[np.ndarray, "room _ _ class"]:
+        """Logits of squares; the batch is filled up to `room` by repeating some."""
         what = f"{room} images at once, of {self.config.image_size} pixels a side,"
         with on_devices(what, "lower batch_size, or image_size"):
-            placed = put(pixels[np.arange(room) % len(queries)], split(self.mesh))
+            placed = put(pixels[np.arange(room) % len(pixels)], split(self.mesh))
             with self._one_by_one:
                 logits = self._logits(self.variables, fitted.summary, fitted.labels, placed)
-            return iter(np.asarray(logits))
+            return np.asarray(logits)
 
     @functools.cached_property
     def _encode(self) -> Any:

@@ -9,14 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
 from fsseg_jax.data.parallel import cores
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.parts import scaled_side
 from fsseg_jax.prediction.pictures import as_image
+from fsseg_jax.prediction.result import CRF_SIDE
 
 # Bytes of results that are ready or in work before they are taken; one may have more.
 RESULTS = 2**30
@@ -25,15 +28,17 @@ RESULTS = 2**30
 class Query(NamedTuple):
     """An image to segment."""
 
-    pixels: UInt8[np.ndarray, "size size 3"]  # as the network's square
+    # As the network's square, at each of `eval.scales`.
+    views: tuple[UInt8[np.ndarray, "size size 3"], ...]
     shape: tuple[int, int]  # height and width of the image itself
+    small: UInt8[np.ndarray, "height width 3"] | None = None  # for DenseCRF, if it is asked for
 
 
 def in_batches(
     images: Iterable[Any],
     read: Callable[[int, Any], Query | UserError],
-    compute: Callable[[Sequence[Query], int], Iterator[np.ndarray]],
-    finish: Callable[[np.ndarray, tuple[int, int]], Any],
+    compute: Callable[[Sequence[Query], int], Iterator[Any]],
+    finish: Callable[[Any, Query], Any],
     result_bytes: Callable[[tuple[int, int]], int],
     batch_size: int,
     least: int = 1,
@@ -47,7 +52,7 @@ def in_batches(
         images: images in any form that `read` accepts.
         read: a function of the position of an image and the image.
         compute: a function of queries, and of how many to compute at once, which returns logits.
-        finish: a function of the logits and the shape of an image, which returns the result.
+        finish: a function of the logits of an image and the query, which returns the result.
         result_bytes: a function of the shape of an image, which returns the size of its result.
         batch_size, least: the largest and the smallest number of images to compute at once.
     """
@@ -72,7 +77,7 @@ def in_batches(
             for query in queries:
                 if isinstance(query, Query):
                     size = result_bytes(query.shape)
-                    results.add(size, functools.partial(finish, next(logits), query.shape))
+                    results.add(size, functools.partial(finish, next(logits), query))
                 else:
                     results.add(0, functools.partial(lambda error: error, query))
             yield from (results.take() for _ in range(unfinished))
@@ -126,11 +131,34 @@ def mapped(
 
 
 def read_query(number: int, image: Any, config: ConfigDict) -> Query | UserError:
-    """The image at position `number` as the network's square, or the error that reading it gave."""
+    """The image at position `number` as the network's squares, or the error that reading gave."""
     try:
         image = as_image(image, f"images[{number}]")
     except UserError as error:
         return error
     shape = image.shape[:2]
     blank = LabelledImage(image, np.zeros(shape, np.uint8))
-    return Query(square(blank, config.image_size, config.eval.fit).image, shape)
+    sides = [scaled_side(config.image_size, scale) for scale in sorted(config.eval.scales)]
+    views = tuple(square(blank, side, config.eval.fit).image for side in sides)
+    small = None
+    if config.eval.crf.iterations:
+        picture = Image.fromarray(image)
+        picture.thumbnail((CRF_SIDE, CRF_SIDE))
+        small = np.asarray(picture)
+    return Query(views, shape, small)
+
+
+def of_views(
+    queries: Sequence[Query],
+    flip: bool,
+    compute: Callable[[UInt8[np.ndarray, "query side side 3"]], np.ndarray],
+) -> Iterator[list[Float[np.ndarray, "_ _ class"]]]:
+    """The logits of each query at each scale, and, with `flip`, those of its mirror images,
+    mirrored back. `compute` gives the logits of squares."""
+    views = []
+    for squares in zip(*(query.views for query in queries), strict=True):
+        pixels = np.stack(squares)
+        views.append(compute(pixels))
+        if flip:
+            views.append(compute(pixels[:, :, ::-1])[:, :, ::-1])
+    return map(list, zip(*views, strict=True))

@@ -43,7 +43,7 @@ def test_a_letterboxed_mask_is_where_the_image_has_it(height, width):
     seen = square(LabelledImage(np.zeros((height, width, 3), np.uint8), label), SIZE, "letterbox")
     logits = np.eye(2, dtype=np.float32)[seen.label % 255]
     align_corners = segmenter.model.align_corners
-    mask = at_own_size(logits, (height, width), segmenter.config, align_corners).mask
+    mask = at_own_size([logits], (height, width), segmenter.config, align_corners).mask
     sides = [SIZE * n // max(height, width) // 8 * 8 for n in label.shape]
     reach = [math.ceil(n / side) for n, side in zip(label.shape, sides, strict=True)]
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
