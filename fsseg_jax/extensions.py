@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TypeVar
 
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 
 T = TypeVar("T")
 
@@ -22,15 +22,15 @@ def find(name: str, known: Mapping[str, T], field: str) -> T:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(
-            f"{field} = {name!r}: choose one of {', '.join(known)}, or package.module:Name for "
-            "your own."
+            f"{field} = {brief(name)}: choose one of {', '.join(known)}, or package.module:Name "
+            "for your own."
         )
     try:
         return getattr(importlib.import_module(module), attribute)
     except AttributeError:
-        raise UserError(f"{field} = {name!r}: {module} has no {attribute}.") from None
+        raise UserError(f"{field} = {brief(name)}: {module} has no {attribute}.") from None
     except Exception as error:  # a module that fails raises its own
         raise UserError(
-            f"{field} = {name!r}: {error}; install the module, or start the program in the folder "
-            "that contains it."
+            f"{field} = {brief(name)}: {error}; install the module, or start the program in the "
+            "folder that contains it."
         ) from None

@@ -130,6 +130,8 @@ def load_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."] | None:
     None if there is no such file, or if it is damaged, which is logged.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("it is no regular file")  # a pipe would be waited for
         content = np.memmap(path, np.uint8, "r")
         if content.size > LARGE:
             logger.info("verifying %s, %.1f GiB", path, content.size / 2**30)

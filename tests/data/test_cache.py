@@ -43,6 +43,14 @@ def test_any_changed_bit_is_noticed_and_named(tmp_path, log, array):
         assert load_array(path) is None
 
 
+def test_a_pipe_is_not_waited_for(tmp_path, log):
+    os.mkfifo(tmp_path / "x.npy")
+    found = kept_array(tmp_path / "x.npy", "it", lambda: np.arange(5))
+    np.testing.assert_array_equal(found, np.arange(5))
+    assert "no regular file" in log.text
+    assert (tmp_path / "x.npy").is_file()
+
+
 def test_what_is_missing_is_computed_once_and_what_is_damaged_again(tmp_path, log):
     calls = []
 
