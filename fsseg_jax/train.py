@@ -119,14 +119,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest | None = 
     def test(loaded: Loaded, folder: str) -> str:
         return summary(evaluate(config, model, loaded, data.test, mesh, workdir / folder))
 
+    tested = "held-back images" if data.test.nothing_held_out else "held-out classes"
     if config.train.test_before_and_after and not loop.start:
         before = test(Loaded(state.variables, "untrained"), "evaluation_before")
-        logger.info("held-out classes before training: %s", before)
+        logger.info("%s before training: %s", tested, before)
     if not loop.run(state, stop or StopRequest()):
         return False
     if config.train.test_before_and_after:
         after = test(load_variables(config, model, workdir, mesh, data.test), "evaluation")
-        logger.info("held-out classes after training: %s", after)
+        logger.info("%s after training: %s", tested, after)
         logger.info("report: %s", workdir / "evaluation" / "report.html")
     return True
 
@@ -158,7 +159,19 @@ def open_data(config: ConfigDict) -> Data:
             "other splits, or train.select_on = novel (use protocols that test on training images "
             "only in evaluate)."
         )
+    if shared and source.nothing_held_out:
+        raise UserError(
+            f"data.folds = {config.data.folds} holds out no classes, but data.split and "
+            "data.train_split name the same images: choose different ones, or leave them empty."
+        )
     items = training_items(config.data, source)
+    novel = class_ids(test, config.data.fold, "novel")
+    if len(novel) < config.ways:
+        logger.warning(
+            "ways = %d, but fold %d holds out %d classes, too few to test this model on: lower "
+            "ways or data.folds",
+            *(config.ways, config.data.fold, len(novel)),
+        )
     # The pipeline checks this too, but arrays of an episode's size are made before it is opened.
     check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]

@@ -6,6 +6,7 @@ import json
 import pytest
 import tiny
 from commands import run_program
+from PIL import Image
 
 CONFIG = f"--config={tiny.__file__}"
 
@@ -124,6 +125,26 @@ def test_trains_and_evaluates_without_tensorflow(tmp_path, on_voc):
     assert "held-out classes after training: mean-IoU" in trained.stderr
     evaluated = run_without_tensorflow("evaluate", f"--workdir={tmp_path / 'run'}")
     assert "(panet, step 4, best on base classes" in evaluated.stdout
+
+
+def test_training_on_own_classes_needs_neither_tensorflow_nor_folds(tmp_path):
+    folder = tmp_path / "images" / "mug"
+    folder.mkdir(parents=True)
+    for number in range(15):
+        Image.effect_noise((40, 40), 60).convert("RGB").save(folder / f"{number}.jpg")
+        mask = Image.new("L", (40, 40))
+        mask.paste(255, (5, 5, 20 + number, 20))
+        mask.save(folder / f"{number}.png")
+    options = [
+        *(CONFIG, "--config.data.name=folder", f"--config.data.root={folder.parent}"),
+        *("--config.data.folds=0", "--config.data.pipeline=auto", "--config.data.min_pixels=1"),
+        *("--config.data.train_min_pixels=1", "--config.train.steps=2", "--config.eval.episodes=8"),
+        *("--config.train.eval_every=2", "--config.train.test_before_and_after=True"),
+    ]
+    trained = run_without_tensorflow("train", f"--workdir={tmp_path / 'run'}", *options)
+    assert "TensorFlow is not installed: data.pipeline = device" in trained.stderr
+    assert "12 images, 12 items of 1 base classes" in trained.stderr
+    assert "held-back images after training: mean-IoU" in trained.stderr
 
 
 def test_asking_for_tfdata_without_tensorflow_is_told(tmp_path, on_voc):

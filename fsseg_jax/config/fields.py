@@ -82,8 +82,10 @@ FIELDS: dict[str, Field] = {
     "data.folds": Field(
         4,
         "Number of folds into which the classes of a folder or of a TFDS data set are dealt, in "
-        "their order; 1 holds all of them out, for testing.",
-        least=1,
+        "their order. 1 holds all of them out, for testing. 0 holds out none, to train on all of "
+        "one's own classes: training and test then differ by their images, which are those of the "
+        "splits or, without splits, a fifth of each class for the test.",
+        least=0,
     ),
     "data.coco.folds": Field(
         "a",
@@ -114,10 +116,11 @@ FIELDS: dict[str, Field] = {
         "which run as code: only for data that you trust.",
     ),
     "data.pipeline": Field(
-        "tfdata",
+        "auto",
         "Where training batches are made: by tfdata on the host, for data sets of any size, or on "
-        "the device, which holds all images and needs no work from the host.",
-        choices=("tfdata", "device"),
+        "the device, which holds all images and needs no work from the host. auto is tfdata where "
+        "TensorFlow is installed, and device otherwise; both make the same episodes.",
+        choices=("auto", "tfdata", "device"),
     ),
     "data.device.size": Field(
         0,

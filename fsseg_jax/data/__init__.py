@@ -1,7 +1,9 @@
 """Opens sources by name, and makes training batches from them."""
 
 import functools
+import importlib.util
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from fsseg_jax.devices import put, put_batches, replicated
 from fsseg_jax.episode import Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.extensions import find
+
+logger = logging.getLogger(__name__)
 
 
 def _coco(data: ConfigDict, split: str) -> Source:
@@ -105,7 +109,7 @@ def class_ids(source: Source, fold: int, which: str) -> tuple[int, ...]:
     """The classes that a fold holds out for the test ("novel"), those that the source reserves
     for selection ("validation"), or all others ("base")."""
     novel, validation = source.folds[fold], source.validation
-    if which == "novel":
+    if which == "novel" or (which == "base" and source.nothing_held_out):
         return novel
     if which == "validation":
         return validation
@@ -113,11 +117,32 @@ def class_ids(source: Source, fold: int, which: str) -> tuple[int, ...]:
 
 
 def training_items(data: ConfigDict, source: Source) -> Items:
-    """The items of the base classes, filtered as `config.data` specifies."""
-    held_out = (*class_ids(source, data.fold, "novel"), *source.validation)
-    without = held_out if data.held_out_photographs == "drop" else ()
+    """The items of the base classes, filtered as `config.data` specifies.
+
+    Raises:
+        UserError: all classes are held out.
+    """
     base = class_ids(source, data.fold, "base")
+    if not base:
+        raise UserError(
+            f"data.folds = {data.folds} holds out all classes of {source.name}, and leaves none to "
+            "train on: set data.folds = 0 to hold out none, or 2 or more."
+        )
+    held_out = set(source.class_names) - {*base}
+    without = sorted(held_out) if data.held_out_photographs == "drop" else ()
     return source.table.items(base, data.train_min_pixels, without, data.sampling)
+
+
+def chosen_pipeline(data: ConfigDict) -> str:
+    """`data.pipeline`, or, where that is "auto", tfdata if TensorFlow is installed, else device."""
+    if data.pipeline != "auto":
+        return data.pipeline
+    if importlib.util.find_spec("tensorflow"):
+        return "tfdata"
+    logger.info(
+        "TensorFlow is not installed: data.pipeline = device, which holds all images in memory."
+    )
+    return "device"
 
 
 class Pipeline(NamedTuple):
@@ -140,7 +165,7 @@ def training_pipeline(
     """
     check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
     recipe = Recipe.from_config(config)
-    if config.data.pipeline == "device":
+    if chosen_pipeline(config.data) == "device":
         sharded, cache = config.data.device.sharded, config.data.device.cache
         size = config.data.device.size or config.image_size
         pixels = device.load(

@@ -34,12 +34,17 @@ def class_numbers(count: int) -> Int[np.ndarray, " classes"]:
 def deal_folds(
     numbers: Int[np.ndarray, " classes"], folds: int, where: object
 ) -> tuple[tuple[int, ...], ...]:
-    """Divides class ids into consecutive groups, as equal as possible; `where` is for errors."""
-    if not 1 <= folds <= len(numbers):
+    """Divides class ids into consecutive groups, as equal as possible; `where` is for errors.
+
+    0 folds hold out nothing: the only group has all classes, and `nothing_held_out` says so.
+    """
+    if not 0 <= folds <= len(numbers):
         raise UserError(
             f"data.folds = {folds}: {where} has {len(numbers)} classes, of which each fold holds "
-            f"out at least one: choose 1..{len(numbers)}."
+            f"out at least one: choose 1..{len(numbers)}, or 0 to hold out none."
         )
+    if not folds:
+        return (tuple(numbers.tolist()),)
     return tuple(tuple(fold.tolist()) for fold in np.array_split(numbers, folds))
 
 
@@ -90,6 +95,27 @@ class ClassTable:
             return filtered
         return dataclasses.replace(items(np.isin(self.image, filtered.image)), supports=filtered)
 
+    def take(self, images: Int[np.ndarray, " images"]) -> "ClassTable":
+        """The table of these images of the source, as ascending rows, alone."""
+        keep = np.isin(self.image, images)
+        return ClassTable(
+            np.searchsorted(images, self.image[keep]), self.class_id[keep], self.pixels[keep]
+        )
+
+    def held_back(self, ids: Sequence[str]) -> Int[np.ndarray, " images"]:
+        """A fifth of the images of each class, but at least two, for tests with classes that
+        training sees: by hashes of their names, so that new images move no others."""
+        total = np.bincount(self.class_id)
+        own = {}  # of each image, its rarest class
+        for image, class_id in zip(self.image.tolist(), self.class_id.tolist(), strict=True):
+            own[image] = min(own.get(image, class_id), class_id, key=lambda c: (total[c], c))
+        order = sorted(own, key=lambda i: hashlib.sha256(os.fsencode(ids[i])).digest())
+        chosen = []
+        for class_id in sorted({*own.values()}):
+            shown = [image for image in order if own[image] == class_id]
+            chosen += shown[: max(2, len(shown) // 5)]
+        return np.array(sorted(chosen), int)
+
 
 class Source(abc.ABC):
     """Labelled images by number. Class ids are the values of labels; see `class_numbers`.
@@ -99,6 +125,7 @@ class Source(abc.ABC):
         classes: names of the classes.
         folds: class ids that each fold holds out for testing.
         validation: class ids held out from training and testing, for selection.
+        nothing_held_out: whether the classes of the only fold are for training, too.
         ids: unique names of the images, which episode lists use.
         table: which image shows which class.
         files: (image, label) paths for pipelines that decode files themselves, or None.
@@ -111,6 +138,7 @@ class Source(abc.ABC):
     classes: tuple[str, ...]
     folds: tuple[tuple[int, ...], ...]
     validation: tuple[int, ...] = ()
+    nothing_held_out: bool = False
     ids: tuple[str, ...]
     table: ClassTable
     files: tuple[tuple[str, str], ...] | None = None

@@ -190,7 +190,9 @@ def _test_settings(config: ConfigDict, source: Source, model: Method) -> dict[st
         "data": f"{source.name}, {source.digest()}",
         "photographs": f"{test_split(config.data)}, {len(source)}",
         "masks": _masks(config),
-        "folds": " | ".join(",".join(map(str, fold)) for fold in source.folds),
+        "folds": "nothing is held out"
+        if source.nothing_held_out
+        else " | ".join(",".join(map(str, fold)) for fold in source.folds),
         "image size": config.image_size,
         "photographs resized": f"{FITS[options.fit]}, bilinear with antialiasing; labels nearest",
         "query scales": ", ".join(str(float(scale)) for scale in sorted(options.scales)),

@@ -343,7 +343,7 @@ def test_commands_in_the_docstring_are_of_this_config(path):
         ("data.augment.scale=(0.0,1.0)", r"data.augment.scale = \(0.0, 1.0\): .* above 0"),
         ("train.steps=0", "train.steps = 0 and train.epochs = 0: set one of them"),
         ("method=canet", "the config file determines the method"),
-        ("data.pipeline=torch", "data.pipeline = 'torch': choose tfdata or device"),
+        ("data.pipeline=torch", "data.pipeline = 'torch': choose auto or tfdata or device"),
         ("image_size=16", "image_size = 16: it must be at least 32"),
         ("train.steps_per_dispatch=7", "train.steps = 30000: it must be a multiple of .* = 7"),
         ("train.steps_per_dispatch=100", "train.log_every = 50: it must be a multiple"),

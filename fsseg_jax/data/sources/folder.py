@@ -58,7 +58,9 @@ class Folder(Source):
         split: a folder of `root`, if that has splits; empty for `train`. None if `root` has no
             splits, whatever the names of its folders.
         folds: number of folds; each holds out one of as many groups of consecutive classes, as
-            equal as possible. 1 holds out all classes, for tests only.
+            equal as possible. 1 holds out all classes, for tests only. 0 holds out none; then,
+            without splits, "val" and "test" have `ClassTable.held_back` of the images, and "train"
+            the others.
 
     Raises:
         UserError: the folder, the split or an annotation is missing, an annotation is broken,
@@ -70,7 +72,7 @@ class Folder(Source):
 
     def __init__(self, root: str | os.PathLike, split: str | None, folds: int) -> None:
         self._root = root = existing_root(root, "folder of your images")
-        folders = _splits(root, split)
+        folders = _splits(root, split, folds)
         contents = {name: _contents(folder, root) for name, folder in folders.items()}
         folder = folders[split or "train"]
         self._annotated, self._coco = contents[split or "train"]
@@ -80,6 +82,7 @@ class Folder(Source):
             raise UserError(f"{root} has images, but their annotations outline no objects.")
         check_utf8(self.classes, root)
         self.folds = deal_folds(class_numbers(len(self.classes)), folds, root)
+        self.nothing_held_out = folds == 0
         self._number_of = {name: number for number, name in self.class_names.items()}
 
         ids = [path.relative_to(folder).with_suffix("").as_posix() for path, _ in self._annotated]
@@ -96,44 +99,56 @@ class Folder(Source):
                 "%s: %s: they cover no pixel, or smaller ones cover them.",
                 *(root, left_out(sorted(self._hidden))),
             )
+        self._rows = np.arange(len(ids))
+        if self.nothing_held_out and split is not None and folder == root:
+            self._hold_back(test=split in ("val", "test"))
+
+    def _hold_back(self, test: bool) -> None:
+        """Keeps the images that are held back for tests, or the others."""
+        back = self.table.held_back(self.ids)
+        self._rows = back if test else np.setdiff1d(self._rows, back)
+        self.table = self.table.take(self._rows)
+        self.ids = tuple(self.ids[row] for row in self._rows.tolist())
+        self.fingerprint = f"{self.fingerprint}-{'test' if test else 'train'}"
 
     @property
     def annotations(self) -> tuple[pathlib.Path, ...]:
         """The mask, LabelMe file or COCO file of each image."""
-        return tuple(path for _, path in self._annotated)
+        return tuple(self._annotated[row][1] for row in self._rows)
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
-        return LabelledImage(read_image(self._annotated[index][0]), self._label(index))
+        row = self._rows[index]
+        return LabelledImage(read_image(self._annotated[row][0]), self._label(row))
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
         """The instances of the image number `index`: the first 254 shapes of LabelMe, or COCO's
         annotations; None if it has a mask."""
-        _, annotation = self._annotated[index]
+        row = self._rows[index]
         if self._coco:
-            return self._coco.instances(index)
-        if _is_mask(annotation):
+            return self._coco.instances(row)
+        if _is_mask(self._annotated[row][1]):
             return None
-        numbers, _ = self._drawn(index)
+        numbers, _ = self._drawn(row)
         return np.where(numbers < IGNORE, numbers, 0).astype(np.uint8)
 
-    def _label(self, index: int) -> Integer[np.ndarray, "height width"]:
-        image, annotation = self._annotated[index]
+    def _label(self, row: int) -> Integer[np.ndarray, "height width"]:
+        image, annotation = self._annotated[row]
         if self._coco:
             number_of = {key: self._number_of[name] for key, name in self._coco.categories.items()}
-            return self._coco.label(index, number_of, self.label_type)
+            return self._coco.label(row, number_of, self.label_type)
         if _is_mask(annotation):
             number = self._number_of[_class_of(image, self._root)]
             mask = read_mask(annotation)
             return np.where(mask == 1, number, np.where(mask, IGNORE, 0)).astype(self.label_type)
-        numbers, classes = self._drawn(index)
+        numbers, classes = self._drawn(row)
         return classes[numbers]
 
     def _drawn(
-        self, index: int
+        self, row: int
     ) -> tuple[Integer[np.ndarray, "height width"], Integer[np.ndarray, " number"]]:
         """The numbers of an image's shapes in LabelMe, and the class of each number."""
-        image, annotation = self._annotated[index]
+        image, annotation = self._annotated[row]
         content = read_labelme(annotation)
         check_shape(content.size, str(annotation), image)  # before it is drawn
         if new := [shape.label for shape in content.shapes if shape.label not in self._number_of]:
@@ -144,14 +159,14 @@ class Folder(Source):
         classes = [0, *(self._number_of[shape.label] for shape in content.shapes)]
         return content.draw(), np.array(classes, self.label_type)
 
-    def _count(self, index: int) -> np.ndarray:
+    def _count(self, row: int) -> np.ndarray:
         """Counts the pixels of each class in a label, and checks its size."""
-        image, annotation = self._annotated[index]
+        image, annotation = self._annotated[row]
         name = f"{annotation} (for {image.name})" if self._coco else str(annotation)
         if self._coco or _is_mask(annotation):
-            label = self._label(index)
+            label = self._label(row)
         else:
-            numbers, classes = self._drawn(index)
+            numbers, classes = self._drawn(row)
             label = classes[numbers]
             hidden = np.setdiff1d(np.arange(1, len(classes)), numbers).tolist()
             self._hidden += [f"shape {number} of {annotation}" for number in hidden]
@@ -177,7 +192,7 @@ def _log_once(message: str) -> None:
     logger.info(message)
 
 
-def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
+def _splits(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pathlib.Path]:
     """The folders of the splits by name; see `Folder`."""
     folders = {folder.name: folder for folder in list_folder(root).folders}
     if split is None:
@@ -189,10 +204,11 @@ def _splits(root: pathlib.Path, split: str | None) -> dict[str, pathlib.Path]:
                 f"split = {split!r}: {root} has no folder of this name, and no splits: leave "
                 "data.split and data.train_split empty."
             )
-        _log_once(
-            f"{root} has no folders train, val and test: every split has all its images, "
-            "and training, selection and test differ by their classes alone."
-        )
+        if folds:
+            _log_once(
+                f"{root} has no folders train, val and test: every split has all its images, "
+                "and training, selection and test differ by their classes alone."
+            )
         return {split: root}
     if split not in folders:
         raise UserError(

@@ -123,6 +123,7 @@ class TFDS(Source):
             self.validation = tuple(lists[chosen]["validation"])
         else:
             self.folds = deal_folds(class_numbers(len(names)), folds, info.full_name)
+            self.nothing_held_out = folds == 0
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the record, if it is broken."""

@@ -54,6 +54,12 @@ class VOC(Source):
         split_file = lists / f"{split}.txt"
         if not os.path.isfile(split_file):
             found = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
+            if split == "trainaug":
+                raise UserError(
+                    f"{split_file} is missing: python -m fsseg_jax.data.prepare pascal5i "
+                    "--root=data makes it from VOC and SBD; or set data.split (for training "
+                    f"data.train_split) to one of the splits there: {found}."
+                )
             raise UserError(f"{split_file} is missing: the splits there are {found}.")
         self.ids = tuple(name for line in read_lines(split_file) for name in line.split())
         if not self.ids:
