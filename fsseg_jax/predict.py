@@ -72,9 +72,9 @@ logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     arguments, overrides = _parse(argv)
-    save = _check(arguments)
     settings = command_line.settings(overrides)
     machine = command_line.first_config(None, overrides)
+    save = _check(arguments, machine.distributed)
     if arguments.ray is not None:
         settings |= {"platform": "cpu"}  # devices are for the workers, of which one may be here
         overrides = [*overrides, "--config.platform=cpu"]
@@ -156,7 +156,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
 
 
-def _check(arguments: argparse.Namespace) -> tuple[str, ...]:
+def _check(arguments: argparse.Namespace, distributed: bool) -> tuple[str, ...]:
     """Checks options, and returns what to save of each image."""
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch_size = {arguments.batch_size}: it must be at least 1.")
@@ -165,6 +165,8 @@ def _check(arguments: argparse.Namespace) -> tuple[str, ...]:
         raise UserError(f"--save = {arguments.save}: choose {' or '.join(SAVED)}, both, or none.")
     if arguments.workers is not None and (arguments.workers < 1 or arguments.ray is None):
         raise UserError(f"--workers = {arguments.workers}: it is at least 1, and for --ray alone.")
+    if distributed and arguments.ray is not None:
+        raise UserError("--ray starts workers by itself: leave out --config.distributed.")
     if arguments.truth is not None and MASKS not in asked:
         raise UserError(f"--truth compares masks, but --save = {arguments.save}: save them too.")
     return tuple(kind for kind in SAVED if kind in asked)

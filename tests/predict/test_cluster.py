@@ -4,9 +4,11 @@ import functools
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 from commands import wait_for
+from helpers import message_of
 from several import assert_same_files, command, lines_of, make_whole
 
 from fsseg_jax.prediction.cluster import TRIES, Chunk, Deck
@@ -68,6 +70,19 @@ def test_a_node_and_the_driver_are_killed_and_the_files_are_those_of_one_process
         process.kill()
     assert done >= 1
     assert_same_files(whole, out)
+
+
+def test_wrong_options_are_told_before_anything_starts(run, folders, monkeypatch):
+    assert "--ray starts workers by itself" in message_of(
+        run, "--ray=auto", "--config.distributed=True"
+    )
+    assert "--workers = 2: it is at least 1, and for --ray" in message_of(run, "--workers=2")
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
+    assert "pip install 'fsseg_jax[ray]'" in message_of(run, "--ray=auto")
+    assert "--save = mask: choose masks or overlays" in message_of(run, "--save=mask")
+    truth = f"--truth={folders / 'query'}"
+    assert "--truth compares masks" in message_of(run, truth, "--save=overlays")
+    assert not run.segmented
 
 
 def test_a_chunk_that_kills_workers_is_dealt_alone_and_then_its_images_until_one_is_to_blame():
