@@ -26,7 +26,10 @@ from fsseg_jax.files import write_text
 from fsseg_jax.models import default_options
 
 # Colours of the ways, used cyclically: rare in photographs, and distinct for the colour-blind.
-WAY_COLOURS = ((255, 40, 130), (0, 200, 255), (255, 210, 0), (125, 85, 255), (60, 220, 110))
+WAY_COLOURS = (
+    *((255, 40, 130), (0, 200, 255), (255, 210, 0), (125, 85, 255), (60, 220, 110)),
+    *((255, 125, 20), (20, 90, 255), (160, 80, 30), (240, 240, 240)),
+)
 LONG_SIDE = 200  # pixels of an embedded image: twelve five-shot examples stay below 2 MB
 SCORES = {
     "mean_iou": "mean-IoU",

@@ -17,7 +17,7 @@ import tempfile
 PREFIX = "fsseg_jax_demo_"
 LOCK = "lock"  # a file that a page locks as long as it lives
 SMALLEST = 4096  # bytes that a file takes at least: many empty ones fill a disk, too
-# The name is known before the folder is there, because Gradio takes it when it is imported.
+
 FOLDER = pathlib.Path(tempfile.gettempdir()).resolve() / f"{PREFIX}{secrets.token_hex(8)}"
 
 

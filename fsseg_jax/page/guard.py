@@ -9,13 +9,17 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fsseg_jax.page import limits
 
 HOSTS = ("localhost", "127.0.0.1", "::1")  # with any port: ssh -L may use another one
 TOTAL = 4 * 10**9  # bytes of uploads and results that a page keeps
 MESSAGE = 4 * 10**6  # bytes of a request that uploads nothing
+UPLOADS = "/images"  # ends the path of a request that uploads an image
 FULL = (
     f"The page's uploads and results have reached their maximum allowed size of {TOTAL / 1e9:g} "
     "GB: end the page (Ctrl-C) and start it again."
@@ -42,22 +46,23 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        sentence = refusal(headers, scope)
+        sentence = refusal(Headers(scope=scope), scope)
         if not sentence:
-            await self._limited(headers, scope, receive, send)
+            await self._limited(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # which servers answer with 403
         else:
             await PlainTextResponse(sentence, 403)(scope, receive, send)
 
-    async def _limited(self, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets the application read no more of the request's body than it should.
 
-        What ends an upload is a MultiPartException, after which Gradio removes what it has of it.
+        What ends the reading is an HTTPException, which the application answers. The rest of the
+        body is read first, up to a size, since browsers hear no answer while they are sending.
         """
-        upload = headers.get("content-type", "").lower().startswith("multipart/")
-        length, complete, answered = 0, False, False
+        upload = scope.get("method") == "POST" and scope["path"].endswith(UPLOADS)
+        most = limits.BYTES if upload else MESSAGE
+        length, answered = 0, False
 
         async def answer(message: Message) -> None:
             nonlocal answered
@@ -65,19 +70,16 @@ class Guard:
             await send(message)
 
         async def limited() -> Message:
-            nonlocal length, complete
+            nonlocal length
             message = await receive()
-            if upload and not complete and message["type"] == "http.disconnect":
-                raise MultiPartException("The upload has ended early.")
-            complete = not message.get("more_body", False)
-            size = len(message.get("body", b""))
-            length += size
-            if upload:
-                self._used += size
-                if self._used > TOTAL:
-                    raise MultiPartException(FULL)
-            elif length > MESSAGE:
-                raise MultiPartException("The request is too long.")
+            length += (size := len(message.get("body", b"")))
+            self._used += size * upload
+            if length > most or (upload and self._used > TOTAL):
+                sentence = _too_long(upload) if length > most else FULL
+                while message.get("more_body", False) and length <= 2 * limits.BYTES:
+                    message = await receive()
+                    length += len(message.get("body", b""))
+                raise HTTPException(413, sentence)
             return message
 
         if upload and not self._uploads:
@@ -85,13 +87,21 @@ class Guard:
         self._uploads += upload
         try:
             await self._app(scope, limited, answer)
-        except Exception as error:  # Gradio's, for a request that no page of its own sends
+        except ClientDisconnect:  # nobody waits for an answer
+            pass
+        except Exception:
             if answered:
                 raise
-            logger.warning("%s was asked wrongly (%r)", scope["path"], error)
-            await PlainTextResponse("The page cannot answer this.", 400)(scope, receive, send)
+            logger.exception("%s could not be answered", scope["path"])
+            await PlainTextResponse("The page cannot answer this.", 500)(scope, receive, send)
         finally:
             self._uploads -= upload
+
+
+def _too_long(upload: bool) -> str:
+    if not upload:
+        return "The request is too long."
+    return f"The file is too large: the page takes up to {limits.BYTES // 10**6} MB."
 
 
 def refusal(headers: Headers, scope: Scope) -> str:

@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
-pytest.importorskip("gradio")  # which brings Starlette
+pytest.importorskip("starlette")
 
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from fsseg_jax.page import guard
+from fsseg_jax.page import guard, limits
 from fsseg_jax.page.guard import Guard
 
 OWN = {"host": "localhost:7860"}
@@ -134,8 +135,8 @@ def test_websockets_are_guarded_too():
 
 # ----------------------------------------------------------------------------- sizes
 
-UPLOAD = [("host", "localhost"), ("content-type", "multipart/form-data; boundary=x")]
-OTHER = [("host", "localhost"), ("content-type", "application/json")]
+OWN_HOST = [("host", "localhost")]
+UPLOAD = {"method": "POST", "path": "/sessions/x/images"}
 
 
 async def reader(scope, receive, send):
@@ -145,10 +146,10 @@ async def reader(scope, receive, send):
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise RuntimeError("the client has gone")
+                raise ClientDisconnect
             length, more = length + len(message["body"]), message["more_body"]
-    except MultiPartException as error:
-        length = error.message
+    except HTTPException as error:
+        length = error.detail if error.status_code == 413 else "another status"
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": str(length)})
 
@@ -163,11 +164,11 @@ def test_uploads_end_when_the_page_is_full(monkeypatch):
     monkeypatch.setattr(guard, "TOTAL", 100)
     used = 30
     app = Guard(reader, lambda: used)
-    assert answer(app, UPLOAD, messages=chunks(40, 30))[-1]["body"] == "70"
-    assert answer(app, UPLOAD, messages=chunks(40, 31))[-1]["body"] == guard.FULL
-    assert answer(app, UPLOAD, messages=chunks(40))[-1]["body"] == "40"  # nothing was kept
+    assert answer(app, OWN_HOST, UPLOAD, chunks(40, 30))[-1]["body"] == "70"
+    assert answer(app, OWN_HOST, UPLOAD, chunks(40, 31))[-1]["body"] == guard.FULL
+    assert answer(app, OWN_HOST, UPLOAD, chunks(40))[-1]["body"] == "40"  # nothing was kept
     used = 101
-    assert answer(app, UPLOAD, messages=chunks(1))[-1]["body"] == guard.FULL
+    assert answer(app, OWN_HOST, UPLOAD, chunks(1))[-1]["body"] == guard.FULL
 
 
 def test_uploads_at_the_same_time_fill_the_page_together(monkeypatch):
@@ -175,33 +176,62 @@ def test_uploads_at_the_same_time_fill_the_page_together(monkeypatch):
     second = []
 
     async def first(scope, receive, send):
-        if scope["path"] == "/":  # while this is arriving, there is another one
+        if not second:  # while this is arriving, there is another one
+            second.append(None)
             await receive()
-            other = asyncio.to_thread(answer, app, UPLOAD, {"path": "/other"}, chunks(60))
+            other = asyncio.to_thread(answer, app, OWN_HOST, UPLOAD, chunks(60))
             second.extend(await other)
         await reader(scope, receive, send)
 
     app = Guard(first, lambda: 0)
-    answer(app, UPLOAD, messages=chunks(50, 0))
+    answer(app, OWN_HOST, UPLOAD, chunks(50, 0))
     assert second[-1]["body"] == guard.FULL
+
+
+def test_a_file_is_of_a_size(monkeypatch):
+    monkeypatch.setattr(limits, "BYTES", 100)
+    app = Guard(reader, lambda: 0)
+    assert answer(app, OWN_HOST, UPLOAD, chunks(60, 40))[-1]["body"] == "100"
+    assert "too large" in answer(app, OWN_HOST, UPLOAD, chunks(60, 41))[-1]["body"]
+
+
+@pytest.mark.parametrize(("count", "read"), [(5, 6), (100, 41)])
+def test_what_is_too_long_is_read_to_its_end_but_not_without_end(monkeypatch, count, read):
+    monkeypatch.setattr(guard, "MESSAGE", 100)
+    monkeypatch.setattr(limits, "BYTES", 1000)
+    waiting = chunks(*[50] * count)
+    scope = {"type": "http", "method": "PUT", "path": "/", "headers": [(b"host", b"localhost")]}
+    left = [*waiting]
+
+    async def receive():
+        return left.pop(0)
+
+    async def send(message):
+        pass
+
+    asyncio.run(Guard(reader, lambda: 0)(scope, receive, send))
+    assert len(waiting) - len(left) == read
 
 
 def test_other_requests_are_short(monkeypatch):
     monkeypatch.setattr(guard, "MESSAGE", 100)
     app = Guard(reader, lambda: 10**20)
-    assert answer(app, OTHER, messages=chunks(60, 40))[-1]["body"] == "100"
-    assert "too long" in answer(app, OTHER, messages=chunks(60, 41))[-1]["body"]
+    assert answer(app, OWN_HOST, messages=chunks(60, 40))[-1]["body"] == "100"
+    assert "too long" in answer(app, OWN_HOST, messages=chunks(60, 41))[-1]["body"]
+    other = {"method": "PUT", "path": "/sessions/x/images/1/marks"}
+    assert "too long" in answer(app, OWN_HOST, other, chunks(60, 41))[-1]["body"]
 
 
-def test_an_upload_that_ends_early_is_told_to_the_parser():
-    app = Guard(reader, lambda: 0)
-    assert "ended early" in answer(app, UPLOAD, messages=chunks(60)[:1])[-1]["body"]
+def test_an_upload_that_ends_early_is_not_answered(caplog):
+    assert answer(Guard(reader, lambda: 0), OWN_HOST, UPLOAD, chunks(60)[:1]) == []
+    assert not caplog.records
 
 
-def test_what_is_asked_wrongly_is_answered_with_one_sentence(caplog):
+def test_an_error_of_the_page_is_answered_with_one_sentence(caplog):
     async def broken(scope, receive, send):
         raise KeyError(99)
 
-    start, body = answer(Guard(broken, lambda: 0), OTHER)
-    assert start["status"] == 400
+    start, body = answer(Guard(broken, lambda: 0), OWN_HOST)
+    assert start["status"] == 500
     assert body["body"] == b"The page cannot answer this."
+    assert "99" in caplog.text

@@ -1,0 +1,185 @@
+"""All masks of a visitor as one zip file: PNGs, COCO's format, and LabelMe's."""
+
+import json
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from pycocotools import mask as coco_mask
+from skimage.measure import approximate_polygon, find_contours
+
+from fsseg_jax.errors import UserError
+from fsseg_jax.page.segmenting import mask_of
+from fsseg_jax.page.session import Picture, Session
+from fsseg_jax.prediction.instances import parts_of
+from fsseg_jax.prediction.journal import output_names
+from fsseg_jax.prediction.output import save_mask
+
+COCO, LABELME, MASKS = "coco.json", "labelme", "masks"
+DEVIATION = 0.75  # pixels that the corners of an outline may leave out
+SMALLEST = 3  # pixels of an object that has an outline
+
+
+class Object(NamedTuple):
+    """A connected part of a class in an image."""
+
+    number: int  # of its class
+    place: tuple[slice, slice]
+    inside: Bool[np.ndarray, "h w"]  # where it is in this place
+
+
+def archive(session: Session, threshold: float | None) -> pathlib.Path:
+    """A zip file, in the visitor's folder, of all images whose mask is known.
+
+    The mask of an image is what is marked in it if that is the mask of the whole image, and else
+    what is predicted. It has the size of the image that was uploaded.
+
+    Args:
+        session: the visitor.
+        threshold: of predictions; see `segmenting.mask_of`.
+
+    Raises:
+        UserError: no mask is known yet.
+    """
+    with session.lock:
+        pictures = [p for p in session.pictures.values() if p.is_whole or p.confidence is not None]
+        classes = dict(session.classes)
+    if not pictures:
+        raise UserError("There are no masks yet: find the object in the images first.")
+    # Numbers without gaps, as masks have them when they are used as supports.
+    new = np.zeros(256, np.uint8)
+    new[[*classes]] = range(1, len(classes) + 1)
+    coco: dict[str, Any] = {
+        "info": {"description": "made with the page of fsseg_jax"},
+        "images": [],
+        "categories": [{"id": n, "name": x} for n, x in enumerate(classes.values(), 1)],
+        "annotations": [],
+    }
+    names = dict(enumerate(classes.values(), 1))
+    path, taken = session.file(0, "zip"), set()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for picture in pictures:
+            mask = new[_mask(session, picture, threshold)]
+            stem = next(x for x in output_names(picture.name) if x.casefold() not in taken)
+            taken.add(stem.casefold())
+            with zipped.open(f"{MASKS}/{stem}.png", "w") as file:
+                save_mask(mask, file)
+            objects = [Object(*part) for part in parts_of(mask)]
+            zipped.writestr(f"{LABELME}/{stem}.json", json.dumps(labelme(picture, objects, names)))
+            _add(coco, picture, objects, f"{MASKS}/{stem}.png")
+        zipped.writestr(COCO, json.dumps(coco))
+    return path
+
+
+def _mask(
+    session: Session, picture: Picture, threshold: float | None
+) -> UInt8[np.ndarray, "height width"]:
+    """The mask of an image at the size of what was uploaded."""
+    if picture.is_whole:
+        marks = session.marks(picture)
+        mask = np.where(marks > max(session.classes), 0, marks).astype(np.uint8)
+    else:
+        mask = mask_of(session.planes(picture), threshold)
+    return enlarged(mask, picture.size)
+
+
+def enlarged(
+    mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width"]:
+    """A mask at another size, with smooth borders: at each pixel the class that has most of it when
+    those of the mask are interpolated."""
+    if mask.shape == size:
+        return mask
+    result = np.zeros(size, np.uint8)
+    best = np.zeros(size, np.uint8)
+    for number in np.unique(mask).tolist():
+        small = Image.fromarray(np.where(mask == number, 255, 0).astype(np.uint8))
+        large = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        result[large > best] = number
+        np.maximum(best, large, out=best)
+    return result
+
+
+def labelme(picture: Picture, objects: list[Object], names: Mapping[int, str]) -> dict[str, Any]:
+    """A LabelMe file, for the folder of the images, of the outlines of objects."""
+    height, width = picture.size
+    return {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": [
+            {
+                "label": names[part.number],
+                "points": corners.tolist(),
+                "group_id": None,
+                "shape_type": "polygon",
+                "flags": {},
+            }
+            for part in objects
+            if (corners := outline(part)) is not None
+        ],
+        "imagePath": picture.name,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }
+
+
+def outline(part: Object) -> Float[np.ndarray, "corners 2"] | None:
+    """The outline of an object as one polygon of x and y, or None if it is too small for one.
+
+    Each hole is reached over a line from the outside and left again over the same line, since a
+    polygon of LabelMe has one outline.
+    """
+    if part.inside.sum() < SMALLEST:
+        return None
+    padded = np.pad(part.inside, 1).astype(np.float32)
+    rings = [approximate_polygon(x, DEVIATION) for x in find_contours(padded, 0.5)]
+    rings = [ring for ring in rings if len(ring) > 3]  # the first corner is the last, too
+    if not rings:
+        return None
+    outer, *holes = sorted(rings, key=lambda ring: -float(np.prod(np.ptp(ring, axis=0))))
+    for hole in holes:
+        outer = np.concatenate([*_bridged(outer, hole)])
+    top_left = np.array([part.place[0].start, part.place[1].start])
+    return (outer[:-1] - 1 + top_left)[:, ::-1].round(2)
+
+
+def _bridged(
+    outer: Float[np.ndarray, "n 2"], hole: Float[np.ndarray, "m 2"]
+) -> Iterator[Float[np.ndarray, "_ 2"]]:
+    """The parts of a ring that goes around `outer`, and on its way around `hole`."""
+    distances = np.square(outer[:, None] - hole[None]).sum(axis=-1)
+    start, at = np.unravel_index(distances.argmin(), distances.shape)
+    yield outer[: start + 1]
+    yield np.roll(hole[:-1], -at, axis=0)
+    yield hole[at : at + 1]
+    yield outer[start:]
+
+
+def _add(coco: dict[str, Any], picture: Picture, objects: list[Object], mask_file: str) -> None:
+    """Adds an image and its objects."""
+    height, width = picture.size
+    image: dict[str, Any] = {"id": picture.number, "file_name": picture.name}
+    image |= {"height": height, "width": width, "mask_file": mask_file}
+    if not picture.is_whole:
+        image["confidence"] = picture.confidence
+    coco["images"].append(image)
+    for part in objects:
+        whole = np.zeros((height, width), np.uint8, order="F")
+        whole[part.place] = part.inside
+        runs = coco_mask.encode(whole)
+        coco["annotations"].append(
+            {
+                "id": len(coco["annotations"]) + 1,
+                "image_id": picture.number,
+                "category_id": part.number,
+                "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
+                "bbox": coco_mask.toBbox(runs).tolist(),
+                "area": int(part.inside.sum()),
+                "iscrowd": 0,
+            }
+        )
