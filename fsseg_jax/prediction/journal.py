@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import posixpath
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -167,7 +168,7 @@ def output_names(name: str) -> Iterator[str]:
 
 
 def _short_names(name: str) -> tuple[str, str]:
-    return pathlib.PurePosixPath(name).with_suffix("").as_posix(), name
+    return posixpath.splitext(name)[0], name
 
 
 def _check(record: Mapping[str, Any], classes: int) -> None:
