@@ -1,6 +1,7 @@
 """Reads images and labels from files; a UserError names a missing or broken file."""
 
 import contextlib
+import functools
 import io
 import os
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from fsseg_jax.errors import UserError
 
 MOST_PIXELS = 178_956_970  # of an image: Pillow refuses more as a decompression bomb
 
+HEIC = (".heic", ".heif")  # endings of the names of files of this format
+
 _TURN = Image.Transpose
 _UPRIGHT = {  # what makes images of EXIF's orientations upright
     **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM},
@@ -26,6 +29,25 @@ _QUARTER_TURNS = (_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROT
 File = str | os.PathLike | io.BytesIO
 
 
+@functools.cache
+def _heic_is_known() -> bool:
+    """Whether Pillow can read HEIC, which it has no code for itself."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _read_heic(path: str | os.PathLike) -> None:
+    if not _heic_is_known():
+        raise UserError(
+            f"{path} is HEIC, which needs pillow-heif: pip install 'fsseg_jax[heic]', or convert "
+            "it to JPEG."
+        )
+
+
 @contextlib.contextmanager
 def open_picture(path: File) -> Iterator[Image.Image]:
     """Opens an image within a context.
@@ -34,6 +56,8 @@ def open_picture(path: File) -> Iterator[Image.Image]:
         UserError: the file is missing or broken, even if only decoding its pixels shows it; or it
             is a pipe, which would wait for its other end, or PostScript, which is a program.
     """
+    if isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(HEIC):
+        _read_heic(path)
     if isinstance(path, str | os.PathLike) and os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} cannot be read (it is no file): give an image.")
     try:

@@ -146,7 +146,7 @@ class Segmenter:
                 elsewhere; or an array of class numbers, 0 for the background, 254 elsewhere.
             points: instead of masks: for each image the point, or the points, on the class, as
                 (x, y) in pixels, or (x, y, n) on the class n, which is 0 for the background.
-                Without scribbles or points on the background, what is far from all others is taken
+                Without scribbles or points on the background, the border of the images is taken
                 for it (`marks.with_background`).
 
         Returns:

@@ -11,7 +11,7 @@ from fsseg_jax.data.masks import CLASSES, warn_if_covering
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.folder import Folder
-from fsseg_jax.episode import IGNORE
+from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
 from fsseg_jax.prediction.queries import check_folder
 
@@ -34,7 +34,7 @@ def read_supports(folder: pathlib.Path) -> Supports:
         UserError: there are none, or one of them is broken.
     """
     check_folder(folder, "--support")
-    source = Folder(folder, None, folds=1)
+    source = Folder(folder, None, folds=1, marks=True)
     numbers = np.unique(source.table.class_id)
     if not 1 <= len(numbers) <= CLASSES:
         raise UserError(
@@ -49,6 +49,9 @@ def read_supports(folder: pathlib.Path) -> Supports:
     rows = np.unique(source.table.image).tolist()
     read = parallel_map(source.read, rows, "supports")
     images = [LabelledImage(image, own[label]) for image, label in read]
+    for image, row in zip(images, rows, strict=True):
+        if (unmarked := source.unmarked(row)) is not None:
+            image.label[unmarked] = UNLABELLED
     for image, row in zip(images, rows, strict=True):  # by its file, before `fit` does
         warn_if_covering(image.label, str(source.annotations[row]))
     digest = hashlib.sha256()

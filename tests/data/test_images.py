@@ -9,6 +9,7 @@ from helpers import message_of
 from helpers_data import SIZE
 from PIL import ExifTags, Image
 
+from fsseg_jax.data import images
 from fsseg_jax.data.images import image_size, read_image
 
 
@@ -148,3 +149,11 @@ def test_pipes_and_postscript_are_refused(tmp_path):
     )
     Image.fromarray(UPRIGHT).save(tmp_path / "1.png", "eps")
     assert "1.png is PostScript" in message_of(read_image, tmp_path / "1.png")
+
+
+def test_heic_is_read_or_the_remedy_told(tmp_path, monkeypatch):
+    path = tmp_path / "1.HEIC"
+    path.write_bytes(b"no picture")
+    assert "cannot be read" in message_of(read_image, path) or not images._heic_is_known()
+    monkeypatch.setattr(images, "_heic_is_known", lambda: False)
+    assert "pip install 'fsseg_jax[heic]'" in message_of(read_image, path)

@@ -9,7 +9,7 @@ import reprlib
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 
 from fsseg_jax.data.images import MOST_PIXELS
@@ -28,8 +28,9 @@ class Shape(NamedTuple):
     label: str
     kind: str  # one of POINTS
     # x and y in pixels: a polygon's corners, two or more corners of a rectangle, or a circle's
-    # centre and any point on it.
+    # centre and any point on it, or the outer pixels of a mask's box.
     points: Float[np.ndarray, "points 2"]
+    mask: Bool[np.ndarray, "height width"] | None = None  # of kind "mask", which others draw
 
 
 class LabelMe(NamedTuple):
@@ -52,6 +53,8 @@ class LabelMe(NamedTuple):
             x, y = shape.points.T.tolist()
             if shape.kind == "polygon":
                 drawing.polygon(list(zip(x, y, strict=True)), **colours)
+            elif shape.mask is not None:
+                canvas.paste(number, (int(x[0]), int(y[0])), Image.fromarray(shape.mask))
             elif shape.kind == "rectangle":
                 drawing.rectangle((min(x), min(y), max(x), max(y)), **colours)
             else:
@@ -80,13 +83,32 @@ def read_labelme(path: str | os.PathLike) -> LabelMe:
             f"its image, of at most {MOST_PIXELS} pixels."
         )
     shapes = [_shape(fields, f"{path}, shape {i}") for i, fields in enumerate(content["shapes"], 1)]
-    area = sum(_area_inside(shape, *size) for shape in shapes)
-    if sum(map(_length, shapes)) > LONGEST_OUTLINES or area > MOST_DRAWN:
+    drawing = LabelMe(size, tuple(shapes))
+    check_drawable(drawing, str(path))
+    return drawing
+
+
+def check_drawable(drawing: LabelMe, name: str) -> None:
+    """Raises UserError if drawing would take minutes."""
+    area = sum(_area_inside(shape, *drawing.size) for shape in drawing.shapes)
+    if sum(map(_length, drawing.shapes)) > LONGEST_OUTLINES or area > MOST_DRAWN:
         raise UserError(
-            f"{path} has shapes whose outlines or areas are too long or too large to draw: remove "
+            f"{name} has shapes whose outlines or areas are too long or too large to draw: remove "
             "those that are not of its image."
         )
-    return LabelMe(size, tuple(shapes))
+
+
+def check_near(points: Float[np.ndarray, "..."], name: str) -> None:
+    """Raises UserError unless points are coordinates in an image or near it.
+
+    The bound exists because Pillow draws a circle of a million pixels for a minute.
+    """
+    # False for NaN too.
+    if not (points.ndim == 2 and points.shape[1] == 2 and (np.abs(points) < FARTHEST).all()):
+        raise UserError(
+            f"{name}, has points that are not coordinates in or near the image: draw it again, or "
+            "remove it."
+        )
 
 
 def _shape(fields: Any, name: str) -> Shape:
@@ -107,14 +129,7 @@ def _shape(fields: Any, name: str) -> Shape:
         points = np.array(points, np.float64)
     except (OverflowError, TypeError, ValueError):
         points = np.array([])
-    # False for NaN too. The bound exists because Pillow draws a circle of a million pixels for a
-    # minute.
-    near = points.ndim == 2 and points.shape[1] == 2 and (np.abs(points) < FARTHEST).all()
-    if not near:
-        raise UserError(
-            f"{name}, has points that are not coordinates in or near the image: draw it again, or "
-            "remove it."
-        )
+    check_near(points, name)
     if len(points) < POINTS[kind] or (kind == "circle" and len(points) > 2):
         raise UserError(
             f"{name}, is a {kind} with {len(points)} points, but it needs {POINTS[kind]}: draw it "
@@ -126,6 +141,8 @@ def _shape(fields: Any, name: str) -> Shape:
 def _area(shape: Shape) -> float:
     if shape.kind == "circle":
         return math.pi * math.dist(*shape.points) ** 2
+    if shape.mask is not None:
+        return float(shape.mask.sum())
     if shape.kind == "rectangle":
         return float(np.prod(np.ptp(shape.points, axis=0)))
     x, y = (shape.points - shape.points[0]).T

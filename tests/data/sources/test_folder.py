@@ -21,13 +21,13 @@ from hypothesis import given
 from PIL import Image
 
 from fsseg_jax.data.formats.labelme import LabelMe
-from fsseg_jax.data.sources import folder as module
+from fsseg_jax.data.sources import exports
 from fsseg_jax.data.sources.folder import Folder
 
 
 @pytest.fixture(autouse=True)
 def nothing_logged():
-    module._log_once.cache_clear()
+    exports.log_once.cache_clear()
 
 
 @pytest.fixture
@@ -243,8 +243,8 @@ def test_splits_are_folders_and_share_their_classes(tmp_path):
         assert {class_id for _, class_id, _ in rows_of(source.table)} == shown[split]
         for row in range(len(source)):
             assert set(np.unique(source.read(row).label)) <= {0, *shown[split]}
-    message = message_of(Folder, tmp_path, "validation", 1)
-    assert "'validation'" in message
+    message = message_of(Folder, tmp_path, "validate", 1)
+    assert "'validate'" in message
     assert "extra, test, train, val" in message
 
 
@@ -387,23 +387,25 @@ def test_truncated_files_are_named(root, name, part):
 
 
 def test_what_is_left_out_is_counted_and_named(root, log):
-    write_image(root / "cat" / "more" / "1.jpg")
     (root / "cat" / "notes.txt").write_text("a note")
-    (root / "dog" / "c.gif").write_bytes(b"GIF")
+    (root / "dog" / "c.svg").write_bytes(b"<svg>")
     (root / "lonely.json").write_text("{}")
     (root / "dog" / "gone.jpg").symlink_to(root / "nowhere.jpg")
     for _ in range(2):
         assert len(Folder(root, "", 1)) == 5
     (told,) = [message for message in log.messages if "left out" in message]
-    assert told.startswith(f"{root}: 5 left out, beginning with {root}/")
-    for path in root.glob("**/*"):
-        if path.name in ("notes.txt", "c.gif", "lonely.json", "gone.jpg"):
-            path.unlink()
-    module._log_once.cache_clear()
-    log.clear()
-    Folder(root, "", 1)
-    (told,) = [message for message in log.messages if "left out" in message]
-    assert f"1 left out, beginning with {root / 'cat' / 'more'}:" in told
+    assert told.startswith(f"{root}: 4 left out, beginning with {root}/")
+
+
+def test_classes_may_have_folders_of_their_own(root):
+    write_image(root / "cat" / "more" / "deep" / "1.gif")
+    mask = write_mask(root / "cat" / "more" / "deep" / "1.png")
+    (root / "cat" / "more" / "circle").symlink_to(root / "cat")
+    source = Folder(root, "", 1)
+    assert len(source) == 6
+    row = source.ids.index("cat/more/deep/1")
+    np.testing.assert_array_equal(source.read(row).label > 0, mask)
+    assert source.classes == ("cat", "cow", "dog")
 
 
 def test_nothing_is_told_where_everything_is_read(root, log):

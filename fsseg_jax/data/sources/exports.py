@@ -1,0 +1,198 @@
+"""Layouts that annotation tools export: CVAT, YOLO, VOC, and folders of images and of masks."""
+
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+
+from fsseg_jax.data.formats import yolo
+from fsseg_jax.data.formats.cvat import is_cvat, read_cvat
+from fsseg_jax.data.formats.labelme import LabelMe
+from fsseg_jax.data.images import image_size
+from fsseg_jax.data.listing import check_name, is_part, left_out, list_folder, read_lines
+from fsseg_jax.data.sources.annotated import (
+    SUFFIXES,
+    Annotation,
+    Contents,
+    Drawn,
+    Mask,
+    Numbered,
+    find_image,
+)
+from fsseg_jax.errors import UserError
+
+VOC_LABELS = ("SegmentationClassAug", "SegmentationClass")
+VOC_LISTS = "ImageSets/Segmentation"
+NAMES = ("class_names.txt", "labels.txt", "classes.txt", "obj.names")  # of classes, one a line
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def log_once(message: str) -> None:
+    """Logs a message that several splits may have."""
+    logger.info(message)
+
+
+def splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The splits of a layout that has them elsewhere than in folders of `root`: YOLO's
+    `images/train`, or VOC's lists."""
+    if (root / "labels").is_dir() and (root / "images").is_dir():
+        inside = list_folder(root / "images").folders
+        return {x.name: x for x in inside if (root / "labels" / x.name).is_dir()}
+    if _is_voc(root) and (root / VOC_LISTS).is_dir():
+        return {x.stem: x for x in list_folder(root / VOC_LISTS).files if x.suffix == ".txt"}
+    return {}
+
+
+def find(place: pathlib.Path, root: pathlib.Path) -> Contents | None:
+    """What a split holds if it is laid out in one of these ways, or None."""
+    if place.is_file():
+        return _voc(place.parents[2], place)
+    files, folders, _ = list_folder(place)
+    named = {folder.name: folder for folder in folders}
+    cvat = [file for file in files if file.suffix.lower() == ".xml" and is_cvat(file)]
+    if len(cvat) > 1:
+        raise UserError(f"{place} has the CVAT files {cvat[0].name} and {cvat[1].name}: keep one.")
+    if cvat:
+        return _cvat(cvat[0])
+    if _is_voc(place):
+        return _voc(place)
+    if "images" in named and "labels" in named:
+        return _yolo(place, named["images"], root)
+    if place.parent.name == "images" and (place.parents[1] / "labels" / place.name).is_dir():
+        return _yolo(place, place, root)
+    if "images" in named and "masks" in named:
+        return _masks(place, named["images"], named["masks"], root)
+    return None
+
+
+def is_laid_out(folder: pathlib.Path) -> bool:
+    """Whether a folder is laid out in one of these ways, and not as class folders."""
+    files, folders, _ = list_folder(folder)
+    names = {x.name for x in folders}
+    cvat = any(file.suffix.lower() == ".xml" and is_cvat(file) for file in files)
+    pairs = ("images" in names and names & {"labels", "masks"}) and not splits(folder)
+    return bool(cvat or _is_voc(folder) or pairs)
+
+
+def _cvat(file: pathlib.Path) -> Contents:
+    listed = read_cvat(file)
+    skipped = [f"{kind} in {image.name}" for image in listed for kind in image.skipped]
+    if skipped:
+        log_once(f"{file}: {left_out(skipped)}: only polygons, boxes, ellipses and masks are read.")
+    pairs = [
+        (find_image(file, image.name), Drawn(file, lambda drawing: drawing, image.drawing))
+        for image in listed
+        if image.drawing.shapes
+    ]
+    return Contents(file.parent, _annotated(file.parent, pairs, len(listed) - len(pairs)))
+
+
+def _yolo(place: pathlib.Path, images: pathlib.Path, root: pathlib.Path) -> Contents:
+    labels = place / "labels" if images != place else place.parents[1] / "labels" / place.name
+    names = _yolo_names([place, place.parent, root])
+
+    def read(text: pathlib.Path, image: pathlib.Path) -> LabelMe:
+        return yolo.read_yolo(text, image_size(image), names)
+
+    def annotation(image: pathlib.Path) -> Annotation | None:
+        text = labels / image.relative_to(images).with_suffix(".txt")
+        return Drawn(text, read, text, image) if text.is_file() else None
+
+    return _from_folder(place, images, annotation)
+
+
+def _yolo_names(places: Iterable[pathlib.Path]) -> dict[int, str]:
+    for place in places:
+        for file in list_folder(place).files:
+            if file.name in ("data.yaml", "data.yml", "dataset.yaml"):
+                return yolo.class_names(file)
+            if file.name in NAMES:
+                return dict(enumerate(read_lines(file)))
+    return {}
+
+
+def _masks(
+    place: pathlib.Path, images: pathlib.Path, masks: pathlib.Path, root: pathlib.Path
+) -> Contents:
+    name = os.path.basename(os.path.abspath(root))
+    by_stem = {}
+    for file in sorted(masks.rglob("*")):
+        if file.suffix.lower() in SUFFIXES:
+            own = file.relative_to(masks).with_suffix("")
+            by_stem.setdefault(own.with_name(own.name.removesuffix("_mask")), file)
+
+    def annotation(image: pathlib.Path) -> Annotation | None:
+        file = by_stem.get(image.relative_to(images).with_suffix(""))
+        return file and Mask(file, name)
+
+    return _from_folder(place, images, annotation)
+
+
+def _is_voc(root: pathlib.Path) -> bool:
+    return (root / "JPEGImages").is_dir() and any((root / x).is_dir() for x in VOC_LABELS)
+
+
+def _voc(root: pathlib.Path, listed: pathlib.Path | None = None) -> Contents:
+    """The images of a list, or all that have a label."""
+    labels = next(root / x for x in VOC_LABELS if (root / x).is_dir())
+    classes = _voc_names(root)
+    wanted = None
+    if listed is not None:
+        wanted = {name for line in read_lines(listed) for name in line.split()[:1]}
+        for name in wanted:
+            check_name(name, f"{listed}: the name of an image")
+
+    def annotation(image: pathlib.Path) -> Annotation | None:
+        own = image.relative_to(root / "JPEGImages").with_suffix("")
+        file = labels / own.with_suffix(".png")
+        return Numbered(file, classes) if file.is_file() else None
+
+    return _from_folder(listed or root, root / "JPEGImages", annotation, wanted)
+
+
+def _voc_names(root: pathlib.Path) -> dict[int, str]:
+    """Names by number, of CVAT's `labelmap.txt` (`name:colour:parts:actions`), or of a list."""
+    if (root / "labelmap.txt").is_file():
+        lines = [x for x in read_lines(root / "labelmap.txt") if not x.startswith("#")]
+        return dict(enumerate(line.split(":")[0] for line in lines))
+    found = next((root / name for name in NAMES if (root / name).is_file()), None)
+    names = read_lines(found) if found else []
+    names = [name for name in names if name != "__ignore__"]  # LabelMe's -1
+    return dict(enumerate(names))
+
+
+def _from_folder(
+    place: pathlib.Path,
+    images: pathlib.Path,
+    annotation: Callable[[pathlib.Path], Annotation | None],
+    wanted: set[str] | None = None,
+) -> Contents:
+    """The annotated images in a folder and below, and of these only the `wanted` ones."""
+    pairs, without = [], 0
+    for image in sorted(images.rglob("*")):
+        own = image.relative_to(images)
+        if image.suffix.lower() not in SUFFIXES or not all(map(is_part, own.parts)):
+            continue
+        if wanted is not None and own.with_suffix("").as_posix() not in wanted:
+            continue
+        if any(part.startswith(".") for part in own.parts):
+            continue
+        found = annotation(image)
+        if found is None:
+            without += 1
+        else:
+            pairs.append((image, found))
+    return Contents(images, _annotated(place, pairs, without))
+
+
+def _annotated(
+    place: pathlib.Path, pairs: list[tuple[pathlib.Path, Annotation]], without: int
+) -> list[tuple[pathlib.Path, Annotation]]:
+    if not pairs:
+        raise UserError(f"{place} holds no annotated images: export it with its annotations.")
+    if without:
+        log_once(f"{place}: {without} images without an annotation are skipped.")
+    return pairs

@@ -1,0 +1,265 @@
+"""How folders of annotated images are laid out: class folders, masks beside images, COCO files."""
+
+import collections
+import itertools
+import logging
+import os
+import pathlib
+from collections.abc import Iterable
+
+from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
+from fsseg_jax.data.formats.labelme import read_labelme
+from fsseg_jax.data.listing import Listing, left_out, list_folder
+from fsseg_jax.data.sources import exports
+from fsseg_jax.data.sources.annotated import (
+    SUFFIXES,
+    Annotation,
+    Contents,
+    Drawn,
+    Listed,
+    Mask,
+    Scribble,
+    find_image,
+)
+from fsseg_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"valid": "val", "validation": "val"} | {name: name for name in SPLITS}
+SCRIBBLE = "_scribble"  # what the name of a picture of scribbles ends with
+
+Pairs = list[tuple[pathlib.Path, pathlib.Path]]  # images with their annotations, sorted by image
+
+logger = logging.getLogger(__name__)
+
+
+_log_once = exports.log_once
+
+
+def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pathlib.Path]:
+    """Where each split is, by name: a folder, or a list of VOC's. See `Folder`.
+
+    For supports (`split` None) there is one, which is the training split of an export that has
+    splits.
+
+    Raises:
+        UserError: there is no split of this name.
+    """
+    places = {folder.name: folder for folder in list_folder(root).folders} | exports.splits(root)
+    renamed = {SPLIT_NAMES.get(name, name): name for name in places}
+    folders = {name: places[name if name in places else old] for name, old in renamed.items()}
+    if split is None:
+        train = folders.get("train")
+        exported = train and (train.parent != root or _is_export(train))
+        if not exported or exports.is_laid_out(root):
+            return {"train": root}
+        _log_once(f"{root} has splits: the supports are those of {train}.")
+        return {"train": train}
+    split = SPLIT_NAMES.get(split or "train", split)
+    if not folders.keys() & set(SPLITS):
+        if split not in SPLITS:
+            raise UserError(
+                f"split = {split!r}: {root} has no folder of this name, and no splits: leave "
+                "data.split and data.train_split empty."
+            )
+        if folds:
+            _log_once(
+                f"{root} has no folders train, val and test: every split has all its images, "
+                "and training, selection and test differ by their classes alone."
+            )
+        return {split: root}
+    if exported := exports.splits(root):  # beside them are images and labels
+        folders = {SPLIT_NAMES.get(name, name): place for name, place in exported.items()}
+    if split not in folders:
+        raise UserError(
+            f"split = {split!r}: {root} has the splits {', '.join(folders)}; data.train_split "
+            "and data.split choose among them."
+        )
+    return folders
+
+
+def _is_export(folder: pathlib.Path) -> bool:
+    """Whether a folder is a split as tools export it, and no class."""
+    coco = any(is_coco(x) for x in list_folder(folder).files if x.suffix.lower() == ".json")
+    return coco or exports.is_laid_out(folder)
+
+
+def contents_of(place: pathlib.Path, root: pathlib.Path) -> Contents:
+    """What a split holds; what is left out is logged."""
+    if found := exports.find(place, root):
+        return found
+    pairs, coco = _by_folders(place, root)
+    annotated = [
+        (image, Listed(path) if coco else _annotation(image, path, root)) for image, path in pairs
+    ]
+    return Contents(place, annotated, coco)
+
+
+def _annotation(image: pathlib.Path, path: pathlib.Path, root: pathlib.Path) -> Annotation:
+    if path.stem.endswith(SCRIBBLE):
+        return Scribble(path, _class_of(image, root))
+    return Mask(path, _class_of(image, root)) if _is_mask(path) else Drawn(path, read_labelme, path)
+
+
+def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
+    """The annotated images of a split and its COCO file, if any, whose order they then follow."""
+    listing = list_folder(folder)
+    beside, others = _beside(listing)
+    class_folders = {}
+    for below in listing.folders:
+        class_folders[below], unknown = _beside(_whole(below))
+        others += unknown
+    stems = {image.stem for image in beside}
+    below = (list_folder(x).files for x in listing.folders if x.name == "annotations")
+    coco_files = [
+        file
+        for file in (*listing.files, *itertools.chain(*below))
+        if file.suffix.lower() == ".json" and file.stem not in stems and is_coco(file)
+    ]
+    if len(coco_files) > 1:
+        found = " and ".join(file.name for file in coco_files)
+        raise UserError(f"{folder} has the COCO files {found}: keep one of them.")
+    if coco_files:
+        annotated = [
+            image
+            for below, images in ({folder: beside} | class_folders).items()
+            for image, annotations in images.items()
+            if annotations and below.name not in ("images", "annotations")
+        ]
+        if annotated:
+            raise UserError(
+                f"{folder} has the COCO file {coco_files[0].name}, but {annotated[0]} has an "
+                "annotation of its own beside it: keep one of the two."
+            )
+        pairs, coco = _coco_contents(coco_files[0])
+        listed = {image for image, _ in pairs}
+        found = [image for images in (beside, *class_folders.values()) for image in images]
+        if others := [image for image in found if image not in listed]:
+            _log_once(f"{folder}: {left_out(others)}: {coco_files[0].name} does not list them.")
+        return pairs, coco
+
+    pairs = []
+    for image, annotations in beside.items():
+        # In a split, masks without a class folder would name their class after the split.
+        found = [path for path in annotations if folder == root or not _is_mask(path)]
+        if found:
+            pairs.append((image, _only(image, found)))
+    if pairs and len(pairs) < len(beside):
+        skipped = sorted(beside.keys() - {image for image, _ in pairs})
+        _log_once(
+            f"{folder}: {len(skipped)} images without an annotation are skipped, beginning with "
+            f"{skipped[0]}."
+        )
+    for below, images in class_folders.items():
+        if not images:
+            raise UserError(
+                f"{below} holds no images ({', '.join(SUFFIXES)}): add some, or remove it."
+            )
+        for image, annotations in images.items():
+            pairs.append((image, _only(image, annotations)))
+    if not pairs:
+        raise UserError(
+            f"{folder} holds no annotated images: it needs folders named after classes, with a "
+            "mask beside each image, or such masks of one class without a class folder, or LabelMe "
+            "files, or a COCO file."
+        )
+    if others:
+        _log_once(
+            f"{folder}: {left_out(others)}: only images ({', '.join(SUFFIXES)}) and their "
+            "annotations are read, there and in class folders."
+        )
+    return pairs, None
+
+
+def _only(image: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
+    """The annotation of an image; raises UserError unless there is exactly one."""
+    if len(annotations) > 1:
+        found = " and ".join(path.name for path in annotations)
+        raise UserError(f"{image} has {found} beside it: keep one of them.")
+    if not annotations:
+        stem = image.stem
+        masks = f"{stem}_mask.png"
+        if image.suffix.lower() != ".png":
+            masks = f"{stem}.png, {masks}"
+        raise UserError(
+            f"{image} has no annotation: put a mask ({masks}) or a LabelMe file ({stem}.json) "
+            "beside it."
+        )
+    return annotations[0]
+
+
+def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
+    """The images of a COCO file, in its order, and the file."""
+    coco = CocoAnnotations(file)
+    pairs = []
+    for name in coco.file_names:
+        pairs.append((find_image(file, name), file))
+    _check_ids(image for image, _ in pairs)
+    return pairs, coco
+
+
+def _class_of(image: pathlib.Path, root: pathlib.Path) -> str:
+    """The class of a mask: the folder of its image, below the root or a split."""
+    if image.parent == root:
+        return os.path.basename(os.path.abspath(root))
+    first, *rest = image.relative_to(root).parts
+    return rest[0] if first in SPLIT_NAMES and len(rest) > 1 else first
+
+
+def _beside(
+    listing: Listing,
+) -> tuple[dict[pathlib.Path, list[pathlib.Path]], list[pathlib.Path]]:
+    """The images in a folder, each with the masks and LabelMe files beside it, and other files.
+
+    A picture is a mask if it is named after another image and `_mask` or `_scribble`, or is a PNG
+    of its name.
+    """
+    pictures = [file for file in listing.files if file.suffix.lower() in SUFFIXES]
+    stems = {file.with_suffix("") for file in pictures}
+    other = {file.with_suffix("") for file in pictures if file.suffix.lower() != ".png"}
+    annotations: dict[pathlib.Path, list[pathlib.Path]] = {}
+    images = []
+    for file in pictures:
+        without = file.stem.removesuffix("_mask").removesuffix(SCRIBBLE)
+        own = file.with_suffix("")
+        if file.suffix.lower() == ".png" and own in other:
+            annotations.setdefault(own, []).append(file)
+        elif without != file.stem and file.with_name(without) in stems:
+            annotations.setdefault(file.with_name(without), []).append(file)
+        else:
+            images.append(file)
+    for file in listing.files:
+        if file.suffix.lower() == ".json":
+            annotations.setdefault(file.with_suffix(""), []).append(file)
+    _check_ids(images)
+    beside = {image: annotations.get(image.with_suffix(""), []) for image in images}
+    known = {*images, *(file for files in beside.values() for file in files)}
+    return beside, [file for file in (*listing.files, *listing.broken) if file not in known]
+
+
+def _whole(folder: pathlib.Path) -> Listing:
+    """All in a folder and below, so that a class may have folders of its own."""
+    files, folders, broken = list_folder(folder)
+    seen, queue = {os.path.realpath(folder)}, collections.deque(folders)
+    while queue:
+        below = queue.popleft()
+        if os.path.realpath(below) in seen:  # a link in a circle
+            broken.append(below)
+            continue
+        seen.add(os.path.realpath(below))
+        inside = list_folder(below)
+        files, broken = [*files, *inside.files], [*broken, *inside.broken]
+        queue += inside.folders
+    return Listing(files, [], broken)
+
+
+def _check_ids(images: Iterable[pathlib.Path]) -> None:
+    """Raises UserError if two images differ only by their suffixes."""
+    seen: dict[pathlib.Path, pathlib.Path] = {}
+    for image in images:
+        other = seen.setdefault(image.with_suffix(""), image)
+        if other is not image:
+            raise UserError(f"{other} and {image.name} would have one name: rename one.")
+
+
+def _is_mask(path: pathlib.Path) -> bool:
+    return path.suffix.lower() != ".json"

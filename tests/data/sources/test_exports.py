@@ -1,0 +1,245 @@
+"""Exports of annotation tools are read for supports and training alike."""
+
+import numpy as np
+import pytest
+from helpers import message_of
+from helpers_data import SIZE, SQUARE, write_coco, write_image, write_mask
+from helpers_fuzz import damaged, many, read_all, write
+from hypothesis import given
+from PIL import Image
+
+from fsseg_jax.data.sources import exports
+from fsseg_jax.data.sources.annotated import _by_name
+from fsseg_jax.data.sources.folder import Folder
+from fsseg_jax.prediction.support_folder import read_supports
+
+HEIGHT, WIDTH = SIZE
+INSIDE = np.zeros(SIZE, bool)
+INSIDE[3:10, 2:12] = True  # what SQUARE covers
+
+
+@pytest.fixture(autouse=True)
+def nothing_known():
+    exports.log_once.cache_clear()
+    _by_name.cache_clear()
+
+
+def cvat(*shapes, name="1.jpg", size=SIZE):
+    return (
+        '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>'
+        "<meta><task><name>mugs</name></task></meta>"
+        f'<image id="0" name="{name}" width="{size[1]}" height="{size[0]}">{"".join(shapes)}'
+        "</image></annotations>"
+    )
+
+
+POINTS = ";".join(f"{x}.0,{y}.0" for x, y in SQUARE)
+RUNS = "0,10," + ",".join(["0"] * 2) + ",60"
+SHAPES = {
+    "polygon": f'<polygon label="mug" occluded="0" points="{POINTS}" z_order="0"></polygon>',
+    "box": '<box label="mug" xtl="2" ytl="3" xbr="11" ybr="9"></box>',
+    "mask": f'<mask label="mug" rle="{RUNS}" left="2" top="3" width="10" height="7"></mask>',
+    "ellipse": '<ellipse label="mug" cx="6.5" cy="6.0" rx="5" ry="4"></ellipse>',
+}
+
+
+def write_cvat(root, shapes):
+    write_image(root / "images" / "default" / "1.jpg")
+    (root / "annotations.xml").write_text(cvat(*shapes))
+
+
+def write_yolo(root, line, place="images", labels="labels"):
+    write_image(root / place / "1.jpg")
+    (root / labels).mkdir(parents=True, exist_ok=True)
+    (root / labels / "1.txt").write_text(line + "\n")
+    (root / "data.yaml").write_text("train: ../train/images\nnc: 2\nnames: ['cup', 'mug']\n")
+
+
+def polygon_line(number):
+    return f"{number} " + " ".join(f"{x / WIDTH:.6f} {y / HEIGHT:.6f}" for x, y in SQUARE)
+
+
+def write_voc(root, splits=False):
+    for name in ("1", "2"):
+        write_image(root / "JPEGImages" / f"{name}.jpg")
+        label = Image.fromarray((INSIDE * 2).astype(np.uint8))
+        label.putpalette([0, 0, 0, 9, 9, 9, 200, 0, 0])
+        (root / "SegmentationClass").mkdir(exist_ok=True)
+        label.save(root / "SegmentationClass" / f"{name}.png")
+    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\n")
+    with (root / "labelmap.txt").open("a") as file:
+        file.write("cup:128,0,0::\nmug:0,128,0::\n")
+    if splits:
+        (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+        (root / "ImageSets" / "Segmentation" / "train.txt").write_text("1\n")
+        (root / "ImageSets" / "Segmentation" / "val.txt").write_text("2\n")
+
+
+def write_pairs(root):
+    write_image(root / "images" / "deep" / "1.tif")
+    (root / "masks" / "deep").mkdir(parents=True)
+    write_mask(root / "masks" / "deep" / "1_mask.png", (3, 2, 10, 12))
+
+
+LAYOUTS = {
+    "CVAT polygon": lambda root: write_cvat(root, [SHAPES["polygon"]]),
+    "CVAT box": lambda root: write_cvat(root, [SHAPES["box"]]),
+    "CVAT mask": lambda root: write_cvat(root, [SHAPES["mask"].replace(RUNS, "0,70")]),
+    "YOLO": lambda root: write_yolo(root, polygon_line(1)),
+    "YOLO box": lambda root: write_yolo(
+        root, f"1 {6.5 / WIDTH} {6 / HEIGHT} {9 / WIDTH} {6 / HEIGHT}"
+    ),
+    "VOC": write_voc,
+    "images and masks": write_pairs,
+    "COCO of CVAT": lambda root: (
+        write_image(root / "images" / "default" / "1.jpg"),
+        write_annotations(root / "annotations" / "instances_default.json"),
+    ),
+    "COCO of Roboflow": lambda root: (
+        write_image(root / "1.jpg"),
+        write_annotations(root / "_annotations.coco.json", {0: "things", 1: "mug"}),
+    ),
+}
+
+
+def write_annotations(path, categories=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    polygon = [2, 3, 12, 3, 12, 10, 2, 10]
+    write_coco(path, ["1.jpg"], [(0, 1, polygon)], categories or {1: "mug"})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exports_show_what_was_drawn_in_supports_and_in_training(tmp_path, layout):
+    root = tmp_path / "mug"
+    root.mkdir()
+    LAYOUTS[layout](root)
+    source = Folder(root, "", 1)
+    assert source.classes == ("mug",)
+    np.testing.assert_array_equal(source.read(0).label, INSIDE)
+    supports = read_supports(root)
+    assert supports.classes == ("mug",)
+    np.testing.assert_array_equal(supports.images[0].label, INSIDE)
+
+
+def test_splits_of_exports_are_splits(tmp_path):
+    for name, old in (("train", "train"), ("valid", "val")):
+        write_yolo(tmp_path / "a" / name, polygon_line(1))
+        (tmp_path / "a" / name / "data.yaml").rename(tmp_path / "a" / "data.yaml")
+        write_yolo(tmp_path / "b", polygon_line(0), f"images/{old}", f"labels/{old}")
+        write_image(tmp_path / "c" / name / "1.jpg")
+        write_annotations(tmp_path / "c" / name / "_annotations.coco.json")
+    (tmp_path / "d").mkdir()
+    write_voc(tmp_path / "d", splits=True)
+    for root in "abcd":
+        for split in ("", "val"):
+            source = Folder(tmp_path / root, split, 1)
+            assert len(source) == 1
+            assert source.classes == ("cup" if root == "b" else "mug",)
+            np.testing.assert_array_equal(source.read(0).label, INSIDE)
+        assert len(read_supports(tmp_path / root).images) == 1 + (root == "d")
+
+
+def test_ellipses_are_round_and_what_covers_nothing_is_told(tmp_path, log):
+    point = '<points label="mug" points="3,4"></points>'
+    write_cvat(tmp_path, [SHAPES["ellipse"], point])
+    label = Folder(tmp_path, "", 1).read(0).label
+    row, column = np.mgrid[:HEIGHT, :WIDTH]
+    away = np.hypot((column - 6.5) / 5, (row - 6) / 4)
+    assert label[away < 0.9].all()
+    assert not label[away > 1.4].any()
+    assert any("points in 1.jpg" in message for message in log.messages)
+
+
+def test_images_without_labels_are_skipped_and_told(tmp_path, log):
+    write_yolo(tmp_path, polygon_line(1))
+    write_image(tmp_path / "images" / "2.jpg")
+    assert Folder(tmp_path, "", 1).ids == ("1",)
+    assert any("1 images without an annotation are skipped" in x for x in log.messages)
+
+
+def test_scribbles_are_supports_and_no_training_images(tmp_path):
+    write_image(tmp_path / "mug" / "1.jpg")
+    strokes = np.zeros((*SIZE, 4), np.uint8)
+    strokes[3:5, 2:9], strokes[12:14, 2:9] = (255, 0, 0, 255), (0, 0, 0, 255)
+    Image.fromarray(strokes).save(tmp_path / "mug" / "1_scribble.png")
+    (support,) = read_supports(tmp_path).images
+    expected = np.full(SIZE, 254)
+    expected[3:5, 2:9], expected[12:14, 2:9] = 1, 0
+    np.testing.assert_array_equal(support.label, expected)
+    assert "1_scribble.png has scribbles" in message_of(Folder, tmp_path, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("<annotations><image", "no valid XML"),
+        ("<annotations></annotations>", "lists no images"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', "declares a document type"),
+        (cvat(name="../1.jpg"), "without '..'"),
+        (cvat(size=(0, 5)), "height"),
+        (cvat(size=(10**6, 10**6)), "height"),
+        (cvat(SHAPES["polygon"].replace("2.0,3.0", "2.0")), "shape 0, is no polygon"),
+        (cvat(SHAPES["polygon"].replace("2.0,3.0", "nan,3.0")), "not coordinates"),
+        (cvat(SHAPES["box"].replace('xtl="2"', "")), "shape 0, is no box"),
+        (cvat(SHAPES["mask"].replace("60", "-60")), "is no mask"),
+        (cvat(SHAPES["mask"].replace('width="10"', 'width="100000000"')), "is no mask"),
+        (cvat(SHAPES["box"].replace("mug", " ")), "has no label"),
+        (cvat(SHAPES["box"], name="2.jpg"), "lists the image 2.jpg"),
+        (cvat(SHAPES["box"], size=(21, 30)), "30 x 21 pixels, but its image"),
+    ],
+)
+def test_broken_cvat_files_are_told(tmp_path, content, sentence):
+    write_image(tmp_path / "1.jpg")
+    (tmp_path / "annotations.xml").write_text(content)
+    message = message_of(Folder, tmp_path, "", 1)
+    assert message.startswith(str(tmp_path))
+    assert sentence in message
+
+
+@pytest.mark.parametrize(
+    ("line", "names", "sentence"),
+    [
+        ("mug 1 2 3 4", "names: [mug]", "line 1, is 'mug 1 2 3 4'"),
+        ("0 1 2 3", "names: [mug]", "line 1"),
+        ("0 0.1 0.1 nan 0.1 0.3 0.3", "names: [mug]", "not coordinates"),
+        ("0 1e9 0.1 0.2 0.1 0.3 0.3", "names: [mug]", "not coordinates"),
+        (polygon_line(0), "names: 5", "has no names"),
+        (polygon_line(0), "nc: 5", "has no names"),
+        (polygon_line(0), "names: [[1]]", "has no names"),
+        (polygon_line(0), "names: [", "no valid YAML"),
+    ],
+)
+def test_broken_yolo_files_are_told(tmp_path, line, names, sentence):
+    write_yolo(tmp_path, line)
+    (tmp_path / "data.yaml").write_text(names)
+    assert sentence in message_of(Folder, tmp_path, "", 1)
+
+
+@pytest.mark.parametrize("name", ["annotations.xml", "labels/1.txt", "data.yaml", "labelmap.txt"])
+def test_any_export_is_read_or_refused(tmp_path, name):
+    if name == "annotations.xml":
+        write_cvat(tmp_path, [SHAPES["polygon"], SHAPES["box"], SHAPES["ellipse"]])
+        valid = (tmp_path / name).read_bytes(), cvat(SHAPES["mask"]).encode()
+    elif name == "labelmap.txt":
+        write_voc(tmp_path)
+        valid = ((tmp_path / name).read_bytes(),)
+    else:
+        write_yolo(tmp_path, polygon_line(1))
+        valid = ((tmp_path / name).read_bytes(), b"names:\n  0: cup\n  1: mug\n")
+    assert read_all(lambda: Folder(tmp_path, "", 1)) is not None
+
+    @many
+    @given(content=damaged(*valid))
+    def check(content):
+        write(tmp_path / name, content)
+        read_all(lambda: Folder(tmp_path, "", 1))
+
+    check()
+
+
+def test_of_gif_files_the_first_picture_counts(tmp_path):
+    frames = [Image.new("L", SIZE[::-1], value) for value in (40, 200)]
+    (tmp_path / "mug").mkdir()
+    frames[0].save(tmp_path / "mug" / "1.gif", save_all=True, append_images=frames[1:])
+    write_mask(tmp_path / "mug" / "1.png")
+    assert np.unique(Folder(tmp_path, "", 1).read(0).image).tolist() == [40]
