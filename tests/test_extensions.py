@@ -5,7 +5,9 @@ import json
 import os
 import pathlib
 import re
+import sys
 
+import commands
 import pytest
 from commands import run_program
 
@@ -87,7 +89,9 @@ def run(folder):
     return functools.partial(run_program, cwd=folder, env=environment)
 
 
-def test_they_are_trained_and_evaluated_by_the_ordinary_commands(folder, run):
+@pytest.fixture(scope="module")
+def trained(folder, run):
+    """A run there, of the method, the backbone and the source."""
     small = [
         *("--config.image_size=48", "--config.data.min_pixels=1", "--config.model.width=8"),
         *("--config.data.name=pictures:Pictures", "--config.backbone=network:Network"),
@@ -95,13 +99,54 @@ def test_they_are_trained_and_evaluated_by_the_ordinary_commands(folder, run):
         *("--config.eval.runs=1", "--config.eval.gallery=1", "--config.data.train_min_pixels=1"),
         *("--config.train.log_every=20", "--config.devices=1"),
     ]
-    trained = run("train", "--config=mymethods/config.py", "--workdir=run", *small)
+    return run("train", "--config=mymethods/config.py", "--workdir=run", *small)
+
+
+def test_they_are_trained_and_evaluated_by_the_ordinary_commands(trained, folder, run):
     assert "mymethods.ratio:Ratio on network:Network" in trained.stderr
     run("evaluate", "--workdir=run")
     results = json.loads((folder / "run" / "evaluation" / "results.json").read_text())
     assert results["method"] == "mymethods.ratio:Ratio"
     assert list(results["per_class"]) == ["white"]
     assert results["mean_iou"] > 60  # a threshold on grey levels; all foreground has 17
+
+
+LOAD = """
+import numpy as np
+import fsseg_jax
+from fsseg_jax.errors import UserError
+
+try:
+    segmenter = fsseg_jax.load("{run}", devices=1)
+    image = np.full((40, 50, 3), 9, np.uint8)
+    image[10:30, 10:30] = 200
+    segmenter.fit(image, boxes=(10, 10, 30, 30))
+    segmenter.save_pretrained("{saved}")
+    print(fsseg_jax.load("{saved}", devices=1).predict(image)[20, 20])
+except UserError as error:
+    print(error)
+"""
+
+
+def test_such_a_run_opens_again_and_elsewhere_says_where_its_code_was(trained, folder, run):
+    """In the folder of its modules, or with that in PYTHONPATH; a run does not bring any code."""
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    code = LOAD.format(run=folder / "run", saved=elsewhere / "saved")
+    path = run.keywords["env"]["PYTHONPATH"]
+
+    def load(place, path=path):
+        environment = run.keywords["env"] | {"PYTHONPATH": path}
+        return commands.run(sys.executable, "-c", code, cwd=place, env=environment).stdout
+
+    assert load(folder) == "1\n"
+    told = load(elsewhere)
+    assert "method = 'mymethods.ratio:Ratio': No module named 'mymethods'" in told
+    assert f"which was '{folder}' when it was trained, or name that folder in PYTHONPATH" in told
+    assert "damaged" not in told
+    assert load(elsewhere, f"{path}{os.pathsep}{folder}") == "1\n"
+    done = run("evaluate", "--workdir=../run", cwd=elsewhere, status=2)
+    assert f"which was '{folder}' when it was trained" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

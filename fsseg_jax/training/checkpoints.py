@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
+from fsseg_jax import extensions
 from fsseg_jax.checksums import checksum_of, checksums, not_finite, verify
 from fsseg_jax.config import differences, from_saved
 from fsseg_jax.data import class_ids
@@ -114,6 +115,7 @@ class Checkpoints:
         sums = {"variables": checksums(state.variables), "training": checksums(_rest(state))}
         known = {"step": step, "arrays": _shapes(state.variables), "checksums": sums}
         known["config_checksum"] = checksum_of(config.to_dict())
+        known["modules"] = extensions.places((config.method, config.backbone, config.data.name))
         if self.trained_on:
             known |= {"trained_on": self.trained_on, "data": self.contents}
         args = ocp.args.Composite(
@@ -167,9 +169,12 @@ class Checkpoints:
             config, info = restored["config"], dict(restored["info"])
             if info.get("config_checksum", checksum_of(config)) != checksum_of(config):
                 raise ValueError("the checksum of its configuration is not the saved one")
+            extensions.note(info.get("modules"))
             return from_saved(config), info
         except jax.errors.JaxRuntimeError:  # of another process, for example
             raise
+        except UserError as error:
+            raise UserError(f"{self._place(which)}: {error}") from None
         except Exception as error:  # Orbax has none of its own for damaged files
             raise self._unreadable(which, error) from None
 
