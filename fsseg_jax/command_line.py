@@ -70,6 +70,22 @@ class PlaceAction(PathAction):
             super().__call__(parser, namespace, values, option_string)
 
 
+class PathsAction(PathAction):
+    """Adds a path to those that the option was given before."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Adds one."""
+        before = getattr(namespace, self.dest) or []
+        super().__call__(parser, namespace, values, option_string)
+        setattr(namespace, self.dest, [*before, getattr(namespace, self.dest)])
+
+
 # Options of argparse for a folder, and for one that may be elsewhere.
 FOLDER = {"action": PathAction, "metavar": "DIR"}
 PLACE = {"action": PlaceAction, "metavar": "PLACE"}
@@ -119,7 +135,7 @@ def parse(
         parser.add_argument("--workdir", **FOLDER, required=not optional_workdir, help=meaning)
     for name, option in options.items():
         given = {"help": option} if isinstance(option, str) else option
-        default = {} if "action" in given else {"metavar": "NAME"}
+        default = {} if {"action", "metavar"} & given.keys() else {"metavar": "NAME"}
         parser.add_argument(f"--{name}", **{**default, **given})
     known, rest = parser.parse_known_args(argv)
     # argparse would take what follows an unknown option, or none, for another one's value.

@@ -41,25 +41,29 @@ from typing import Any
 import jax
 
 from fsseg_jax import command_line
+from fsseg_jax.data.images import read_image
 from fsseg_jax.devices import describe, is_first_process
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import write_text
-from fsseg_jax.prediction import together
+from fsseg_jax.prediction import corrections, options, together
 from fsseg_jax.prediction.cluster import make_work, segment_on_cluster
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.output import (
     MASKS,
     OVERLAYS,
     SAVED,
+    THUMBNAILS,
     Predictions,
     Query,
     is_crowded,
     made_by,
+    refinement,
 )
+from fsseg_jax.prediction.overview import sheet, suggest
 from fsseg_jax.prediction.queries import find_queries
 from fsseg_jax.prediction.segmenter import Segmenter
 from fsseg_jax.prediction.segmenting import segment_files
-from fsseg_jax.prediction.support_folder import Supports, read_supports
+from fsseg_jax.prediction.support_folder import Supports, join, read_all
 from fsseg_jax.prediction.table import MANY, choose_format, write_table
 from fsseg_jax.prediction.truth import Truth, table
 
@@ -72,7 +76,7 @@ logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     arguments, overrides = _parse(argv)
-    settings = command_line.settings(overrides)
+    settings = command_line.settings(overrides) | options.model_settings(arguments)
     machine = command_line.first_config(None, overrides)
     save = _check(arguments, machine.distributed)
     if arguments.ray is not None:
@@ -80,21 +84,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = [*overrides, "--config.platform=cpu"]
     command_line.start(command_line.first_config(None, overrides))
     command_line.check_processes(machine, out=arguments.out)
-    supports = read_supports(arguments.support)
-    places = (arguments.out / MASKS, arguments.out / OVERLAYS, *filter(None, [arguments.truth]))
+    options.check(arguments, MASKS in save, jax.process_count())
+    supports = read_all(arguments.support, options.names_of(arguments.class_name))
+    kinds = (MASKS, OVERLAYS, THUMBNAILS, corrections.ACCEPTED)
+    places = (*(arguments.out / kind for kind in kinds), *filter(None, [arguments.truth]))
     queries = find_queries(arguments.query, {*supports.files, *places})
+    supports, corrected = _corrections(arguments, supports, queries)
     table_format = choose_format(arguments.format, len(queries))
     segmenter = _load(arguments.workdir, settings)
     logger.info(describe(segmenter.mesh))
-    facts = made_by(segmenter, supports.classes, supports.digest)
+    refined = refinement(arguments.instances, arguments.min_area, arguments.fill_holes)
+    facts = made_by(segmenter, supports.classes, supports.digest) | refined
 
     def open_part(part: int) -> Predictions:
-        return Predictions(arguments.out, facts, save, is_crowded(queries), part)
+        return Predictions(
+            arguments.out, facts, save, is_crowded(queries), part, renew=arguments.accept
+        )
 
     with together.begin(open_part, queries, facts) as predictions:
         predictions.choose_names(queries)
         truth = _truth(arguments.truth, predictions, queries, supports.classes)
         todo = [q for q in together.own_part(queries) if not predictions.done(q)]
+        known = [q for q in todo if q.name in corrected]
+        for query in known:
+            result = corrections.as_result(corrected[query.name], supports.classes)
+            image = read_image(query.path)
+            predictions.note(predictions.write(query, image, result, as_it_is=True))
+        todo = [q for q in todo if q.name not in corrected]
         if todo:
             _show(segmenter, supports)
         start, skipped = time.perf_counter(), {}
@@ -114,9 +130,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             records = functools.partial(predictions.records, queries)
             written = write_table(arguments.out, records, supports.classes, table_format)
             predictions.write_skipped(skipped)
+            labelled = [image for image, _ in supports.images]
+            places = predictions, queries
+            suggested = suggest(segmenter, *places, labelled, corrected, arguments.suggest)
+            sheet(*places, supports.classes, suggested, corrected)
+            _tell(suggested, predictions.stale(queries), arguments.out)
             if truth is not None:
                 _compare(truth, predictions, queries, facts)
-    before = len(together.own_part(queries)) - len(todo)
+    before = len(together.own_part(queries)) - len(todo) - len(known)
     earlier = f" ({before} of them before)" if before else ""
     done = len(todo) - len(skipped)
     rate = f", {done / seconds:.3g} images a second" if done > 0 else ""
@@ -135,7 +156,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         argv,
         workdir="the folder of a run or of a saved model, a configuration, or a model on the hub",
         config=False,
-        support={**command_line.FOLDER, "required": True, "help": "images of the classes"},
+        support={
+            **command_line.FOLDER,
+            **{"action": command_line.PathsAction, "required": True},
+            "help": "images of the classes; may be given more than once",
+        },
         query={**command_line.PLACE, "required": True, "help": "images to segment"},
         out={**command_line.FOLDER, "required": True, "help": "output folder"},
         truth={**command_line.FOLDER, "help": "true masks to compare with"},
@@ -153,6 +178,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
             **{"type": int, "metavar": "N"},
             "help": "of --ray; by default one a GPU, or one a node without any",
         },
+        **options.OPTIONS,
     )
 
 
@@ -170,6 +196,28 @@ def _check(arguments: argparse.Namespace, distributed: bool) -> tuple[str, ...]:
     if arguments.truth is not None and MASKS not in asked:
         raise UserError(f"--truth compares masks, but --save = {arguments.save}: save them too.")
     return tuple(kind for kind in SAVED if kind in asked)
+
+
+def _corrections(
+    arguments: argparse.Namespace, supports: Supports, queries: Sequence[Query]
+) -> tuple[Supports, dict[str, corrections.Correction]]:
+    """The supports with what was corrected in --out, and that by the names of images."""
+    if arguments.accept:
+        taken = corrections.accept(arguments.out, queries)
+        logger.info("%d corrected masks were taken, and kept in %s", taken, corrections.ACCEPTED)
+    corrected = corrections.read(arguments.out)
+    return join([supports, *corrections.as_supports(corrected, queries)]), corrected
+
+
+def _tell(suggested: Sequence[str], stale: Sequence[str], out: pathlib.Path) -> None:
+    """Says which images to label next, and which results are of images that are gone."""
+    if stale:
+        logger.warning(
+            "%s holds results of %d images that are not among the queries, such as %s",
+            *(out, len(stale), stale[0]),
+        )
+    if suggested:
+        print("label these next:", *suggested, sep="\n  ")
 
 
 def _truth(

@@ -5,10 +5,14 @@ class enclose, and that leads outside over no side of a pixel.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
+from pycocotools import mask as coco_mask
 from scipy import ndimage
+
+from fsseg_jax.prediction.result import Result
 
 EIGHT = np.ones((3, 3), bool)  # neighbours at sides and corners
 
@@ -65,8 +69,33 @@ def classes_of(mask: UInt8[np.ndarray, "height width"]) -> list[int]:
     return (np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1).tolist()
 
 
-def mean_where(
-    values: Float[np.ndarray, "h w"], inside: Bool[np.ndarray, "h w"], otherwise: float
-) -> float:
-    """The mean of the values inside, or `otherwise` if there are none."""
-    return float(values.mean(where=inside, dtype=np.float64)) if inside.any() else otherwise
+def objects_of(
+    label: UInt8[np.ndarray, "height width"], result: Result, instances: bool = False
+) -> list[dict[str, Any]]:
+    """Annotations in COCO's format without their ids: one for each class that occurs, or, with
+    `instances`, for each connected part of one.
+
+    The score of an object is the mean probability of its class over its pixels; without
+    probabilities in the result, that of the class (`Result.scores`).
+    """
+    whole = ((n, (slice(None), slice(None)), label == n) for n in classes_of(label))
+    objects = []
+    for number, place, inside in parts_of(label) if instances else whole:
+        full = np.zeros(label.shape, np.uint8, order="F")
+        full[place] = inside
+        runs = coco_mask.encode(full)
+        score = float(result.scores[number])
+        if result.probabilities is not None:
+            of_class = result.probabilities[place][..., number]
+            score = float(of_class.mean(where=inside, dtype=np.float64))
+        objects.append(
+            {
+                "category_id": number,
+                "segmentation": {"size": [*label.shape], "counts": runs["counts"].decode()},
+                "bbox": coco_mask.toBbox(runs).tolist(),
+                "area": int(coco_mask.area(runs)),
+                "iscrowd": 0,
+                "score": score,
+            }
+        )
+    return objects

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 from fsseg_jax.checksums import checksum_of
-from fsseg_jax.files import lock, writing
+from fsseg_jax.files import lock, write_bytes, writing
 
 JOURNAL = "journal.jsonl"
 PARTS = "journal-*.jsonl"  # of the processes besides the first
@@ -30,6 +30,8 @@ _LINE = {"photograph", "size", "changed", "output", "height", "width", "confiden
 _OBJECT = {"category_id", "segmentation", "bbox", "area", "iscrowd", "score"}
 
 _NUMBER = re.compile("[1-9][0-9]{0,5}")  # of an output whose shorter names were taken
+
+FORGOTTEN = -1  # the size of an image that is to be done again; see `forget`
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +162,21 @@ class Journal:
         _require(name not in self.entries or self.output(name) == output)
         self._owners[output.casefold()] = name
         self.entries[name] = Entry(record["size"], record["changed"], place)
+
+
+def forget(folder: pathlib.Path) -> None:
+    """Makes images that are done count as changed since: they are done again, and keep their names.
+    The caller has locked the journal."""
+    lines: dict[str, bytes] = {}
+    for line in (folder / JOURNAL).read_bytes().splitlines():
+        try:
+            record = {**json.loads(line), "size": FORGOTTEN, "objects": []}
+            record.pop(CHECKSUM, None)
+            whole = {**record, CHECKSUM: checksum_of(record)}
+            lines[record["photograph"]] = json.dumps(whole).encode()
+        except _DAMAGED:
+            continue
+    write_bytes(folder / JOURNAL, b"".join(line + b"\n" for line in lines.values()))
 
 
 def output_names(name: str) -> Iterator[str]:

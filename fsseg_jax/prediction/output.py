@@ -7,13 +7,12 @@ can continue. Folders in it may be links, such as `masks` to another disk.
 import collections
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import pathlib
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,21 +22,23 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fsseg_jax.errors import UserError, brief
-from fsseg_jax.evaluation.report import WAY_COLOURS, overlay
-from fsseg_jax.files import remove_partial, replacing, write_text, writing
-from fsseg_jax.prediction.journal import Journal
+from fsseg_jax.files import lock, remove_partial, replacing, write_bytes, write_text, writing
+from fsseg_jax.prediction.contact_sheet import SHEET
+from fsseg_jax.prediction.drawing import LONG_SIDE, save_mask, small_overlay, thumbnail
+from fsseg_jax.prediction.instances import cleaned, objects_of
+from fsseg_jax.prediction.journal import FORGOTTEN, JOURNAL, Journal, forget
 from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = SAVED = "masks", "overlays"
 MADE_BY, SKIPPED = "made_by.json", "skipped.txt"
+TABLE = "predictions.json"
 SPREAD = "spread over folders"  # in `made_by.json`, where files are
 CROWDED = 10_000  # images in a folder; file systems and viewers are slow with more
 FOLDERS = 4096  # of files that are spread: 250 in each of a million
-LONG_SIDE = 1600  # pixels of an overlay: sharp on a screen, at a fraction of the image's file size
-# Of masks: black background, classes as in the overlays. All 256 colours, so that a pixel is a
-# byte.
-PALETTE = bytes([0, 0, 0, *itertools.chain(*itertools.islice(itertools.cycle(WAY_COLOURS), 255))])
+THUMBNAILS = "thumbnails"  # of the overlays, written with them
+# How masks are refined, in `made_by.json`; see `refinement`.
+INSTANCES, MIN_AREA, FILL_HOLES = "instances", "min_area", "fill_holes"
 
 
 class Query(NamedTuple):
@@ -59,8 +60,21 @@ def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict
     fields = flatten_dict(segmenter.config.to_dict(), sep=".")
     own = ("method", "backbone", "dtype", "image_size", "eval.fit")
     settings = {name: x for name, x in fields.items() if name in own or name.startswith("model.")}
+    # Only what is asked for: folders of earlier versions have none of it.
+    if fields["predict.flip"]:
+        settings["predict.flip"] = True
+    if tuple(fields["eval.scales"]) != (1.0,):
+        settings["eval.scales"] = sorted(fields["eval.scales"])
+    if fields["eval.crf.iterations"]:
+        settings |= {name: x for name, x in fields.items() if name.startswith("eval.crf.")}
     facts = {"classes": classes, "supports": supports, "weights": digest.hexdigest()[:16]}
     return json.loads(json.dumps(settings | facts))  # as it will be read back
+
+
+def refinement(instances: bool, min_area: int, fill_holes: bool) -> dict[str, Any]:
+    """What `made_by.json` says of options about the objects in masks: those that are set."""
+    options = {INSTANCES: instances, MIN_AREA: min_area, FILL_HOLES: fill_holes}
+    return {name: value for name, value in options.items() if value}
 
 
 class Predictions:
@@ -74,6 +88,8 @@ class Predictions:
             `FOLDERS`, since folders of a million files are slow, and some file systems have none.
         part: of which of several processes; only the first, 0, checks and cleans the folder.
         read: whether to read what is done; see `Journal`.
+        renew: whether an old folder may have been made with other supports: all of it is done
+            again then.
 
     Raises:
         UserError: the folder holds something else or predictions made by something else, it cannot
@@ -88,9 +104,10 @@ class Predictions:
         spread: bool = False,
         part: int = 0,
         read: bool = True,
+        renew: bool = False,
     ) -> None:
-        self.folder, self.save = folder, tuple(save)
-        self._spread = self._check(made_by, spread)
+        self.folder, self.save, self.made_by = folder, tuple(save), made_by
+        self._spread = self._check(made_by, spread, renew)
         self._journal = Journal(folder, len(made_by["classes"]), part, read)
         links = (path for path in (folder / MASKS, folder / OVERLAYS) if path.is_symlink())
         for place in (folder, *links) if not part else ():
@@ -133,6 +150,15 @@ class Predictions:
         """The path of an image's overlay, written or not."""
         return self.folder / self._place(OVERLAYS, self.output(query), "jpg")
 
+    def thumbnail_file(self, query: Query) -> pathlib.Path:
+        """The path of an overlay's thumbnail, written or not."""
+        return self.folder / self._place(THUMBNAILS, self.output(query), "jpg")
+
+    @property
+    def instances(self) -> bool:
+        """Whether each connected part of a class is an object, rather than all of it."""
+        return bool(self.made_by.get(INSTANCES))
+
     def _place(self, kind: str, output: str, suffix: str) -> str:
         spread = f"{zlib.crc32(os.fsencode(output)) % FOLDERS:03x}/" if self._spread else ""
         return f"{kind}/{spread}{output}.{suffix}"
@@ -156,18 +182,24 @@ class Predictions:
         query: Query,
         image: UInt8[np.ndarray, "height width 3"] | None,
         result: Result,
+        as_it_is: bool = False,
     ) -> dict[str, Any]:
         """Writes the mask and the overlay of an image, and returns the record for `note`.
 
+        With `as_it_is` the mask is a person's, and not cleaned.
+
         The image itself is needed for an overlay alone. Several threads may call it at once.
         """
-        label = result.mask
+        facts, label = self.made_by, result.mask
+        if not as_it_is:
+            label = cleaned(label, facts.get(MIN_AREA, 0), facts.get(FILL_HOLES, False))
         if MASKS in self.save:
             with replacing(self.mask_file(query)) as file:
                 save_mask(label, file)
         if image is not None:
+            shown = small_overlay(image, label, LONG_SIDE, facts["classes"])
+            write_bytes(self.thumbnail_file(query), thumbnail(shown))
             with replacing(self.overlay_file(query)) as file:
-                shown = small_overlay(image, label, LONG_SIDE)
                 Image.fromarray(shown).save(file, "jpeg", quality=90)
         height, width = label.shape
         return {
@@ -178,7 +210,7 @@ class Predictions:
             "height": height,
             "width": width,
             "confidence": result.confidence,
-            "objects": _objects(label, result.scores),
+            "objects": objects_of(label, result, self.instances),
         }
 
     def note(self, record: Mapping[str, Any]) -> None:
@@ -188,7 +220,8 @@ class Predictions:
     def remove(self, query: Query) -> None:
         """Removes the mask and the overlay of an earlier image of this name, if there are any."""
         with writing(self.folder):
-            for file in (self.mask_file(query), self.overlay_file(query)):
+            made = self.mask_file(query), self.overlay_file(query), self.thumbnail_file(query)
+            for file in made:
                 file.unlink(missing_ok=True)
         self._journal.entries.pop(query.name, None)
 
@@ -210,6 +243,9 @@ class Predictions:
                 record = self._journal.record(query.name)
                 if MASKS in self.save:
                     record["mask_file"] = self._place(MASKS, record["output"], "png")
+                if OVERLAYS in self.save:
+                    record["overlay_file"] = self._place(OVERLAYS, record["output"], "jpg")
+                    record["thumbnail_file"] = self._place(THUMBNAILS, record["output"], "jpg")
                 yield record
 
     def write_skipped(self, skipped: Mapping[str, str]) -> None:
@@ -223,7 +259,22 @@ class Predictions:
             with writing(file):
                 file.unlink(missing_ok=True)
 
-    def _check(self, made_by: Mapping[str, Any], spread: bool) -> bool:
+    def recorded(self, query: Query) -> UInt8[np.ndarray, "height width"] | None:
+        """The mask of an image that the journal tells, if it tells one."""
+        entry = self._journal.entries.get(query.name)
+        if entry is None or entry.size == FORGOTTEN:
+            return None
+        record = self._journal.record(query.name)
+        label = np.zeros((record["height"], record["width"]), np.uint8)
+        for found in record["objects"]:
+            label[coco_mask.decode(found["segmentation"]) > 0] = found["category_id"]
+        return label
+
+    def stale(self, queries: Iterable[Query]) -> list[str]:
+        """Names of images whose results are still here, but that are no queries any more."""
+        return sorted(self._journal.entries.keys() - {query.name for query in queries})
+
+    def _check(self, made_by: Mapping[str, Any], spread: bool, renew: bool) -> bool:
         """Writes `made_by` into a new folder, or compares it with that of an old one; returns
         whether files are spread over subfolders, which does not change."""
         file = self.folder / MADE_BY
@@ -253,55 +304,30 @@ class Predictions:
             for name in names
             if made_by.get(name) != before.get(name)
         ]
-        if other:
+        differing = {name for name in names if made_by.get(name) != before.get(name)}
+        if renew and differing and differing <= {"supports", "classes"}:
+            self._renew({**made_by, **({SPREAD: True} if spread else {})})
+        elif other:
+            if differing <= {"supports", "classes"}:
+                remedy = f"add --accept to predict all with them, {remedy}"
             raise UserError(
                 f"--out = {self.folder} holds predictions made with {'; '.join(other[:5])}: "
                 f"{remedy}."
             )
         return spread
 
+    def _renew(self, made_by: Mapping[str, Any]) -> None:
+        """Makes all images of an old folder be done again, with the names that they have."""
+        with writing(self.folder), (self.folder / JOURNAL).open("a+b") as journal:
+            lock(journal.fileno(), self.folder)
+            forget(self.folder)
+            for name in (TABLE, SHEET):  # they are of before
+                (self.folder / name).unlink(missing_ok=True)
+            # Last: from here on the folder is that of the new supports.
+            write_text(self.folder / MADE_BY, json.dumps(made_by, indent=2))
+
 
 def is_crowded(queries: Iterable[Query]) -> bool:
     """Whether a folder has so many images that what is made of them should be spread."""
     folders = collections.Counter(os.path.dirname(query.name) for query in queries)
     return max(folders.values(), default=0) > CROWDED
-
-
-def save_mask(label: UInt8[np.ndarray, "height width"], file: IO[bytes]) -> None:
-    """Writes a mask as a PNG with the colours of overlays."""
-    picture = Image.fromarray(label)
-    picture.putpalette(PALETTE)
-    picture.save(file, "png")
-
-
-def small_overlay(
-    image: UInt8[np.ndarray, "height width 3"],
-    label: UInt8[np.ndarray, "height width"],
-    long_side: int,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """An image with its label over it, at most `long_side` pixels long."""
-    small = Image.fromarray(image)
-    small.thumbnail((long_side, long_side))
-    small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
-    return overlay(np.asarray(small), np.asarray(small_label))
-
-
-def _objects(
-    label: UInt8[np.ndarray, "height width"], scores: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Annotations in COCO's format without their ids, one for each class that occurs."""
-    objects = []
-    for number in (np.flatnonzero(np.bincount(label.ravel())[1:]) + 1).tolist():
-        inside = label == number
-        runs = coco_mask.encode(np.asfortranarray(inside.view(np.uint8)))
-        objects.append(
-            {
-                "category_id": number,
-                "segmentation": {"size": [*label.shape], "counts": runs["counts"].decode()},
-                "bbox": coco_mask.toBbox(runs).tolist(),
-                "area": int(coco_mask.area(runs)),
-                "iscrowd": 0,
-                "score": float(scores[number]),
-            }
-        )
-    return objects

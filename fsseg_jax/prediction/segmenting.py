@@ -32,7 +32,8 @@ def segment_files(
     Args:
         quiet: whether to leave it to the caller to tell what happens.
     """
-    results = segmenter.results((query.path for query in queries), batch_size=batch_size)
+    paths = (query.path for query in queries)
+    results = segmenter.results(paths, predictions.instances, batch_size)
 
     def finish(query: Query, result: Result | UserError) -> dict[str, Any] | UserError:
         with contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,9 +55,63 @@ def read_supports(folder: pathlib.Path) -> Supports:
             image.label[unmarked] = UNLABELLED
     for image, row in zip(images, rows, strict=True):  # by its file, before `fit` does
         warn_if_covering(image.label, str(source.annotations[row]))
+    return Supports(images, classes, digest_of(images), frozenset(source.annotations))
+
+
+def digest_of(images: Iterable[LabelledImage]) -> str:
+    """A digest of all pixels and labels."""
     digest = hashlib.sha256()
     for image in images:
         for array in image:
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-    return Supports(images, classes, digest.hexdigest()[:16], frozenset(source.annotations))
+    return digest.hexdigest()[:16]
+
+
+def read_all(folders: Sequence[pathlib.Path], names: Sequence[str] = ()) -> Supports:
+    """Supports of several folders, whose classes of the same name are one.
+
+    Args:
+        folders: see `read_supports`.
+        names: of the classes, in the order of their numbers, instead of those in the folders: of
+            each folder, if each shows as many classes; or of all of them together.
+
+    Raises:
+        UserError: see `read_supports`; or there are more or fewer names than classes, or two are
+            the same.
+    """
+    parts = [read_supports(folder) for folder in folders]
+    each = all(len(part.classes) == len(names) for part in parts)
+    if names and each:
+        parts = [part._replace(classes=(*names,)) for part in parts]
+    whole = join(parts)
+    if names and len({*names}) < len(names):
+        raise UserError(f"--class_name = {','.join(names)}: two are the same; name them apart.")
+    if names and len(names) != len(whole.classes):
+        raise UserError(
+            f"--class_name = {','.join(names)}: the supports show {len(whole.classes)} classes "
+            f"({', '.join(whole.classes)}); name each of them, in this order."
+        )
+    return whole._replace(classes=(*names,)) if names else whole
+
+
+def join(parts: Sequence[Supports]) -> Supports:
+    """All supports; classes are those of the first, and then what others add to them.
+
+    Raises:
+        UserError: there are too many classes.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    classes = (*dict.fromkeys(name for part in parts for name in part.classes),)
+    if len(classes) > CLASSES:
+        raise UserError(f"--support: {len(classes)} classes in all; there are at most {CLASSES}.")
+    images = []
+    for part in parts:
+        own = np.arange(256).astype(np.uint8)  # what is no class stays
+        for number, name in enumerate(part.classes, 1):
+            own[number] = classes.index(name) + 1
+        images += [LabelledImage(image, own[label]) for image, label in part.images]
+    digest = hashlib.sha256(" ".join(part.digest for part in parts).encode()).hexdigest()[:16]
+    files = frozenset(path for part in parts for path in part.files)
+    return Supports(images, classes, digest, files)

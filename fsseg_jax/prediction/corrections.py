@@ -1,0 +1,151 @@
+"""Corrected masks: what somebody has painted in `masks` becomes supports, and is kept.
+
+A mask that `predict` wrote is sealed with a checksum of its pixels, so that a correction is told
+from a prediction even if a run was killed between writing a mask and noting it. A correction is
+copied to `accepted` once, before anything is predicted again, and no file there is ever changed: an
+image that is corrected again has another one, and the last counts. Remove one to take it back.
+"""
+
+import itertools
+import json
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fsseg_jax.data.images import read_image
+from fsseg_jax.data.parallel import parallel_map
+from fsseg_jax.data.source import LabelledImage
+from fsseg_jax.episode import IGNORE
+from fsseg_jax.errors import UserError
+from fsseg_jax.files import replacing
+from fsseg_jax.prediction.drawing import load_mask, save_mask
+from fsseg_jax.prediction.output import MADE_BY, SPREAD, Predictions, Query
+from fsseg_jax.prediction.result import Result
+from fsseg_jax.prediction.support_folder import Supports, digest_of
+
+ACCEPTED = "accepted"
+_IMAGE, _CLASSES, _NUMBER = "image", "classes", "number"  # texts in their files
+
+logger = logging.getLogger(__name__)
+
+
+class Correction(NamedTuple):
+    """A mask that somebody has corrected."""
+
+    label: UInt8[np.ndarray, "height width"]
+    classes: tuple[str, ...]  # names of the numbers in it
+    number: int  # counts the corrections of an image
+    file: pathlib.Path
+
+
+def accept(folder: pathlib.Path, queries: Sequence[Query]) -> int:
+    """Copies masks that were changed since `predict` wrote them; returns their number.
+
+    Raises:
+        UserError: one cannot be read, has another size than its image or numbers of no class.
+    """
+    if not (folder / MADE_BY).is_file():
+        return 0  # nothing was predicted yet
+    facts = {k: v for k, v in json.loads((folder / MADE_BY).read_bytes()).items() if k != SPREAD}
+    classes = tuple(facts["classes"])
+    earlier, taken = read(folder), 0
+    with Predictions(folder, facts) as predictions:
+        there = [query for query in queries if predictions.mask_file(query).is_file()]
+
+        def changed(query: Query) -> bool:
+            return not load_mask(predictions.mask_file(query), len(classes)).sealed
+
+        found = parallel_map(changed, there, "masks")
+        for query in itertools.compress(there, found):
+            path = predictions.mask_file(query)
+            label = load_mask(path, len(classes)).label
+            written = predictions.recorded(query)
+            if written is not None and np.array_equal(written, label):
+                with replacing(path) as file:  # of an earlier version, or saved unchanged
+                    save_mask(label, file)
+                continue
+            _check(label, path, query, len(classes))
+            last = earlier.get(query.name)
+            if last and last.classes == classes and np.array_equal(last.label, label):
+                continue
+            number = last.number + 1 if last else 1
+            names = (f"{predictions.output(query)}{x}.png" for x in _suffixes(number))
+            file = next(x for x in (folder / ACCEPTED / name for name in names) if not x.exists())
+            text = {_IMAGE: query.name, _CLASSES: list(classes), _NUMBER: number}
+            with replacing(file) as kept:
+                save_mask(label, kept, **{name: json.dumps(x) for name, x in text.items()})
+            taken += 1
+    return taken
+
+
+def _suffixes(number: int) -> itertools.chain[str]:
+    first = "" if number == 1 else f".{number}"
+    return itertools.chain([first], (f".{n}" for n in itertools.count(number + 1)))
+
+
+def _check(label: np.ndarray, path: pathlib.Path, query: Query, classes: int) -> None:
+    shape = read_image(query.path).shape[:2]
+    if label.shape != shape:
+        raise UserError(
+            f"{path} is {label.shape[1]} x {label.shape[0]} pixels, but its image is {shape[1]} x "
+            f"{shape[0]}: correct it at its own size, or remove it to predict it again."
+        )
+    if other := np.setdiff1d(label, [*range(classes + 1), IGNORE]).tolist():
+        raise UserError(
+            f"{path} has the number {other[0]}, but there are {classes} classes: use their numbers "
+            "or their colours, or remove it to predict it again."
+        )
+
+
+def read(folder: pathlib.Path) -> dict[str, Correction]:
+    """The last correction of each image, by its name.
+
+    Raises:
+        UserError: a file among them cannot be read, or is none of `accept`'s.
+    """
+    last: dict[str, Correction] = {}
+    for file in sorted((folder / ACCEPTED).rglob("*.png")):
+        if file.name.startswith("."):
+            continue
+        mask = load_mask(file, 1)
+        try:
+            name, classes, number = (json.loads(mask.text[x]) for x in (_IMAGE, _CLASSES, _NUMBER))
+            correction = Correction(mask.label, (*classes,), int(number), file)
+        except (KeyError, ValueError, TypeError):
+            raise UserError(
+                f"{file} is no correction that --accept kept: remove it; masks are corrected in "
+                "the folder masks."
+            ) from None
+        if name not in last or last[name].number < correction.number:
+            last[name] = correction
+    return last
+
+
+def as_supports(corrections: Mapping[str, Correction], queries: Sequence[Query]) -> list[Supports]:
+    """Corrections of images that are there, as supports of the classes that they show."""
+    paths = {query.name: query.path for query in queries if query.name in corrections}
+    if gone := sorted(corrections.keys() - paths.keys()):
+        logger.warning("%d corrected images are gone, such as %s", len(gone), gone[0])
+    supports = []
+    for name in sorted(paths):
+        label, classes, _, file = corrections[name]
+        image = read_image(paths[name])
+        if image.shape[:2] != label.shape:
+            raise UserError(f"{file}: its image has another size now; remove the one or the other.")
+        shown = LabelledImage(image, label)
+        # That nothing is there is kept as a result, but shows no class.
+        images = [shown] if np.setdiff1d(label, [0, IGNORE]).size else []
+        supports.append(Supports(images, classes, digest_of([shown]), frozenset()))
+    return supports
+
+
+def as_result(correction: Correction, classes: Sequence[str]) -> Result:
+    """A correction in place of a prediction: certain."""
+    table = np.zeros(IGNORE + 1, np.uint8)
+    for number, name in enumerate(correction.classes, 1):
+        table[number] = classes.index(name) + 1 if name in classes else 0
+    return Result(table[correction.label], np.ones(len(classes) + 1), 1.0, None)

@@ -1,0 +1,65 @@
+"""What one looks at first: the contact sheet of all predictions, and which to label next."""
+
+import pathlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fsseg_jax.data.images import read_image
+from fsseg_jax.prediction.contact_sheet import SHEET, Picture, write_sheet
+from fsseg_jax.prediction.output import OVERLAYS, Predictions, Query
+from fsseg_jax.prediction.segmenter import Segmenter
+from fsseg_jax.prediction.suggest import choose, embeddings, least_confident
+
+
+def sheet(
+    predictions: Predictions,
+    queries: Sequence[Query],
+    classes: Sequence[str],
+    suggested: Sequence[str],
+    corrected: Collection[str],
+) -> pathlib.Path | None:
+    """Writes the contact sheet, and returns its path; None if there are no overlays to show."""
+    if OVERLAYS not in predictions.save:
+        return None
+
+    def pictures() -> Iterator[Picture]:
+        for record in predictions.records(queries):
+            areas: dict[int, int] = {}
+            for found in record["objects"]:
+                number = found["category_id"]
+                areas[number] = areas.get(number, 0) + found["area"]
+            name, shape = record["photograph"], (record["height"], record["width"])
+            files = record["overlay_file"], record["thumbnail_file"], record.get("mask_file", "")
+            yield Picture(name, *files, shape, record["confidence"], areas, name in corrected)
+
+    write_sheet(predictions.folder / SHEET, pictures(), classes, suggested)
+    return predictions.folder / SHEET
+
+
+def suggest(
+    segmenter: Segmenter,
+    predictions: Predictions,
+    queries: Sequence[Query],
+    labelled: Sequence[Any],
+    corrected: Collection[str],
+    count: int,
+) -> list[str]:
+    """Names of the images to label next, best first.
+
+    Args:
+        labelled: the images of the supports.
+        corrected: names of images whose masks are a person's.
+    """
+    done = [query for query in queries if query.name not in corrected and predictions.noted(query)]
+    confidences = [record["confidence"] for record in predictions.records(done)]
+    places = least_confident(confidences) if count else []
+    if not places:
+        return []
+    images = (read_image(done[place].path) for place in tqdm(places, desc="suggesting", delay=1))
+    vectors = np.stack(embeddings(segmenter, images))
+    known = np.stack(embeddings(segmenter, labelled))
+    doubts = 1 - np.array(confidences)[places]
+    return [done[places[i]].name for i in choose(vectors, doubts, known, count)]

@@ -1,0 +1,250 @@
+"""Corrected masks become supports, whatever happens meanwhile; names, objects, the sheet."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from drawn import draw, files_of, inside, read, save
+from helpers import message_of
+from PIL import Image
+
+from fsseg_jax.prediction import output as predictions_module
+from fsseg_jax.prediction.drawing import load_mask
+from fsseg_jax.prediction.segmenter import Segmenter
+
+# pycocotools's own, of NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+PINK = (255, 40, 130)
+
+
+def correct(folders, name, mask, how="palette"):
+    """Paints in a predicted mask as an editor would, in the palette, in colours, or in white."""
+    path = folders / "out" / "masks" / f"{name}.png"
+    with Image.open(path) as picture:
+        palette = picture.getpalette()
+    if how == "palette":
+        picture = Image.fromarray(mask)
+        picture.putpalette(palette)
+    elif how == "colours":
+        picture = Image.fromarray(np.where(mask[..., None] > 0, PINK, 0).astype(np.uint8))
+    else:
+        picture = Image.fromarray(mask * 255)
+    picture.save(path)
+
+
+def truth(seed):
+    return (inside(draw(seed, "red")[1]["red"]) > 0).astype(np.uint8)
+
+
+def accepted(folders):
+    return files_of(folders / "out" / "accepted")
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """What the segmenter was last given as supports."""
+    seen, fit = [], Segmenter.fit
+
+    def noted(self, images, masks, **options):
+        seen[:] = [images, masks, options["classes"]]
+        return fit(self, images, masks, **options)
+
+    monkeypatch.setattr(Segmenter, "fit", noted)
+    return seen
+
+
+def shown(folders, name):
+    text = (folders / "out" / "index.html").read_text()
+    data = json.loads(re.search(r"<script id=data [^>]*>(.*?)</script>", text)[1])
+    return {row[0]: row for row in data["pictures"]}[name]
+
+
+@pytest.mark.parametrize("how", ["palette", "colours", "white"])
+def test_a_corrected_mask_becomes_a_support_and_all_is_predicted_again(run, folders, fitted, how):
+    run()
+    correct(folders, "a", truth(10), how)
+    assert run("--accept") == 0
+    assert sorted(run.segmented) == ["a.png", "b.jpeg", "sub/a.JPG", "sub/deep/c.bmp"]
+    assert len(fitted[0]) == 3
+    np.testing.assert_array_equal(fitted[1][2], truth(10))
+    np.testing.assert_array_equal(fitted[0][2], read(folders / "query" / "a.jpg"))
+    assert accepted(folders) == {"a.png"}
+    for folder in ("accepted", "masks"):
+        np.testing.assert_array_equal(read(folders / "out" / folder / "a.png"), truth(10))
+    coco = json.loads((folders / "out" / "predictions.json").read_text())
+    (image,) = (x for x in coco["images"] if x["file_name"] == "a.jpg")
+    (found,) = (x for x in coco["annotations"] if x["image_id"] == image["id"])
+    assert found["area"] == truth(10).sum()
+    assert (image["confidence"], found["score"]) == (1, 1)
+    assert shown(folders, "a.jpg")[9] == 1
+    before = (folders / "out" / "predictions.json").read_bytes()
+    for arguments in ([], ["--accept"]):  # both have nothing to do
+        assert run(*arguments) == 0
+        assert run.segmented == []
+        assert (folders / "out" / "predictions.json").read_bytes() == before
+
+
+def test_a_mask_that_was_saved_without_a_change_is_no_correction(run, folders):
+    run()
+    for name in ("a", "b"):
+        correct(folders, name, read(folders / "out" / "masks" / f"{name}.png"))
+    assert run("--accept") == 0
+    assert run.segmented == []
+    assert accepted(folders) == set()
+
+
+def test_an_image_may_be_corrected_again_and_corrections_taken_back(run, folders, fitted):
+    run()
+    correct(folders, "a", truth(10))
+    run("--accept")
+    first = (folders / "out" / "accepted" / "a.png").read_bytes()
+    other = np.roll(truth(10), 3, axis=1)
+    correct(folders, "a", other)
+    assert run("--accept") == 0
+    assert accepted(folders) == {"a.png", "a.2.png"}
+    assert (folders / "out" / "accepted" / "a.png").read_bytes() == first
+    assert len(fitted[0]) == 3
+    np.testing.assert_array_equal(fitted[1][2], other)
+    shutil.rmtree(folders / "out" / "accepted")
+    assert "add --accept to predict all with them" in message_of(run)
+    assert run("--accept") == 0
+    assert len(fitted[0]) == 2
+    assert len(run.segmented) == 5
+
+
+def test_that_nothing_is_there_is_kept_but_shows_no_class(run, folders, fitted):
+    run()
+    correct(folders, "b", np.zeros((40, 52), np.uint8))
+    assert run("--accept") == 0
+    assert len(fitted[0]) == 2
+    assert not read(folders / "out" / "masks" / "b.png").any()
+    assert accepted(folders) == {"b.png"}
+    assert shown(folders, "b.jpeg")[7] == []
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["forget", "made_by", "write", "note"])
+def test_a_run_that_is_killed_keeps_corrections_and_takes_no_prediction_for_one(
+    run, folders, fitted, monkeypatch, where
+):
+    run()
+    correct(folders, "a", truth(10))
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if where == "forget":
+            patch.setattr(predictions_module, "forget", killed)
+        elif where == "made_by":
+            patch.setattr(predictions_module, "write_text", killed)
+        elif where == "write":
+            patch.setattr(Segmenter, "results", killed)
+        else:
+            patch.setattr(predictions_module.Predictions, "note", killed)
+        with pytest.raises(Killed):
+            run("--accept")
+    assert accepted(folders) == {"a.png"}
+    correct(folders, "b", truth(12), "colours")  # meanwhile
+    assert run("--accept") == 0
+    assert accepted(folders) == {"a.png", "b.png"}
+    assert len(fitted[0]) == 4
+    for name, seed in (("a", 10), ("b", 12)):
+        np.testing.assert_array_equal(read(folders / "out" / "masks" / f"{name}.png"), truth(seed))
+    assert all(load_mask(x, 1).sealed for x in (folders / "out" / "masks").rglob("*.png"))
+
+
+def test_wrong_corrections_are_told_and_nothing_is_changed(run, folders):
+    run()
+    before = (folders / "out" / "made_by.json").read_bytes()
+    path = folders / "out" / "masks" / "a.png"
+    save(path, np.ones((4, 5), np.uint8))
+    assert f"{path} is 5 x 4 pixels, but its image is 52 x 40" in message_of(run, "--accept")
+    save(path, np.full((40, 52), 7, np.uint8))
+    assert f"{path} has the number 7, but there are 1 classes" in message_of(run, "--accept")
+    path.write_text("a text")
+    assert "cannot be read" in message_of(run, "--accept")
+    path.unlink()
+    save(folders / "out" / "accepted" / "mine.png", np.ones((4, 5), np.uint8))
+    assert "is no correction that --accept kept" in message_of(run)
+    assert (folders / "out" / "made_by.json").read_bytes() == before
+
+
+# ----------------------------------------------------------------------------- supports and names
+
+
+def test_classes_of_several_folders_with_one_name_are_one(run, folders, fitted):
+    image, boxes = draw(50, "red", "blue")
+    for colour, box in boxes.items():
+        save(folders / "more" / colour / "x.png", image)
+        save(folders / "more" / colour / "x_mask.png", inside(box))
+    assert run(f"--support={folders / 'more'}") == 0
+    _, labels, classes = fitted
+    assert classes == ("red", "blue")
+    assert [sorted(np.unique(label).tolist()) for label in labels[:2]] == [[0, 1], [0, 1]]
+    assert {n for label in labels[2:] for n in np.unique(label).tolist()} == {0, 1, 2}
+    left, top, _, _ = boxes["blue"]
+    assert 2 in {int(label[top + 3, left + 3]) for label in labels[2:]}
+
+
+def test_classes_are_named_by_the_user(run, folders, fitted):
+    assert run("--class_name=tomato") == 0
+    assert fitted[2] == ("tomato",)
+    coco = json.loads((folders / "out" / "predictions.json").read_text())
+    assert coco["categories"] == [{"id": 1, "name": "tomato"}]
+    assert "name each of them" in message_of(run, "--class_name=a,b")
+    twice = (f"--support={folders / 'support'}", "--class_name=a", "--class_name=a")
+    assert "two are the same" in message_of(run, *twice)
+
+
+# ----------------------------------------------------------------------------- objects, suggestions
+
+
+def test_connected_parts_are_instances_and_small_ones_are_left_out(run, folders):
+    run()
+    run("--instances", out="parts")
+    run("--instances", "--min_area=30", "--fill_holes", out="clean")
+    coco = {
+        out: json.loads((folders / out / "predictions.json").read_text())
+        for out in ("out", "parts", "clean")
+    }
+    areas = {
+        out: [sum(x["area"] for x in c["annotations"] if x["image_id"] == n) for n in range(1, 6)]
+        for out, c in coco.items()
+    }
+    assert areas["parts"] == areas["out"]
+    assert len(coco["parts"]["annotations"]) >= len(coco["out"]["annotations"])
+    for image in coco["clean"]["images"]:
+        label = read(folders / "clean" / image["mask_file"])
+        assert label.sum() == areas["clean"][image["id"] - 1]
+    assert all(entry["area"] >= 30 for entry in coco["clean"]["annotations"])
+    assert all(0.5 < entry["score"] <= 1 for entry in coco["parts"]["annotations"])
+    assert "predictions made with 'min_area'" in message_of(run, "--instances", out="clean")
+
+
+def test_suggestions_are_printed_and_on_the_sheet(run, folders, capsys):
+    assert run("--suggest=2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("label these next:")
+    names = [line.strip() for line in lines[start + 1 : start + 3]]
+    assert len({*names} & files_of(folders / "query")) == 2
+    assert [shown(folders, name)[8] for name in names] == [1, 2]
+    assert files_of(folders / "out" / "thumbnails") == files_of(folders / "out" / "overlays")
+
+
+def test_results_of_images_that_are_gone_are_told(run, folders, log):
+    run()
+    (folders / "query" / "b.jpeg").unlink()
+    assert run() == 0
+    assert f"{folders / 'out'} holds results of 1 images" in log.text
+    assert "such as b.jpeg" in log.text
+
+
+def test_wrong_options_are_told(run):
+    assert "--suggest = -1" in message_of(run, "--suggest=-1")
+    assert "--accept takes corrected masks" in message_of(run, "--accept", "--save=overlays")
