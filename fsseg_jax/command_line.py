@@ -149,8 +149,10 @@ def _unknown(name: str, options: Iterable[str]) -> str:
     """What to say of an option that a program does not have: the one that is probably meant."""
     last = {f"--{field.rpartition('.')[2]}": f"--config.{field}" for field in reversed(FIELDS)}
     whole = {f"--{field}": f"--config.{field}" for field in FIELDS}
-    meant = {**last, **whole, **{f"--{option}": f"--{option}" for option in options}}
-    close = [name] if name in meant else difflib.get_close_matches(name, meant, n=1, cutoff=0.7)
+    own = {f"--{option}": f"--{option}" for option in options}
+    meant = {**last, **whole, **own}
+    near = functools.partial(difflib.get_close_matches, name, n=1, cutoff=0.7)
+    close = [name] if name in meant else near(own) or near(meant)
     hint = f"did you mean {meant[close[0]]}?" if close else "--help lists all."
     return f"{name}: there is no such option; {hint}"
 

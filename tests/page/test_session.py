@@ -1,0 +1,106 @@
+"""What a visitor has, and for how long."""
+
+import threading
+
+import numpy as np
+import pytest
+from helpers_page import SIZE, disc, encoded, painting
+
+from fsseg_jax.errors import UserError
+from fsseg_jax.page import limits, segmenting, session
+from fsseg_jax.page.session import Session, Sessions
+
+INSIDE = disc((200, 150), 60)
+STROKE = np.where(disc((200, 150), 9), 2, 254).astype(np.uint8)
+
+
+@pytest.fixture
+def visitor(tmp_path):
+    return Session(tmp_path / "session")
+
+
+def add(visitor, tmp_path, name="a.png"):
+    upload = tmp_path / "upload"
+    upload.write_bytes(encoded(painting(INSIDE)))
+    return visitor.add(upload, name)
+
+
+def test_supports_are_what_is_marked(visitor, tmp_path):
+    visitor.name_classes({"1": "a", "2": "b"})
+    with pytest.raises(UserError, match="Nothing is marked"):
+        visitor.supports()
+    first, second, third = (add(visitor, tmp_path) for _ in range(3))
+    visitor.mark(first.number, STROKE.tobytes(), rest=False, boxed=False)
+    visitor.mark(second.number, STROKE.tobytes(), rest=True, boxed=False)
+    nothing = np.where(INSIDE, 0, 254).astype(np.uint8)  # no class, just background
+    visitor.mark(third.number, nothing.tobytes(), rest=False, boxed=False)
+    stroke, whole = visitor.supports()
+    np.testing.assert_array_equal(stroke.label, STROKE)
+    np.testing.assert_array_equal(whole.label, np.where(STROKE == 2, 2, 0))
+    np.testing.assert_array_equal(stroke.image, painting(INSIDE))
+    assert session.names_of(visitor.classes, [stroke, whole]) == {2: "b"}
+    assert [p.background for p in visitor.pictures.values()] == [False, True, True]
+
+
+def test_marks_of_a_class_go_with_it(visitor, tmp_path):
+    visitor.name_classes({"1": "a", "2": "b"})
+    picture = add(visitor, tmp_path)
+    visitor.mark(picture.number, STROKE.tobytes(), rest=True, boxed=True)
+    version = visitor.version
+    visitor.name_classes({"1": "other"})
+    assert not picture.has_marks
+    assert not picture.rest
+    assert visitor.version > version  # predictions are of before
+    assert not visitor.file(picture.number, "marks").exists()
+    visitor.name_classes({"2": "b"})
+    assert (visitor.marks(picture) == 254).all()
+
+
+def test_a_removed_image_leaves_nothing_and_is_not_written_again(visitor, tmp_path):
+    picture = add(visitor, tmp_path)
+    visitor.mark(picture.number, np.where(STROKE == 2, 1, 254).astype(np.uint8), False, False)
+    visitor.remove(picture.number)
+    planes = np.zeros((3, *SIZE[::-1]), np.uint8)
+    visitor.keep(picture, planes, 0.5, visitor.version)  # which was in work
+    assert [*(tmp_path / "session").iterdir()] == []
+
+
+def test_who_has_not_been_seen_for_long_goes(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    sessions = Sessions(tmp_path)
+    old, kept = sessions.new(), sessions.new()
+    now[0] = limits.KEPT - 1
+    assert sessions.get(kept)
+    now[0] = limits.KEPT + 1
+    new = sessions.new()
+    assert sessions.get(old) is None
+    assert sessions.get(kept)
+    assert sessions.get(new)
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_there_are_so_many_visitors_and_those_with_images_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "VISITORS", 2)
+    sessions = Sessions(tmp_path / "page")
+    (tmp_path / "page").mkdir()
+    first, second = sessions.new(), sessions.new()
+    add(sessions.get(first), tmp_path)
+    third = sessions.new()
+    assert sessions.get(second) is None  # which had no image
+    add(sessions.get(third), tmp_path)
+    with pytest.raises(UserError, match="has 2 visitors"):
+        sessions.new()
+
+
+def test_visitors_take_turns(visitor, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenting, "PATIENCE", 0.01)
+    monkeypatch.setattr(segmenting, "_one_by_one", lock := threading.Lock())
+    picture = add(visitor, tmp_path)
+    visitor.mark(picture.number, np.where(STROKE == 2, 1, 254).astype(np.uint8), False, False)
+    lock.acquire()
+    waiting = segmenting.find(visitor, None)
+    assert next(waiting) == {"waiting": True}
+    waiting.close()
+    lock.release()
+    assert not lock.locked()
