@@ -1,7 +1,9 @@
 """Evaluates a run on its held-out classes: python -m fsseg_jax.evaluate --workdir=runs/panet
 
 With --config=FILE and a folder without checkpoints, a freshly initialised model is evaluated.
-Writes results.json, episodes.csv and report.html to the folder `evaluation` of the run.
+Writes results.json, episodes.csv and report.html to --out, by default to the folder `evaluation` of
+the run; if overrides ask for another setting than the run's, to one named after the setting and its
+protocol below it, such as `evaluation/1way-5shot-fold0-c1ac3204`.
 
 With --table=NAME a published table is filled from the runs below --workdir (by default `runs`),
 next to the published figures: results.json, table.txt and table.html in `tables/NAME` there.
@@ -13,12 +15,13 @@ import logging
 import pathlib
 
 from fsseg_jax import command_line
-from fsseg_jax.config import override
+from fsseg_jax.config import load_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import check_agreement, describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
+from fsseg_jax.evaluation.protocol import protocol
 from fsseg_jax.evaluation.published import TABLES, overview
-from fsseg_jax.evaluation.run import evaluate
+from fsseg_jax.evaluation.run import evaluate, setting_folder
 from fsseg_jax.evaluation.summary import comparisons, summary
 from fsseg_jax.evaluation.tables.cells import choose, named
 from fsseg_jax.evaluation.tables.fill import fill
@@ -37,7 +40,10 @@ def main() -> None:
         optional_workdir=True,
         table="a published table, such as panet-1; list shows all of them",
         **command_line.PART,
-        out={**command_line.FOLDER, "help": "output folder; by default `evaluation` in the run"},
+        out={
+            **command_line.FOLDER,
+            "help": "output folder; by default in that of the run",
+        },
     )
     path, workdir, table = arguments.config, arguments.workdir, arguments.table
     if table is not None and table not in TABLES:
@@ -67,12 +73,15 @@ def main() -> None:
                 "to evaluate a freshly initialised model."
             )
         config = override(checkpoints.describe(which)[0], overrides)
-    folder = arguments.out or workdir / "evaluation"
-    command_line.check_processes(config, workdir=workdir, out=folder)
+    command_line.check_processes(config, workdir=workdir, out=arguments.out)
     source = open_source(config.data, "test")
     check_agreement({"data": source.contents()})
     model = create_model(config)
     loaded = load_variables(config, model, workdir, mesh, source)
+    base = load_config(path) if loaded.config is None and path else loaded.config or config
+    described = protocol(config, source, model, loaded.config, loaded.checkpoint)
+    own = workdir / "evaluation" / setting_folder(base, config, described["hash"])
+    folder = arguments.out or own
     logger.info("evaluating %s: %s", config.method, loaded.words)
     results = evaluate(config, model, loaded, source, mesh, folder)
     if not is_first_process():

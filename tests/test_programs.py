@@ -33,11 +33,16 @@ def test_train_then_evaluate_tells_and_writes_the_results(run, tmp_path):
 
     overrides = ("--config.eval.runs=1", "--config.platform=cpu", "--config.devices=1")
     evaluated = run("evaluate", f"--workdir={tmp_path / 'run'}", *overrides)
-    results = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
+    (folder,) = (tmp_path / "run" / "evaluation").glob("1way-1shot-fold0-*")
+    results = json.loads((folder / "results.json").read_text())
     assert f"mean-IoU {results['mean_iou']:.1f}" in evaluated.stdout
     assert results["protocol"]["hash"] in evaluated.stdout
+    assert folder.name.endswith(results["protocol"]["hash"])
     assert results["runs"] == after["runs"][:1]  # the same weights, the same first run
-    assert (tmp_path / "run" / "evaluation" / "report.html").is_file()
+    assert (folder / "report.html").is_file()
+    assert f"report: {folder / 'report.html'}" in evaluated.stdout
+    kept = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
+    assert kept == after  # of another setting
 
 
 def test_evaluating_a_folder_without_checkpoint_says_freshly_initialised(run, tmp_path):

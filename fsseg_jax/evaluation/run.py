@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fsseg_jax.checksums import checksum_of
+from fsseg_jax.config import differences
 from fsseg_jax.data import test_split
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import is_first_process
@@ -29,6 +31,14 @@ from fsseg_jax.evaluation.summary import mean_of_known, means_of, summarise
 from fsseg_jax.files import write_text
 from fsseg_jax.models import Method
 from fsseg_jax.training.checkpoints import Loaded
+
+# Fields that change neither what is evaluated nor under which rules: where, how fast, what besides.
+SAME = (
+    *("platform", "devices", "distributed", "compilation_cache", "rematerialise", "seed", "init"),
+    *("data.root", "data.pipeline", "data.device", "data.augment", "data.train", "train."),
+    *("eval.batch_size", "eval.together", "eval.cache", "eval.buckets", "eval.gallery"),
+    "eval.threshold",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +98,23 @@ def evaluate(
         write_report(folder / "report.html", results, gallery)
         write_text(folder / "results.json", json.dumps(results, indent=1))
     return results
+
+
+def setting_folder(base: ConfigDict, config: ConfigDict, protocol_hash: str) -> str:
+    """The folder, below that of all evaluations of a run, for one with `config`: itself ("") for
+    the settings `base` of the run, and one of its own for any others."""
+    changed = {
+        name: new
+        for name, (_, new) in differences(base, config).items()
+        if not name.startswith(SAME)
+    }
+    if not changed:
+        return ""
+    parts = [f"{config.ways}way-{config.shots}shot-fold{config.data.fold}", protocol_hash]
+    # Protocols leave the model's own options out.
+    if model := {name: x for name, x in changed.items() if name.startswith("model.")}:
+        parts.append(checksum_of(model)[:8])
+    return "-".join(parts)
 
 
 def _figures(scoring: Scoring, thresholds: dict[str, float]) -> dict[str, Any]:
