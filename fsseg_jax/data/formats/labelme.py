@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import reprlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from fsseg_jax.errors import UserError
 
 LARGEST = 2**29  # bytes of a file, which may contain its image
 POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # fewest points of each kind of shape
+STROKES = {"linestrip": 2, "line": 2, "point": 1, "points": 1}  # kinds that mark a part
+WIDTH = 5 / 417  # of strokes and points, as a share of the longer side of the image
+BACKGROUND = ("background", "_background_")  # labels of strokes on no object
 FARTHEST = 1e5  # largest coordinate of a point, in pixels
 # Length of all outlines of a file, and area of all shapes, in pixels: Pillow draws a minute.
 LONGEST_OUTLINES, MOST_DRAWN = 1e8, 1e11
@@ -26,7 +30,7 @@ class Shape(NamedTuple):
     """The outline of one object in a LabelMe file."""
 
     label: str
-    kind: str  # one of POINTS
+    kind: str  # one of POINTS, or of STROKES
     # x and y in pixels: a polygon's corners, two or more corners of a rectangle, or a circle's
     # centre and any point on it, or the outer pixels of a mask's box.
     points: Float[np.ndarray, "points 2"]
@@ -39,12 +43,18 @@ class LabelMe(NamedTuple):
     size: tuple[int, int]  # height and width of the image, of at most MOST_PIXELS
     shapes: tuple[Shape, ...]
 
+    @property
+    def is_weak(self) -> bool:
+        """Whether strokes or points mark some pixels, and the others are not known."""
+        return any(shape.kind in STROKES for shape in self.shapes)
+
     def draw(self) -> Int[np.ndarray, "height width"]:
         """Draws the number of each pixel's shape, from 1 in the file's order; 0 is none.
 
         Pixels are those of LabelMe's own converters. Smaller shapes are drawn over larger ones.
         """
         height, width = self.size
+        thick = max(1, round(WIDTH * max(self.size)))
         canvas = Image.new("I", (width, height))
         drawing = ImageDraw.Draw(canvas)
         shapes = enumerate(self.shapes, start=1)
@@ -53,6 +63,12 @@ class LabelMe(NamedTuple):
             x, y = shape.points.T.tolist()
             if shape.kind == "polygon":
                 drawing.polygon(list(zip(x, y, strict=True)), **colours)
+            elif shape.kind in STROKES:
+                if shape.kind.startswith("line"):
+                    drawing.line(list(zip(x, y, strict=True)), number, thick, joint="curve")
+                for a, b in zip(x, y, strict=True):
+                    r = thick / 2
+                    drawing.ellipse((a - r, b - r, a + r, b + r), **colours)
             elif shape.mask is not None:
                 canvas.paste(number, (int(x[0]), int(y[0])), Image.fromarray(shape.mask))
             elif shape.kind == "rectangle":
@@ -64,8 +80,12 @@ class LabelMe(NamedTuple):
         return np.asarray(canvas)
 
 
-def read_labelme(path: str | os.PathLike) -> LabelMe:
+def read_labelme(path: str | os.PathLike, strokes: bool = False) -> LabelMe:
     """Reads a LabelMe file, ignoring the image that it may contain and the path of its image.
+
+    Args:
+        path: the file.
+        strokes: whether it may have shapes of the kinds in `STROKES`.
 
     Raises:
         UserError: the file is missing, too large or no LabelMe file, or has a shape of an unknown
@@ -82,7 +102,10 @@ def read_labelme(path: str | os.PathLike) -> LabelMe:
             f"{path} has imageHeight {height} and imageWidth {width}: they must be the size of "
             f"its image, of at most {MOST_PIXELS} pixels."
         )
-    shapes = [_shape(fields, f"{path}, shape {i}") for i, fields in enumerate(content["shapes"], 1)]
+    kinds = POINTS | (STROKES if strokes else {})
+    shapes = [
+        _shape(fields, f"{path}, shape {i}", kinds) for i, fields in enumerate(content["shapes"], 1)
+    ]
     drawing = LabelMe(size, tuple(shapes))
     check_drawable(drawing, str(path))
     return drawing
@@ -111,7 +134,7 @@ def check_near(points: Float[np.ndarray, "..."], name: str) -> None:
         )
 
 
-def _shape(fields: Any, name: str) -> Shape:
+def _shape(fields: Any, name: str, kinds: Mapping[str, int]) -> Shape:
     """Parses a shape of a LabelMe file; raises UserError if it is invalid."""
     fields = fields if isinstance(fields, dict) else {}
     label, points = fields.get("label"), fields.get("points")
@@ -120,7 +143,7 @@ def _shape(fields: Any, name: str) -> Shape:
         raise UserError(
             f"{name}, has the label {reprlib.repr(label)}: it must be the name of a class."
         )
-    if kind not in tuple(POINTS):  # may be an unhashable list
+    if kind not in tuple(kinds):  # may be an unhashable list
         raise UserError(
             f"{name}, is of type {reprlib.repr(kind)}: draw a {', a '.join(POINTS)} instead, or "
             "remove it."
@@ -130,15 +153,17 @@ def _shape(fields: Any, name: str) -> Shape:
     except (OverflowError, TypeError, ValueError):
         points = np.array([])
     check_near(points, name)
-    if len(points) < POINTS[kind] or (kind == "circle" and len(points) > 2):
+    if len(points) < kinds[kind] or (kind == "circle" and len(points) > 2):
         raise UserError(
-            f"{name}, is a {kind} with {len(points)} points, but it needs {POINTS[kind]}: draw it "
+            f"{name}, is a {kind} with {len(points)} points, but it needs {kinds[kind]}: draw it "
             "again, or remove it."
         )
     return Shape(label, kind, points)
 
 
 def _area(shape: Shape) -> float:
+    if shape.kind in STROKES:  # on top of all others
+        return 0
     if shape.kind == "circle":
         return math.pi * math.dist(*shape.points) ** 2
     if shape.mask is not None:

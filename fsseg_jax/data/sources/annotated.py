@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
-from fsseg_jax.data.formats.labelme import LabelMe
+from fsseg_jax.data.formats.labelme import BACKGROUND, LabelMe
 from fsseg_jax.data.images import HEIC, check_shape, open_picture
 from fsseg_jax.data.masks import numbers, read_mask, scribble
 from fsseg_jax.episode import IGNORE, UNLABELLED
@@ -37,6 +37,10 @@ class Annotation(abc.ABC):
 
         255 is ignored if it is no number of a class, and so is 254, which is not marked.
         """
+
+    def unmarked(self, image: pathlib.Path) -> Bool[np.ndarray, "height width"] | None:
+        """Where an annotation with scribbles marks nothing; None for others."""
+        return None
 
 
 class Mask(Annotation):
@@ -66,6 +70,10 @@ class Scribble(Mask):
         with open_picture(self.file) as file:
             label = scribble(file, str(self.file))
         return np.where((label > 0) & (label < UNLABELLED), 1, label), {1: self.name}
+
+    def unmarked(self, image: pathlib.Path) -> Bool[np.ndarray, "height width"]:
+        """Where nothing is marked."""
+        return self.shown(image)[0] == UNLABELLED
 
 
 class Numbered(Annotation):
@@ -104,15 +112,32 @@ class Drawn(Annotation):
 
     def names(self) -> set[str]:
         """The labels of the shapes."""
-        return {shape.label for shape in self._read().shapes}
+        content = self._read()
+        return {shape.label for shape in content.shapes} - _background(content)
 
     def shown(
         self, image: pathlib.Path
     ) -> tuple[Integer[np.ndarray, "height width"], dict[int, str]]:
-        """The numbers of the shapes, from 1."""
+        """The numbers of the shapes, from 1; 0 for strokes on the background."""
+        content = self._checked(image)
+        drawn, names = content.draw(), {n: x.label for n, x in enumerate(content.shapes, start=1)}
+        if behind := [n for n, name in names.items() if name in _background(content)]:
+            drawn = np.where(np.isin(drawn, behind), 0, drawn)
+        return drawn, {n: name for n, name in names.items() if n not in behind}
+
+    def unmarked(self, image: pathlib.Path) -> Bool[np.ndarray, "height width"] | None:
+        """Where no shape is, if some are strokes or points."""
+        content = self._checked(image)
+        return content.draw() == 0 if content.is_weak else None
+
+    def _checked(self, image: pathlib.Path) -> LabelMe:
         content = self._read()
         check_shape(content.size, str(self.file), image)  # before it is drawn
-        return content.draw(), {n: x.label for n, x in enumerate(content.shapes, start=1)}
+        return content
+
+
+def _background(content: LabelMe) -> set[str]:
+    return set(BACKGROUND) if content.is_weak else set()
 
 
 class Contents(NamedTuple):

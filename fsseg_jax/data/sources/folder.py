@@ -24,7 +24,7 @@ from fsseg_jax.data.source import (
 )
 from fsseg_jax.data.sources.annotated import SUFFIXES, Contents, Drawn, Mask, Scribble
 from fsseg_jax.data.sources.layouts import SPLIT_NAMES, contents_of, splits_of
-from fsseg_jax.episode import IGNORE, UNLABELLED
+from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 
 __all__ = ["SUFFIXES", "Folder"]
@@ -49,7 +49,8 @@ class Folder(Source):
       `images` and `masks`, of one class that is named after `root`. See `exports`.
 
     Instead of a mask there may be a picture of scribbles (`1_scribble.png`, see `masks.scribble`),
-    for supports only: what is not marked is ignored, and `unmarked` says where it is.
+    or a LabelMe file with lines and points, for supports only (`marks`): what is not marked is
+    ignored, and `unmarked` says where it is.
 
     Classes are those of the masks and LabelMe files, or the COCO file's categories, sorted by name;
     they are the same for all splits. If `root` has a folder `train`, `val` or `test`, all its
@@ -81,7 +82,7 @@ class Folder(Source):
     ) -> None:
         self._root = root = existing_root(root, "folder of your images")
         folders = splits_of(root, split, folds)
-        contents = {name: contents_of(folder, root) for name, folder in folders.items()}
+        contents = {name: contents_of(folder, root, marks) for name, folder in folders.items()}
         chosen = SPLIT_NAMES.get(split or "train", split or "train")
         folder = folders[chosen]
         base, self._annotated, self._coco = contents[chosen]
@@ -156,9 +157,7 @@ class Folder(Source):
     def unmarked(self, index: int) -> Bool[np.ndarray, "height width"] | None:
         """Where an image with scribbles is not marked; None for others."""
         image, annotation = self._annotated[self._rows[index]]
-        if not isinstance(annotation, Scribble):
-            return None
-        return annotation.shown(image)[0] == UNLABELLED
+        return annotation.unmarked(image)
 
     def _label(self, row: int) -> Integer[np.ndarray, "height width"]:
         if self._coco:
@@ -170,7 +169,10 @@ class Folder(Source):
             return self._coco.label(row, number_of, self.label_type)
         image, annotation = self._annotated[row]
         numbers, names = annotation.shown(image)
-        return self._in_classes(numbers, names, annotation.file)
+        label = self._in_classes(numbers, names, annotation.file)
+        if (unmarked := annotation.unmarked(image)) is not None:
+            label[unmarked] = IGNORE
+        return label
 
     def _in_classes(
         self,

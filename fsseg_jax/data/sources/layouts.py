@@ -83,21 +83,26 @@ def _is_export(folder: pathlib.Path) -> bool:
     return coco or exports.is_laid_out(folder)
 
 
-def contents_of(place: pathlib.Path, root: pathlib.Path) -> Contents:
-    """What a split holds; what is left out is logged."""
+def contents_of(place: pathlib.Path, root: pathlib.Path, marks: bool = False) -> Contents:
+    """What a split holds; what is left out is logged. `marks`: whether strokes are read."""
     if found := exports.find(place, root):
         return found
     pairs, coco = _by_folders(place, root)
     annotated = [
-        (image, Listed(path) if coco else _annotation(image, path, root)) for image, path in pairs
+        (image, Listed(path) if coco else _annotation(image, path, root, marks))
+        for image, path in pairs
     ]
     return Contents(place, annotated, coco)
 
 
-def _annotation(image: pathlib.Path, path: pathlib.Path, root: pathlib.Path) -> Annotation:
+def _annotation(
+    image: pathlib.Path, path: pathlib.Path, root: pathlib.Path, marks: bool
+) -> Annotation:
     if path.stem.endswith(SCRIBBLE):
         return Scribble(path, _class_of(image, root))
-    return Mask(path, _class_of(image, root)) if _is_mask(path) else Drawn(path, read_labelme, path)
+    if _is_mask(path):
+        return Mask(path, _class_of(image, root))
+    return Drawn(path, read_labelme, path, marks)
 
 
 def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers import message_of
-from helpers_data import SIZE, SQUARE, write_coco, write_image, write_mask
+from helpers_data import SIZE, SQUARE, write_coco, write_image, write_labelme, write_mask
 from helpers_fuzz import damaged, many, read_all, write
 from hypothesis import given
 from PIL import Image
@@ -167,6 +167,27 @@ def test_scribbles_are_supports_and_no_training_images(tmp_path):
     expected[3:5, 2:9], expected[12:14, 2:9] = 1, 0
     np.testing.assert_array_equal(support.label, expected)
     assert "1_scribble.png has scribbles" in message_of(Folder, tmp_path, "", 1)
+
+
+def test_lines_and_points_of_labelme_are_scribbles(tmp_path):
+    write_image(tmp_path / "1.jpg")
+    shapes = [
+        ("mug", "linestrip", [[3, 4], [12, 4], [12, 9]]),
+        ("_background_", "line", [[2, 16], [25, 16]]),
+        ("mug", "point", [[20, 6]]),
+    ]
+    write_labelme(tmp_path / "1.json", *shapes)
+    supports = read_supports(tmp_path)
+    assert supports.classes == ("mug",)
+    label = supports.images[0].label
+    assert sorted(np.unique(label).tolist()) == [0, 1, 254]
+    marked = {(4, 3), (4, 8), (4, 12), (9, 12), (6, 20)}
+    assert all(label[pixel] == 1 for pixel in marked)
+    assert (label[16, 3:25] == 0).all()
+    row = np.nonzero(label < 254)[0]
+    assert (row < 11).sum() == (label == 1).sum()
+    assert len(row) < 100
+    assert "of type 'linestrip'" in message_of(Folder, tmp_path, "", 1)
 
 
 @pytest.mark.parametrize(
