@@ -8,11 +8,13 @@ rows in its object store, and gives a chunk that kills its worker to the next on
 """
 
 import collections
+import importlib
 import itertools
 import logging
 import pathlib
 import pickle
 import platform
+import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ BATCHES = (
 )
 AHEAD = 2  # chunks that a worker has, so that it reads one while it writes the other
 TRIES = 3  # of a chunk, and then of each of its images, before that is skipped
+ANSWER = 10  # seconds that a cluster has to answer
 PATIENCE = 60  # seconds without any worker before it is told
 STORE = 2**27  # bytes of the object store of a local cluster, which holds only the model
 
@@ -134,7 +137,7 @@ class Deck:
         elif len(chunk.queries) > 1:
             self._again.extend(Chunk((query,), 1) for query in chunk.queries)
         else:
-            (query,) = chunk.queries
+            query = chunk.queries[0]
             self.skipped[query.name] = f"{query.path} ended {TRIES} workers ({reason})."
             logger.warning("skipped: %s", self.skipped[query.name])
             return 1
@@ -263,9 +266,16 @@ def _connect(address: str) -> Any:
         UserError: it is not installed, or there is no cluster.
     """
     try:
-        import ray
+        ray = importlib.import_module("ray")  # no import statement, as few have it
     except ImportError:
         raise UserError("--ray needs Ray: pip install 'fsseg_jax[ray]', on all nodes.") from None
+    remedy = f"start one by `ray start --head`, give its address, or --ray={LOCAL}"
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:  # Ray itself would wait for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=ANSWER).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--ray = {address}: nobody answers ({error}): {remedy}.") from None
     alone: dict[str, Any] = {}
     if address == LOCAL:
         alone = {"num_cpus": cores(), "object_store_memory": STORE, "include_dashboard": False}
@@ -273,10 +283,7 @@ def _connect(address: str) -> Any:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **alone)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(
-            f"--ray = {address}: there is no cluster ({reason}): start one by `ray start --head`, "
-            f"give its address, or --ray={LOCAL}."
-        ) from None
+        raise UserError(f"--ray = {address}: there is no cluster ({reason}): {remedy}.") from None
     return ray
 
 

@@ -34,7 +34,7 @@ def find_queries(place: pathlib.Path | str, without: Collection[pathlib.Path] = 
     """
     if is_url(place):
         listed = str(place).endswith(LISTS)
-        queries = _listed(place, _lines(place)) if listed else _in_url(str(place))
+        queries = _listed(place, _lines(str(place))) if listed else _in_url(str(place))
     elif os.path.isfile(place):
         queries = _listed(place, read_lines(pathlib.Path(place)))
     else:

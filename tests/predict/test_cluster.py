@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from commands import wait_for
 from helpers import message_of
 from several import assert_same_files, command, lines_of, make_whole
 
-from fsseg_jax.prediction.cluster import TRIES, Chunk, Deck
+from fsseg_jax.prediction.cluster import TRIES, Chunk, Deck, segment_on_cluster
 from fsseg_jax.prediction.output import Query
 
 QUERIES = [Query(f"/{n}.jpg", f"{n}.jpg", 1, 1) for n in range(5)]
@@ -83,6 +84,16 @@ def test_wrong_options_are_told_before_anything_starts(run, folders, monkeypatch
     truth = f"--truth={folders / 'query'}"
     assert "--truth compares masks" in message_of(run, truth, "--save=overlays")
     assert not run.segmented
+
+
+def test_a_cluster_that_is_not_there_is_told():
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # nobody listens there
+        message = message_of(segment_on_cluster, address, None, None, None, QUERIES)
+    assert f"--ray = {address}: nobody answers" in message
+    assert "ray start --head" in message
 
 
 def test_a_chunk_that_kills_workers_is_dealt_alone_and_then_its_images_until_one_is_to_blame():
