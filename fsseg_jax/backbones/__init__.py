@@ -5,17 +5,20 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from fsseg_jax.backbones.resnet import ResNet50
+from fsseg_jax.backbones.resnet import ResNet
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
+from fsseg_jax.backbones.vit import VITS
 from fsseg_jax.errors import UserError
 from fsseg_jax.extensions import find
 
 BACKBONES = {
     "small": Small,
     "vgg16": VGG16,
-    "resnet50": ResNet50,  # torchvision's and timm's weights
-    "resnet50_caffe": functools.partial(ResNet50, stride_in_1x1=True),  # the original ones
+    "resnet50": ResNet,  # torchvision's and timm's weights
+    "resnet50_caffe": functools.partial(ResNet, stride_in_1x1=True),  # the original ones
+    "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
+    **VITS,
 }
 
 

@@ -7,8 +7,9 @@ canvas, up to the rounding of sums:
     with extent((512, 512), shape):
         features = model.apply(variables, image, method="encode")
 
-Every layer of this library that makes maps smaller gives ceil(side / 2), so that the size of a map
-tells how often the canvas was halved, and thus which part of the map is the image's. Layers that
+Every layer of this library that makes maps smaller gives ceil(side / 2), and patches of p pixels
+give ceil(side / p), so that the size of a map tells how often the canvas was halved, and thus which
+part of the map is the image's. Layers that
 see more than one position ask for that part here: windows see zeros outside of it, like padding;
 means leave the rest out; resizing starts from its corners. The values of a map outside of it are
 undefined.
@@ -28,13 +29,14 @@ from fsseg_jax.episode import AnyArray
 class _Extent(NamedTuple):
     canvas: tuple[int, ...]
     shape: Int[Array, "2"]
+    patch: int
 
 
 _current: contextvars.ContextVar[_Extent | None] = contextvars.ContextVar("extent", default=None)
 
 
 @contextlib.contextmanager
-def extent(canvas: tuple[int, ...], shape: Int[AnyArray, "2"]) -> Iterator[None]:
+def extent(canvas: tuple[int, ...], shape: Int[AnyArray, "2"], patch: int = 1) -> Iterator[None]:
     """Declares that maps of the canvas, at any resolution, hold an image of `shape` in the corner.
 
     It applies to what is traced inside the context, which is therefore opened inside the compiled
@@ -42,9 +44,10 @@ def extent(canvas: tuple[int, ...], shape: Int[AnyArray, "2"]) -> Iterator[None]
     those of supports, are whole: their sizes must not be among the canvas's (`fits`). Losses and
     training do not support it.
 
-    Both are heights and widths in pixels; `shape` is at least 1 and fits the canvas.
+    Both are heights and widths in pixels; `shape` is at least 1 and fits the canvas. Maps may have
+    been halved from the canvas, or from patches of `patch` pixels: see `Method.patch`.
     """
-    token = _current.set(_Extent(tuple(canvas), jnp.asarray(shape)))
+    token = _current.set(_Extent(tuple(canvas), jnp.asarray(shape), patch))
     try:
         yield
     finally:
@@ -56,14 +59,16 @@ def is_open() -> bool:
     return _current.get() is not None
 
 
-def fits(canvas: tuple[int, ...], size: int) -> bool:
+def fits(canvas: tuple[int, ...], size: int, patch: int = 1) -> bool:
     """Whether maps of a canvas can be distinguished from those of square supports of `size` pixels.
 
     If it is False, use a different canvas, for example one larger by 32 pixels. Maps of supports
     are never below 1/32 of their resolution.
     """
-    supports = {_halved((size, size), level) for level in range(6)}
-    same = supports & {_halved(canvas, level) for level in _levels(canvas)}
+    supports = {
+        _divided((size, size), stride) for stride in _strides((size,), patch) if stride <= 32
+    }
+    same = supports & {_divided(canvas, stride) for stride in _strides(canvas, patch)}
     return same <= {(1, 1)}  # a 1 x 1 map is the image's, with a canvas or without
 
 
@@ -72,9 +77,9 @@ def true_shape(size: tuple[int, ...]) -> Int[Array, "2"] | tuple[int, ...]:
     canvas, `size` itself otherwise."""
     current = _current.get()
     if current is not None:
-        for level in _levels(current.canvas):
-            if _halved(current.canvas, level) == tuple(size):
-                return -(-current.shape // 2**level)
+        for stride in _strides(current.canvas, current.patch):
+            if _divided(current.canvas, stride) == tuple(size):
+                return -(-current.shape // stride)
     return tuple(size)
 
 
@@ -107,11 +112,12 @@ def average(
     return jnp.mean(x, axis=(-3, -2), keepdims=keepdims, where=positions(x))
 
 
-def _levels(canvas: tuple[int, ...]) -> range:
-    """How often a canvas can be halved."""
-    return range(max(canvas).bit_length() + 1)
+def _strides(canvas: tuple[int, ...], patch: int) -> list[int]:
+    """By what a canvas may have been divided: first patches, since all of their features are."""
+    powers = [2**level for level in range(max(canvas).bit_length() + 1)]
+    return powers if patch == 1 else [*(patch * power for power in powers), *powers]
 
 
-def _halved(size: tuple[int, ...], times: int) -> tuple[int, ...]:
-    """The height and width of a map after `times` layers of stride 2."""
-    return tuple(-(-side // 2**times) for side in size)
+def _divided(size: tuple[int, ...], stride: int) -> tuple[int, ...]:
+    """The height and width of a map at a stride."""
+    return tuple(-(-side // stride) for side in size)

@@ -1,10 +1,11 @@
-"""Pretrained weights of torchvision and timm as Flax variables."""
+"""Pretrained weights of torchvision, timm, transformers and Meta as Flax variables."""
 
 import os
 import pathlib
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import huggingface_hub
@@ -14,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from fsseg_jax import hub
+from fsseg_jax.backbones.vit_weights import as_parameters, name_licence
 from fsseg_jax.errors import UserError
 
 # PyTorch's names of a layer's arrays, by Flax's collection and name.
@@ -24,6 +26,8 @@ _TORCH_NAMES = {
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
+
+NAMED = 3  # arrays that an error names; a wrong file may lack hundreds
 
 # What safetensors, NumPy and PyTorch raise for files that are truncated or of another format.
 _UNREADABLE = (
@@ -43,8 +47,8 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
     """A backbone's variables with pretrained values.
 
     Flax's `features_0/kernel` (height, width, in, out) is PyTorch's `features.0.weight` (out, in,
-    height, width). Arrays of the file that the backbone does not have, such as a classifier's, are
-    ignored; float16 becomes float32.
+    height, width). Names of Vision Transformers are those of `vit_weights`. Arrays of the file that
+    the backbone does not have, such as a classifier's, are ignored; float16 becomes float32.
 
     Args:
         init: a `.safetensors`, `.npz` or `.pth` file, or a repository of the Hugging Face hub
@@ -52,20 +56,30 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
         variables: the backbone's variables, for their names and shapes.
 
     Raises:
-        UserError: the weights cannot be loaded or do not fit; it then names all arrays that are
-            missing or have another shape.
+        UserError: the weights cannot be loaded or do not fit; it then tells how many arrays are
+            missing or have another shape, and names the first ones.
     """
     weights = read_weights(init)
+    params = variables.get("params", {})
+    transformer = "cls_token" in params
+    if transformer:
+        try:
+            weights = as_parameters(weights)
+        except ValueError as error:  # arrays that belong together do not have fitting shapes
+            raise UserError(
+                f"init = {init} does not fit the backbone ({first_sentence(error)}): choose "
+                "weights of this architecture or another backbone."
+            ) from None
     loaded, missing, misshapen = {}, [], []
-    for path, value in flatten_dict(variables).items():
-        collection, *layer, leaf = path
-        name = ".".join([re.sub(r"_(?=\d)", ".", part) for part in layer])
-        name = f"{name}.{_TORCH_NAMES.get((collection, leaf), leaf)}"
+    flat = flatten_dict(variables)
+    for path, value in flat.items():
+        name = torch_name(path)
         if name not in weights:
             missing.append(name)
             continue
         array = np.asarray(weights[name], np.float32)
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        if path[-1] == "kernel":  # of a convolution, or a dense layer
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         if array.shape != value.shape:
             misshapen.append(f"{name} {array.shape} instead of {value.shape}")
         loaded[path] = array
@@ -76,13 +90,29 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
             "weights that have it."
         )
     if missing or misshapen:
-        reasons = [f"it lacks {', '.join(missing)}"] if missing else []
-        reasons += [f"it has {', '.join(misshapen)}"] if misshapen else []
+        reasons = [f"it lacks {_first(missing, len(flat))}"] if missing else []
+        reasons += [f"it has {_first(misshapen, len(flat))}"] if misshapen else []
         raise UserError(
             f"init = {init} does not fit the backbone ({'; '.join(reasons)}): choose weights of "
             "this architecture or another backbone."
         )
+    if transformer:
+        name_licence(init, "DINOv2" if "positions" in params else "DINOv3")
     return unflatten_dict(loaded)
+
+
+def torch_name(path: Sequence[str]) -> str:
+    """PyTorch's name of a variable, given by its collection, layers and name in Flax."""
+    collection, *layer, leaf = path
+    layers = [re.sub(r"_(?=\d)", ".", part) for part in layer]
+    return ".".join([*layers, _TORCH_NAMES.get((collection, leaf), leaf)])
+
+
+def _first(names: Sequence[str], of: int) -> str:
+    """The names if they are few, or else the first of them and how many there are."""
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more of {of} arrays"
 
 
 def read_weights(init: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""ResNet-50 (He et al., CVPR 2016) with stride 8, as in CANet and its successors."""
+"""ResNet-50 and 101 (He et al., CVPR 2016) with stride 8, as in CANet and its successors."""
 
 import functools
 from typing import ClassVar
@@ -11,18 +11,19 @@ from fsseg_jax.backbones.convolution import Conv, max_pool
 from fsseg_jax.backbones.rematerialise import rematerialisable
 from fsseg_jax.episode import BATCH_AXIS, AnyArray
 
-# (bottlenecks, width, stride, dilation) of layer1 to layer4. From layer3 on the resolution stays
-# the same, and all blocks of a layer are dilated, including the first.
-LAYERS = ((3, 64, 1, 1), (4, 128, 2, 1), (6, 256, 1, 2), (3, 512, 1, 4))
+# (width, stride, dilation) of layer1 to layer4. From layer3 on the resolution stays the same, and
+# all blocks of a layer are dilated, including the first.
+LAYERS = ((64, 1, 1), (128, 2, 1), (256, 1, 2), (512, 1, 4))
 
 
-class ResNet50(nn.Module):
+class ResNet(nn.Module):
     """The stem and up to four layers; 417 px give 53 x 53, and layer n has 2^(n + 7) channels.
 
     Layers and arrays have torchvision's names (`layer1_0`, `bn1`). Layers after the requested ones
     are not computed and have no parameters.
     """
 
+    blocks: tuple[int, ...] = (3, 4, 6, 3)  # bottlenecks of each layer
     dtype: DTypeLike = jnp.float32  # of the computation; parameters are float32
     # Where a layer's stride is: on the 3 x 3 convolution of its first block, as in torchvision's
     # and timm's weights, or on the first 1 x 1, as in those of the original Caffe model.
@@ -57,7 +58,10 @@ class ResNet50(nn.Module):
         x = nn.relu(norm(name="bn1")(convolution(64, (7, 7), 2, 3, name="conv1")(x)))
         x = max_pool(x, 2)
         outputs = {}
-        for number, (blocks, width, stride, dilation) in enumerate(LAYERS[: max(stages)], start=1):
+        layers = zip(self.blocks, LAYERS, strict=True)
+        for number, (blocks, (width, stride, dilation)) in enumerate(layers, start=1):
+            if number > max(stages):
+                break
             for block in range(blocks):
                 x = Bottleneck(
                     width,

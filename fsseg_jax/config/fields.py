@@ -16,7 +16,9 @@ FIELDS: dict[str, Field] = {
         "vgg16",
         "The backbone: vgg16; resnet50, which takes torchvision's and timm's weights; "
         "resnet50_caffe, which takes the original ones, with the stride of a layer on its first "
-        "1 x 1 convolution; or small, a narrow encoder for training from scratch.",
+        "1 x 1 convolution; resnet101; Vision Transformers, whose stages are their blocks, with or "
+        "without registers: dinov2_s, _b, _l and _g, dinov2_s_reg and so on; and dinov3_s, "
+        "_s_plus, _b, _l and _h_plus; or small, a narrow encoder for training from scratch.",
     ),
     "backbone_statistics": Field(
         "stored",
@@ -28,7 +30,8 @@ FIELDS: dict[str, Field] = {
     "init": Field(
         "",
         "Pretrained weights of the backbone: a .safetensors, .npz or .pth file, or a repository on "
-        "the Hugging Face hub; empty for random weights.",
+        "the Hugging Face hub; empty for random weights. Files of Vision Transformers may be "
+        "timm's, transformers' or Meta's.",
     ),
     "dtype": Field(
         "float32",

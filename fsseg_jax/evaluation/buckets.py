@@ -35,15 +35,16 @@ def group(shapes: Int[np.ndarray, "query 2"], count: int) -> list[Int[np.ndarray
     return [np.flatnonzero(part_of == number) for number in range(len(sizes))]
 
 
-def canvas_for(largest: Int[np.ndarray, "2"], avoid: int) -> tuple[int, int]:
+def canvas_for(largest: Int[np.ndarray, "2"], avoid: int, patch: int = 1) -> tuple[int, int]:
     """The size of a canvas for images of up to some height and width.
 
     Args:
         avoid: side of the supports' squares, whose feature maps must have other sizes: see
             `extent`.
+        patch: see `Method.patch`.
     """
     height, width = (int(-(-side // GRID) * GRID) for side in largest)
-    while not fits((height, width), avoid):
+    while not fits((height, width), avoid, patch):
         width += GRID
     return height, width
 

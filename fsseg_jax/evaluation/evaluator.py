@@ -65,7 +65,7 @@ class Evaluator:
             together=self.options.together,
         )
 
-        read = Reader(source, config, self.annotation)
+        read = Reader(source, config, self.annotation, model.patch)
         self.used, queries = np.unique(episodes.images), np.unique(episodes.query)
         self.squares = read.squares(self.used, set(episodes.supports.ravel().tolist()), room[0])
         shapes = self.squares.shapes[np.searchsorted(self.used, queries)]

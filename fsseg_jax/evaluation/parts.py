@@ -24,10 +24,14 @@ LOOKED_AT = 8  # images that are read to estimate their size
 logger = logging.getLogger(__name__)
 
 
-def scaled_side(size: int, scale: float) -> int:
+def scaled_side(size: int, scale: float, patch: int = 1) -> int:
     """The side of a scaled query: `size` at scale 1, otherwise 8 n + 1, so that the corners of
-    features at stride 8 lie on pixels."""
-    return size if scale == 1 else 8 * max(4, round((size * scale - 1) / 8)) + 1
+    features at stride 8 lie on pixels, or whole patches (see `Method.patch`)."""
+    if scale == 1:
+        return size
+    if patch > 1:
+        return patch * max(1, round(size * scale / patch))
+    return 8 * max(4, round((size * scale - 1) / 8)) + 1
 
 
 def portions(
@@ -55,7 +59,7 @@ def portions(
         largest = _largest(source, queries)
         sides = [math.ceil(largest * scale) for scale in options.scales]
     else:
-        sides = [scaled_side(config.image_size, scale) for scale in options.scales]
+        sides = [scaled_side(config.image_size, scale, model.patch) for scale in options.scales]
         sides = [side for side in sides if side != config.image_size]  # the squares serve
     square, views = size([config.image_size]), size(sides)
     limit = options.cache * 2**30

@@ -40,10 +40,14 @@ class Reader:
 
     Args:
         config: the configuration, of which `image_size` and `eval` are used.
+        patch: that of the method, see `Method.patch`.
     """
 
-    def __init__(self, source: Source, config: ConfigDict, annotation: Annotation) -> None:
+    def __init__(
+        self, source: Source, config: ConfigDict, annotation: Annotation, patch: int = 1
+    ) -> None:
         self.source, self.options, self.size = source, config.eval, config.image_size
+        self.patch = patch
         self.annotation = annotation
 
     def squares(self, used: Int[np.ndarray, " image"], supports: set[int], room: int) -> Squares:
@@ -84,7 +88,7 @@ class Reader:
         if options.fit == "own":
             buckets = group(shapes, options.buckets)
             return [self._own(queries[rows], shapes[rows], scales) for rows in buckets]
-        sides = [scaled_side(self.size, scale) for scale in scales]
+        sides = [scaled_side(self.size, scale, self.patch) for scale in scales]
         turns = max(len(queries), room)
         resized_to = [
             None if side == self.size else np.zeros((turns, side, side, 3), np.uint8)
@@ -127,7 +131,7 @@ class Reader:
     ) -> Bucket:
         """Reads queries of about the same size at scales of it, with one canvas size per scale."""
         sizes = [np.maximum(np.rint(shapes * scale), 8).astype(np.int32) for scale in scales]
-        canvases = [canvas_for(size.max(axis=0), avoid=self.size) for size in sizes]
+        canvases = [canvas_for(size.max(axis=0), self.size, self.patch) for size in sizes]
         blanks = [np.zeros((len(queries), *canvas, 3), np.uint8) for canvas in canvases]
         label = np.full((len(queries), *shapes.max(axis=0)), IGNORE, self.source.label_type)
 

@@ -112,7 +112,7 @@ class Scorer:
         """
 
         def one(variables: Any, image: Array, shape: Array | None) -> Any:
-            with _on_canvas(image, shape):
+            with _on_canvas(image, shape, self.model.patch):
                 features = self.model.apply(variables, normalise(image), method="encode")
             return jax.tree.map(lambda x: x.astype(self.feature_dtype), features)
 
@@ -152,7 +152,7 @@ class Scorer:
             view = view or square
             image, shape = view.images[row], None if view.shape is None else view.shape[row]
             features = at(view.features, row)
-            with _on_canvas(image, shape):
+            with _on_canvas(image, shape, self.model.patch):
                 output: Any = self.model.apply(
                     variables, summary, support_label, features, normalise(image), method="segment"
                 )
@@ -224,7 +224,7 @@ class Segmented(NamedTuple):
 
 
 def _on_canvas(
-    image: UInt8[Array, "height width 3"], shape: Int[Array, "2"] | None
+    image: UInt8[Array, "height width 3"], shape: Int[Array, "2"] | None, patch: int
 ) -> contextlib.AbstractContextManager:
     """Restricts networks to an image of size `shape` in the corner of its canvas."""
-    return contextlib.nullcontext() if shape is None else extent(image.shape[:2], shape)
+    return contextlib.nullcontext() if shape is None else extent(image.shape[:2], shape, patch)

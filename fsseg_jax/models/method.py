@@ -31,10 +31,14 @@ class Method(nn.Module, abc.ABC):
         False, "Do not train the backbone; it then has no gradients and no optimizer state."
     )
     stages: tuple[int, ...] = option(
-        (), "Backbone stages whose features are concatenated; empty for the last stage."
+        (),
+        "Backbone stages whose features are concatenated; empty for the last stage. Those of a "
+        "Vision Transformer are its blocks.",
     )
     align_corners: bool = option(
-        True, "Corner convention of all resizing, as `align_corners` of PyTorch's interpolate."
+        True,
+        "Corner convention of all resizing, as `align_corners` of PyTorch's interpolate. "
+        "Patches of a Vision Transformer lie as False has it.",
     )
 
     @classmethod
@@ -113,6 +117,12 @@ class Method(nn.Module, abc.ABC):
     def frozen(self) -> tuple[str, ...]:
         """Submodules that are not trained."""
         return ("backbone",) if self.freeze_backbone else ()
+
+    @property
+    def patch(self) -> int:
+        """Side in pixels of the patches that the backbone divides an image into; 1 if it has none,
+        and halves the image step by step."""
+        return getattr(self.backbone, "patch", 1)
 
     def ablations(self) -> dict[str, "Method"]:
         """Variants that an evaluation scores beside the method: a part is switched off at test.

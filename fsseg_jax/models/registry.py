@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
@@ -55,12 +56,26 @@ def create_model(config: ConfigDict) -> Method:
             f"model.stages = {tuple(config.model.stages)}: {config.backbone} has no stage "
             f"{min(unknown)}, but {', '.join(map(str, backbone.stage_numbers))}."
         )
+    _check_blocks(config, tuple(options["stages"].default), backbone)
     return method(
         backbone=backbone,
         dtype=jnp.dtype(config.dtype),
         rematerialise=config.rematerialise,
         **{**config.model.to_dict(), "stages": tuple(config.model.stages)},
     )
+
+
+def _check_blocks(config: ConfigDict, default: tuple[int, ...], backbone: nn.Module) -> None:
+    """Raises UserError if the stages are those of a ResNet, but the backbone's are blocks: the
+    first of them tell edges from each other, and not objects."""
+    depth = max(backbone.stage_numbers)
+    if default and hasattr(backbone, "patch") and tuple(config.model.stages) == default:
+        middle = max(depth * 2 // 3, 1)
+        raise UserError(
+            f"model.stages = {default}: these are layers of ResNet-50, but of {config.backbone} "
+            f"the first of {depth} blocks, which see little more than edges; set later ones, such as "
+            f"--config.model.stages={middle},{depth}."
+        )
 
 
 def init_variables(

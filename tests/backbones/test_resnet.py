@@ -13,7 +13,7 @@ from helpers import assert_close, is_close, random
 
 from fsseg_jax.backbones import create_backbone
 from fsseg_jax.backbones.pretrained import load_pretrained, read_weights
-from fsseg_jax.backbones.resnet import ResNet50
+from fsseg_jax.backbones.resnet import ResNet
 from fsseg_jax.episode import BATCH_AXIS
 from fsseg_jax.errors import UserError
 
@@ -41,14 +41,14 @@ def variables(pytorch):
 def shapes(stages=(4,), **options):
     image = jnp.zeros((1, 9, 9, 3))
     return jax.eval_shape(
-        functools.partial(ResNet50(**options).init, stages=stages), jax.random.key(0), image
+        functools.partial(ResNet(**options).init, stages=stages), jax.random.key(0), image
     )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(stride_in_1x1, variables, image):
     """Features of layers 4, 2 and 3, in this order."""
-    return ResNet50(stride_in_1x1=stride_in_1x1).apply(variables, image, stages=(4, 2, 3))
+    return ResNet(stride_in_1x1=stride_in_1x1).apply(variables, image, stages=(4, 2, 3))
 
 
 # ----------------------------------------------------------------------------- features
@@ -84,7 +84,7 @@ def test_features_of_the_real_weights_match_pytorch(pytorch, variables):
 
 @pytest.mark.parametrize(("size", "expected"), [(417, 53), (321, 41), (473, 60), (32, 4), (33, 5)])
 def test_stride_is_eight(size, expected):
-    model = ResNet50(stride_in_1x1=size == 417)
+    model = ResNet(stride_in_1x1=size == 417)
     image = jax.ShapeDtypeStruct((2, size, size + 8, 3), jnp.float32)
     apply = functools.partial(model.apply, stages=(2, 3, 4))
     features = jax.eval_shape(apply, shapes(), image)
@@ -94,7 +94,7 @@ def test_stride_is_eight(size, expected):
 
 
 def test_last_layer_is_the_default():
-    model = ResNet50()
+    model = ResNet()
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 9, 9, 3)))
     (features,) = jax.eval_shape(model.apply, variables, jnp.zeros((1, 33, 33, 3)))
     assert features.shape == (1, 5, 5, 2048)
@@ -125,7 +125,7 @@ def test_layers_beyond_those_asked_for_have_no_parameters(stages):
     layers = {int(name[5]) for name in tree["params"] if name.startswith("layer")}
     assert layers == set(range(1, max(stages) + 1))
     assert {*tree["batch_stats"]} <= {*tree["params"]}
-    apply = functools.partial(ResNet50().apply, stages=stages)
+    apply = functools.partial(ResNet().apply, stages=stages)
     features = jax.eval_shape(apply, tree, jnp.zeros((1, 33, 33, 3)))
     assert [x.shape[-1] for x in features] == [2 ** (stage + 7) for stage in stages]
 
@@ -180,7 +180,7 @@ EPISODES *= np.array([0.5, 1.0, 3.0], np.float32)[:, None, None, None, None]  # 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def encode_episodes(batch_statistics, train, variables, episodes):
     """Features of layer1 and the statistics after it, of a batch of episodes' images."""
-    model = ResNet50(batch_statistics=batch_statistics)
+    model = ResNet(batch_statistics=batch_statistics)
 
     def encode_one(images):
         return model.apply(variables, images, stages=(1,), train=train, mutable=["batch_stats"])
@@ -236,7 +236,7 @@ def test_config_chooses_the_statistics():
 
 
 def test_bfloat16_computes_in_bfloat16_on_float32_parameters(find_operations):
-    model = ResNet50(dtype=jnp.bfloat16)
+    model = ResNet(dtype=jnp.bfloat16)
     image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     assert {array.dtype for array in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -247,3 +247,11 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters(find_operations):
     convolutions += find_operations(jaxpr, "dot_general")
     assert len(convolutions) == 53
     assert {e.invars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}
+
+
+def test_resnet101_has_torchvisions_parameters():
+    """42.5 M without the classifier, and 23 bottlenecks in layer3."""
+    model = create_backbone("resnet101", "float32")
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 9, 9, 3)))["params"]
+    assert sum(array.size for array in jax.tree.leaves(params)) == 42_500_160
+    assert sorted(int(name[7:]) for name in params if name.startswith("layer3_")) == list(range(23))

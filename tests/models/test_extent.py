@@ -11,7 +11,7 @@ from tiny_models import TwoStages
 
 from fsseg_jax.backbones.convolution import Conv, max_pool
 from fsseg_jax.backbones.extent import average, extent, fits, inside, is_open, true_shape
-from fsseg_jax.backbones.resnet import ResNet50
+from fsseg_jax.backbones.resnet import ResNet
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
 from fsseg_jax.episode import empty_episode
@@ -83,7 +83,7 @@ def test_logits_are_those_of_the_image_alone(method, ways, shots, options):
 
 @pytest.mark.parametrize(
     ("backbone", "stages"),
-    [(VGG16(), (1, 3, 5)), (ResNet50(), (1, 2))],
+    [(VGG16(), (1, 3, 5)), (ResNet(), (1, 2))],
 )
 def test_features_are_those_of_the_image_alone(backbone, stages):
     """Of two sizes in one compiled function."""

@@ -12,7 +12,7 @@ from helpers import assert_close, assert_trees_close, random, up_sampled
 from test_losses import ONE_OF_EACH, draw_logits, focal_by_hand, squared
 from tiny_models import EveryFourth, draw_episode
 
-from fsseg_jax.backbones.resnet import ResNet50
+from fsseg_jax.backbones.resnet import ResNet
 from fsseg_jax.episode import IGNORE, empty_episode
 from fsseg_jax.models.mfnet import Aux, MFNet
 from fsseg_jax.models.output import Output
@@ -134,7 +134,7 @@ def test_gradients_of_all_parameters_match_pytorch(pytorch):
     [(1, 1, 11_738_374), (2, 1, 11_804_167), (2, 5, 12_000_775)],
 )
 def test_number_of_learnable_parameters_on_resnet50(ways, shots, expected):
-    model = MFNet(backbone=ResNet50())
+    model = MFNet(backbone=ResNet())
     shapes = param_shapes(model, empty_episode(ways, shots, 32))
     assert set(model.frozen) == {"backbone"}
     learnable = {name: tree for name, tree in shapes.items() if name not in model.frozen}

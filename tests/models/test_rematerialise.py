@@ -12,7 +12,7 @@ from helpers import draw_values
 from test_method import TINY, draw_batch
 
 from fsseg_jax.backbones import create_backbone
-from fsseg_jax.backbones.resnet import ResNet50
+from fsseg_jax.backbones.resnet import ResNet
 from fsseg_jax.config import default_config
 from fsseg_jax.cpu.versions import REMATERIALISING
 from fsseg_jax.episode import BATCH_AXIS, empty_episode
@@ -137,7 +137,7 @@ def test_loss_and_gradient_are_the_same_dropout_included(method, dtype):
 
 def test_statistics_of_a_batch_are_stored_and_differentiated_as_ever():
     image = np.random.default_rng(0).standard_normal((2, 33, 33, 3), np.float32)
-    models = [ResNet50(batch_statistics=True, rematerialise=on) for on in (False, True)]
+    models = [ResNet(batch_statistics=True, rematerialise=on) for on in (False, True)]
     init = functools.partial(models[0].init, stages=(1,))
     variables = draw_values(jax.eval_shape(init, jax.random.key(0), image))
 

@@ -1,0 +1,16 @@
+"""PANet on DINOv3 ViT-L, for use without any training: much larger than `panet_dinov3_s.py`.
+
+python -m fsseg_jax.predict --workdir=panet_dinov3_l --support=support --query=images --out=out
+"""
+
+from ml_collections import ConfigDict
+
+from fsseg_jax.config import config_file, load_config
+
+
+def get_config() -> ConfigDict:
+    """The configuration."""
+    config = load_config(config_file("panet_dinov3_s"))
+    config.backbone = "dinov3_l"
+    config.init = "timm/vit_large_patch16_dinov3.lvd1689m"  # Meta's weights, from the hub
+    return config
