@@ -5,6 +5,8 @@ Untrained, its prototypes are means of features that DINOv2 (Oquab et al., TMLR 
 those of VGG-16 and have not been tried. Larger ones are panet_dinov2_b and panet_dinov2_l.
 
     python -m fsseg_jax.predict --workdir=panet_dinov2_s --support=support --query=images --out=out
+    python -m fsseg_jax.evaluate --config=configs/panet_dinov2_s.py --workdir=runs/panet_dinov2_s \
+        --config.data.root=VOCdevkit/VOC2012
 """
 
 from ml_collections import ConfigDict
