@@ -1,6 +1,10 @@
 """PANet on DINOv2 ViT-B, for use without any training: `panet_dinov2_s.py` with a larger network.
 
-python -m fsseg_jax.predict --workdir=panet_dinov2_b --support=support --query=images --out=out
+The settings of a training are VGG-16's and have not been tried.
+
+    python -m fsseg_jax.predict --workdir=panet_dinov2_b --support=support --query=images --out=out
+    python -m fsseg_jax.evaluate --config=configs/panet_dinov2_b.py --workdir=runs/panet_dinov2_b \
+        --config.data.root=VOCdevkit/VOC2012
 """
 
 from ml_collections import ConfigDict

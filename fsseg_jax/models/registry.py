@@ -73,8 +73,8 @@ def _check_blocks(config: ConfigDict, default: tuple[int, ...], backbone: nn.Mod
         middle = max(depth * 2 // 3, 1)
         raise UserError(
             f"model.stages = {default}: these are layers of ResNet-50, but of {config.backbone} "
-            f"the first of {depth} blocks, which see little more than edges; set later ones, such as "
-            f"--config.model.stages={middle},{depth}."
+            f"the first of {depth} blocks, which see little more than edges; set later ones, such "
+            f"as --config.model.stages={middle},{depth}."
         )
 
 
