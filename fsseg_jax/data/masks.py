@@ -95,6 +95,17 @@ def numbers(mask: Any, name: str) -> Integer[np.ndarray, "height width"]:
     return _grey(_checked(np.asarray(mask), name), lossy)
 
 
+def is_cut_out(path: str | os.PathLike) -> bool:
+    """Whether a picture is transparent in part, as removers of backgrounds write it; it is its own
+    mask.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with open_picture(path) as file:
+        return file.has_transparency_data and _opaque(upright(file)) is not None
+
+
 def scribble(mask: Any, name: str) -> Integer[np.ndarray, "height width"]:
     """The numbers of a picture of scribbles: 254 where nothing is marked.
 

@@ -131,6 +131,13 @@ def test_an_image_that_is_a_cut_out_may_be_its_own_mask(tmp_path):
     path = tmp_path / "1.png"
     cut_out(np.uint8(255 * INSIDE)).save(path)
     np.testing.assert_array_equal(through_fit(path, path, tmp_path), INSIDE)
+    np.testing.assert_array_equal(through_command_line(path, path, tmp_path), INSIDE)
+    (tmp_path / "mug").mkdir()
+    path.rename(tmp_path / "mug" / "1.png")
+    supports = support_folder.read_supports(tmp_path)
+    assert supports.classes == ("mug",)
+    np.testing.assert_array_equal(supports.images[0].label, INSIDE)
+    assert supports.files == {tmp_path / "mug" / "1.png"}
 
 
 def test_labels_of_several_classes_keep_them_apart_in_ascending_order(tmp_path):

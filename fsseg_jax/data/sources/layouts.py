@@ -1,6 +1,7 @@
 """How folders of annotated images are laid out: class folders, masks beside images, COCO files."""
 
 import collections
+import contextlib
 import itertools
 import logging
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.listing import Listing, left_out, list_folder
+from fsseg_jax.data.masks import is_cut_out
 from fsseg_jax.data.sources import exports
 from fsseg_jax.data.sources.annotated import (
     SUFFIXES,
@@ -143,9 +145,13 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
         return pairs, coco
 
     pairs = []
+    # Beside LabelMe files, an image without one shows nothing.
+    cut_outs = all(map(_is_mask, itertools.chain(*beside.values())))
     for image, annotations in beside.items():
         # In a split, masks without a class folder would name their class after the split.
         found = [path for path in annotations if folder == root or not _is_mask(path)]
+        if not found and folder == root and cut_outs and _is_its_own_mask(image):
+            found = [image]
         if found:
             pairs.append((image, _only(image, found)))
     if pairs and len(pairs) < len(beside):
@@ -175,11 +181,19 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
     return pairs, None
 
 
+def _is_its_own_mask(image: pathlib.Path) -> bool:
+    with contextlib.suppress(UserError):  # a broken one is skipped as others without a mask
+        return is_cut_out(image)
+    return False
+
+
 def _only(image: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
     """The annotation of an image; raises UserError unless there is exactly one."""
     if len(annotations) > 1:
         found = " and ".join(path.name for path in annotations)
         raise UserError(f"{image} has {found} beside it: keep one of them.")
+    if not annotations and is_cut_out(image):
+        return image
     if not annotations:
         stem = image.stem
         masks = f"{stem}_mask.png"
