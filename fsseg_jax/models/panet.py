@@ -3,6 +3,8 @@
 Prototypes are masked averages of support features (eq. 1-2). The query is segmented by the cosine
 similarity of its features to them (eq. 3-4), trained by cross-entropy (eq. 5). In training the
 roles are then swapped: the query, with its predicted mask, segments the supports (eq. 6-7).
+
+Where nothing is trained, `prototypes = positions` makes more of the same features.
 """
 
 from typing import NamedTuple
@@ -12,11 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from fsseg_jax.episode import IGNORE, AnyArray, Episode
+from fsseg_jax.models import training_free
 from fsseg_jax.models.layers import cosine_similarity, masked_average_pool
 from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.method import Method, support_masks
 from fsseg_jax.models.option import option
 from fsseg_jax.models.output import Output
+from fsseg_jax.models.resize import pull_back
 
 
 class Reverse(NamedTuple):
@@ -57,6 +61,27 @@ class PANet(Method):
     alignment_weight: float = option(
         1.0, "Weight of the alignment loss (lambda of sec. 3.5); 0 leaves it out.", least=0
     )
+    prototypes: str = option(
+        "mean",
+        "What stands for a class: the mean of its features (eq. 1-2), or all its positions, which "
+        "is better without training (see `training_free`). Training always uses the mean; `load` "
+        "takes positions for models that are not trained, unless this is set.",
+        choices=("mean", "positions"),
+    )
+    sharpness: float = option(
+        10.0,
+        "Of the density around positions (kappa of its kernel): 10 is better than 20 on VOC.",
+        above=0,
+    )
+    ridge: float = option(
+        3.0,
+        "Added to the covariance of the discriminant of positions, as a multiple of its mean "
+        "variance: of 0.03, 0.3, 3 and 10, 3 is best on VOC.",
+        above=0,
+    )
+    discriminant_weight: float = option(
+        0.5, "Of the discriminant's logits, beside those of the density.", least=0
+    )
     area_epsilon: float = option(
         1e-5,
         "Added to the area of a mask, so that an empty one gives zeros, as in the published code.",
@@ -81,9 +106,29 @@ class PANet(Method):
         # Prototypes and similarities are computed in float32 whatever the dtype.
         return self.extract(image, train).astype(jnp.float32)
 
-    def segment(
+    def summarise(
         self,
         support_features: Float[AnyArray, "way shot h w channel"],
+        support_label: UInt8[AnyArray, "way shot height width"],
+        train: bool = False,
+    ) -> Float[AnyArray, "way shot h w channel"] | training_free.Bank:
+        """The features themselves for means, and a bank for positions.
+
+        A support whose label is 254 throughout is left out by both, at the same shapes.
+        """
+        if train or self.prototypes == "mean":
+            return support_features
+        shape = support_features.shape[2:]
+        features = support_features.reshape(-1, *shape).astype(jnp.float32)
+        classes = jnp.arange(1, len(support_label) + 1)[:, None, None]
+        label = support_label.reshape(-1, 1, *support_label.shape[2:])
+        masks = jnp.concatenate([self._is_background(label), label == classes], axis=1)
+        areas = pull_back(masks.astype(jnp.float32), shape[:2], self.align_corners)
+        return training_free.fit(features, jnp.moveaxis(areas, 1, -1), self.ridge)
+
+    def segment(
+        self,
+        support_features: Float[AnyArray, "way shot h w channel"] | training_free.Bank,
         support_label: UInt8[AnyArray, "way shot height width"],
         query_features: Float[AnyArray, "query_h query_w channel"],
         query_image: Float[AnyArray, "query_height query_width 3"],
@@ -94,6 +139,9 @@ class PANet(Method):
 
         See `Method.segment`; `query_image` and `previous` are not used.
         """
+        if isinstance(support_features, training_free.Bank):
+            bank, weight = support_features, self.discriminant_weight
+            return Output(training_free.logits(bank, query_features, self.sharpness, weight), None)
         prototypes = self._prototypes(support_features, support_label)
         logits = self._similarity(query_features, prototypes)
         if not train or self.alignment_weight == 0:

@@ -32,7 +32,8 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
             no folder `owner`), or a configuration: a file, or the name of one in `configs/`.
             A model that was saved with its supports is ready to predict.
             "panet_vgg16" is useful without any training: PANet's only parameters are those of its
-            ImageNet-pretrained backbone.
+            ImageNet-pretrained backbone. Untrained, it takes `model.prototypes = positions`
+            unless that is set: see `models.training_free`.
         checkpoint: of a run: "best", "last" or another choice of `config.eval.checkpoint`; if the
             run has no such checkpoint, the closest one is loaded.
         **settings: fields of the configuration to change, such as `image_size=321` or
@@ -82,7 +83,7 @@ def _found(model: str, checkpoint: str, arguments: Sequence[str]) -> Saved:
         return _of_run(path, checkpoint, arguments)
     file = config_file(model)
     if file is not None:
-        return _untrained(override(load_config(file), arguments))
+        return _untrained(override(load_config(file), arguments), arguments)
     repository = _repository(model)
     if repository is not None:
         return sharing.read(sharing.download(repository), arguments)
@@ -113,8 +114,12 @@ def _repository(model: str) -> str | None:
     return name if named and (explicit or not os.path.lexists(owner)) else None
 
 
-def _untrained(config: ConfigDict) -> Saved:
-    """The initial model of a configuration, before any training."""
+def _untrained(config: ConfigDict, arguments: Sequence[str]) -> Saved:
+    """The initial model of a configuration, with what is best before any training unless the
+    arguments set it."""
+    own = any(argument.startswith("--config.model.prototypes=") for argument in arguments)
+    if "prototypes" in config.model and not own:
+        config.model.prototypes = "positions"
     model = create_model(config)
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, config.init)

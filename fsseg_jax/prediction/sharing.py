@@ -292,4 +292,7 @@ def _training(config: ConfigDict, trained: bool | None) -> str:
     weights = "random weights"
     if config.init:
         weights = f"the pretrained weights of {pathlib.PurePath(config.init).name}"
-    return f"**It was not trained for segmentation**: its backbone has {weights}."
+    told = f"**It was not trained for segmentation**: its backbone has {weights}."
+    if config.model.get("prototypes", "mean") == "mean":
+        return told
+    return f"{told} All positions of the supports stand for their class, not only their mean."

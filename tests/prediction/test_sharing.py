@@ -344,6 +344,12 @@ def test_panet_on_a_pretrained_backbone_needs_no_training(monkeypatch):
         warnings.simplefilter("error")
         segmenter = fsseg_jax.load("shapes", init="weights.safetensors", devices=1)
     assert {float(x.max()) for x in jax.tree.leaves(segmenter.variables)} == {0.5}
+    # What is best without training is the default here, and what the user sets stays.
+    assert segmenter.model.prototypes == segmenter.config.model.prototypes == "positions"
+    means = fsseg_jax.load(
+        "shapes", init="weights.safetensors", devices=1, **{"model.prototypes": "mean"}
+    )
+    assert means.model.prototypes == "mean"
     with pytest.warns(UserWarning, match="this sst is not trained: aspp, block, .* random weights"):
         fsseg_jax.load("shapes:sst", init="weights.safetensors", devices=1)
 
