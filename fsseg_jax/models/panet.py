@@ -82,6 +82,12 @@ class PANet(Method):
     discriminant_weight: float = option(
         0.5, "Of the discriminant's logits, beside those of the density.", least=0
     )
+    discriminant_from: int = option(
+        5,
+        "The number of shots from which on the discriminant counts: on VOC it loses 2.5 with one "
+        "shot, which says little of how a class varies, and gains 0.8 with five.",
+        least=1,
+    )
     area_epsilon: float = option(
         1e-5,
         "Added to the area of a mask, so that an empty one gives zeros, as in the published code.",
@@ -140,7 +146,8 @@ class PANet(Method):
         See `Method.segment`; `query_image` and `previous` are not used.
         """
         if isinstance(support_features, training_free.Bank):
-            bank, weight = support_features, self.discriminant_weight
+            enough = support_label.shape[1] >= self.discriminant_from
+            bank, weight = support_features, self.discriminant_weight * enough
             return Output(training_free.logits(bank, query_features, self.sharpness, weight), None)
         prototypes = self._prototypes(support_features, support_label)
         logits = self._similarity(query_features, prototypes)

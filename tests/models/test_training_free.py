@@ -14,7 +14,8 @@ from fsseg_jax.models import training_free
 from fsseg_jax.models.panet import PANet
 
 CHANNELS = 5
-MEAN, POSITIONS = PANet(backbone=None), PANet(backbone=None, prototypes="positions")
+MEAN = PANet(backbone=None)
+POSITIONS = PANet(backbone=None, prototypes="positions", discriminant_from=1)
 fit = jax.jit(training_free.fit)
 
 
@@ -138,6 +139,19 @@ def test_more_shots_help_and_positions_more_than_means():
     positions = [accuracy(POSITIONS, shots) for shots in (1, 4, 12)]
     assert positions[0] + 0.05 < positions[1] < positions[2] - 0.02
     assert positions[2] > accuracy(MEAN, 12) + 0.1
+
+
+def test_discriminant_counts_from_some_shots_on():
+    model = POSITIONS.clone(discriminant_from=3)
+    features = np.random.default_rng(0).standard_normal((1, 3, 6, 6, CHANNELS)).astype(np.float32)
+    label = np.zeros((1, 3, 24, 24), np.uint8)
+    label[..., 6:18, 6:18] = 1
+    query = features[0, 0] + 0.3
+    for shots, expected in ((2, POSITIONS.clone(discriminant_weight=0.0)), (3, POSITIONS)):
+        given = features[:, :shots], label[:, :shots], query
+        np.testing.assert_array_equal(segment(model, *given), segment(expected, *given))
+    given = features[:, :2], label[:, :2], query
+    assert np.abs(segment(model, *given) - segment(POSITIONS, *given)).max() > 0.01
 
 
 def test_training_uses_means_whatever_stands_for_a_class():
