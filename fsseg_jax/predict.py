@@ -18,7 +18,11 @@ machines, which all see --out.
 
 --out receives, by the name of each image, `masks` (class numbers) and `overlays`, and
 `predictions.json` with all predictions in COCO's format; for more than 100,000 images, parts of
-Parquet in `predictions` instead. The same command continues a stopped run.
+Parquet in `predictions` instead. `index.html` shows all of them, least confident first. The same
+command continues a stopped run.
+
+Masks in --out/masks that you have corrected become supports with --accept: they are kept in
+--out/accepted, and the others are predicted again.
 
 --truth holds masks with the same names as those in `masks`: class numbers, or, for one class, any
 mask that is not black where the class is; or a folder of such masks for each class. The
@@ -130,9 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             records = functools.partial(predictions.records, queries)
             written = write_table(arguments.out, records, supports.classes, table_format)
             predictions.write_skipped(skipped)
-            labelled = [image for image, _ in supports.images]
             places = predictions, queries
-            suggested = suggest(segmenter, *places, labelled, corrected, arguments.suggest)
+            suggested = suggest(segmenter, *places, supports.images, corrected, arguments.suggest)
             sheet(*places, supports.classes, suggested, corrected)
             _tell(suggested, predictions.stale(queries), arguments.out)
             if truth is not None:

@@ -2,12 +2,12 @@
 
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from fsseg_jax.data.images import read_image
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.prediction.contact_sheet import SHEET, Picture, write_sheet
 from fsseg_jax.prediction.output import OVERLAYS, Predictions, Query
 from fsseg_jax.prediction.segmenter import Segmenter
@@ -43,14 +43,14 @@ def suggest(
     segmenter: Segmenter,
     predictions: Predictions,
     queries: Sequence[Query],
-    labelled: Sequence[Any],
+    labelled: Sequence[LabelledImage],
     corrected: Collection[str],
     count: int,
 ) -> list[str]:
     """Names of the images to label next, best first.
 
     Args:
-        labelled: the images of the supports.
+        labelled: the supports.
         corrected: names of images whose masks are a person's.
     """
     done = [query for query in queries if query.name not in corrected and predictions.noted(query)]
@@ -58,8 +58,14 @@ def suggest(
     places = least_confident(confidences) if count else []
     if not places:
         return []
-    images = (read_image(done[place].path) for place in tqdm(places, desc="suggesting", delay=1))
-    vectors = np.stack(embeddings(segmenter, images))
-    known = np.stack(embeddings(segmenter, labelled))
+
+    def found(place: int) -> LabelledImage:
+        image, label = read_image(done[place].path), predictions.recorded(done[place])
+        assert label is not None  # those that are done are recorded
+        return LabelledImage(image, label)
+
+    progress = tqdm(places, desc="suggesting", unit="image", delay=1)
+    vectors = embeddings(segmenter, map(found, progress))
+    known = embeddings(segmenter, labelled)
     doubts = 1 - np.array(confidences)[places]
     return [done[places[i]].name for i in choose(vectors, doubts, known, count)]

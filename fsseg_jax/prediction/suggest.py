@@ -1,8 +1,9 @@
-"""Which images to label next: unsure ones, unlike each other and unlike what is labelled already.
+"""Which images to label next: those that stand for what is unsure, unlike what is labelled already.
 
-Among the least confident predictions, images are chosen greedily, as in Gonzalez's algorithm for
-k-center (core-sets: Sener and Savarese, ICLR 2018): the next one has the largest product of its
-doubt and its distance from the nearest image that is chosen or labelled.
+Images are compared by the mean features of what was found in them. Among the least confident ones
+they are chosen greedily: the next one brings the doubts of all others nearest to something that is
+chosen or labelled (facility location; Nemhauser et al. 1978, within 1 - 1/e of the best choice).
+docs/figures.md compares this with other rules: the least confident images alone are a bad choice.
 """
 
 import functools
@@ -12,12 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
+from fsseg_jax.episode import UNLABELLED
 from fsseg_jax.prediction.forward import encode_supports
 
-CANDIDATES = 200  # least confident images that are encoded: a minute on a CPU
+CANDIDATES = 200  # least confident images that are encoded: minutes on a CPU
 
 
 def choose(
@@ -33,41 +36,47 @@ def choose(
         doubts: of the predictions, in 0..1: 1 less their confidence.
         count: how many to choose; all, if there are fewer.
     """
-    nearest = np.full(len(candidates), 2.0)  # the largest distance of 1 - cosine
-    for known in labelled:
-        nearest = np.minimum(nearest, 1 - candidates @ known)
+    distances = 1 - candidates @ candidates.T
+    nearest = (1 - candidates @ labelled.T).min(axis=1)
     chosen: list[int] = []
-    left = np.ones(len(candidates), bool)
-    while left.any() and len(chosen) < count:
-        gain = np.where(left, np.maximum(doubts, 1e-6) * np.maximum(nearest, 1e-6), -1)
-        chosen.append(best := int(gain.argmax()))
-        left[best] = False
-        nearest = np.minimum(nearest, 1 - candidates @ candidates[best])
+    while len(chosen) < min(count, len(candidates)):
+        gains = (np.maximum(nearest[:, None] - distances, 0) * doubts[:, None]).sum(axis=0)
+        gains[chosen] = -1
+        chosen.append(best := int(gains.argmax()))
+        nearest = np.minimum(nearest, distances[:, best])
     return chosen
 
 
-def embedding(features: Any) -> Float[np.ndarray, " feature"]:
-    """The mean of each map of features over its positions, in a vector of length 1."""
-    maps = [np.asarray(x, np.float32) for x in jax.tree.leaves(features) if np.ndim(x) >= 3]
-    means = [x.reshape(-1, x.shape[-1]).mean(axis=0) for x in maps]
-    parts = [mean / max(float(np.linalg.norm(mean)), 1e-9) for mean in means]
+def embedding(
+    features: Any, label: UInt8[np.ndarray, "height width"]
+) -> Float[np.ndarray, " feature"]:
+    """The mean of each map of features over the classes in a label, or over all of the image if it
+    shows none, in a vector of length 1."""
+    shown = (label > 0) & (label < UNLABELLED)
+    inside = Image.fromarray((shown if shown.any() else ~shown).astype(np.float32))
+    parts = []
+    for values in jax.tree.leaves(features):
+        if np.ndim(values) != 3:
+            continue
+        height, width, _ = np.shape(values)
+        weights = np.asarray(inside.resize((width, height), Image.Resampling.BOX))
+        mean = np.tensordot(weights, np.asarray(values, np.float32), 2)
+        parts.append(mean / max(float(np.linalg.norm(mean)), 1e-9))
     return np.concatenate(parts) / np.sqrt(len(parts))
 
 
 def embeddings(
-    segmenter: Any, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]
-) -> list[Float[np.ndarray, " feature"]]:
-    """Embeddings of images, by the encoder of a `Segmenter`."""
-
+    segmenter: Any, images: Iterable[LabelledImage]
+) -> Float[np.ndarray, "image feature"]:
+    """Embeddings of images with what was found or marked in them, by a `Segmenter`'s encoder."""
     encode = jax.jit(functools.partial(encode_supports, segmenter.model))
 
-    def of(image: UInt8[np.ndarray, "_ _ 3"]) -> Float[np.ndarray, " feature"]:
-        blank = LabelledImage(image, np.zeros(image.shape[:2], np.uint8))
-        pixels = square(blank, segmenter.config.image_size, segmenter.config.eval.fit).image
-        features = encode(segmenter.variables, pixels[None, None])
-        return embedding(jax.tree.map(lambda x: x[0, 0], features))
+    def of(image: LabelledImage) -> Float[np.ndarray, " feature"]:
+        small = square(image, segmenter.config.image_size, segmenter.config.eval.fit)
+        features = encode(segmenter.variables, small.image[None, None])
+        return embedding(jax.tree.map(lambda x: x[0, 0], features), small.label)
 
-    return [of(image) for image in images]
+    return np.stack([of(image) for image in images])
 
 
 def least_confident(confidences: Sequence[float], count: int = CANDIDATES) -> list[int]:
