@@ -80,7 +80,8 @@ class Folder(Source):
     def __init__(
         self, root: str | os.PathLike, split: str | None, folds: int, marks: bool = False
     ) -> None:
-        self._root = root = existing_root(root, "folder of your images")
+        self._marks = marks
+        root = existing_root(root, "folder of your images")
         folders = splits_of(root, split, folds)
         contents = {name: contents_of(folder, root, marks) for name, folder in folders.items()}
         chosen = SPLIT_NAMES.get(split or "train", split or "train")
@@ -170,7 +171,8 @@ class Folder(Source):
         image, annotation = self._annotated[row]
         numbers, names = annotation.shown(image)
         label = self._in_classes(numbers, names, annotation.file)
-        if (unmarked := annotation.unmarked(image)) is not None:
+        # Not for training, which would read the file twice.
+        if self._marks and (unmarked := annotation.unmarked(image)) is not None:
             label[unmarked] = IGNORE
         return label
 
