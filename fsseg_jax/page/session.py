@@ -143,7 +143,7 @@ class Session:
             self.file(number, kind).unlink(missing_ok=True)
 
     def name_classes(self, names: Mapping[str, Any]) -> None:
-        """Takes other classes; what is marked as one that is gone becomes unmarked.
+        """Takes other classes; what is marked or predicted as one that is gone is so no longer.
 
         Raises:
             UserError: they are not names by numbers.
@@ -163,11 +163,21 @@ class Session:
         with self.lock:
             gone = self.classes.keys() - classes.keys()
             self.classes = classes
-            for picture in self.pictures.values():
-                if gone & {*picture.marked}:
-                    marks = self.marks(picture)
-                    marks[np.isin(marks, [*gone])] = UNLABELLED
-                    self.mark(picture.number, marks.tobytes(), picture.rest, picture.boxed)
+            for picture in self.pictures.values() if gone else ():
+                self._forget(picture, [*gone])
+
+    def _forget(self, picture: Picture, classes: list[int]) -> None:
+        """Removes what is marked and predicted as these classes."""
+        if {*classes} & {*picture.marked}:
+            marks = self.marks(picture)
+            marks[np.isin(marks, classes)] = UNLABELLED
+            self.mark(picture.number, marks.tobytes(), picture.rest, picture.boxed)
+        if picture.confidence is not None:
+            planes = self.planes(picture)
+            mask, best, probability = planes
+            probability[np.isin(best, classes)] = 0
+            mask[np.isin(mask, classes)] = 0
+            write(self.file(picture.number, "planes"), planes.tobytes())
 
     def mark(self, number: int, content: bytes, rest: bool, boxed: bool) -> Picture:
         """Takes what is marked in an image, instead of earlier marks.

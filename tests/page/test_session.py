@@ -56,6 +56,19 @@ def test_marks_of_a_class_go_with_it(visitor, tmp_path):
     assert (visitor.marks(picture) == 254).all()
 
 
+def test_predictions_of_a_class_go_with_it(visitor, tmp_path):
+    visitor.name_classes({"1": "a", "2": "b"})
+    picture = add(visitor, tmp_path)
+    planes = np.random.default_rng(0).integers(0, 3, (3, *SIZE[::-1])).astype(np.uint8)
+    visitor.keep(picture, planes, 0.5, visitor.version)
+    visitor.name_classes({"1": "a"})
+    visitor.name_classes({"1": "a", "2": "another"})
+    mask, best, probability = visitor.planes(picture)
+    np.testing.assert_array_equal(mask, np.where(planes[0] == 2, 0, planes[0]))
+    np.testing.assert_array_equal(probability, np.where(planes[1] == 2, 0, planes[2]))
+    np.testing.assert_array_equal(best, planes[1])
+
+
 def test_a_removed_image_leaves_nothing_and_is_not_written_again(visitor, tmp_path):
     picture = add(visitor, tmp_path)
     visitor.mark(picture.number, np.where(STROKE == 2, 1, 254).astype(np.uint8), False, False)

@@ -92,9 +92,7 @@ const add = action(async (files) => {
 function take(picture) {
   pictures.set(picture.number, picture);
   strip.add(picture);
-  if (picture.confidence !== null) {
-    api.bytes(picture.number, "planes").then((x) => strip.update(picture, x, threshold)).catch(() => {});
-  }
+  if (picture.confidence !== null) predicted(picture);
   if (current === null) select(picture.number);
 }
 
@@ -241,6 +239,7 @@ const name = action(async (names) => {
     }
     outdate();
     view.repaint();
+    for (const picture of pictures.values()) if (picture.confidence !== null) predicted(picture);
   }
   refresh();
 });
@@ -263,14 +262,7 @@ const find = action(async () => {
       if (told.waiting || !picture) return;
       $("progress").value = ++done;
       Object.assign(picture, { error: undefined }, told);
-      if (!told.error) {
-        api.bytes(picture.number, "planes").then((received) => {
-          strip.update(picture, received, threshold);
-          if (picture.number !== current) return;
-          planes = received;
-          showMask();
-        }).catch(() => {});
-      }
+      if (!told.error) predicted(picture);
       refresh();
     }, running.signal);
   } finally {
@@ -280,6 +272,16 @@ const find = action(async () => {
   }
   if (problem) throw new Error(problem);
 });
+
+// Shows what is newly predicted for an image, unless that has been removed meanwhile.
+async function predicted(picture) {
+  const received = await api.bytes(picture.number, "planes").catch(() => null);
+  if (!received) return;
+  strip.update(picture, received, threshold);
+  if (picture.number !== current || !view.picture) return;
+  planes = received;
+  showMask();
+}
 
 function showMask() {
   view.mask = mask();
