@@ -22,7 +22,6 @@ let threshold = null; // null: the model's own masks
 let running = null; // an AbortController while the object is being found
 let arriving = 0; // uploads
 let limits, view, editor, strip, classes;
-
 // ------------------------------------------------------------------ what the page says
 
 function tell(sentence) {
@@ -196,7 +195,7 @@ async function save(number) {
 
 const saveAll = () => Promise.all([...unsaved.keys()].map(save));
 
-// A change of the marks that is no stroke.
+// A change that is no stroke.
 function change(function_) {
   const marks = marked.get(current);
   if (!marks || editor.busy || running) return;
