@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from fsseg_jax.config import differences
+from fsseg_jax.config import differences, override
 from fsseg_jax.evaluation.published import Fold, Table
 from fsseg_jax.evaluation.report import HEAD, SCORES, STYLE
 from fsseg_jax.evaluation.tables.cells import (
     Cell,
     config_path,
     data_root,
+    protocol_overrides,
     published_episodes,
     slug,
     trained_setting,
@@ -35,6 +36,8 @@ UNTOLD = (
     *("devices", "seed", "distributed", "compilation_cache", "rematerialise", "model.stages"),
     *("data.root", "data.pipeline", "data.device", "data.fold", "data.split"),
 )
+# Settings of a result that are marked if they are not the paper's, besides the training's length.
+MARKED = ("image_size", "eval.runs", "eval.episodes", "eval.episodes_file")
 CURVES = "curves.png"  # the file next to a table in which `reproduce` draws learning curves
 
 
@@ -100,8 +103,12 @@ def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
     paper: dict[Fold, float | None] = {
         fold: row.published.get((setting, fold, metric)) for fold in folds
     }
+    others = {str(cell.place.fold): words for cell in cells if (words := deviations(table, cell))}
+    if others:  # then the mean is one of such figures, too
+        others["mean"] = list(dict.fromkeys(word for words in others.values() for word in words))
     return {
         "setting": f"{setting[0]}-way {setting[1]}-shot",
+        "deviations": others,
         "metric": SCORES[metric],
         "ours": by_fold(ours),
         **({"at the best threshold": by_fold(at_best)} if at_best else {}),
@@ -119,6 +126,22 @@ def _figure(table: Table, cells: Sequence[Cell], metric: str) -> dict[str, Any]:
             str(cell.place.fold): training_facts(cell) for cell in cells if cell.run is not None
         },
     }
+
+
+def deviations(table: Table, cell: Cell) -> list[str]:
+    """What of a result is not the paper's: image size, length of the training, test episodes."""
+    if cell.evaluation is None or cell.results is None:
+        return []
+    tested = [f"--config.{field}" for field in cell.place.row.test]
+    wanted = override(
+        training_config(cell.place), [*protocol_overrides(table, cell.place), *tested]
+    )
+    changed = differences(wanted, cell.evaluation.config)
+    words = [f"{name} = {changed[name][1]}" for name in MARKED if name in changed]
+    part = training_facts(cell)["part"] if cell.run is not None else None
+    if part is not None and round(part, 2) != 1:
+        words.append(f"{percent(part)} of the training")
+    return words
 
 
 def training_facts(cell: Cell) -> dict[str, Any]:
@@ -180,13 +203,11 @@ def training_folder(place: Any, suffix: str = "") -> str:
 def _command(table: Table, cell: Cell, workdir: pathlib.Path, overrides: Sequence[str]) -> str:
     """The command that produces a missing cell: its training, or this table with its data."""
     made = cell.place.row.config.startswith("shapes")
-    root = data_root(overrides) or f"--config.data.root={DATA}"
-    root = [] if made else [root]
+    root = [] if made or data_root(overrides) else [f"--config.data.root={DATA}"]
+    own = [*root, *overrides]
     if cell.run or not cell.place.row.trained:
-        where = [f"--table={table.name}", f"--workdir={workdir}", *root]
+        where = [f"--table={table.name}", f"--workdir={workdir}", *own]
         return shlex.join(["python", "-m", "fsseg_jax.evaluate", *where])
-    # The folders of data and weights are the user's choice.
-    own = [*root, *(o for o in overrides if o.startswith("--config.init"))]
     name, _, argument = config_path(cell.place.row).partition(".py")
     file = pathlib.Path(f"{name}.py")
     if file.is_relative_to(pathlib.Path.cwd()):
@@ -263,7 +284,7 @@ def as_text(results: dict[str, Any]) -> str:
                 numbers = "".join(f"{_number(figure, who, fold):>9}" for fold in folds)
                 label = row["label"] if who == "ours" else ""
                 lines.append(f"  {label:<{width}}{WHO[who]:<5}{numbers}")
-            lines += [f"    {line}" for line in _trainings(figure)]
+            lines += [f"    {line}" for line in (*_marks(figure), *_trainings(figure))]
         lines += [f"    {name}: {value} in the paper" for name, value in row["others"].items()]
         lines += [f"    {row['note']}"] if row["note"] else []
     lines += ["", *(f"failed: {place}: {why}" for place, why in results["failed"].items())]
@@ -299,7 +320,15 @@ def _number(figure: dict[str, Any], who: str, fold: str) -> str:
     value = figure[who][fold]
     if value is None:
         return "missing" if who == "ours" and fold != "mean" else "-"
-    return str(value) if who == "paper" else f"{value:.1f}"  # with the digits of the paper
+    if who == "paper":
+        return str(value)  # with its digits
+    return f"{value:.1f}{'*' * (fold in figure['deviations'])}"
+
+
+def _marks(figure: dict[str, Any]) -> list[str]:
+    """A line that explains the marks of a figure, if it has any."""
+    mean = figure["deviations"].get("mean")
+    return [f"* not as in the paper: {', '.join(mean)}"] if mean else []
 
 
 def _as_html(results: dict[str, Any], curves: bytes) -> str:
@@ -348,7 +377,7 @@ def _lines(row: dict[str, Any], figure: dict[str, Any]) -> str:
     """Lines of a table: the description of a figure, and the values of each source by fold."""
     who = [w for w in WHO if w in figure and (w != "paper" or figure["places"])]
     weights = "; ".join(dict.fromkeys([*figure["runs"], *figure["weights"]])) or "no run"
-    known = [*_trainings(figure), _remarks(row)]
+    known = [*_marks(figure), *_trainings(figure), _remarks(row)]
     known.append(f"protocol {', '.join(figure['protocols']) or '-'}; {weights}")
     about = "".join(f"<small>{html.escape(words)}</small>" for words in known if words)
     first = f"<td rowspan={len(who)}><b>{html.escape(row['label'])}</b>{about}</td>"

@@ -7,12 +7,19 @@ import pytest
 from fsseg_jax.config import override
 from fsseg_jax.evaluation.published import TABLES
 from fsseg_jax.evaluation.tables import report as table_report
-from fsseg_jax.evaluation.tables.cells import Cell, Evaluation, Run, choose, training_config
+from fsseg_jax.evaluation.tables.cells import (
+    Cell,
+    Evaluation,
+    Run,
+    choose,
+    protocol_overrides,
+    training_config,
+)
 
 METRICS = ("mean_iou", "mean_iou_star", "binary_iou", "binary_iou_shown", "binary_iou_merged")
 
 
-def cell_of(place, tmp_path, mean_iou=None, best=None, info=None, overrides=()):
+def cell_of(place, tmp_path, mean_iou=None, best=None, info=None, overrides=(), table=None):
     """A cell as if its run had been tested."""
     config = override(training_config(place), overrides)
     run = (
@@ -21,7 +28,9 @@ def cell_of(place, tmp_path, mean_iou=None, best=None, info=None, overrides=()):
     if mean_iou is None:
         return Cell(place, run)
     protocol = {"hash": "12345678"}
-    evaluation = Evaluation(config, [], None, tmp_path, [], protocol)
+    tested = config if table is None else override(config, protocol_overrides(table, place))
+    tested = override(tested, [x for x in overrides if x.startswith("--config.eval.")])
+    evaluation = Evaluation(tested, [], None, tmp_path, [], protocol)
     results = {"protocol": protocol, "episodes_hash": "abc", "checkpoint": "the last"}
     results |= dict.fromkeys(METRICS, mean_iou)
     if best is not None:
@@ -46,14 +55,45 @@ def test_the_mean_is_that_of_all_folds_or_of_none(tmp_path):
 
 def test_figures_at_the_best_threshold_stand_below(tmp_path):
     places = choose(TABLES["methods"], folds="0", shots="1")
-    cells = [cell_of(place, tmp_path, 30.0 + n, 60.0 + n) for n, place in enumerate(places)]
+    table = TABLES["methods"]
+    cells = [
+        cell_of(place, tmp_path, 30.0 + n, 60.0 + n, table=table) for n, place in enumerate(places)
+    ]
     results = collected("methods", cells, tmp_path)
     lines = table_report.as_text(results).splitlines()
     for n, place in enumerate(places):
         at = next(i for i, line in enumerate(lines) if f"  {place.row.label}  " in line)
         assert f"{30.0 + n:.1f}" in lines[at]
         assert lines[at + 1].split()[:2] == ["best", f"{60.0 + n:.1f}"]
+        assert "not as in the paper" not in "".join(lines[at : at + 3])
     assert table_report.BEST in lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--config.image_size=97"], "image_size = 97"),
+        (
+            ["--config.eval.episodes=10", "--config.eval.runs=1"],
+            "eval.runs = 1, eval.episodes = 10",
+        ),
+        (["--config.train.steps=3000"], "10 % of the training"),
+    ],
+)
+def test_figures_that_are_not_as_in_the_paper_are_marked(tmp_path, overrides, words):
+    table = TABLES["panet-1"]
+    places = choose(table, "PANet", shots="1")
+    changed = [overrides if place.fold == 2 else [] for place in places]
+    pairs = zip(places, changed, strict=True)
+    cells = [cell_of(place, tmp_path, 40.0, overrides=x, table=table) for place, x in pairs]
+    results = collected("panet-1", cells, tmp_path)
+    text = table_report.as_text(results)
+    line = next(line for line in text.splitlines() if "ours" in line)
+    assert line.split()[2:] == ["40.0", "40.0", "40.0*", "40.0", "40.0*"]
+    assert f"* not as in the paper: {words}\n" in text
+    page = table_report.write(results, tmp_path).read_text()
+    assert "<td>40.0*</td>" in page
+    assert words in page
 
 
 EVERY_FACT = {"epoch": 1000, "seconds": 90.0, "devices": "devices: 2 x tpu (v5e); jax 0.12"}

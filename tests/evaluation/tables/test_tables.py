@@ -220,7 +220,8 @@ def test_data_that_a_run_does_not_find_are_asked_for(tmp_path, root, overrides, 
     results = tables.fill("panet-5", tmp_path, without, make_mesh(1))
     (_, missing) = results["missing"]
     assert missing["cells"] == ["PANet, 1-way 1-shot, fold 0"]
-    where = f"--table=panet-5 --workdir={tmp_path} --config.data.root=DATA"
+    own = shlex.join(without)  # all that the user has changed
+    where = f"--table=panet-5 --workdir={tmp_path} --config.data.root=DATA {own}"
     assert missing["command"] == f"python -m fsseg_jax.evaluate {where}"
     # That it is not where the user says is another thing.
     elsewhere = ["--config.data.root=/nowhere"]
