@@ -181,7 +181,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
             **{"type": int, "metavar": "N"},
             "help": "of --ray; by default one a GPU, or one a node without any",
         },
-        **options.OPTIONS,
+        **options.OPTIONS,  # pyright: ignore[reportArgumentType]
     )
 
 

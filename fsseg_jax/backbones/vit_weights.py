@@ -74,9 +74,9 @@ def as_parameters(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _join_block(weights: dict[str, np.ndarray], prefix: str) -> None:
     """Joins the arrays of a block that are one array in `ViT`."""
-    parts = [weights.pop(f"{prefix}.{part}.weight", None) for part in "qkv"]
-    if all(part is not None for part in parts):
-        weights[f"{prefix}.qkv.weight"] = np.concatenate(parts)
+    parts = [f"{prefix}.{part}.weight" for part in "qkv"]
+    if all(part in weights for part in parts):
+        weights[f"{prefix}.qkv.weight"] = np.concatenate([weights.pop(part) for part in parts])
     fused = weights.get(f"{prefix}.qkv.weight")
     if fused is not None and f"{prefix}.qkv.bias" not in weights:
         width = len(fused) // 3

@@ -90,8 +90,9 @@ def small_overlay(
     small.thumbnail((long_side, long_side))
     small_label = Image.fromarray(label).resize(small.size, Image.Resampling.NEAREST)
     shown = overlay(np.asarray(small), np.asarray(small_label))
-    numbers = [n for n in np.unique(label).tolist() if 0 < n <= len(classes)]
-    return _with_legend(shown, {n: classes[n - 1] for n in numbers}) if numbers else shown
+    numbers = {*np.unique(label).tolist()}
+    names = {n: name for n, name in enumerate(classes, 1) if n in numbers}
+    return _with_legend(shown, names) if names else shown
 
 
 def thumbnail(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:

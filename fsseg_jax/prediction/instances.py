@@ -40,7 +40,7 @@ def _filled(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "heigh
     result = mask.copy()
     parts, _ = ndimage.label(mask == 0)  # neighbours at sides only
     for number, place in enumerate(ndimage.find_objects(parts), 1):
-        edges = [(part.start, part.stop) for part in place]
+        edges = [(part.start, part.stop) for part in place or ()]
         if any(a == 0 or b == side for (a, b), side in zip(edges, mask.shape, strict=True)):
             continue  # it leads outside
         around = tuple(slice(a - 1, b + 1) for a, b in edges)
@@ -59,7 +59,7 @@ def parts_of(
     for number in classes_of(mask):
         parts, _ = ndimage.label(mask == number, EIGHT)
         places = ndimage.find_objects(parts)
-        found = [(place, parts[place] == i) for i, place in enumerate(places, 1)]
+        found = [(place, parts[place] == i) for i, place in enumerate(places, 1) if place]
         for place, inside in sorted(found, key=lambda part: -int(part[1].sum())):
             yield number, place, inside
 

@@ -78,7 +78,7 @@ def class_names(path: str | os.PathLike) -> dict[int, str]:
         for number, name in pairs:
             if isinstance(name, str) and name.strip() and str(number).isdecimal():
                 found[int(str(number)[:9])] = name
-    if not found or len(found) < len(names):
+    if not found or len(found) < len(names or ()):
         raise UserError(f"{path} has no names: list the names of the classes, each a text.")
     return found
 

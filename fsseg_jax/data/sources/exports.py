@@ -82,7 +82,7 @@ def _cvat(file: pathlib.Path) -> Contents:
     skipped = [f"{kind} in {image.name}" for image in listed for kind in image.skipped]
     if skipped:
         log_once(f"{file}: {left_out(skipped)}: only polygons, boxes, ellipses and masks are read.")
-    pairs = [
+    pairs: list[tuple[pathlib.Path, Annotation]] = [
         (find_image(file, image.name), Drawn(file, lambda drawing: drawing, image.drawing))
         for image in listed
         if image.drawing.shapes

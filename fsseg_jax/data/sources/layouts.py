@@ -52,7 +52,7 @@ def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pa
     if split is None:
         train = folders.get("train")
         exported = train and (train.parent != root or _is_export(train))
-        if not exported or exports.is_laid_out(root):
+        if train is None or not exported or exports.is_laid_out(root):
             return {"train": root}
         _log_once(f"{root} has splits: the supports are those of {train}.")
         return {"train": train}
