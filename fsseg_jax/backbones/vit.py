@@ -252,7 +252,9 @@ def interpolate(
     )
     if numpy is jnp:  # the grid's own shape is not interpolated: the offset would move it
         same = (shape[0] == grid) & (shape[1] == grid)
-        rows, columns = (jnp.where(same, jnp.eye(x.shape[0], x.shape[1]), x) for x in (rows, columns))
+        rows, columns = (
+            jnp.where(same, jnp.eye(x.shape[0], x.shape[1]), x) for x in (rows, columns)
+        )
     precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("hr,rsc,ws->hwc", rows, learnt, columns, precision=precision)
 

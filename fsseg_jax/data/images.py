@@ -33,7 +33,7 @@ File = str | os.PathLike | io.BytesIO
 def _heic_is_known() -> bool:
     """Whether Pillow can read HEIC, which it has no code for itself."""
     try:
-        import pillow_heif
+        import pillow_heif  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     pillow_heif.register_heif_opener()

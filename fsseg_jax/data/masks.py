@@ -205,7 +205,7 @@ def _is_shaded(values: Integer[np.ndarray, "height width"], white: int) -> bool:
 def _pairs(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> int:
     """How many pixels of one mask are beside, above or below one of the other."""
     return sum(
-        np.count_nonzero(first[:-1] & second[1:])
+        int(np.count_nonzero(first[:-1] & second[1:]))
         for a, b in ((one, other), (one.T, other.T))
         for first, second in ((a, b), (b, a))
     )

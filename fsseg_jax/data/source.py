@@ -109,7 +109,7 @@ class ClassTable:
         own = {}  # of each image, its rarest class
         for image, class_id in zip(self.image.tolist(), self.class_id.tolist(), strict=True):
             own[image] = min(own.get(image, class_id), class_id, key=lambda c: (total[c], c))
-        order = sorted(own, key=lambda i: hashlib.sha256(os.fsencode(ids[i])).digest())
+        order = sorted(own, key=lambda i: hashlib.sha256(os.fsencode(str(ids[i]))).digest())
         chosen = []
         for class_id in sorted({*own.values()}):
             shown = [image for image in order if own[image] == class_id]

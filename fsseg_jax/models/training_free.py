@@ -34,7 +34,9 @@ class Bank(NamedTuple):
 
 def unit(x: Float[AnyArray, "*batch channel"]) -> Float[Array, "*batch channel"]:
     """Vectors of length 1; zeros stay."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
+    return jnp.asarray(x) * jax.lax.rsqrt(
+        jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16)
+    )
 
 
 def fit(
@@ -104,7 +106,7 @@ def _halved(
     """Means of 2 x 2 positions, weighted by their areas, and the sums of these: neighbours resemble
     each other, and a quarter of the positions is a quarter of the work."""
 
-    def sums(x: Array) -> Array:
+    def sums(x: AnyArray) -> Array:
         x = jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)])
         blocks = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).sum(axis=(2, 4))
         return blocks.reshape(len(x), -1, x.shape[-1])

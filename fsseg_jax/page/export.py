@@ -28,7 +28,7 @@ class Object(NamedTuple):
     """A connected part of a class in an image."""
 
     number: int  # of its class
-    place: tuple[slice, slice]
+    place: tuple[slice, ...]
     inside: Bool[np.ndarray, "h w"]  # where it is in this place
 
 

@@ -137,7 +137,7 @@ class Deck:
         elif len(chunk.queries) > 1:
             self._again.extend(Chunk((query,), 1) for query in chunk.queries)
         else:
-            (query,) = chunk.queries
+            query = next(iter(chunk.queries))
             self.skipped[query.name] = f"{query.path} ended {TRIES} workers ({reason})."
             logger.warning("skipped: %s", self.skipped[query.name])
             return 1

@@ -53,7 +53,7 @@ def _filled(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "heigh
 
 def parts_of(
     mask: UInt8[np.ndarray, "height width"],
-) -> Iterator[tuple[int, tuple[slice, slice], Bool[np.ndarray, "h w"]]]:
+) -> Iterator[tuple[int, tuple[slice, ...], Bool[np.ndarray, "h w"]]]:
     """The connected parts of each class, by class and largest first: the class, the rectangle
     around a part, and where the part is within this."""
     for number in classes_of(mask):

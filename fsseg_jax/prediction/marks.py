@@ -70,7 +70,7 @@ def draw_points(
     try:
         given = np.atleast_2d(np.asarray(points, np.float64))
     except (TypeError, ValueError, OverflowError):
-        given = np.empty(0)
+        given = np.empty((0, 0))
     if given.ndim != 2 or given.shape[-1] not in (2, 3) or not len(given):
         raise UserError(
             f"{name} = {brief(points)}: points are (x, y) in pixels on the class, or (x, y, n) on "

@@ -113,7 +113,7 @@ def averaged(
             large -= large.max(axis=0)
             np.exp(large, out=large)
             large /= large.sum(axis=0)
-        yield rows, sum((large for _, large in parts[1:]), parts[0][1]) / len(parts)
+        yield rows, np.mean([large for _, large in parts], axis=0)
 
 
 def square_extent(shape: tuple[int, int], config: ConfigDict) -> tuple[int, int]:
