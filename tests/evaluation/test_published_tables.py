@@ -63,6 +63,7 @@ def test_a_row_has_a_command_or_says_why_not(table, row):
 def test_every_setting_of_the_papers_is_in_a_table():
     """But for those that are made for other purposes."""
     own = {"quickstart", "shapes", "panet_vgg16_fast"}
+    own |= {f"panet_dinov{version}_{size}" for version in (2, 3) for size in "sbl"}
     assert {row.config.removesuffix(".py") for _, row in ROWS if row.config} == {
         *config_names()
     } - own
