@@ -73,6 +73,7 @@ from fsseg_jax.prediction.truth import Truth, table
 
 BATCH_SIZE = 8  # a device
 RESULTS = "results.json"
+CROSS_VALIDATION = "cross_validation.json"
 
 logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has another name
 
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             predictions.note(predictions.write(query, image, result, as_it_is=True))
         todo = [q for q in todo if q.name not in corrected]
         if todo:
-            _show(segmenter, supports)
+            _show(segmenter, supports, arguments.out)
         start, skipped = time.perf_counter(), {}
         if todo and arguments.ray is not None:
             size = arguments.batch_size or BATCH_SIZE
@@ -255,8 +256,8 @@ def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
     return segmenter
 
 
-def _show(segmenter: Segmenter, supports: Supports) -> None:
-    """Encodes the supports, and logs how long it took."""
+def _show(segmenter: Segmenter, supports: Supports, out: pathlib.Path) -> None:
+    """Encodes the supports, logs how long it took, and writes how well they predict each other."""
     start = time.perf_counter()
     images, labels = zip(*supports.images, strict=True)
     segmenter.fit(images, masks=labels, classes=supports.classes)
@@ -265,6 +266,9 @@ def _show(segmenter: Segmenter, supports: Supports) -> None:
         "%d supports of %s, encoded in %.1f s",
         *(len(images), ", ".join(supports.classes), time.perf_counter() - start),
     )
+    found = segmenter.cross_validate()
+    if is_first_process():
+        write_text(out / CROSS_VALIDATION, json.dumps(found._asdict(), indent=2))
 
 
 if __name__ == "__main__":

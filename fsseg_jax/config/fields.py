@@ -359,6 +359,14 @@ FIELDS: dict[str, Field] = {
     ),
     "eval.gallery": Field(4, "Best, median and worst episodes in the report.", least=0),
     # ------------------------------------------------------------------ prediction
+    "predict.threshold": Field(
+        0.0,
+        "Probability from which a pixel is of a class rather than of the background, and no image "
+        "is taken for one without the class; 0 finds both out by predicting each support from the "
+        "others.",
+        least=0,
+        below=1,
+    ),
     "predict.flip": Field(
         False,
         "Segment the mirror image too, and average the probabilities, for twice the time; of "

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.checksums import checksums, verify
 from fsseg_jax.errors import UserError, brief
+from fsseg_jax.prediction.calibration import Calibration, CrossValidation
 from fsseg_jax.prediction.pictures import classes_in
 from fsseg_jax.prediction.supports import class_names
 
@@ -34,9 +35,11 @@ class Fitted(NamedTuple):
     rest is made again when it is loaded."""
 
     shown: Shown
-    # Arrays on the devices:
+    # On the devices, as `labels`:
     summary: Any  # output of `forward.summarise`
     labels: UInt8[Array, "way shot size size"]
+    calibration: Calibration
+    validation: CrossValidation | None  # None if no support could be left out
 
 
 def as_file(shown: Shown) -> tuple[bytes, dict[str, Any]]:

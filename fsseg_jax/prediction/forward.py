@@ -111,7 +111,19 @@ def segment(
         summary: output of `summarise` with the same labels.
     """
     images = normalise(queries)
-    query_features = model.apply(variables, images, method="encode")
+    encoded = model.apply(variables, images, method="encode")
+    return segment_encoded(model, variables, summary, labels, encoded, images)
+
+
+def segment_encoded(
+    model: Method,
+    variables: Any,
+    summary: Any,
+    labels: UInt8[Array, "way shot height width"],
+    query_features: Any,
+    images: Float[Array, "query query_height query_width 3"],
+) -> Float[Array, "query h w class"]:
+    """`segment` of normalised queries whose features are known."""
     shots = labels.shape[1]
     one_way, one_shot = passes(model, variables, *labels.shape[:2])
     supports = summary, _divided(None, labels, one_way, one_shot)[1]

@@ -34,6 +34,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "fill holes in objects; helps where things are solid",
     },
+    "threshold": {
+        **{"type": float, "metavar": "P"},
+        "help": "probability from which a pixel is of a class, such as 0.5; by default found out "
+        "with the supports. Higher ones find less; helps where too much or too little is found",
+    },
     "scales": {
         "metavar": "S,S",
         "help": "average over these sizes of the images, such as 0.7,1,1.3; helps where things are "
@@ -59,6 +64,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def model_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings of the model that options mean, as arguments of `load`."""
     meant = {
+        "predict.threshold": arguments.threshold,
         "eval.scales": arguments.scales,
         "predict.flip": "True" if arguments.flip else None,
         "eval.crf.iterations": arguments.crf,

@@ -60,6 +60,7 @@ def made_by(segmenter: Segmenter, classes: Sequence[str], supports: str) -> dict
     fields = flatten_dict(segmenter.config.to_dict(), sep=".")
     own = ("method", "backbone", "dtype", "image_size", "eval.fit")
     settings = {name: x for name, x in fields.items() if name in own or name.startswith("model.")}
+    settings["predict.threshold"] = fields["predict.threshold"]
     # Only what is asked for: folders of earlier versions have none of it.
     if fields["predict.flip"]:
         settings["predict.flip"] = True

@@ -11,6 +11,7 @@ from fsseg_jax.data.squares import fitted
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import crf
 from fsseg_jax.models.resize import interpolation_matrix
+from fsseg_jax.prediction.calibration import Calibration
 from fsseg_jax.prediction.memory import check
 
 # Pixels of the longer side of images that DenseCRF refines: its ranges are in pixels, and those of
@@ -37,6 +38,7 @@ def at_own_size(
     align_corners: bool,
     probabilities: bool = False,
     small: UInt8[np.ndarray, "small_height small_width 3"] | None = None,
+    calibration: Calibration | None = None,
 ) -> Result | UserError:
     """The result for an image, with or without probabilities; or the error that these do not fit
     into memory.
@@ -45,9 +47,16 @@ def at_own_size(
         logits: of its square at each scale, whose probabilities are averaged.
         shape: height and width of the image.
         small: the image at the size at which DenseCRF refines the probabilities; None for none.
+        calibration: thresholds and the like; None for the most probable class.
     """
     classes = logits[0].shape[-1]
     extent = square_extent(shape, config)
+    weights = np.ones(classes, np.float32)
+    if calibration is not None:
+        weights = np.mean([calibration.weights(view) for view in logits], axis=0)
+    confidence = None
+    if calibration is not None and calibration.knows_absence:
+        confidence = float(np.mean([calibration.confidence(view) for view in logits]))
     if small is not None:
         size = small.shape[:2]
         parts = averaged(logits, size, square_extent(size, config), align_corners)
@@ -66,7 +75,7 @@ def at_own_size(
     # Sums of each class's probability where the mask has it and everywhere, and pixels of the mask.
     sums, totals, counts = np.zeros((3, classes))
     for rows, large in averaged(logits, shape, extent, align_corners):
-        mask[rows] = np.argmax(large, axis=0)
+        mask[rows] = np.argmax(large * weights[:, None, None], axis=0)
         if every is not None:
             every[:, rows] = large
         totals += large.sum(axis=(1, 2), dtype=np.float64)
@@ -74,7 +83,8 @@ def at_own_size(
             inside = mask[rows] == number
             sums[number] += large[number].sum(where=inside, dtype=np.float64)
             counts[number] += np.count_nonzero(inside)
-    confidence = expected_iou(sums, totals, counts)
+    if confidence is None:
+        confidence = expected_iou(sums, totals, counts)
     every = None if every is None else np.moveaxis(every, 0, -1)
     return Result(mask, sums / np.maximum(counts, 1), confidence, every)
 

@@ -1,11 +1,11 @@
 """A model that is given supports and then segments images."""
 
 import functools
+import logging
 import math
 import os
 import pathlib
 import tempfile
-import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,24 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsseg_jax.devices import make_mesh, map_over_devices, put, replicated, split
+from fsseg_jax.devices import make_mesh, put, replicated
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
+from fsseg_jax.prediction.calibration import CrossValidation, LeftOut
 from fsseg_jax.prediction.fitted import Fitted, Shown
 from fsseg_jax.prediction.forward import (
-    encode_supports,
     forward,
     passes,
-    segment,
-    summarise,
 )
-from fsseg_jax.prediction.memory import on_devices
+from fsseg_jax.prediction.leaving_out import (
+    calibrate,
+    leave_out,
+    validation,
+    views_of,
+)
 from fsseg_jax.prediction.pictures import is_image, overlaid
+from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.result import Result, at_own_size
 from fsseg_jax.prediction.scores import Scores, compare
 from fsseg_jax.prediction.stream import in_batches, mapped, of_views, read_query
@@ -43,6 +47,8 @@ from fsseg_jax.prediction.supports import (
 )
 
 BATCH = 2**28  # bytes of the squares of the largest batch
+
+logger = logging.getLogger(__name__)
 
 
 class Segmenter:
@@ -59,8 +65,7 @@ class Segmenter:
         forward: the jitted function `forward` of this model: support images, support labels and
             query images to logits.
         fitted: what `fit` has made of the supports; None before.
-        trained: whether the model was trained for segmentation; None if that is not known, as of
-            models saved by version 0.2.
+        trained: whether the model was trained for segmentation; None if that is not known.
 
     A segmenter can be pickled and copied with its supports. Where it is unpickled it uses as many
     devices as before, or all that there are.
@@ -88,8 +93,7 @@ class Segmenter:
         self.variables = put(variables, replicated(mesh))
         self.forward = jax.tree_util.Partial(functools.partial(forward, self.model), self.variables)
         self.fitted: Fitted | None = None
-        # Programs for several devices must reach all of them in the same order.
-        self._one_by_one = threading.Lock()
+        self._programs = Programs(self.model, mesh, config.image_size)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -171,11 +175,40 @@ class Segmenter:
         """`fit`, from squares of the network's size."""
         rows = episode_rows([*shown.labels])
         passes(self.model, self.variables, *rows.shape)
-        encoded = [self._encode(self.variables, image[None, None]) for image in shown.images]
+        programs = self._programs
+        encoded = [programs.encode(self.variables, image[None, None]) for image in shown.images]
         features = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1)[0][rows], *encoded)
         features, labels = put((features, shown.labels[rows]), replicated(self.mesh))
-        self.fitted = Fitted(shown, self._summarise(self.variables, features, labels), labels)
+        summary = programs.summarise(self.variables, features, labels)
+        given = self.variables, shown, encoded, rows.shape[1]
+        left_out = leave_out(programs.predict_encoded, *given)
+        calibration = calibrate(left_out, len(rows), self.config.predict.threshold)
+        validated = validation(left_out, calibration)
+        self.fitted = Fitted(shown, summary, labels, calibration, validated)
+        if validated is not None:
+            logger.info("cross-validation: %s", validated)
         return self
+
+    def cross_validate(self) -> CrossValidation:
+        """How good predictions are, as far as supports tell: each is predicted from the others, or
+        a single one's mirror image and crops from itself, which is an upper bound.
+
+        Raises:
+            UserError: `fit` has not been called.
+        """
+        fitted = self._fitted()
+        if fitted.validation is not None:
+            return fitted.validation
+        views = views_of(fitted.shown)
+        logits = [self._logits(fitted, x[None], self.mesh.size)[0] for x in views.images]
+        found = validation([*map(LeftOut, logits, views.labels)], fitted.calibration)
+        assert found is not None  # there are views
+        return found
+
+    def _fitted(self) -> Fitted:
+        if self.fitted is None:
+            raise UserError("predict: call fit first, with images that show the class.")
+        return self.fitted
 
     def predict(self, images: Any, return_probabilities: bool = False, batch_size: int = 8) -> Any:
         """Segments images; each result has the size of its image.
@@ -245,9 +278,7 @@ class Segmenter:
         Raises:
             UserError: `fit` has not been called, or `images` are none.
         """
-        fitted = self.fitted
-        if fitted is None:
-            raise UserError("predict: call fit first, with images that show the class.")
+        fitted = self._fitted()
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UserError(
                 f"batch_size = {brief(batch_size)}: it must be an integer of at least 1."
@@ -263,10 +294,11 @@ class Segmenter:
             images,
             read=lambda number, image: read_query(number, image, config),
             compute=lambda queries, room: of_views(
-                queries, config.predict.flip, lambda x: self._logits_at_once(fitted, x, room)
+                queries, config.predict.flip, lambda x: self._logits(fitted, x, room)
             ),
             finish=lambda logits, query: at_own_size(
-                logits, query.shape, config, align_corners, return_probabilities, query.small
+                *(logits, query.shape, config, align_corners, return_probabilities, query.small),
+                calibration=fitted.calibration,
             ),
             result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * return_probabilities),
             batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,
@@ -342,42 +374,15 @@ class Segmenter:
             self._save(folder, repository, supports)
             return sharing.upload(folder, repository, private)
 
+    def _logits(
+        self, fitted: Fitted, pixels: UInt8[np.ndarray, "query side side 3"], room: int
+    ) -> Float[np.ndarray, "room _ _ class"]:
+        given = self.variables, fitted.summary, fitted.labels
+        return self._programs.logits_at_once(*given, pixels, room)
+
     def _save(self, folder: str | os.PathLike, name: str, supports: bool) -> None:
         shown = self.fitted.shown if supports and self.fitted else None
         sharing.save(folder, self.config, self.variables, name, trained=self.trained, shown=shown)
-
-    def _logits_at_once(
-        self, fitted: Fitted, pixels: UInt8[np.ndarray, "query side side 3"], room: int
-    ) -> Float[np.ndarray, "room _ _ class"]:
-        """Logits of squares; the batch is filled up to `room` by repeating some."""
-        what = f"{room} images at once, of {self.config.image_size} pixels a side,"
-        with on_devices(what, "lower batch_size, or image_size"):
-            placed = put(pixels[np.arange(room) % len(pixels)], split(self.mesh))
-            with self._one_by_one:
-                logits = self._logits(self.variables, fitted.summary, fitted.labels, placed)
-            return np.asarray(logits)
-
-    @functools.cached_property
-    def _encode(self) -> Any:
-        return jax.jit(functools.partial(encode_supports, self.model))
-
-    @functools.cached_property
-    def _summarise(self) -> Any:
-        return jax.jit(functools.partial(summarise, self.model))
-
-    @functools.cached_property
-    def _logits(self) -> Any:
-        """A compiled function: logits of a batch of squares, split over the devices."""
-
-        def one(variables: Any, summary: Any, labels: Array, query: Array) -> Array:
-            return segment(self.model, variables, summary, labels, query[None])[0]
-
-        def all_of(variables: Any, summary: Any, labels: Array, queries: Array) -> Array:
-            together = len(queries) // self.mesh.size
-            mapped = map_over_devices(one, self.mesh, 1, together, gathered=False)
-            return mapped(variables, summary, labels, queries)
-
-        return jax.jit(all_of)
 
 
 def _again(
@@ -394,5 +399,5 @@ def _again(
     segmenter = kind(ConfigDict(config).lock(), model, variables, mesh, trained)
     if fitted is not None:
         arrays = put((fitted.summary, fitted.labels), replicated(mesh))
-        segmenter.fitted = Fitted(fitted.shown, *arrays)
+        segmenter.fitted = fitted._replace(summary=arrays[0], labels=arrays[1])
     return segmenter

@@ -31,9 +31,7 @@ def at_scale(shown, image, side):
     """Probabilities of one scale, computed as if images of this size were all that is."""
     segmenter = make_segmenter().fit(*shown)
     pixels = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
-    logits = np.asarray(
-        segmenter._logits(segmenter.variables, *segmenter.fitted[1:], pixels[None])
-    )[0]
+    logits = np.asarray(segmenter._logits(segmenter.fitted, pixels[None], 1))[0]
     done = result.at_own_size(
         [logits], image.shape[:2], segmenter.config, segmenter.model.align_corners, True
     )

@@ -1,0 +1,253 @@
+"""What supports that are left out tell about predictions: thresholds, absence, confidence.
+
+Each support is predicted from the others. From these predictions follow, for each class, the
+threshold of its probability, the score below which an image does not show it, and how sharp
+probabilities must be for the expected IoU to be the one that was found. Everything is computed from
+logits at the network's resolution, on the host.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from scipy.ndimage import binary_dilation
+from scipy.special import expit, log_softmax, logit, logsumexp
+
+from fsseg_jax.episode import IGNORE, UNLABELLED
+from fsseg_jax.models.resize import interpolation_matrix
+
+# Thresholds that are tried: finer steps change hardly any pixel, and there are few supports.
+THRESHOLDS = np.arange(1, 100) / 100
+# How many standard errors an IoU must grow by before the threshold moves away from 0.5. With fewer
+# it follows the chance of a few supports, and loses IoU on other images (docs/figures.md).
+ERRORS = 2
+# The part of an image by whose most probable positions its score goes. Smaller parts see single
+# positions, larger ones miss small objects.
+PART = 0.05
+# How far from the class, as a part of a side, the background of a support stands for an image
+# without the class: as far as features mix neighbouring pixels noticeably.
+MARGIN = 0.06
+SHARPNESS = np.geomspace(0.1, 100, 121)  # factors of logits that are tried
+
+
+class LeftOut(NamedTuple):
+    """A support that was predicted from others."""
+
+    logits: Float[np.ndarray, "h w class"]  # of the part of its square that it fills
+    # Of that part, at its resolution: class numbers, 255 ignored, 254 unmarked.
+    label: UInt8[np.ndarray, "height width"]
+
+
+class CrossValidation(NamedTuple):
+    """How well supports are predicted from others, in percent."""
+
+    ious: tuple[float, ...]  # of each support that was left out; the mean over its classes
+    mean: float
+    low: float  # ends of the interval that holds the mean in 95 % of cases (Student's t)
+    high: float
+
+    def __str__(self) -> str:
+        return (
+            f"mean IoU {self.mean:.1f} ({self.low:.1f} to {self.high:.1f}) of "
+            f"{len(self.ious)} supports, each predicted from the others"
+        )
+
+
+class Calibration(NamedTuple):
+    """How logits of an image become its mask and the confidence in it.
+
+    Class n wins a pixel against the background if its probability is at least `thresholds[n - 1]`
+    of the two; an image whose `score` for it is less than `absence[n - 1]` does not show it.
+    """
+
+    thresholds: Float[np.ndarray, " way"]
+    absence: Float[np.ndarray, " way"]  # -inf: it is not known how images without the class look
+    slopes: Float[np.ndarray, " way"]  # of the log-odds of presence by score
+    sharpness: float = 1.0
+
+    def weights(self, logits: Float[np.ndarray, "h w class"]) -> Float[np.ndarray, " class"]:
+        """Factors of an image's probabilities before the largest wins, from its logits."""
+        odds = np.exp(-logit(self.thresholds))
+        if np.isfinite(self.absence).any():
+            odds = odds * (scores(logits) >= self.absence)
+        return np.array([1, *odds], np.float32)
+
+    @property
+    def knows_absence(self) -> bool:
+        """Whether something is known of images without some class."""
+        return bool(np.isfinite(self.absence).any())
+
+    def confidence(self, logits: Float[np.ndarray, "h w class"]) -> float:
+        """An estimate of the IoU of an image's mask, in 0..1, from the image's logits.
+
+        The mean over the classes that the mask shows of their expected IoU (`expected_ious`) times
+        the probability that the image shows them; or, if it shows none, how probable that is.
+        """
+        weights = self.weights(logits)
+        with np.errstate(divide="ignore"):
+            shifted = log_softmax(logits, axis=-1) + np.log(weights)
+        ious = expected_ious(self.sharpness * shifted)
+        shown = np.flatnonzero(np.isfinite(ious[1:]))
+        known = np.isfinite(self.absence)
+        present = np.ones(len(self.absence))
+        distance = scores(logits)[known] - self.absence[known]
+        present[known] = expit(self.slopes[known] * distance)
+        if len(shown):
+            return float(np.mean(ious[1:][shown] * present[shown]))
+        return float((1 - present).min()) if known.all() else float(ious[0])
+
+
+def plain(ways: int, threshold: float = 0.5) -> Calibration:
+    """One threshold for all classes, and nothing else."""
+    return Calibration(
+        np.full(ways, threshold), np.full(ways, -np.inf), np.zeros(ways), sharpness=1.0
+    )
+
+
+def calibrated(left_out: Sequence[LeftOut]) -> Calibration:
+    """The calibration that supports which were left out give; see the module."""
+    ways = left_out[0].logits.shape[-1] - 1
+    thresholds = np.array([best_threshold(left_out, n) for n in range(1, ways + 1)])
+    absence, slopes = np.array([presence(left_out, n) for n in range(1, ways + 1)]).T
+    at_thresholds = Calibration(thresholds, np.full(ways, -np.inf), np.zeros(ways))
+    sharpness = _sharpness(left_out, at_thresholds)
+    return Calibration(thresholds, absence, slopes, sharpness)
+
+
+def best_threshold(left_out: Sequence[LeftOut], number: int) -> float:
+    """The threshold of class `number` with the greatest IoU, as far as the supports are sure of it.
+
+    It is 0.5 unless another has a greater mean IoU by more than `ERRORS` standard errors of the
+    differences between the supports; then it is the one with the most beyond that.
+    """
+    counts = [threshold_counts(one, number) for one in left_out if (one.label == number).any()]
+    if len(counts) < 2:
+        return 0.5
+    right, wrong, missed = np.moveaxis(np.array(counts, np.float64), -1, 0)
+    ious = right / np.maximum(right + wrong + missed, 1)
+    gains = ious - ious[:, [np.argmin(abs(THRESHOLDS - 0.5))]]
+    errors = gains.std(axis=0, ddof=1) / np.sqrt(len(gains))
+    sure = gains.mean(axis=0) - ERRORS * errors
+    return float(THRESHOLDS[sure.argmax()]) if sure.max() > 0 else 0.5
+
+
+def threshold_counts(one: LeftOut, number: int) -> Float[np.ndarray, "threshold 3"]:
+    """Pixels of class `number` at each of `THRESHOLDS`: found, found wrongly, and missed.
+
+    The other classes have their probabilities as they are.
+    """
+    logits = resized(one.logits, one.label.shape)
+    others = np.delete(logits, number, axis=-1).max(axis=-1)
+    known = (one.label != IGNORE) & (one.label != UNLABELLED)
+    margins, inside = (logits[..., number] - others)[known], one.label[known] == number
+    # The pixel is found at the first `place` thresholds.
+    place = np.searchsorted(logit(THRESHOLDS), margins, side="right")
+    found = _at_least(place[inside])
+    return np.stack([found, _at_least(place[~inside]), inside.sum() - found], axis=-1) * 1.0
+
+
+def _at_least(place: np.ndarray) -> np.ndarray:
+    """How many exceed 0, 1 ... up to the number of thresholds."""
+    counts = np.bincount(place, minlength=len(THRESHOLDS) + 1)
+    return counts[::-1].cumsum()[::-1][1:]
+
+
+def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
+    """The score below which an image does not show class `number`, and the slope of its log-odds.
+
+    Scores of images with and without the class are taken for normal with one variance (linear
+    discriminant analysis with equal priors): the border is half-way between their means. Without
+    the class are supports that show others alone, and the background of those that show it.
+    (-inf, 0) if these are none, or score higher.
+    """
+    with_it, without = [], []
+    for one in left_out:
+        inside = one.label == number
+        if inside.any():
+            with_it.append(scores(one.logits)[number - 1])
+            background = _background(one, number)
+            if background.mean() > 2 * PART:
+                without.append(scores(one.logits, background)[number - 1])
+        elif not (one.label == UNLABELLED).any():
+            without.append(scores(one.logits)[number - 1])
+    if not with_it or not without or (apart := np.mean(with_it) - np.mean(without)) <= 0:
+        return -np.inf, 0.0
+    free = len(with_it) + len(without) - 2
+    squares = len(with_it) * np.var(with_it) + len(without) * np.var(without)
+    # Few scores may be nearly the same by chance: no border is surer than two deviations.
+    variance = max(squares / free if free else 0, (apart / 8) ** 2)
+    return float(np.mean(with_it) + np.mean(without)) / 2, float(apart / variance)
+
+
+def _background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:
+    """Positions far from the class and from what is not marked."""
+    h, w, _ = one.logits.shape
+    near = (one.label == number) | (one.label == UNLABELLED) | (one.label == IGNORE)
+    rows, columns = (
+        np.linspace(0, n, m + 1).astype(int)[:-1] for n, m in zip(near.shape, (h, w), strict=True)
+    )
+    near = np.logical_or.reduceat(np.logical_or.reduceat(near, rows), columns, axis=1)
+    size = [2 * round(MARGIN * n) + 1 for n in (h, w)]
+    return ~binary_dilation(near, np.ones(size, bool))
+
+
+def scores(
+    logits: Float[np.ndarray, "h w class"], among: Bool[np.ndarray, "h w"] | None = None
+) -> Float[np.ndarray, " way"]:
+    """How much an image, or a part of it, looks as if it showed each class: the mean log-odds of
+    the class at the `PART` of its positions where they are greatest."""
+    flat = logits.reshape(-1, logits.shape[-1]) if among is None else logits[among]
+    most = max(1, int(PART * len(flat)))
+
+    def score(number: int) -> float:
+        odds = flat[:, number] - logsumexp(np.delete(flat, number, axis=1), axis=1)
+        return float(np.partition(odds, -most)[-most:].mean())
+
+    return np.array([score(number) for number in range(1, flat.shape[-1])])
+
+
+def expected_ious(logits: Float[np.ndarray, "h w class"]) -> Float[np.ndarray, " class"]:
+    """The IoU that each class of the most probable mask would have on average if pixels were drawn
+    from their probabilities; NaN for classes that the mask does not show.
+
+    It is the ratio of the expected intersection to the expected union, not the expected ratio.
+    """
+    flat = logits.reshape(-1, logits.shape[-1])
+    probabilities = np.exp(log_softmax(flat, axis=-1))
+    inside = flat.argmax(axis=-1)[:, None] == np.arange(flat.shape[-1])
+    sums = (probabilities * inside).sum(axis=0)
+    unions = inside.sum(axis=0) + probabilities.sum(axis=0) - sums
+    return np.where(inside.any(axis=0), sums / np.maximum(unions, 1e-9), np.nan)
+
+
+def _sharpness(left_out: Sequence[LeftOut], calibration: Calibration) -> float:
+    """The factor of logits with which the mean confidence in left-out supports is their IoU."""
+    true = np.mean([iou_of(one, calibration) for one in left_out])
+    found = [
+        np.mean([calibration._replace(sharpness=x).confidence(one.logits) for one in left_out])
+        for x in SHARPNESS
+    ]
+    return float(SHARPNESS[np.argmin(np.abs(np.array(found) - true))])
+
+
+def iou_of(one: LeftOut, calibration: Calibration) -> float:
+    """The IoU, in 0..1, of a support's mask: the mean over the classes that it shows."""
+    weights = calibration.weights(one.logits)
+    with np.errstate(divide="ignore"):
+        mask = (resized(one.logits, one.label.shape) + np.log(weights)).argmax(axis=-1)
+    known = (one.label != IGNORE) & (one.label != UNLABELLED)
+    shown = np.setdiff1d(one.label[known], [0])
+    both = [((mask == n) & (one.label == n) & known).sum() for n in shown]
+    either = [(((mask == n) | (one.label == n)) & known).sum() for n in shown]
+    return float(np.mean(np.divide(both, either)))
+
+
+def resized(
+    logits: Float[np.ndarray, "h w class"], shape: tuple[int, int]
+) -> Float[np.ndarray, "height width class"]:
+    """Logits at the resolution of a label."""
+    rows, columns = (
+        interpolation_matrix(n, m, False) for n, m in zip(logits.shape, shape, strict=False)
+    )
+    return np.einsum("Hh,hwc,Ww->HWc", rows, logits, columns, optimize=True)

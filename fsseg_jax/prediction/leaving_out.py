@@ -1,0 +1,129 @@
+"""Predicts each support from the others: how good predictions are, before there are any."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
+from scipy import stats
+
+from fsseg_jax.episode import normalise
+from fsseg_jax.models import Method
+from fsseg_jax.prediction.calibration import (
+    Calibration,
+    CrossValidation,
+    LeftOut,
+    calibrated,
+    iou_of,
+    plain,
+)
+from fsseg_jax.prediction.fitted import Shown
+from fsseg_jax.prediction.forward import segment_encoded, summarise
+from fsseg_jax.prediction.pictures import classes_in
+from fsseg_jax.prediction.supports import episode_rows
+
+# Supports that are left out at most: the time grows by the square of their number, and more than
+# these change an estimate by little.
+MOST = 10
+# Parts of the sides of the crops of a single support.
+CROPS = (0.75, 0.6)
+
+
+def predict_encoded(
+    model: Method,
+    variables: Any,
+    features: Any,
+    labels: UInt8[Array, "way shot height width"],
+    query: Any,
+    image: UInt8[Array, "height width 3"],
+) -> Float[Array, "h w class"]:
+    """Logits of an encoded query, from encoded supports."""
+    summary = summarise(model, variables, features, labels)
+    queries = jax.tree.map(lambda x: x[None], query)
+    images = normalise(image[None])
+    return segment_encoded(model, variables, summary, labels, queries, images)[0]
+
+
+def rows_without(
+    labels: Sequence[UInt8[np.ndarray, "size size"]], left_out: int, shots: int
+) -> Int[np.ndarray, "way shot"] | None:
+    """The supports of each way without one of them, as many as `shots` by repeating some, so that
+    one program serves all; None if the others do not show all classes."""
+    others = [i for i in range(len(labels)) if i != left_out]
+    ways = max(max(classes_in(label)) for label in labels)
+    shown = {number for i in others for number in classes_in(labels[i])}
+    if shown != {*range(1, ways + 1)}:
+        return None
+    rows = np.array(others)[episode_rows([labels[i] for i in others])]
+    return np.stack([np.resize(row, shots) for row in rows])
+
+
+def leave_out(
+    predict: Callable[..., Array],
+    variables: Any,
+    shown: Shown,
+    encoded: Sequence[Any],
+    shots: int,
+) -> list[LeftOut]:
+    """Each support, predicted from the others; none if there are no others.
+
+    Args:
+        predict: `predict_encoded` of the model, compiled.
+        encoded: features of each support, with two leading axes of one.
+        shots: how many supports each class has.
+    """
+    chosen = np.unique(np.linspace(0, len(encoded) - 1, MOST).astype(int)).tolist()
+    found = []
+    for i in chosen:
+        rows = rows_without([*shown.labels], i, shots)
+        if rows is None:
+            continue
+        features = jax.tree.map(lambda *x, rows=rows: jnp.concatenate(x, axis=1)[0][rows], *encoded)
+        query = jax.tree.map(lambda x: x[0, 0], encoded[i])
+        logits = predict(variables, features, shown.labels[rows], query, shown.images[i])
+        found.append(LeftOut(np.asarray(logits), shown.labels[i]))
+    return found
+
+
+def calibrate(left_out: Sequence[LeftOut], ways: int, threshold: float) -> Calibration:
+    """The calibration of the supports, or that of a threshold which is given (above 0)."""
+    if threshold > 0 or len(left_out) < 2:
+        return plain(ways, threshold or 0.5)
+    return calibrated(left_out)
+
+
+def validation(left_out: Sequence[LeftOut], calibration: Calibration) -> CrossValidation | None:
+    """How well supports are predicted that were left out; None without any."""
+    if not left_out:
+        return None
+    ious = 100 * np.array([iou_of(one, calibration) for one in left_out])
+    mean, half = float(ious.mean()), 50.0
+    if len(ious) > 1:
+        half = float(stats.t.ppf(0.975, len(ious) - 1) * ious.std(ddof=1) / np.sqrt(len(ious)))
+    return CrossValidation((*ious.tolist(),), mean, max(mean - half, 0), min(mean + half, 100))
+
+
+def views_of(shown: Shown) -> Shown:
+    """Other views of supports: the mirror image, and crops around the classes.
+
+    What is predicted for views of an image from itself is better than for other images, so that
+    this is an upper bound; but a single support has nothing else.
+    """
+    images, labels = [], []
+    for image, label in zip(shown.images, shown.labels, strict=True):
+        images.append(image[:, ::-1])
+        labels.append(label[:, ::-1])
+        size = len(image)
+        top, left = np.argwhere(np.isin(label, classes_in(label))).mean(axis=0)
+        for part in CROPS:
+            side = round(part * size)
+            y, x = (int(np.clip(c - side / 2, 0, size - side)) for c in (top, left))
+            box = (x, y, x + side, y + side)
+            square = Image.fromarray(image).crop(box).resize((size, size))
+            images.append(np.asarray(square))
+            smaller = Image.fromarray(label).crop(box)
+            labels.append(np.asarray(smaller.resize((size, size), Image.Resampling.NEAREST)))
+    return shown._replace(images=np.stack(images), labels=np.stack(labels))
