@@ -36,6 +36,7 @@ class Stem(nn.Module):
 def make_segmenter(method="panet", ways=1, shots=1, devices=1, fit="stretch", **fields):
     config = default_config(method)
     config.image_size, config.eval.fit = SIZE, fit
+    config.predict.threshold = 0.5  # masks are of the most probable class
     model = METHODS[method](backbone=Stem(), **TINY[method], **fields)
     return Segmenter(config, model, draw_variables(model, ways, shots), make_mesh(devices))
 

@@ -1,6 +1,7 @@
 """Weak annotations in the batches of both pipelines, and in evaluation."""
 
 import functools
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -140,7 +141,7 @@ def test_evaluation_finds_the_objects_of_its_own_squares(fit):
         query=np.array([0]),
         query_index=np.array([0]),
     )
-    evaluator = Evaluator(None, source, episodes, make_mesh(1), config)
+    evaluator = Evaluator(types.SimpleNamespace(patch=1), source, episodes, make_mesh(1), config)
     for row, index in ((1, 1), (2, 3)):
         label, objects = source.draw(index)
         sides = [48, 48]

@@ -306,9 +306,15 @@ def test_features_of_another_kind_are_told(argument, feature):
     assert message.startswith(f"{argument} = 'odd': in spots/1.2.0 this is")
 
 
-@pytest.mark.parametrize("folds", [0, 6])
+@pytest.mark.parametrize("folds", [-1, 6])
 def test_too_many_folds_are_told(spots, folds):
-    assert "choose 1..5" in message_of(spots_of, spots[0], folds=folds)
+    assert "choose" in message_of(spots_of, spots[0], folds=folds)
+
+
+def test_no_folds_hold_out_nothing(spots):
+    source = spots_of(spots[0], folds=0)
+    assert source.nothing_held_out
+    assert source.folds == ((1, 2, 3, 4, 5),)
 
 
 ONE_CLASS = tfds.features.LabeledImage(labels=["background", "cat"])

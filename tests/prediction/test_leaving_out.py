@@ -1,0 +1,70 @@
+"""Supports that are predicted from the others, against segmenters fitted without them."""
+
+import numpy as np
+import pytest
+from prediction.segmenters import draw_episode, make_segmenter
+from scipy import stats
+
+from fsseg_jax.prediction.leaving_out import calibrate, leave_out, rows_without, validation
+
+
+def supports(count, seed=0):
+    images, labels, _ = draw_episode(1, count, seed=seed)
+    return images[0].astype(np.uint8), labels[0]
+
+
+@pytest.mark.parametrize("method", ["panet", "canet"])
+def test_a_support_is_predicted_as_if_the_others_had_been_shown(method):
+    segmenter = make_segmenter(method)
+    images, labels = supports(3)
+    segmenter.fit([*images], [*labels])
+    programs, shown = segmenter._programs, segmenter.fitted.shown
+    encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
+    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 3)
+    assert len(found) == 3
+    others = [0, 1, 0]  # as many as there are shots, by repeating
+    segmenter.fit([images[i] for i in others], [labels[i] for i in others])
+    expected = segmenter._logits(segmenter.fitted, shown.images[2:], 1)[0]
+    np.testing.assert_allclose(found[2].logits, expected, atol=1e-4)
+    np.testing.assert_array_equal(found[2].label, shown.labels[2])
+
+
+def test_a_support_that_alone_shows_a_class_stays():
+    first, second, both = np.zeros((3, 8, 8), np.uint8)
+    first[2:4], second[5:7], both[2:4], both[5:7] = 1, 2, 1, 2
+    assert rows_without([first, second, both], 2, 2).tolist() == [[0, 0], [1, 1]]
+    assert rows_without([first, second, both], 0, 2).tolist() == [[2, 2], [1, 2]]
+    assert rows_without([first, second], 0, 1) is None
+
+
+def test_cross_validation_is_the_mean_of_the_ious_with_students_interval():
+    segmenter = make_segmenter()
+    images, labels = supports(4)
+    segmenter.fit([*images], [*labels])
+    found = segmenter.cross_validate()
+    assert len(found.ious) == 4
+    assert found.mean == pytest.approx(np.mean(found.ious))
+    low, high = stats.t.interval(0.95, 3, found.mean, stats.sem(found.ious))
+    assert (found.low, found.high) == pytest.approx((max(low, 0), min(high, 100)))
+    assert f"{found.mean:.1f}" in str(found)
+
+
+def test_one_support_predicts_its_own_views():
+    segmenter = make_segmenter()
+    images, labels = supports(1)
+    segmenter.fit([*images], [*labels])
+    assert segmenter.fitted.validation is None
+    found = segmenter.cross_validate()
+    assert len(found.ious) == 3  # the mirror image and two crops
+    mirrored = segmenter.predict(images[0][:, ::-1])
+    inside = labels[0][:, ::-1] == 1
+    known = labels[0][:, ::-1] != 255
+    iou = (inside & (mirrored == 1)).sum() / ((inside | (mirrored == 1)) & known).sum()
+    assert found.ious[0] == pytest.approx(100 * iou, abs=1)
+
+
+def test_a_given_threshold_is_the_calibration():
+    assert validation([], calibrate([], 2, 0.0)) is None
+    np.testing.assert_array_equal(calibrate([], 2, 0.3).thresholds, [0.3, 0.3])
+    assert not calibrate([], 2, 0.3).knows_absence
+    assert calibrate([], 1, 0.0).thresholds.tolist() == [0.5]
