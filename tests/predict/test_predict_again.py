@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(run, folders, monke
     for name in written - {"journal.jsonl"}:
         assert (folders / "out" / name).read_bytes() == (folders / "whole" / name).read_bytes()
     assert run() == 0
-    assert len(run.segmented) <= 5 - max(0, (after - 5) // 2)
+    assert len(run.segmented) <= 5 - max(0, (after - 6) // 3)  # of three files each
     assert files_of(folders / "out") == files_of(folders / "whole")
 
 
