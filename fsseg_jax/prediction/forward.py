@@ -121,7 +121,7 @@ def segment_encoded(
     summary: Any,
     labels: UInt8[Array, "way shot height width"],
     query_features: Any,
-    images: Float[Array, "query query_height query_width 3"],
+    images: Float[AnyArray, "query query_height query_width 3"],
 ) -> Float[Array, "query h w class"]:
     """`segment` of normalised queries whose features are known."""
     shots = labels.shape[1]

@@ -94,10 +94,8 @@ def draw_points(
     unmarked[at] = False
     clicked = np.zeros(shape, np.uint8)
     clicked[at] = number.astype(np.uint8)
-    away, nearest = ndimage.distance_transform_edt(
-        unmarked,
-        return_indices=True,  # pyright: ignore[reportCallIssue]
-    )
+    found: Any = ndimage.distance_transform_edt(unmarked, return_indices=True)  # pyright: ignore
+    away, nearest = found
     return np.where(away <= width / 2, clicked[tuple(nearest)], UNLABELLED).astype(np.uint8)
 
 
