@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from fsseg_jax.prediction.result import Result
+from fsseg_jax.prediction.result import DIGITS, Result
 
 EIGHT = np.ones((3, 3), bool)  # neighbours at sides and corners
 
@@ -95,7 +95,7 @@ def objects_of(
                 "bbox": coco_mask.toBbox(runs).tolist(),
                 "area": int(coco_mask.area(runs)),
                 "iscrowd": 0,
-                "score": score,
+                "score": round(score, DIGITS),
             }
         )
     return objects

@@ -27,7 +27,7 @@ from fsseg_jax.prediction.contact_sheet import SHEET
 from fsseg_jax.prediction.drawing import LONG_SIDE, save_mask, small_overlay, thumbnail
 from fsseg_jax.prediction.instances import cleaned, objects_of
 from fsseg_jax.prediction.journal import FORGOTTEN, JOURNAL, Journal, forget
-from fsseg_jax.prediction.result import Result
+from fsseg_jax.prediction.result import DIGITS, Result
 from fsseg_jax.prediction.segmenter import Segmenter
 
 MASKS, OVERLAYS = SAVED = "masks", "overlays"
@@ -210,7 +210,7 @@ class Predictions:
             "output": self.output(query),
             "height": height,
             "width": width,
-            "confidence": result.confidence,
+            "confidence": round(result.confidence, DIGITS),
             "objects": objects_of(label, result, self.instances),
         }
 

@@ -19,6 +19,7 @@ from fsseg_jax.prediction.memory import check
 CRF_SIDE = 500
 # Numbers that `at_own_size` computes at once, so that only large images are divided.
 TILE = 2**25
+DIGITS = 4  # of scores in files; further ones depend on how many threads and processes compute
 
 
 class Result(NamedTuple):

@@ -67,8 +67,8 @@ class Segmenter:
         fitted: what `fit` has made of the supports; None before.
         trained: whether the model was trained for segmentation; None if that is not known.
 
-    A segmenter can be pickled and copied with its supports. Where it is unpickled it uses as many
-    devices as before, or all that there are.
+    A segmenter can be pickled and copied with its supports; it then uses as many devices as before,
+    or all that there are.
 
     Example:
         >>> from fsseg_jax import load
@@ -243,8 +243,7 @@ class Segmenter:
     ) -> Iterator[Any]:
         """Like `predict`, but yields one result after another, while the next images are read.
 
-        Memory is bounded: at most three batches of images are taken before the first of their
-        results is yielded, and large images and results are fewer at a time.
+        Memory is bounded: at most three batches of images are taken before their first result.
 
         Args:
             images: an iterable of images, which is consumed in the thread that takes the results.
@@ -252,8 +251,7 @@ class Segmenter:
             skip_errors: whether an image that cannot be read yields its UserError as the result
                 instead of raising it.
             return_scores: whether to return, after the mask and the probabilities if there are any,
-                the mean probability of each class over the pixels that the mask gives it, which
-                needs less memory than probabilities.
+                the mean probability of each class where the mask has it, for less memory.
 
         Raises:
             UserError: `fit` has not been called, or, later, an image cannot be read.

@@ -46,9 +46,9 @@ def test_all_images_are_segmented_as_by_the_segmenter(run, folders, segmenter, c
         assert label.any()
         found = [entry for entry in coco["annotations"] if entry["image_id"] == image["id"]]
         assert len(found) == 1
-        np.testing.assert_allclose(found[0]["score"], probabilities[label == 1, 1].mean(), 1e-4)
+        np.testing.assert_allclose(found[0]["score"], probabilities[label == 1, 1].mean(), 2e-4)
         (result,) = segmenter.results([folders / "query" / image["file_name"]])
-        np.testing.assert_allclose(image["confidence"], result.confidence, 1e-4)
+        np.testing.assert_allclose(image["confidence"], result.confidence, 2e-4)
 
 
 def test_pycocotools_reads_the_predictions(run, folders):

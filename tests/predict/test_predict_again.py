@@ -71,7 +71,7 @@ def test_a_run_that_was_killed_goes_on(run, folders, monkeypatch, how):
         # Before jax 0.10.2 a score's rounding depends on the image's place in its batch.
         if name.endswith((".json", ".jsonl")):
             scores = [[float(x) for x in SCORE.findall(text)] for text in (out, whole)]
-            np.testing.assert_allclose(*scores, rtol=1e-6)
+            np.testing.assert_allclose(*scores, atol=2e-4)
             # And with it the checksum of the line.
             out, whole = (CHECKSUM.sub(b"", SCORE.sub(b"", text)) for text in (out, whole))
         assert out == whole
