@@ -47,7 +47,7 @@ def start(config: ConfigDict, stoppable: bool = False) -> None:
 def prepare(config: ConfigDict) -> None:
     """Keeps compiled programs for the next process, and memory for the next call, if `config` says
     so and nobody has chosen another folder; may be called again."""
-    if config.compilation_cache and not jax.config.jax_compilation_cache_dir:
+    if config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:
         folder = platformdirs.user_cache_path("fsseg_jax") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", COMPILED)
