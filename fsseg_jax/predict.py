@@ -7,7 +7,7 @@ hf://owner/name of a model on the Hugging Face hub.
 --support holds images that show the classes: one folder per class with a mask next to each image
 (1.jpg and 1.png, or 1_mask.png), or only such images and masks, whose class is named after the
 folder; or LabelMe files; or one COCO file. A rectangle, or a COCO annotation with only a bbox, is a
-box annotation.
+box annotation. Without --support, those that the model was saved with are used.
 
 --query holds the images to segment, in any folders below it or where links in it lead. The masks of
 the supports, and files in --out or --truth, are not segmented. Other files are left out, and told.
@@ -40,9 +40,10 @@ import pathlib
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
 from fsseg_jax.data.images import read_image
@@ -67,7 +68,7 @@ from fsseg_jax.prediction.overview import sheet, suggest
 from fsseg_jax.prediction.queries import find_queries
 from fsseg_jax.prediction.segmenter import Segmenter
 from fsseg_jax.prediction.segmenting import segment_files
-from fsseg_jax.prediction.support_folder import Supports, join, read_all
+from fsseg_jax.prediction.support_folder import Supports, join, named, of_squares, read_all
 from fsseg_jax.prediction.table import MANY, choose_format, write_table
 from fsseg_jax.prediction.truth import Truth, table
 
@@ -78,79 +79,82 @@ CROSS_VALIDATION = "cross_validation.json"
 logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has another name
 
 
+class Job(NamedTuple):
+    """What is to be done, and with what."""
+
+    arguments: argparse.Namespace
+    machine: ConfigDict  # the configuration as far as it is of the machine
+    save: tuple[str, ...]  # what to write for each image
+    segmenter: Segmenter
+    supports: Supports  # corrected masks among them
+    corrected: dict[str, corrections.Correction]  # by the name of the image
+    queries: Sequence[Query]
+    facts: dict[str, Any]  # what predictions depend on besides the images
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    arguments, overrides = _parse(argv)
-    settings = command_line.settings(overrides) | options.model_settings(arguments)
-    machine = command_line.first_config(None, overrides)
-    save = _check(arguments, machine.distributed)
-    if arguments.ray is not None:
-        settings |= {"platform": "cpu"}  # devices are for the workers, of which one may be here
-        overrides = [*overrides, "--config.platform=cpu"]
-    command_line.start(command_line.first_config(None, overrides))
-    command_line.check_processes(machine, out=arguments.out)
-    options.check(arguments, MASKS in save, jax.process_count())
-    supports = read_all(arguments.support, options.names_of(arguments.class_name))
-    kinds = (MASKS, OVERLAYS, THUMBNAILS, corrections.ACCEPTED)
-    places = (*(arguments.out / kind for kind in kinds), *filter(None, [arguments.truth]))
-    queries = find_queries(arguments.query, {*supports.files, *places})
-    supports, corrected = _corrections(arguments, supports, queries)
-    table_format = choose_format(arguments.format, len(queries))
-    segmenter = _load(arguments.workdir, settings)
-    logger.info(describe(segmenter.mesh))
-    refined = refinement(arguments.instances, arguments.min_area, arguments.fill_holes)
-    facts = made_by(segmenter, supports.classes, supports.digest) | refined
+    job = _prepare(*_parse(argv))
+    arguments, queries, facts = job.arguments, job.queries, job.facts
 
     def open_part(part: int) -> Predictions:
-        return Predictions(
-            arguments.out, facts, save, is_crowded(queries), part, renew=arguments.accept
-        )
+        crowded = is_crowded(queries)
+        return Predictions(arguments.out, facts, job.save, crowded, part, renew=arguments.accept)
 
+    table_format = choose_format(arguments.format, len(queries))
     with together.begin(open_part, queries, facts) as predictions:
         predictions.choose_names(queries)
-        truth = _truth(arguments.truth, predictions, queries, supports.classes)
-        todo = [q for q in together.own_part(queries) if not predictions.done(q)]
-        known = [q for q in todo if q.name in corrected]
-        for query in known:
-            result = corrections.as_result(corrected[query.name], supports.classes)
-            image = read_image(query.path)
-            predictions.note(predictions.write(query, image, result, as_it_is=True))
-        todo = [q for q in todo if q.name not in corrected]
-        if todo:
-            _show(segmenter, supports, arguments.out)
-        start, skipped = time.perf_counter(), {}
-        if todo and arguments.ray is not None:
-            size = arguments.batch_size or BATCH_SIZE
-            work = make_work(segmenter, predictions, facts, machine, size)
-            skipped = segment_on_cluster(arguments.ray, arguments.workers, work, predictions, todo)
-        elif todo:
-            size = arguments.batch_size or BATCH_SIZE * segmenter.mesh.size
-            skipped = segment_files(segmenter, predictions, todo, size)
-        seconds = time.perf_counter() - start
+        truth = _truth(arguments.truth, predictions, queries, job.supports.classes)
+        own = together.own_part(queries)
+        missing = [query for query in own if not predictions.done(query)]
+        todo = _write_corrected(job, predictions, missing)
+        seconds, skipped = _segment(job, predictions, todo) if todo else (0.0, {})
         if not is_first_process():
             predictions.close()
             together.end(arguments.out, skipped)
             return 0  # the first one tells
+        done = len(todo) - len(skipped)
         with together.all_ended(predictions, skipped) as skipped:
             records = functools.partial(predictions.records, queries)
-            written = write_table(arguments.out, records, supports.classes, table_format)
+            written = write_table(arguments.out, records, job.supports.classes, table_format)
             predictions.write_skipped(skipped)
-            places = predictions, queries
-            suggested = suggest(segmenter, *places, supports.images, corrected, arguments.suggest)
-            sheet(*places, supports.classes, suggested, corrected)
-            _tell(suggested, predictions.stale(queries), arguments.out)
+            _show_all(job, predictions)
             if truth is not None:
                 _compare(truth, predictions, queries, facts)
-    before = len(together.own_part(queries)) - len(todo) - len(known)
+    before = len(own) - len(missing)
     earlier = f" ({before} of them before)" if before else ""
-    done = len(todo) - len(skipped)
     rate = f", {done / seconds:.3g} images a second" if done > 0 else ""
-    *others, last = (*save, written.name)
+    *others, last = (*job.save, written.name)
     print(
         f"{len(queries) - len(skipped)} images{earlier}, {len(skipped)} skipped{rate}: "
         f"{', '.join(others)}{' and ' * bool(others)}{last} are in {arguments.out}"
     )
     return int(len(skipped) > 0)
+
+
+def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> Job:
+    """Checks what was asked for, starts JAX, reads the supports and loads the model."""
+    settings = command_line.settings(overrides) | options.model_settings(arguments)
+    machine = command_line.first_config(None, overrides)
+    save = _check(arguments, machine.distributed)
+    if arguments.ray is not None:  # devices are for the workers, of which one may be here
+        settings |= {"platform": "cpu"}
+        overrides = [*overrides, "--config.platform=cpu"]
+    command_line.start(command_line.first_config(None, overrides))
+    command_line.check_processes(machine, out=arguments.out)
+    options.check(arguments, MASKS in save, jax.process_count())
+    names = options.names_of(arguments.class_name)
+    supports = read_all(arguments.support, names) if arguments.support else None
+    kinds = (MASKS, OVERLAYS, THUMBNAILS, corrections.ACCEPTED)
+    places = (*(arguments.out / kind for kind in kinds), *filter(None, [arguments.truth]))
+    queries = find_queries(arguments.query, {*(supports.files if supports else ()), *places})
+    segmenter = _load(arguments.workdir, settings)
+    logger.info(describe(segmenter.mesh))
+    supports = supports or named([_saved(segmenter, arguments.workdir)], names)
+    supports, corrected = _corrections(arguments, supports, queries)
+    facts = made_by(segmenter, supports.classes, supports.digest)
+    facts |= refinement(arguments.instances, arguments.min_area, arguments.fill_holes)
+    return Job(arguments, machine, save, segmenter, supports, corrected, queries, facts)
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -162,8 +166,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         config=False,
         support={
             **command_line.FOLDER,
-            **{"action": command_line.PathsAction, "required": True},
-            "help": "images of the classes; may be given more than once",
+            "action": command_line.PathsAction,
+            "help": "images of the classes; may be given more than once. A model that was saved "
+            "with its supports needs none",
         },
         query={**command_line.PLACE, "required": True, "help": "images to segment"},
         out={**command_line.FOLDER, "required": True, "help": "output folder"},
@@ -213,9 +218,50 @@ def _corrections(
     return join([supports, *corrections.as_supports(corrected, queries)]), corrected
 
 
-def _tell(suggested: Sequence[str], stale: Sequence[str], out: pathlib.Path) -> None:
-    """Says which images to label next, and which results are of images that are gone."""
-    if stale:
+def _saved(segmenter: Segmenter, model: pathlib.Path) -> Supports:
+    """The supports that a model was saved with."""
+    if segmenter.fitted is None:
+        raise UserError(
+            f"--support is missing, and {model} was not saved with supports: name a folder of "
+            "images that show the classes."
+        )
+    return of_squares(segmenter.fitted.shown)
+
+
+def _write_corrected(job: Job, predictions: Predictions, missing: Sequence[Query]) -> list[Query]:
+    """Writes masks that a person has corrected; returns the images that are left."""
+    for query in missing:
+        if query.name in job.corrected:
+            result = corrections.as_result(job.corrected[query.name], job.supports.classes)
+            image = read_image(query.path)
+            predictions.note(predictions.write(query, image, result, as_it_is=True))
+    return [query for query in missing if query.name not in job.corrected]
+
+
+def _segment(
+    job: Job, predictions: Predictions, todo: Sequence[Query]
+) -> tuple[float, dict[str, str]]:
+    """Segments images; returns the seconds it took, and why some were skipped, by their names."""
+    arguments, segmenter = job.arguments, job.segmenter
+    _fit(segmenter, job.supports, arguments.out)
+    start = time.perf_counter()
+    if arguments.ray is not None:
+        size = arguments.batch_size or BATCH_SIZE
+        work = make_work(segmenter, predictions, job.facts, job.machine, size)
+        skipped = segment_on_cluster(arguments.ray, arguments.workers, work, predictions, todo)
+    else:
+        size = arguments.batch_size or BATCH_SIZE * segmenter.mesh.size
+        skipped = segment_files(segmenter, predictions, todo, size)
+    return time.perf_counter() - start, skipped
+
+
+def _show_all(job: Job, predictions: Predictions) -> None:
+    """Writes the contact sheet, and says which images to label next and what is of other ones."""
+    given = predictions, job.queries
+    out, count = job.arguments.out, job.arguments.suggest
+    suggested = suggest(job.segmenter, *given, job.supports.images, job.corrected, count)
+    sheet(*given, job.supports.classes, suggested, job.corrected)
+    if stale := predictions.stale(job.queries):
         logger.warning(
             "%s holds results of %d images that are not among the queries, such as %s",
             *(out, len(stale), stale[0]),
@@ -256,7 +302,7 @@ def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
     return segmenter
 
 
-def _show(segmenter: Segmenter, supports: Supports, out: pathlib.Path) -> None:
+def _fit(segmenter: Segmenter, supports: Supports, out: pathlib.Path) -> None:
     """Encodes the supports, logs how long it took, and writes how well they predict each other."""
     start = time.perf_counter()
     images, labels = zip(*supports.images, strict=True)

@@ -23,16 +23,8 @@ from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.calibration import CrossValidation, LeftOut
 from fsseg_jax.prediction.fitted import Fitted, Shown
-from fsseg_jax.prediction.forward import (
-    forward,
-    passes,
-)
-from fsseg_jax.prediction.leaving_out import (
-    calibrate,
-    leave_out,
-    validation,
-    views_of,
-)
+from fsseg_jax.prediction.forward import forward, passes
+from fsseg_jax.prediction.leaving_out import calibrate, leave_out, validation, views_of
 from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.result import Result, at_own_size

@@ -14,6 +14,7 @@ from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.folder import Folder
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
+from fsseg_jax.prediction.fitted import Shown
 from fsseg_jax.prediction.queries import check_folder
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,17 @@ def read_all(folders: Sequence[pathlib.Path], names: Sequence[str] = ()) -> Supp
         UserError: see `read_supports`; or there are more or fewer names than classes, or two are
             the same.
     """
-    parts = [read_supports(folder) for folder in folders]
+    return named([read_supports(folder) for folder in folders], names)
+
+
+def of_squares(shown: Shown) -> Supports:
+    """Those that a model was saved with."""
+    images = [LabelledImage(*pair) for pair in zip(shown.images, shown.labels, strict=True)]
+    return Supports(images, shown.classes, digest_of(images), frozenset())
+
+
+def named(parts: Sequence[Supports], names: Sequence[str]) -> Supports:
+    """All supports, with names by the user if there are any; see `read_all`."""
     each = all(len(part.classes) == len(names) for part in parts)
     if names and each:
         parts = [part._replace(classes=(*names,)) for part in parts]

@@ -13,6 +13,7 @@ from helpers import message_of
 from PIL import Image
 
 import fsseg_jax
+from fsseg_jax import command_line, predict
 
 # pycocotools's own, of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -225,3 +226,25 @@ def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_sk
     label = read(out / "masks" / "b.png")
     same = label == segmenter.predict(folders / "query" / "b.jpeg")
     assert same.mean() > 0.99  # compiled with other options, the last digits differ
+
+
+# ----------------------------------------------------------------------------- saved supports
+
+
+def test_a_model_saved_with_supports_needs_no_others(folders, segmenter, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "start", lambda config: None)
+    segmenter.fit(*supports(), classes=["mug"]).save_pretrained(folders / "fitted")
+    places = f"--query={folders / 'query'}", f"--out={folders / 'out'}"
+    assert predict.main([f"--workdir={folders / 'fitted'}", *places]) == 0
+    coco = json.loads((folders / "out" / "predictions.json").read_text())
+    assert [category["name"] for category in coco["categories"]] == ["mug"]
+    for image in coco["images"]:
+        label = segmenter.predict(folders / "query" / image["file_name"])
+        np.testing.assert_array_equal(read(folders / "out" / image["mask_file"]), label)
+
+
+def test_a_model_without_supports_asks_for_some(folders, model, monkeypatch):
+    monkeypatch.setattr(command_line, "start", lambda config: None)
+    places = f"--query={folders / 'query'}", f"--out={folders / 'out'}"
+    said = message_of(predict.main, [f"--workdir={model}", *places])
+    assert said.startswith(f"--support is missing, and {model} was not saved with supports")

@@ -5,10 +5,10 @@ import pytest
 from helpers import message_of
 from helpers_data import rows_of, write_image, write_mask
 
-from fsseg_jax import train
 from fsseg_jax.config import default_config
 from fsseg_jax.data import class_ids, open_source, training_items
 from fsseg_jax.data.sources.folder import Folder
+from fsseg_jax.training.data import open_data
 
 COUNTS = {"ant": 5, "bee": 12, "cat": 30}
 
@@ -70,9 +70,9 @@ def test_splits_are_taken_as_they_are(root, config):
     assert len(open_source(config.data, "train")) == sum(COUNTS.values())
     assert open_source(config.data, "test").ids == ("ant/1",)
     config.data.split = "train"
-    assert "images that training sees" in message_of(train.open_data, config)
+    assert "images that training sees" in message_of(open_data, config)
     config.train.select_on = "novel"
-    assert "name the same images" in message_of(train.open_data, config)
+    assert "name the same images" in message_of(open_data, config)
 
 
 def test_supports_are_never_held_back(root):
@@ -81,13 +81,13 @@ def test_supports_are_never_held_back(root):
 
 def test_what_leaves_nothing_to_train_on_is_told_before_training(config, log):
     config.data.folds = 1
-    message = message_of(train.open_data, config)
+    message = message_of(open_data, config)
     assert message.startswith("data.folds = 1 holds out all classes")
     assert "data.folds = 0" in message
     config.data.folds, config.ways = 3, 2
-    train.open_data(config)
+    open_data(config)
     assert any("holds out 1 classes, too few" in message for message in log.messages)
     config.ways = 3
-    assert "ways = 3, but there are only 2 classes" in message_of(train.open_data, config)
+    assert "ways = 3, but there are only 2 classes" in message_of(open_data, config)
     config.data.folds = 4
-    assert "choose 1..3, or 0 to hold out none" in message_of(train.open_data, config)
+    assert "choose 1..3, or 0 to hold out none" in message_of(open_data, config)
