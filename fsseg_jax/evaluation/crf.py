@@ -14,7 +14,7 @@ def check_installed() -> None:
     if not importlib.util.find_spec("pydensecrf"):
         raise UserError(
             "eval.crf.iterations needs pydensecrf, which is not installed: pip install "
-            "'fsseg_jax[crf]', or set it to 0."
+            "'fsseg_jax[crf]' (with Python 3.12 or older, for which it compiles), or set it to 0."
         )
 
 
