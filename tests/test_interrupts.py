@@ -49,6 +49,7 @@ def test_a_program_cleans_up_and_ends_with_status_130(start, tmp_path):
 
 def test_a_second_one_ends_what_does_not_come_back_from_compiled_code(start):
     process = start("begin()\nhashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
+    time.sleep(1)  # until it is in compiled code
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n"
     assert process.stderr.readline() == "stopping; once more ends it at once\n"

@@ -114,9 +114,8 @@ class Attack:
         folder.mkdir(parents=True, exist_ok=True)
         environment = {
             "XDG_CACHE_HOME": str(folder / "cache"),
-            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-                "JAX_COMPILATION_CACHE_DIR", str(self.folder.parent / "compiled")
-            ),
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+            or str(self.folder.parent / "compiled"),
         }
         log = folder.with_suffix(".log")
         return run(self.program.command(folder), folder, log, environment, kill)

@@ -71,9 +71,9 @@ def test_results_wait_until_those_before_are_taken(fitted, images, monkeypatch):
     expected = fitted.predict(images, return_probabilities=True)
     begun, function = [], result.at_own_size
 
-    def counted(logits, shape, *arguments):
+    def counted(logits, shape, *arguments, **options):
         begun.append(shape)
-        return function(logits, shape, *arguments)
+        return function(logits, shape, *arguments, **options)
 
     monkeypatch.setattr("fsseg_jax.prediction.segmenter.at_own_size", counted)
     monkeypatch.setattr(stream, "RESULTS", 1)
@@ -115,6 +115,6 @@ def test_a_device_whose_memory_is_full_is_told(shown, images, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     segmenter = make_segmenter(fit="letterbox").fit(*shown)
-    monkeypatch.setitem(vars(segmenter), "_logits", full)
+    monkeypatch.setitem(vars(segmenter._programs), "logits", full)
     message = message_of(segmenter.predict, images[:3], batch_size=4)
     assert "4 images at once, of 32 pixels a side, need more memory than the devices" in message
