@@ -1,5 +1,6 @@
 """The benchmark programs print and write what they measure."""
 
+import functools
 import json
 import sys
 import types
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from helpers import message_of
 
+from fsseg_jax.backbones.vit import VITS
 from fsseg_jax.benchmarks import (
     comparison,
     evaluate,
+    features,
     measure,
     predict,
     programs,
@@ -335,3 +338,38 @@ def test_a_constant_batch_is_drawn_anew_in_each_step_of_a_loop(find_operations):
     jaxpr = jax.make_jaxpr(pipeline.draw)(pipeline.feed(1), 0, 5).jaxpr
     [barrier] = find_operations(jaxpr, "optimization_barrier")
     assert jaxpr.invars[-1] in barrier.invars  # the number of the step
+
+
+# ----------------------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize(
+    ("name", "installed"),
+    [("dinov2_s", False), ("dinov2_s", True), ("dinov2_s_reg", True), ("dinov3_s_plus", True)],
+)
+def test_features_are_measured_beside_those_of_transformers(run, monkeypatch, name, installed):
+    if installed:
+        pytest.importorskip("torch")
+        pytest.importorskip("transformers")
+    else:
+        find = features.importlib.util.find_spec
+        monkeypatch.setattr(
+            features.importlib.util, "find_spec", lambda x: None if x == "transformers" else find(x)
+        )
+    whole = VITS[name]
+    # The channels of a gated MLP are two thirds of four times the width, rounded up to 8.
+    small = functools.partial(whole, width=24, heads=2, depth=2, hidden=96, grid=whole().grid // 9)
+    monkeypatch.setitem(VITS, name, small)
+    size = 2 * whole().patch
+    lines, results = run(features, f"--backbones={name}", f"--size={size}")
+    (row,) = results["features"]
+    ((_, side, *_),) = cells(lines, name)
+    assert int(side) == size
+    assert row["seconds"] > 0
+    assert ("ratio" in row) == installed
+    assert row.get("difference", 0) < 1e-4
+
+
+def test_features_of_other_backbones_or_parts_of_patches_are_refused(run):
+    assert "--backbones = vgg16: choose among" in message_of(run, features, "--backbones=vgg16")
+    assert "choose a multiple of dinov2_s's patch, 14" in message_of(run, features, "--size=100")
