@@ -95,6 +95,23 @@ def numbers(mask: Any, name: str) -> Integer[np.ndarray, "height width"]:
     return _grey(_checked(np.asarray(mask), name), lossy)
 
 
+def label_image(mask: Image.Image, name: str) -> Integer[np.ndarray, "height width *rgb"]:
+    """The values of a label image, which are numbers whatever they are: a palette's indices or grey
+    values, or RGB where it has colours of three channels.
+
+    Raises:
+        UserError: its format is lossy, or it has floating-point values.
+    """
+    if mask.format in LOSSY or mask.mode == "F":
+        raise UserError(f"{name} has no exact numbers of classes: save it as PNG, with 8 bits.")
+    mask = upright(mask)
+    if mask.mode in ("LA", "PA"):
+        mask = mask.getchannel(0)
+    if mask.mode in ("1", "L", "P") or mask.mode.startswith("I"):
+        return np.asarray(mask)
+    return np.asarray(mask.convert("RGB"))
+
+
 def is_cut_out(path: str | os.PathLike) -> bool:
     """Whether a picture is transparent in part, as removers of backgrounds write it; it is its own
     mask.
@@ -164,7 +181,8 @@ def _indices(mask: Image.Image, name: str) -> UInt8[np.ndarray, "height width"]:
             "or another one is: save it as greyscale, or give index 0, and no other, the colour "
             "black."
         )
-    return _grey(indices, lossy=False)
+    binary = np.isin(indices, [0, IGNORE]).all()
+    return (indices > 0).astype(np.uint8) if binary else indices
 
 
 def _grey(
@@ -191,7 +209,7 @@ def _bright(values: Integer[np.ndarray, "height width"]) -> Bool[np.ndarray, "he
 def _is_shaded(values: Integer[np.ndarray, "height width"], white: int) -> bool:
     """Whether grey values are shades of black and white instead of numbers: white is there and most
     that is not black is nearly white, while the others, which are not 1, 2 ..., lie between the
-    two. The border of a label, of 255, would part them from black."""
+    two, and touch white. The border of a label, of 255, would part them from black."""
     black, bright = values == 0, values >= BRIGHT * white
     others = ~black & ~bright
     shown = np.unique(values[others]).tolist()
@@ -199,7 +217,8 @@ def _is_shaded(values: Integer[np.ndarray, "height width"], white: int) -> bool:
     most = 2 * np.count_nonzero(bright) > np.count_nonzero(~black)
     if counted or not most or not (values == white).any():
         return False
-    return 2 * _pairs(black, others) >= _pairs(others, bright)
+    white_side = _pairs(others, bright)
+    return white_side > 0 and 2 * _pairs(black, others) >= white_side
 
 
 def _pairs(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> int:

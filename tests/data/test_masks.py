@@ -163,6 +163,17 @@ def test_a_border_of_255_is_no_white_object_however_thin_what_it_surrounds():
     np.testing.assert_array_equal(numbers(trimap, ""), trimap == 255)
 
 
+def test_what_touches_no_white_is_no_shade_of_it():
+    label = np.zeros((20, 20), np.uint8)
+    label[2:12, 2:12], label[15:18, 15:18] = 255, 15
+    for mask in (label, grey(label), palette(label)):
+        np.testing.assert_array_equal(numbers(mask, ""), label)
+    inside = np.pad(np.full((16, 16), 255, np.uint8), 2, constant_values=90)
+    indices = palette(np.pad(inside, 3))  # of a palette, numbers are no shades
+    np.testing.assert_array_equal(numbers(indices, ""), np.pad(inside, 3))
+    assert numbers(grey(np.pad(inside, 3)), "").max() == 1
+
+
 def test_many_shades_without_white_are_told():
     shades = np.arange(0, 240).reshape(1, -1).astype(np.uint8)
     shades[0, 1] = 0

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Integer, UInt8
 
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.formats.labelme import BACKGROUND, LabelMe
 from fsseg_jax.data.images import HEIC, check_shape, open_picture
-from fsseg_jax.data.masks import numbers, read_mask, scribble
+from fsseg_jax.data.masks import label_image, read_mask, scribble
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
 
@@ -76,30 +76,58 @@ class Scribble(Mask):
         return self.shown(image)[0] == UNLABELLED
 
 
-class Numbered(Annotation):
-    """A label image, whose numbers are classes with names."""
+class Naming(NamedTuple):
+    """What the label images of a data set call their classes."""
 
-    def __init__(self, file: pathlib.Path, classes: Mapping[int, str]) -> None:
-        self.file, self._classes = file, classes
+    numbers: Mapping[int, str]  # others are their own names
+    colours: Mapping[tuple[int, ...], str]  # of red, green and blue
+
+
+class Numbered(Annotation):
+    """A label image, whose numbers or colours are classes with names."""
+
+    def __init__(self, file: pathlib.Path, naming: Naming) -> None:
+        self.file, self._naming = file, naming
 
     def names(self) -> set[str]:
-        """The classes whose numbers it has."""
-        return set(self._named(self._label()).values())
+        """The classes whose numbers or colours it has."""
+        return set(self._read()[1].values())
 
     def shown(
         self, image: pathlib.Path
     ) -> tuple[Integer[np.ndarray, "height width"], dict[int, str]]:
-        """The numbers."""
-        label = self._label()
-        return label, self._named(label)
+        """Its numbers, or those of its colours, from 1."""
+        return self._read()
 
-    def _label(self) -> Integer[np.ndarray, "height width"]:
+    def _read(self) -> tuple[Integer[np.ndarray, "height width"], dict[int, str]]:
         with open_picture(self.file) as file:
-            return numbers(file, str(self.file))
-
-    def _named(self, label: Integer[np.ndarray, "height width"]) -> dict[int, str]:
+            label = label_image(file, str(self.file))
+        if label.ndim == 3:
+            return self._of_colours(label)
         found = np.setdiff1d(label, [0, UNLABELLED, IGNORE]).tolist()
-        return {number: self._classes.get(number, str(number)) for number in found}
+        names = {number: self._naming.numbers.get(number, str(number)) for number in found}
+        return _without_background(label, names)
+
+    def _of_colours(
+        self, label: UInt8[np.ndarray, "height width 3"]
+    ) -> tuple[Integer[np.ndarray, "height width"], dict[int, str]]:
+        known = self._naming.colours
+        if not known:
+            raise UserError(
+                f"{self.file} is in colour, but no labelmap.txt says which class a colour is: "
+                "export it with one, or as numbers of classes."
+            )
+        packed, number = np.unique(label @ np.array([2**16, 2**8, 1]), return_inverse=True)
+        names = {}
+        for n, value in enumerate(packed.tolist(), start=1):
+            colour = value >> 16, value >> 8 & 255, value & 255
+            if any(colour) and colour not in known:
+                raise UserError(
+                    f"{self.file} has the colour {colour}, which labelmap.txt gives to no class, "
+                    "or to several: correct one of the two."
+                )
+            names[n] = known.get(colour, BACKGROUND[0])
+        return _without_background(number.reshape(label.shape[:2]) + 1, names)
 
 
 class Drawn(Annotation):
@@ -121,9 +149,7 @@ class Drawn(Annotation):
         """The numbers of the shapes, from 1; 0 for strokes on the background."""
         content = self._checked(image)
         drawn, names = content.draw(), {n: x.label for n, x in enumerate(content.shapes, start=1)}
-        if behind := [n for n, name in names.items() if name in _background(content)]:
-            drawn = np.where(np.isin(drawn, behind), 0, drawn)
-        return drawn, {n: name for n, name in names.items() if n not in behind}
+        return _without_background(drawn, names) if content.is_weak else (drawn, names)
 
     def unmarked(self, image: pathlib.Path) -> Bool[np.ndarray, "height width"] | None:
         """Where no shape is, if some are strokes or points."""
@@ -140,12 +166,22 @@ def _background(content: LabelMe) -> set[str]:
     return set(BACKGROUND) if content.is_weak else set()
 
 
+def _without_background(
+    label: Integer[np.ndarray, "height width"], names: dict[int, str]
+) -> tuple[Integer[np.ndarray, "height width"], dict[int, str]]:
+    """Numbers and their classes, in which a class of the name background is 0."""
+    behind = [number for number, name in names.items() if name in BACKGROUND]
+    label = np.where(np.isin(label, behind), 0, label) if behind else label
+    return label, {number: name for number, name in names.items() if number not in behind}
+
+
 class Contents(NamedTuple):
     """The annotated images of a split."""
 
     base: pathlib.Path  # the folder that names of images are relative to
     pairs: list[tuple[pathlib.Path, Annotation]]
     coco: CocoAnnotations | None = None  # of all images, in its order; then they have no others
+    naming: object = None  # what files besides those of the pairs call the numbers of classes
 
 
 class Listed(Annotation):

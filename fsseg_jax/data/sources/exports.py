@@ -1,5 +1,7 @@
 """Layouts that annotation tools export: CVAT, YOLO, VOC, and folders of images and of masks."""
 
+import collections
+import contextlib
 import functools
 import logging
 import os
@@ -17,6 +19,7 @@ from fsseg_jax.data.sources.annotated import (
     Contents,
     Drawn,
     Mask,
+    Naming,
     Numbered,
     find_image,
 )
@@ -101,7 +104,7 @@ def _yolo(place: pathlib.Path, images: pathlib.Path, root: pathlib.Path) -> Cont
         text = labels / image.relative_to(images).with_suffix(".txt")
         return Drawn(text, read, text, image) if text.is_file() else None
 
-    return _from_folder(place, images, annotation)
+    return _from_folder(place, images, annotation, naming=names)
 
 
 def _yolo_names(places: Iterable[pathlib.Path]) -> dict[int, str]:
@@ -138,7 +141,7 @@ def _is_voc(root: pathlib.Path) -> bool:
 def _voc(root: pathlib.Path, listed: pathlib.Path | None = None) -> Contents:
     """The images of a list, or all that have a label."""
     labels = next(root / x for x in VOC_LABELS if (root / x).is_dir())
-    classes = _voc_names(root)
+    naming = _voc_naming(root)
     wanted = None
     if listed is not None:
         wanted = {name for line in read_lines(listed) for name in line.split()[:1]}
@@ -148,20 +151,26 @@ def _voc(root: pathlib.Path, listed: pathlib.Path | None = None) -> Contents:
     def annotation(image: pathlib.Path) -> Annotation | None:
         own = image.relative_to(root / "JPEGImages").with_suffix("")
         file = labels / own.with_suffix(".png")
-        return Numbered(file, classes) if file.is_file() else None
+        return Numbered(file, naming) if file.is_file() else None
 
-    return _from_folder(listed or root, root / "JPEGImages", annotation, wanted)
+    return _from_folder(listed or root, root / "JPEGImages", annotation, wanted, naming)
 
 
-def _voc_names(root: pathlib.Path) -> dict[int, str]:
-    """Names by number, of CVAT's `labelmap.txt` (`name:colour:parts:actions`), or of a list."""
+def _voc_naming(root: pathlib.Path) -> Naming:
+    """That of CVAT's `labelmap.txt` (`name:red,green,blue:parts:actions`), or of a list."""
     if (root / "labelmap.txt").is_file():
         lines = [x for x in read_lines(root / "labelmap.txt") if not x.startswith("#")]
-        return dict(enumerate(line.split(":")[0] for line in lines))
+        fields = [[*line.split(":"), ""] for line in lines]
+        named = collections.defaultdict(set)
+        for name, colour, *_ in fields:
+            with contextlib.suppress(ValueError):
+                named[tuple(map(int, colour.split(",")))].add(name)
+        colours = {colour: min(names) for colour, names in named.items() if len(names) == 1}
+        return Naming({number: name for number, (name, *_) in enumerate(fields)}, colours)
     found = next((root / name for name in NAMES if (root / name).is_file()), None)
     names = read_lines(found) if found else []
     names = [name for name in names if name != "__ignore__"]  # LabelMe's -1
-    return dict(enumerate(names))
+    return Naming(dict(enumerate(names)), {})
 
 
 def _from_folder(
@@ -169,6 +178,7 @@ def _from_folder(
     images: pathlib.Path,
     annotation: Callable[[pathlib.Path], Annotation | None],
     wanted: set[str] | None = None,
+    naming: object = None,
 ) -> Contents:
     """The annotated images in a folder and below, and of these only the `wanted` ones."""
     pairs, without = [], 0
@@ -185,7 +195,7 @@ def _from_folder(
             without += 1
         else:
             pairs.append((image, found))
-    return Contents(images, _annotated(place, pairs, without))
+    return Contents(images, _annotated(place, pairs, without), naming=naming)
 
 
 def _annotated(

@@ -29,7 +29,7 @@ from fsseg_jax.errors import UserError
 
 __all__ = ["SUFFIXES", "Folder"]
 
-RULE = 2  # version of how annotations are read, for the caches
+RULE = 3  # version of how annotations are read, for the caches
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Folder(Source):
         contents = {name: contents_of(folder, root, marks) for name, folder in folders.items()}
         chosen = SPLIT_NAMES.get(split or "train", split or "train")
         folder = folders[chosen]
-        base, self._annotated, self._coco = contents[chosen]
+        base, self._annotated, self._coco, naming = contents[chosen]
         names = [_class_names(content) for content in contents.values()]
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:
@@ -110,9 +110,9 @@ class Folder(Source):
         files = dict.fromkeys(
             path for image, annotation in self._annotated for path in (image, annotation.file)
         )
-        # Classes of other splits may renumber these.
         key, self.sizes = stamp(files)
-        facts = repr((self.classes, RULE)).encode()
+        # Classes of other splits may renumber these.
+        facts = repr((self.classes, RULE, naming)).encode()
         self.fingerprint = f"{key}-{zlib.crc32(facts):08x}"
         self._hidden: list[str] = []
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))

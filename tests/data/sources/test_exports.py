@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 from helpers import message_of
-from helpers_data import SIZE, SQUARE, write_coco, write_image, write_labelme, write_mask
+from helpers_data import (
+    SIZE,
+    SQUARE,
+    rows_of,
+    write_coco,
+    write_image,
+    write_labelme,
+    write_mask,
+)
 from helpers_fuzz import damaged, many, read_all, write
 from hypothesis import given
 from PIL import Image
@@ -137,6 +145,73 @@ def test_splits_of_exports_are_splits(tmp_path):
             assert source.classes == ("cup" if root == "b" else "mug",)
             np.testing.assert_array_equal(source.read(0).label, INSIDE)
         assert len(read_supports(tmp_path / root).images) == 1 + (root == "d")
+
+
+def write_in_colour(root, *colours):
+    write_voc(root)
+    label = np.zeros((*SIZE, 3), np.uint8)
+    for number, colour in enumerate(colours):
+        label[2:8, 3 + 5 * number : 6 + 6 * number] = colour
+    for name in ("1", "2"):
+        Image.fromarray(label).save(root / "SegmentationClass" / f"{name}.png")
+
+
+def test_colours_of_cvat_are_their_classes(tmp_path):
+    write_in_colour(tmp_path, (0, 128, 0), (128, 0, 0), (0, 0, 0))
+    source = Folder(tmp_path, "", 1)
+    assert source.classes == ("cup", "mug")
+    expected = np.zeros(SIZE)
+    expected[2:8, 3:6], expected[2:8, 8:12] = 2, 1
+    np.testing.assert_array_equal(source.read(0).label, expected)
+    write_in_colour(tmp_path, (0, 127, 0))
+    assert "has the colour (0, 127, 0)" in message_of(Folder, tmp_path, "", 1)
+    (tmp_path / "labelmap.txt").unlink()
+    assert "no labelmap.txt says" in message_of(Folder, tmp_path, "", 1)
+
+
+def test_background_is_no_class_in_any_colour_or_number(tmp_path):
+    write_in_colour(tmp_path, (0, 128, 0), (7, 7, 7))
+    map_file = tmp_path / "labelmap.txt"
+    map_file.write_text("mug:0,128,0::\nbackground:7,7,7::\n")
+    assert Folder(tmp_path, "", 1).classes == ("mug",)
+    write_voc(tmp_path)
+    map_file.write_text("void:1,1,1::\nbackground:7,7,7::\ncat:9,9,9::\n")
+    assert Folder(tmp_path, "", 1).classes == ("cat",)
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_255_of_label_images_is_ignored_whatever_else_they_show(tmp_path, mode):
+    write_voc(tmp_path)
+    for name, number in (("1", 0), ("2", 2)):
+        label = np.zeros(SIZE, np.uint8)
+        label[:15, 10:], label[16:, :5] = 255, number
+        picture = Image.fromarray(label)
+        if mode == "P":
+            picture.putpalette([0, 0, 0, 9, 9, 9, 200, 0, 0, *[99] * 759])
+        picture.save(tmp_path / "SegmentationClass" / f"{name}.png")
+    source = Folder(tmp_path, "", 1)
+    assert source.classes == ("mug",)
+    for row, numbers in enumerate(([0, 255], [0, 1, 255])):
+        label = source.read(row).label
+        assert np.unique(label).tolist() == numbers
+        assert (label[:15, 10:] == 255).all()
+
+
+@pytest.mark.parametrize("layout", ["VOC", "YOLO"])
+def test_other_names_of_classes_change_the_fingerprint(tmp_path, layout):
+    if layout == "VOC":
+        write_in_colour(tmp_path, (0, 128, 0), (128, 0, 0))
+        file, old = tmp_path / "labelmap.txt", ("cup", "mug")
+    else:
+        write_yolo(tmp_path, polygon_line(1) + "\n0 0.1 0.1 0.2 0.2")
+        file, old = tmp_path / "data.yaml", ("cup", "mug")
+    before = Folder(tmp_path, "", 1)
+    text = file.read_text()
+    file.write_text(text.replace(old[0], "x").replace(old[1], old[0]).replace("x", old[1]))
+    after = Folder(tmp_path, "", 1)
+    assert (before.read(0).label != after.read(0).label).any()
+    assert before.fingerprint != after.fingerprint
+    assert rows_of(before.table) != rows_of(after.table)
 
 
 def test_ellipses_are_round_and_what_covers_nothing_is_told(tmp_path, log):
