@@ -80,8 +80,9 @@ def main() -> None:
     loaded = load_variables(config, model, workdir, mesh, source)
     base = load_config(path) if loaded.config is None and path else loaded.config or config
     described = protocol(config, source, model, loaded.config, loaded.checkpoint)
-    own = workdir / "evaluation" / setting_folder(base, config, described["hash"])
-    folder = arguments.out or own
+    trained = loaded.config is not None
+    own = setting_folder(base, config, described["hash"], trained)
+    folder = arguments.out or workdir / "evaluation" / own
     logger.info("evaluating %s: %s", config.method, loaded.words)
     results = evaluate(config, model, loaded, source, mesh, folder)
     if not is_first_process():

@@ -62,11 +62,19 @@ class Items:
 
 
 def check_items(
-    items: Items, names: Mapping[int, str], ways: int, shots: int, filter_name: str
+    items: Items,
+    names: Mapping[int, str],
+    ways: int,
+    shots: int,
+    filter_name: str,
+    held_back: Mapping[int, int] | None = None,
 ) -> None:
     """Raises UserError unless every class has enough images for `ways` ways and `shots` shots.
 
     The message contains the class's name, and the name of the field that filters images.
+
+    Args:
+        held_back: how many further images of each class are kept for tests (`Source.held_back`).
     """
     if len(items.class_id) < ways:
         raise UserError(
@@ -76,10 +84,14 @@ def check_items(
     supports = items.supports or items
     for class_id, count in zip(supports.class_id, supports.count, strict=True):
         if count < shots + 1:
+            needed, besides = f"{shots + 1} (the shots and a query)", ""
+            if back := (held_back or {}).get(int(class_id), 0):
+                besides = f" besides {back} that are held back for tests"
+                # What `ClassTable.held_back` leaves of so many are the shots and a query.
+                needed += f", so {shots + 1 + max(2, shots // 4)} in all"
             raise UserError(
-                f"class {names[int(class_id)]!r} has {count} images, but shots = {shots} "
-                f"needs {shots + 1} (the shots and a query): lower shots or {filter_name}, or add "
-                "images."
+                f"class {names[int(class_id)]!r} has {count} images{besides}, but shots = {shots} "
+                f"needs {needed}: lower shots or {filter_name}, or add images."
             )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -126,6 +126,8 @@ class Source(abc.ABC):
         folds: class ids that each fold holds out for testing.
         validation: class ids held out from training and testing, for selection.
         nothing_held_out: whether the classes of the only fold are for training, too.
+        held_back: how many images of each class, by its id, are kept from a training for tests of
+            classes that it sees; None if none are.
         ids: unique names of the images, which episode lists use.
         table: which image shows which class.
         files: (image, label) paths for pipelines that decode files themselves, or None.
@@ -139,6 +141,7 @@ class Source(abc.ABC):
     folds: tuple[tuple[int, ...], ...]
     validation: tuple[int, ...] = ()
     nothing_held_out: bool = False
+    held_back: Mapping[int, int] | None = None
     ids: tuple[str, ...]
     table: ClassTable
     files: tuple[tuple[str, str], ...] | None = None
@@ -153,6 +156,11 @@ class Source(abc.ABC):
         """The instances of the image number `index`, numbered from 1 in any order, or None if
         unknown; 0 and 255 are no instances."""
         return None
+
+    def photographs(self) -> Sequence[str]:
+        """What tells each image from those of other splits, too: its name, or its file where splits
+        have names of their own."""
+        return self.ids
 
     def __len__(self) -> int:
         return len(self.ids)

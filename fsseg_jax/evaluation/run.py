@@ -37,8 +37,10 @@ SAME = (
     *("platform", "devices", "distributed", "compilation_cache", "rematerialise", "seed", "init"),
     *("data.root", "data.pipeline", "data.device", "data.augment", "data.train", "train."),
     *("eval.batch_size", "eval.together", "eval.cache", "eval.buckets", "eval.gallery"),
-    "eval.threshold",
+    *("eval.threshold", "predict."),
 )
+# Fields of a model that protocols leave out; of a trained one, only its own options may change.
+MODEL = ("method", "backbone", "init", "seed", "model.")
 
 logger = logging.getLogger(__name__)
 
@@ -100,19 +102,22 @@ def evaluate(
     return results
 
 
-def setting_folder(base: ConfigDict, config: ConfigDict, protocol_hash: str) -> str:
+def setting_folder(
+    base: ConfigDict, config: ConfigDict, protocol_hash: str, trained: bool = True
+) -> str:
     """The folder, below that of all evaluations of a run, for one with `config`: itself ("") for
-    the settings `base` of the run, and one of its own for any others."""
+    the settings `base` of the run, and one of its own for any others. `trained`: whether the model
+    was, and does not depend on its initial weights."""
+    same = SAME if trained else tuple(name for name in SAME if name not in MODEL)
     changed = {
         name: new
         for name, (_, new) in differences(base, config).items()
-        if not name.startswith(SAME)
+        if not name.startswith(same)
     }
     if not changed:
         return ""
     parts = [f"{config.ways}way-{config.shots}shot-fold{config.data.fold}", protocol_hash]
-    # Protocols leave the model's own options out.
-    if model := {name: x for name, x in changed.items() if name.startswith("model.")}:
+    if model := {name: x for name, x in changed.items() if name.startswith(MODEL)}:
         parts.append(checksum_of(model)[:8])
     return "-".join(parts)
 
@@ -146,11 +151,17 @@ def _choose_thresholds(
     model (""), and of each of its ablations by name. Empty if `eval.threshold` is.
 
     Raises:
-        UserError: the model was trained on the images, or no image shows such classes.
+        UserError: the model was trained on the images, they are those of the test, or no image
+            shows such classes.
     """
     which = config.eval.threshold
     if not which:
         return {}
+    if which == "base" and source.nothing_held_out:
+        raise UserError(
+            "data.folds = 0 holds out no classes: eval.threshold = base would be chosen on the "
+            "tested images: choose eval.threshold = ''."
+        )
     if which == "base" and loaded.config and test_split(config.data).startswith("train"):
         raise UserError(
             f"data.split = {test_split(config.data)}: eval.threshold = base would be chosen on "

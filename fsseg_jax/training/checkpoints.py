@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from fsseg_jax import extensions
 from fsseg_jax.checksums import checksum_of, checksums, not_finite, verify
 from fsseg_jax.config import differences, from_saved
-from fsseg_jax.data import class_ids
+from fsseg_jax.data import class_ids, test_split
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import put, replicated
 from fsseg_jax.errors import UserError
@@ -242,20 +242,21 @@ class Checkpoints:
 
         It only warns if the data sets differ: the same name may mean different things in them.
         """
-        if source.nothing_held_out:  # the test is on other images
-            return
         saved, info = self.describe(which)
+        held_back = source.nothing_held_out and saved.data.folds == 0
+        if held_back and test_split(config.data) != (saved.data.train_split or "train"):
+            return  # the test is on other images
         names = source.class_names
         tested = [names[c] for c in class_ids(source, config.data.fold, "novel")]
         seen = sorted({*tested} & {*info.get("trained_on", ())})
         if not seen:
             return
-        sentence = (
-            f"{self.folder.parent} was trained on {', '.join(seen)}, which fold "
-            f"{config.data.fold} of {source.name} tests"
-        )
+        fold = "" if source.nothing_held_out else f"fold {config.data.fold} of "
+        where = f"{fold}{source.name}"
+        sentence = f"{self.folder.parent} was trained on {', '.join(seen)}, which {where} tests"
         if saved.data.name == config.data.name:
-            raise UserError(f"{sentence}: choose another data.fold or --workdir.")
+            other = "data.split" if held_back else "data.folds" if not fold else "data.fold"
+            raise UserError(f"{sentence}: choose another {other} or --workdir.")
         logger.warning("%s: it has seen these classes.", sentence)
 
     def check_data(self, config: ConfigDict) -> None:

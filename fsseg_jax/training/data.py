@@ -32,7 +32,7 @@ def open_data(config: ConfigDict) -> Data:
         UserError: the data are broken, or selection would score images that training sees.
     """
     source, test = open_source(config.data, "train"), open_source(config.data, "test")
-    shared = set(source.ids) & set(test.ids)
+    shared = set(source.photographs()) & set(test.photographs())
     named = {name: config.data[name] for name in ("split", "train_split") if config.data[name]}
     if shared and "base" in config.train.select_on and named:
         words = " and ".join(f"data.{name} = {split}" for name, split in named.items())
@@ -55,7 +55,10 @@ def open_data(config: ConfigDict) -> Data:
             *(config.ways, config.data.fold, len(novel)),
         )
     # The pipeline checks this too, but arrays of an episode's size are made before it is opened.
-    check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
+    check_items(
+        *(items, source.class_names, config.ways, config.shots, "data.train_min_pixels"),
+        held_back=source.held_back,
+    )
     base = [source.class_names[c] for c in class_ids(source, config.data.fold, "base")]
     contents = checksum_of({"train": source.contents(), "test": test.contents()})
     return Data(source, test, items, items.epoch(config.data.sampling), base, contents)

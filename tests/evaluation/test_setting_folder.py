@@ -4,14 +4,27 @@ from fsseg_jax.config import default_config, override
 from fsseg_jax.evaluation.run import setting_folder
 
 
-def folder(*fields, protocol="c1ac3204"):
+def folder(*fields, protocol="c1ac3204", trained=True):
     config = default_config("canet")
-    return setting_folder(config, override(config, [f"--config.{x}" for x in fields]), protocol)
+    changed = override(config, [f"--config.{x}" for x in fields])
+    return setting_folder(config, changed, protocol, trained)
 
 
 def test_the_settings_of_the_run_and_other_speeds_have_the_folder_itself():
     assert folder() == ""
     assert folder("eval.batch_size=2", "devices=1", "platform=cpu", "data.root=elsewhere") == ""
+    assert folder("predict.flip=True") == ""
+    assert folder("init=weights.safetensors", "seed=3") == ""  # of which a checkpoint has its own
+
+
+def test_untrained_models_have_folders_of_their_own():
+    names = [
+        folder(field, trained=False)
+        for field in ("init=a", "init=b", "backbone=small", "seed=3", "model.refinements=2")
+    ]
+    assert len({"", *names}) == 6
+    assert all(name.startswith("1way-1shot-fold0-c1ac3204-") for name in names)
+    assert folder("devices=1", trained=False) == ""
 
 
 def test_other_settings_have_folders_of_their_own():

@@ -18,12 +18,14 @@ from training_runs import (
 
 from fsseg_jax import models
 from fsseg_jax import train as program
+from fsseg_jax.data import open_source
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import selection
 from fsseg_jax.evaluation.scorer import Counts
 from fsseg_jax.models import create_model
 from fsseg_jax.models.panet import PANet
+from fsseg_jax.training import data as training_data
 from fsseg_jax.training.checkpoints import BEST, LAST, Checkpoints, load_variables, selected
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 def load(workdir, config, model=None):
     """The variables of a run for a configuration and a model."""
-    source = program.open_source(tiny_config().data, "test")
+    source = open_source(tiny_config().data, "test")
     return load_variables(config, model or create_model(config), workdir, make_mesh(1), source)
 
 
@@ -39,7 +41,7 @@ def load(workdir, config, model=None):
 def scores(monkeypatch):
     """What selections find, one evaluation after another, by the classes that they score."""
     given = {"base": [10.0, 30.0, 20.0], "novel": [5.0, 2.0, 9.0]}
-    held_out = program.open_source(tiny_config().data, "test").folds[0]
+    held_out = open_source(tiny_config().data, "test").folds[0]
 
     def run_metrics(counts, classes, names):
         which = "novel" if set(classes.ravel().tolist()) <= set(held_out) else "base"
@@ -63,7 +65,7 @@ def test_two_best_checkpoints_are_each_the_best_by_their_own_classes(tmp_path, s
     assert scores == {"base": [], "novel": []}  # none was scored twice
     checkpoints = Checkpoints(tmp_path)
     assert [checkpoints.step(name) for name in (BEST, "best_novel", LAST)] == [4, 6, 6]
-    source = program.open_source(config.data, "test")
+    source = open_source(config.data, "test")
     held_out = {source.class_names[c] for c in source.folds[0]}
     for name, which, best in ((BEST, "base", 30), ("best_novel", "novel", 9)):
         _, info = checkpoints.describe(name)
@@ -254,14 +256,14 @@ def test_what_killed_writers_left_goes_when_training_starts(trained, tmp_path):
 
 
 def test_changed_data_are_an_error_unless_they_are_accepted(trained, tmp_path, monkeypatch, log):
-    workdir, original = shutil.copytree(trained, tmp_path / "run"), program.open_source
+    workdir = shutil.copytree(trained, tmp_path / "run")
 
-    def open_source(data, which):
-        source = original(data, which)
+    def changed(data, which):
+        source = open_source(data, which)
         source.sizes = "other"
         return source
 
-    monkeypatch.setattr(program, "open_source", open_source)
+    monkeypatch.setattr(training_data, "open_source", changed)
     told = message_of(program.train, tiny_config(steps=3), workdir)
     assert "the images or masks have changed since step 2" in told
     assert "--config.train.if_data_changed=continue" in told
@@ -326,7 +328,7 @@ def test_a_damaged_checkpoint_is_told_or_has_lost_nothing(trained, tmp_path, fil
 
 def test_classes_that_a_run_was_trained_on_are_never_tested(trained, monkeypatch, log):
     config = tiny_config(steps=2)
-    source = program.open_source(config.data, "test")
+    source = open_source(config.data, "test")
     load(trained, config)
     # The same fold of the same data, where other classes are held out now.
     monkeypatch.setattr(type(source), "folds", ((1, 2, 7), *source.folds[1:]))

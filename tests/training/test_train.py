@@ -23,6 +23,7 @@ from training_runs import (
 
 from fsseg_jax import train as program
 from fsseg_jax.config import default_config
+from fsseg_jax.data import open_source, training_items
 from fsseg_jax.devices import make_mesh, replicated
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import lock
@@ -110,8 +111,8 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(tmp
     config.train.update(steps=4, eval_every=4, save_every=4)
     train_until(3, config, tmp_path / "stopped")
     assert Checkpoints(tmp_path / "stopped").step(LAST) == 3
-    source = program.open_source(config.data, "train")
-    items = len(program.training_items(config.data, source).image)
+    source = open_source(config.data, "train")
+    items = len(training_items(config.data, source).image)
     states = []
     for name in ("stopped", "whole"):
         assert program.train(config, tmp_path / name)
@@ -201,8 +202,8 @@ def beginning(config, model, in_loop=None):
     """The dispatch of a run, its pipeline and the state before the first step."""
     mesh = make_mesh(config.devices)
     assert mesh.size == config.devices
-    source = program.open_source(config.data, "train")
-    items = program.training_items(config.data, source)
+    source = open_source(config.data, "train")
+    items = training_items(config.data, source)
     pipeline = program.training_pipeline(config, source, items, mesh)
     step = make_step(model, make_optimizer(config.train), seed=0, items=100, batch_size=8)
     state = jax.device_put(initial_state(model, config, "", 100), replicated(mesh))

@@ -1,5 +1,6 @@
 """A folder of one's own images: class folders with masks, LabelMe files, or a COCO file."""
 
+import collections
 import logging
 import os
 import pathlib
@@ -128,6 +129,7 @@ class Folder(Source):
     def _hold_back(self, test: bool) -> None:
         """Keeps the images that are held back for tests, or the others."""
         back = self.table.held_back(self.ids)
+        self.held_back = collections.Counter(self.table.take(back).class_id.tolist())
         self._rows = back if test else np.setdiff1d(self._rows, back)
         self.table = self.table.take(self._rows)
         self.ids = tuple(self.ids[row] for row in self._rows.tolist())
@@ -137,6 +139,10 @@ class Folder(Source):
     def annotations(self) -> tuple[pathlib.Path, ...]:
         """The file with the annotation of each image."""
         return tuple(self._annotated[row][1].file for row in self._rows)
+
+    def photographs(self) -> tuple[str, ...]:
+        """The files of the images."""
+        return tuple(str(self._annotated[row][0]) for row in self._rows)
 
     def read(self, index: int) -> LabelledImage:
         """Reads the image number `index`; raises UserError, naming the file, if it is broken."""
