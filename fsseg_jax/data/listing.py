@@ -1,5 +1,7 @@
 """Lists the files of data sets: what folders hold, and the names that files give."""
 
+import collections
+import os
 import pathlib
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -37,6 +39,22 @@ def list_folder(folder: pathlib.Path) -> Listing:
         kind = found.files if path.is_file() else found.folders if path.is_dir() else found.broken
         kind.append(path)
     return found
+
+
+def list_below(folder: pathlib.Path) -> Listing:
+    """The files of a folder and of all below, whatever links lead to; without folders."""
+    files, folders, broken = list_folder(folder)
+    seen, queue = {os.path.realpath(folder)}, collections.deque(folders)
+    while queue:
+        below = queue.popleft()
+        if os.path.realpath(below) in seen:  # a link in a circle
+            broken.append(below)
+            continue
+        seen.add(os.path.realpath(below))
+        inside = list_folder(below)
+        files, broken = [*files, *inside.files], [*broken, *inside.broken]
+        queue += inside.folders
+    return Listing(files, [], broken)
 
 
 def left_out(paths: Sequence[object]) -> str:

@@ -4,7 +4,7 @@ import abc
 import collections
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Integer, UInt8
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations
 from fsseg_jax.data.formats.labelme import BACKGROUND, LabelMe
 from fsseg_jax.data.images import HEIC, check_shape, open_picture
+from fsseg_jax.data.listing import list_below
 from fsseg_jax.data.masks import label_image, read_mask, scribble
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
@@ -201,31 +202,45 @@ class Listed(Annotation):
         raise NotImplementedError
 
 
-def find_image(file: pathlib.Path, name: str) -> pathlib.Path:
-    """The image that an annotation file lists, which is beside it, in `images`, or anywhere below
+def check_ids(images: Iterable[pathlib.Path]) -> None:
+    """Raises UserError if two images differ only by their suffixes."""
+    seen: dict[pathlib.Path, pathlib.Path] = {}
+    for image in images:
+        other = seen.setdefault(image.with_suffix(""), image)
+        if other is not image:
+            raise UserError(f"{other} and {image.name} would have one name: rename one.")
+
+
+def find_images(file: pathlib.Path, names: Iterable[str]) -> list[pathlib.Path]:
+    """The images that an annotation file lists, which are beside it, in `images`, or anywhere below
     its folder or the one above if no other there has the name.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: of one there is none, or there are several.
     """
     above = file.parent.parent if file.parent.name == "annotations" else file.parent
-    for folder in (file.parent, file.parent / "images", above, above / "images"):
-        if (folder / name).is_file():
-            return folder / name
-    wanted = pathlib.PurePosixPath(name).parts
-    found = [path for path in _by_name(above)[wanted[-1]] if path.parts[-len(wanted) :] == wanted]
-    if len(found) != 1:
-        many = f", and {found[0]} and {found[1]} have the name: remove one" if found else ""
-        raise UserError(
-            f"{file} lists the image {name}{many or ': put it beside the file or into images'}."
-        )
-    return found[0]
+    near = (file.parent, file.parent / "images", above, above / "images")
+    by_name: dict[str, list[pathlib.Path]] = {}  # which takes long, and is not often needed
+    images = []
+    for name in names:
+        found = [folder / name for folder in near if (folder / name).is_file()][:1]
+        if not found:
+            by_name = by_name or _by_name(above)
+            wanted = pathlib.PurePosixPath(name).parts
+            same = by_name.get(wanted[-1], [])
+            found = [path for path in same if path.parts[-len(wanted) :] == wanted]
+        if len(found) != 1:
+            many = f", and {found[0]} and {found[1]} have the name: remove one" if found else ""
+            raise UserError(
+                f"{file} lists the image {name}{many or ': put it beside the file or into images'}."
+            )
+        images += found
+    return images
 
 
-@functools.lru_cache(maxsize=8)
-def _by_name(folder: pathlib.Path) -> Mapping[str, list[pathlib.Path]]:
+def _by_name(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     found = collections.defaultdict(list)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(list_below(folder).files):
         if path.suffix.lower() in SUFFIXES:
             found[path.name].append(path)
-    return found
+    return dict(found)

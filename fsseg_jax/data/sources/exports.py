@@ -6,13 +6,20 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fsseg_jax.data.formats import yolo
 from fsseg_jax.data.formats.cvat import is_cvat, read_cvat
 from fsseg_jax.data.formats.labelme import LabelMe
 from fsseg_jax.data.images import image_size
-from fsseg_jax.data.listing import check_name, is_part, left_out, list_folder, read_lines
+from fsseg_jax.data.listing import (
+    check_name,
+    is_part,
+    left_out,
+    list_below,
+    list_folder,
+    read_lines,
+)
 from fsseg_jax.data.sources.annotated import (
     SUFFIXES,
     Annotation,
@@ -21,10 +28,13 @@ from fsseg_jax.data.sources.annotated import (
     Mask,
     Naming,
     Numbered,
-    find_image,
+    check_ids,
+    find_images,
 )
 from fsseg_jax.errors import UserError
 
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"valid": "val", "validation": "val"} | {name: name for name in SPLITS}
 VOC_LABELS = ("SegmentationClassAug", "SegmentationClass")
 VOC_LISTS = "ImageSets/Segmentation"
 NAMES = ("class_names.txt", "labels.txt", "classes.txt", "obj.names")  # of classes, one a line
@@ -40,13 +50,14 @@ def log_once(message: str) -> None:
 
 def splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """The splits of a layout that has them elsewhere than in folders of `root`: YOLO's
-    `images/train`, or VOC's lists."""
+    `images/train`, or VOC's lists. Those of which none is for training or tests are none."""
+    found = {}
     if (root / "labels").is_dir() and (root / "images").is_dir():
         inside = list_folder(root / "images").folders
-        return {x.name: x for x in inside if (root / "labels" / x.name).is_dir()}
-    if _is_voc(root) and (root / VOC_LISTS).is_dir():
-        return {x.stem: x for x in list_folder(root / VOC_LISTS).files if x.suffix == ".txt"}
-    return {}
+        found = {x.name: x for x in inside if (root / "labels" / x.name).is_dir()}
+    elif _is_voc(root) and (root / VOC_LISTS).is_dir():
+        found = {x.stem: x for x in list_folder(root / VOC_LISTS).files if x.suffix == ".txt"}
+    return found if found.keys() & SPLIT_NAMES.keys() else {}
 
 
 def find(place: pathlib.Path, root: pathlib.Path) -> Contents | None:
@@ -85,12 +96,13 @@ def _cvat(file: pathlib.Path) -> Contents:
     skipped = [f"{kind} in {image.name}" for image in listed for kind in image.skipped]
     if skipped:
         log_once(f"{file}: {left_out(skipped)}: only polygons, boxes, ellipses and masks are read.")
+    shown = [image for image in listed if image.drawing.shapes]
     pairs: list[tuple[pathlib.Path, Annotation]] = [
-        (find_image(file, image.name), Drawn(file, lambda drawing: drawing, image.drawing))
-        for image in listed
-        if image.drawing.shapes
+        (path, Drawn(file, lambda drawing: drawing, image.drawing))
+        for path, image in zip(find_images(file, [x.name for x in shown]), shown, strict=True)
     ]
-    return Contents(file.parent, _annotated(file.parent, pairs, len(listed) - len(pairs)))
+    without = [image.name for image in listed if not image.drawing.shapes]
+    return Contents(file.parent, _annotated(file.parent, pairs, without))
 
 
 def _yolo(place: pathlib.Path, images: pathlib.Path, root: pathlib.Path) -> Contents:
@@ -104,7 +116,7 @@ def _yolo(place: pathlib.Path, images: pathlib.Path, root: pathlib.Path) -> Cont
         text = labels / image.relative_to(images).with_suffix(".txt")
         return Drawn(text, read, text, image) if text.is_file() else None
 
-    return _from_folder(place, images, annotation, naming=names)
+    return _from_folder(place, images, labels, annotation, naming=names)
 
 
 def _yolo_names(places: Iterable[pathlib.Path]) -> dict[int, str]:
@@ -121,17 +133,19 @@ def _masks(
     place: pathlib.Path, images: pathlib.Path, masks: pathlib.Path, root: pathlib.Path
 ) -> Contents:
     name = os.path.basename(os.path.abspath(root))
-    by_stem = {}
-    for file in sorted(masks.rglob("*")):
+    by_stem: dict[pathlib.Path, pathlib.Path] = {}
+    for file in sorted(list_below(masks).files):
         if file.suffix.lower() in SUFFIXES:
             own = file.relative_to(masks).with_suffix("")
-            by_stem.setdefault(own.with_name(own.name.removesuffix("_mask")), file)
+            other = by_stem.setdefault(own.with_name(own.name.removesuffix("_mask")), file)
+            if other is not file:
+                raise UserError(f"{other} and {file.name} are of one image: keep one of them.")
 
     def annotation(image: pathlib.Path) -> Annotation | None:
         file = by_stem.get(image.relative_to(images).with_suffix(""))
         return file and Mask(file, name)
 
-    return _from_folder(place, images, annotation)
+    return _from_folder(place, images, masks, annotation)
 
 
 def _is_voc(root: pathlib.Path) -> bool:
@@ -142,18 +156,26 @@ def _voc(root: pathlib.Path, listed: pathlib.Path | None = None) -> Contents:
     """The images of a list, or all that have a label."""
     labels = next(root / x for x in VOC_LABELS if (root / x).is_dir())
     naming = _voc_naming(root)
-    wanted = None
-    if listed is not None:
-        wanted = {name for line in read_lines(listed) for name in line.split()[:1]}
-        for name in wanted:
-            check_name(name, f"{listed}: the name of an image")
+    wanted = _names_in(listed) if listed else None
 
     def annotation(image: pathlib.Path) -> Annotation | None:
         own = image.relative_to(root / "JPEGImages").with_suffix("")
         file = labels / own.with_suffix(".png")
         return Numbered(file, naming) if file.is_file() else None
 
-    return _from_folder(listed or root, root / "JPEGImages", annotation, wanted, naming)
+    place = listed or root
+    return _from_folder(place, root / "JPEGImages", labels, annotation, naming, wanted)
+
+
+def _names_in(listed: pathlib.Path) -> set[str]:
+    """Those of the images in a list of VOC's; CVAT puts names with spaces into quotes."""
+    names = set()
+    for line in read_lines(listed):
+        quoted = len(line) > 1 and line[0] == line[-1] == '"'
+        name = line[1:-1].replace('\\"', '"') if quoted else line
+        check_name(name, f"{listed}: the name of an image")
+        names.add(name)
+    return names
 
 
 def _voc_naming(root: pathlib.Path) -> Naming:
@@ -176,33 +198,47 @@ def _voc_naming(root: pathlib.Path) -> Naming:
 def _from_folder(
     place: pathlib.Path,
     images: pathlib.Path,
+    labels: pathlib.Path,
     annotation: Callable[[pathlib.Path], Annotation | None],
-    wanted: set[str] | None = None,
     naming: object = None,
+    wanted: set[str] | None = None,
 ) -> Contents:
-    """The annotated images in a folder and below, and of these only the `wanted` ones."""
-    pairs, without = [], 0
-    for image in sorted(images.rglob("*")):
-        own = image.relative_to(images)
-        if image.suffix.lower() not in SUFFIXES or not all(map(is_part, own.parts)):
-            continue
-        if wanted is not None and own.with_suffix("").as_posix() not in wanted:
-            continue
-        if any(part.startswith(".") for part in own.parts):
-            continue
-        found = annotation(image)
-        if found is None:
-            without += 1
-        else:
-            pairs.append((image, found))
+    """The annotated images in a folder and below, and of these only the `wanted` ones; `labels` is
+    the folder of the annotations."""
+    pairs, without, others = [], [], []
+    listing = list_below(images)
+    for file in sorted(listing.files):
+        own = file.relative_to(images)
+        if file.suffix.lower() not in SUFFIXES or not all(map(is_part, own.parts)):
+            others.append(file)
+        elif wanted is None or own.with_suffix("").as_posix() in wanted:
+            found = annotation(file)
+            pairs += [(file, found)] if found else []
+            without += [] if found else [file]
+    if wanted is None:
+        used = {found.file for _, found in pairs}
+        inside = list_below(labels)
+        others += [x for x in sorted(inside.files) if x not in used and x.name not in NAMES]
+        others += [*listing.broken, *inside.broken]
+        if others:
+            log_once(f"{place}: {left_out(others)}: only images and their annotations are read.")
+    else:
+        there = (*(image for image, _ in pairs), *without)
+        absent = wanted - {x.relative_to(images).with_suffix("").as_posix() for x in there}
+        if absent:
+            log_once(f"{place}: {left_out(sorted(absent))}: {images} has no such images.")
     return Contents(images, _annotated(place, pairs, without), naming=naming)
 
 
 def _annotated(
-    place: pathlib.Path, pairs: list[tuple[pathlib.Path, Annotation]], without: int
+    place: pathlib.Path, pairs: list[tuple[pathlib.Path, Annotation]], without: Sequence[object]
 ) -> list[tuple[pathlib.Path, Annotation]]:
     if not pairs:
         raise UserError(f"{place} holds no annotated images: export it with its annotations.")
+    check_ids(image for image, _ in pairs)
     if without:
-        log_once(f"{place}: {without} images without an annotation are skipped.")
+        log_once(
+            f"{place}: {len(without)} images without an annotation are skipped, beginning with "
+            f"{without[0]}."
+        )
     return pairs

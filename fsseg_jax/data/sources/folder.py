@@ -63,8 +63,8 @@ class Folder(Source):
     is no class.
 
     Args:
-        split: a folder of `root`, if that has splits; empty for `train`. None if `root` has no
-            splits, whatever the names of its folders.
+        split: a folder of `root`, if that has splits; empty for `train`. None for supports: the
+            training split of an export that has splits, otherwise all, whatever folders are called.
         folds: number of folds; each holds out one of as many groups of consecutive classes, as
             equal as possible. 1 holds out all classes, for tests only. 0 holds out none; then,
             without splits, "val" and "test" have `ClassTable.held_back` of the images, and "train"

@@ -1,16 +1,14 @@
 """How folders of annotated images are laid out: class folders, masks beside images, COCO files."""
 
-import collections
 import contextlib
 import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterable
 
 from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
 from fsseg_jax.data.formats.labelme import read_labelme
-from fsseg_jax.data.listing import Listing, left_out, list_folder
+from fsseg_jax.data.listing import Listing, left_out, list_below, list_folder
 from fsseg_jax.data.masks import is_cut_out
 from fsseg_jax.data.sources import exports
 from fsseg_jax.data.sources.annotated import (
@@ -21,20 +19,17 @@ from fsseg_jax.data.sources.annotated import (
     Listed,
     Mask,
     Scribble,
-    find_image,
+    check_ids,
+    find_images,
 )
+from fsseg_jax.data.sources.exports import SPLIT_NAMES, SPLITS
 from fsseg_jax.errors import UserError
 
-SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"valid": "val", "validation": "val"} | {name: name for name in SPLITS}
 SCRIBBLE = "_scribble"  # what the name of a picture of scribbles ends with
 
 Pairs = list[tuple[pathlib.Path, pathlib.Path]]  # images with their annotations, sorted by image
 
 logger = logging.getLogger(__name__)
-
-
-_log_once = exports.log_once
 
 
 def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pathlib.Path]:
@@ -52,9 +47,10 @@ def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pa
     if split is None:
         train = folders.get("train")
         exported = train and (train.parent != root or _is_export(train))
-        if train is None or not exported or exports.is_laid_out(root):
+        whole = exports.is_laid_out(root) and not exports.splits(root)
+        if train is None or not exported or whole:
             return {"train": root}
-        _log_once(f"{root} has splits: the supports are those of {train}.")
+        exports.log_once(f"{root} has splits: the supports are those of {train}.")
         return {"train": train}
     split = SPLIT_NAMES.get(split or "train", split)
     if not folders.keys() & set(SPLITS):
@@ -64,7 +60,7 @@ def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pa
                 "data.split and data.train_split empty."
             )
         if folds:
-            _log_once(
+            exports.log_once(
                 f"{root} has no folders train, val and test: every split has all its images, "
                 "and training, selection and test differ by their classes alone."
             )
@@ -113,7 +109,7 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
     beside, others = _beside(listing)
     class_folders = {}
     for below in listing.folders:
-        class_folders[below], unknown = _beside(_whole(below))
+        class_folders[below], unknown = _beside(list_below(below))
         others += unknown
     stems = {image.stem for image in beside}
     below = (list_folder(x).files for x in listing.folders if x.name == "annotations")
@@ -141,7 +137,9 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
         listed = {image for image, _ in pairs}
         found = [image for images in (beside, *class_folders.values()) for image in images]
         if others := [image for image in found if image not in listed]:
-            _log_once(f"{folder}: {left_out(others)}: {coco_files[0].name} does not list them.")
+            exports.log_once(
+                f"{folder}: {left_out(others)}: {coco_files[0].name} does not list them."
+            )
         return pairs, coco
 
     pairs = []
@@ -156,7 +154,7 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
             pairs.append((image, _only(image, found)))
     if pairs and len(pairs) < len(beside):
         skipped = sorted(beside.keys() - {image for image, _ in pairs})
-        _log_once(
+        exports.log_once(
             f"{folder}: {len(skipped)} images without an annotation are skipped, beginning with "
             f"{skipped[0]}."
         )
@@ -174,7 +172,7 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
             "files, or a COCO file."
         )
     if others:
-        _log_once(
+        exports.log_once(
             f"{folder}: {left_out(others)}: only images ({', '.join(SUFFIXES)}) and their "
             "annotations are read, there and in class folders."
         )
@@ -209,11 +207,9 @@ def _only(image: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
 def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
     """The images of a COCO file, in its order, and the file."""
     coco = CocoAnnotations(file)
-    pairs = []
-    for name in coco.file_names:
-        pairs.append((find_image(file, name), file))
-    _check_ids(image for image, _ in pairs)
-    return pairs, coco
+    images = find_images(file, coco.file_names)
+    check_ids(images)
+    return [(image, file) for image in images], coco
 
 
 def _class_of(image: pathlib.Path, root: pathlib.Path) -> str:
@@ -249,35 +245,10 @@ def _beside(
     for file in listing.files:
         if file.suffix.lower() == ".json":
             annotations.setdefault(file.with_suffix(""), []).append(file)
-    _check_ids(images)
+    check_ids(images)
     beside = {image: annotations.get(image.with_suffix(""), []) for image in images}
     known = {*images, *(file for files in beside.values() for file in files)}
     return beside, [file for file in (*listing.files, *listing.broken) if file not in known]
-
-
-def _whole(folder: pathlib.Path) -> Listing:
-    """All in a folder and below, so that a class may have folders of its own."""
-    files, folders, broken = list_folder(folder)
-    seen, queue = {os.path.realpath(folder)}, collections.deque(folders)
-    while queue:
-        below = queue.popleft()
-        if os.path.realpath(below) in seen:  # a link in a circle
-            broken.append(below)
-            continue
-        seen.add(os.path.realpath(below))
-        inside = list_folder(below)
-        files, broken = [*files, *inside.files], [*broken, *inside.broken]
-        queue += inside.folders
-    return Listing(files, [], broken)
-
-
-def _check_ids(images: Iterable[pathlib.Path]) -> None:
-    """Raises UserError if two images differ only by their suffixes."""
-    seen: dict[pathlib.Path, pathlib.Path] = {}
-    for image in images:
-        other = seen.setdefault(image.with_suffix(""), image)
-        if other is not image:
-            raise UserError(f"{other} and {image.name} would have one name: rename one.")
 
 
 def _is_mask(path: pathlib.Path) -> bool:

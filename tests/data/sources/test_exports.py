@@ -17,7 +17,6 @@ from hypothesis import given
 from PIL import Image
 
 from fsseg_jax.data.sources import exports
-from fsseg_jax.data.sources.annotated import _by_name
 from fsseg_jax.data.sources.folder import Folder
 from fsseg_jax.prediction.support_folder import read_supports
 
@@ -27,9 +26,8 @@ INSIDE[3:10, 2:12] = True  # what SQUARE covers
 
 
 @pytest.fixture(autouse=True)
-def nothing_known():
+def nothing_logged():
     exports.log_once.cache_clear()
-    _by_name.cache_clear()
 
 
 def cvat(*shapes, name="1.jpg", size=SIZE):
@@ -144,7 +142,7 @@ def test_splits_of_exports_are_splits(tmp_path):
             assert len(source) == 1
             assert source.classes == ("cup" if root == "b" else "mug",)
             np.testing.assert_array_equal(source.read(0).label, INSIDE)
-        assert len(read_supports(tmp_path / root).images) == 1 + (root == "d")
+        assert len(read_supports(tmp_path / root).images) == 1
 
 
 def write_in_colour(root, *colours):
@@ -230,6 +228,58 @@ def test_images_without_labels_are_skipped_and_told(tmp_path, log):
     write_image(tmp_path / "images" / "2.jpg")
     assert Folder(tmp_path, "", 1).ids == ("1",)
     assert any("1 images without an annotation are skipped" in x for x in log.messages)
+
+
+def test_lists_name_images_by_whole_lines_and_those_absent_are_told(tmp_path, log):
+    write_voc(tmp_path, splits=True)
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (tmp_path / folder / f"1.{suffix}").rename(tmp_path / folder / f"my mug.{suffix}")
+    list_file = tmp_path / "ImageSets" / "Segmentation" / "train.txt"
+    for text in ("my mug\n", '"my mug"\nabsent one\n'):
+        list_file.write_text(text)
+        assert Folder(tmp_path, "train", 1).ids == ("my mug",)
+        assert read_supports(tmp_path).files == {tmp_path / "SegmentationClass" / "my mug.png"}
+    assert any("1 left out, beginning with absent one" in message for message in log.messages)
+
+
+def test_what_is_of_one_name_is_refused(tmp_path):
+    write_yolo(tmp_path / "a", polygon_line(1))
+    write_image(tmp_path / "a" / "images" / "1.png")
+    assert "1.png would have one name" in message_of(Folder, tmp_path / "a", "", 1)
+    write_pairs(tmp_path / "b")
+    write_mask(tmp_path / "b" / "masks" / "deep" / "1.png")
+    assert "1_mask.png are of one image" in message_of(Folder, tmp_path / "b", "", 1)
+
+
+def test_links_are_followed_and_what_is_left_out_is_told(tmp_path, log):
+    root = tmp_path / "mug"
+    write_pairs(root)
+    for folder in ("images", "masks"):
+        (root / folder / "deep").rename(tmp_path / folder)
+        (root / folder / "deep").symlink_to(tmp_path / folder)
+    (root / "images" / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    write_mask(root / "masks" / "broken.png")
+    (root / "images" / "notes.txt").write_text("a note")
+    assert Folder(root, "", 1).ids == ("deep/1",)
+    left_out = {root / "images" / "notes.txt", root / "masks" / "broken.png"}
+    assert any(
+        "3 left out, beginning with" in message and any(str(x) in message for x in left_out)
+        for message in log.messages
+    )
+
+
+def test_folders_below_images_are_no_splits_unless_one_is_for_training_or_tests(tmp_path):
+    write_yolo(tmp_path, polygon_line(1), "train/images/x", "train/labels/x")
+    assert Folder(tmp_path, "train", 1).ids == ("x/1",)
+    assert len(read_supports(tmp_path).images) == 1
+
+
+def test_images_that_come_later_are_found(tmp_path):
+    (tmp_path / "annotations.xml").write_text(cvat(SHAPES["box"]))
+    write_image(tmp_path / "photographs" / "2.jpg")
+    assert "lists the image 1.jpg: put it" in message_of(Folder, tmp_path, "", 1)
+    write_image(tmp_path / "photographs" / "1.jpg")
+    assert Folder(tmp_path, "", 1).ids == ("photographs/1",)
 
 
 def test_scribbles_are_supports_and_no_training_images(tmp_path):
