@@ -4,10 +4,12 @@ The values of a mask are numbers: 0 is the background, 1, 2 ... are classes or o
 marked, and 255 is ignored. `numbers` reads them from any picture:
 
 - Of a cut-out, which is transparent in part, what is rather opaque is 1, whatever its colours.
-- Indices of a palette are numbers. Index 0 must be black, and no other.
-- Grey values are numbers, too; but where 0 and 255 are all values, 255 is 1. If they are shades
-  instead of numbers, because the format is lossy (such as JPEG) or most is white, and what is
-  neither black nor white lies between the two (soft edges), all from half of white on is 1.
+- Indices of a palette are numbers. Index 0 must be black, and no other. Where there are several
+  others, index 0 may be transparent.
+- Grey values are numbers, too; but where 0 and 255 are all values, 255 is 1 (in pictures, 254 too).
+  If they are shades instead of numbers, because the format is lossy (such as JPEG) or most is
+  white, and what is neither black nor white lies between the two (soft edges), all from half of
+  white on is 1.
 - In colour, all that is not black is 1; in lossy formats, and of more than 32 shades, all from half
   of the largest value on.
 """
@@ -71,7 +73,7 @@ def numbers(mask: Any, name: str) -> Integer[np.ndarray, "height width"]:
         if mask.ndim == 3 and mask.shape[-1] in (3, 4) and mask.dtype == np.uint8 and mask.size:
             mask = Image.fromarray(mask)
         else:
-            return _grey(_checked(mask, name), lossy=False)
+            return _grey(_checked(mask, name), lossy=False, marks=True)
     lossy = mask.format in LOSSY
     mask = upright(mask)
     if mask.mode == "F":
@@ -79,7 +81,7 @@ def numbers(mask: Any, name: str) -> Integer[np.ndarray, "height width"]:
             f"{name} cannot be read (its values are floating-point numbers): save it with 8 bits."
         )
     cut_out = _opaque(mask)
-    if cut_out is not None:
+    if cut_out is not None and not _is_label(mask, cut_out):
         return cut_out.astype(np.uint8)
     if mask.mode in ("LA", "PA"):
         mask = mask.getchannel(0)
@@ -169,6 +171,17 @@ def _opaque(mask: Image.Image) -> Bool[np.ndarray, "height width"] | None:
     return None if opaque.all() or not opaque.any() else opaque
 
 
+def _is_label(mask: Image.Image, opaque: Bool[np.ndarray, "height width"]) -> bool:
+    """Whether a picture that is transparent in part has numbers all the same: of its palette, black
+    index 0 alone is transparent, and there are several others, but fewer than of a photograph."""
+    if mask.mode != "P":
+        return False
+    indices = np.asarray(mask)
+    coloured = np.asarray(mask.convert("RGB")).any(axis=-1)
+    several = 1 < len(np.setdiff1d(indices, [0])) <= NUMBERS
+    return several and np.array_equal(opaque, indices > 0) and np.array_equal(opaque, coloured)
+
+
 def _indices(mask: Image.Image, name: str) -> UInt8[np.ndarray, "height width"]:
     indices = np.asarray(mask)
     coloured = np.asarray(mask.convert("RGB")).any(axis=-1)
@@ -186,15 +199,15 @@ def _indices(mask: Image.Image, name: str) -> UInt8[np.ndarray, "height width"]:
 
 
 def _grey(
-    values: Shaped[np.ndarray, "height width"], lossy: bool
+    values: Shaped[np.ndarray, "height width"], lossy: bool, marks: bool = False
 ) -> Integer[np.ndarray, "height width"]:
-    """The numbers that grey values mean."""
+    """The numbers that grey values mean. `marks`: whether 254 is not marked even beside 0 alone."""
     if values.dtype == bool:
         return values.astype(np.uint8)
     if lossy:
         return _bright(values).astype(np.uint8)
     white = 2**16 - 1 if values.max(initial=0) == 2**16 - 1 else IGNORE
-    if np.isin(values, [0, white]).all():
+    if any(np.isin(values, [0, x]).all() for x in ((white,) if marks else (white, UNLABELLED))):
         return (values > 0).astype(np.uint8)
     if _is_shaded(values, white):
         return (2 * values.astype(int) >= white).astype(np.uint8)

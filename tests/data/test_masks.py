@@ -42,6 +42,7 @@ def cut_out(alpha):
 KINDS = {  # a picture, the suffix of its file, and whether it is exact
     "0 and 255": (grey(INSIDE * 255), "png", INSIDE),
     "0 and 1": (grey(INSIDE), "png", INSIDE),
+    "0 and 254": (grey(INSIDE * 254), "png", INSIDE),
     "0 and 128": (grey(INSIDE * 128), "png", INSIDE),
     "one bit": (Image.fromarray(INSIDE), "png", INSIDE),
     "16 bits": (Image.fromarray(INSIDE.astype(np.uint16) * 65535), "png", INSIDE),
@@ -112,8 +113,10 @@ def test_a_mask_shows_the_same_wherever_it_is_given(tmp_path, kind):
     Image.fromarray(PHOTO).save(image)
     mask = folder / ("1.png" if suffix == "png" else "1_mask.jpg")
     picture.save(mask, **({"quality": 75} if suffix == "jpg" else {}))
-    # Arrays do not say how they were compressed, which only matters where nothing is white.
-    entries = [x for x in ENTRIES if kind != "JPEG of 128" or x is not through_array]
+    # Arrays do not say how they were compressed, which only matters where nothing is white, and
+    # 254 is what they do not mark.
+    as_arrays = kind not in ("JPEG of 128", "0 and 254")
+    entries = [x for x in ENTRIES if as_arrays or x is not through_array]
     results = {entry.__name__: entry(image, mask, tmp_path) for entry in entries}
     if suffix == "png":
         results["truth"] = through_truth(image, mask, tmp_path)
@@ -172,6 +175,20 @@ def test_what_touches_no_white_is_no_shade_of_it():
     indices = palette(np.pad(inside, 3))  # of a palette, numbers are no shades
     np.testing.assert_array_equal(numbers(indices, ""), np.pad(inside, 3))
     assert numbers(grey(np.pad(inside, 3)), "").max() == 1
+
+
+def test_black_index_0_of_a_label_may_be_transparent(tmp_path):
+    label = np.where(COLUMN > 40, 2, INSIDE).astype(np.uint8)
+    palette(label).save(tmp_path / "1.png", transparency=0)
+    for mask in (tmp_path / "1.png", label):
+        (support,), shown = read_supports(PHOTO, mask, None)
+        assert shown == (1, 2)
+        np.testing.assert_array_equal(support.label, label)
+    palette(INSIDE * 2).save(tmp_path / "2.png", transparency=0)  # one class either way
+    np.testing.assert_array_equal(read_mask(tmp_path / "2.png"), INSIDE)
+    photograph = grey(np.where(INSIDE, PHOTO[..., 0] | 1, 0)).convert("P")
+    photograph.save(tmp_path / "3.png", transparency=0)
+    np.testing.assert_array_equal(through_fit(PHOTO, tmp_path / "3.png", tmp_path), INSIDE)
 
 
 def test_many_shades_without_white_are_told():

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from jaxtyping import Bool
 
 from fsseg_jax.data.formats.labelme import LabelMe, Shape, check_drawable, check_near
 from fsseg_jax.data.images import MOST_PIXELS
@@ -100,6 +99,11 @@ def _image(image: ElementTree.Element, name: str, where: str) -> Annotated:
                 f"{where}, shape {number}, is no {element.tag} ({error}): draw it again."
             ) from None
         check_near(shape.points, f"{where}, shape {number}")
+        inside = (shape.points >= 0).all() and (shape.points < size[::-1]).all()
+        if shape.kind == "mask" and not inside:
+            raise UserError(
+                f"{where}, shape {number}, is a mask outside of its image: draw it again."
+            )
         shapes.append(shape)
     drawing = LabelMe(size, tuple(shapes))
     check_drawable(drawing, where)
@@ -152,16 +156,10 @@ def _mask(element: ElementTree.Element, label: str) -> Shape:
         raise ValueError(f"its box is {width} x {height} pixels")
     if min(runs) < 0 or sum(runs) > width * height:
         raise ValueError(f"its run lengths do not fill its box of {width} x {height} pixels")
-    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    inside = np.pad(inside, (0, width * height - len(inside))).reshape(height, width)
-    corners = np.array([[left, top], [left + width - 1, top + height - 1]], float)
-    return Shape(label, "mask", corners, _only(inside))
-
-
-def _only(inside: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    if not inside.any():
+    if not any(runs[1::2]):
         raise ValueError("it covers nothing")
-    return inside
+    corners = np.array([[left, top], [left + width - 1, top + height - 1]], float)
+    return Shape(label, "mask", corners, np.array(runs))
 
 
 _READERS = {"polygon": _polygon, "box": _box, "ellipse": _ellipse, "mask": _mask}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
 from fsseg_jax.data.images import MOST_PIXELS
@@ -34,7 +34,8 @@ class Shape(NamedTuple):
     # x and y in pixels: a polygon's corners, two or more corners of a rectangle, or a circle's
     # centre and any point on it, or the outer pixels of a mask's box.
     points: Float[np.ndarray, "points 2"]
-    mask: Bool[np.ndarray, "height width"] | None = None  # of kind "mask", which others draw
+    # Of kind "mask": lengths of what is not and what is the object in turn, row by row in the box.
+    runs: Int[np.ndarray, " runs"] | None = None
 
 
 class LabelMe(NamedTuple):
@@ -69,8 +70,11 @@ class LabelMe(NamedTuple):
                 for a, b in zip(x, y, strict=True):
                     r = thick / 2
                     drawing.ellipse((a - r, b - r, a + r, b + r), **colours)
-            elif shape.mask is not None:
-                canvas.paste(number, (int(x[0]), int(y[0])), Image.fromarray(shape.mask))
+            elif shape.runs is not None:
+                inside = np.zeros(np.ptp(shape.points, axis=0).astype(int)[::-1] + 1, bool)
+                decoded = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs)
+                inside.flat[: len(decoded)] = decoded
+                canvas.paste(number, (int(x[0]), int(y[0])), Image.fromarray(inside))
             elif shape.kind == "rectangle":
                 drawing.rectangle((min(x), min(y), max(x), max(y)), **colours)
             else:
@@ -166,8 +170,8 @@ def _area(shape: Shape) -> float:
         return 0
     if shape.kind == "circle":
         return math.pi * math.dist(*shape.points) ** 2
-    if shape.mask is not None:
-        return float(shape.mask.sum())
+    if shape.runs is not None:
+        return float(shape.runs[1::2].sum())
     if shape.kind == "rectangle":
         return float(np.prod(np.ptp(shape.points, axis=0)))
     x, y = (shape.points - shape.points[0]).T

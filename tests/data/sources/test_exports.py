@@ -1,5 +1,7 @@
 """Exports of annotation tools are read for supports and training alike."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from helpers import message_of
@@ -16,6 +18,7 @@ from helpers_fuzz import damaged, many, read_all, write
 from hypothesis import given
 from PIL import Image
 
+from fsseg_jax.data.formats.cvat import read_cvat
 from fsseg_jax.data.sources import exports
 from fsseg_jax.data.sources.folder import Folder
 from fsseg_jax.prediction.support_folder import read_supports
@@ -329,6 +332,8 @@ def test_lines_and_points_of_labelme_are_scribbles(tmp_path):
         (cvat(SHAPES["box"].replace('xtl="2"', "")), "shape 0, is no box"),
         (cvat(SHAPES["mask"].replace("60", "-60")), "is no mask"),
         (cvat(SHAPES["mask"].replace('width="10"', 'width="100000000"')), "is no mask"),
+        (cvat(SHAPES["mask"].replace('top="3"', 'top="14"')), "a mask outside of its image"),
+        (cvat(SHAPES["mask"].replace('left="2"', 'left="-1"')), "a mask outside of its image"),
         (cvat(SHAPES["box"].replace("mug", " ")), "has no label"),
         (cvat(SHAPES["box"], name="2.jpg"), "lists the image 2.jpg"),
         (cvat(SHAPES["box"], size=(21, 30)), "30 x 21 pixels, but its image"),
@@ -340,6 +345,23 @@ def test_broken_cvat_files_are_told(tmp_path, content, sentence):
     message = message_of(Folder, tmp_path, "", 1)
     assert message.startswith(str(tmp_path))
     assert sentence in message
+
+
+def test_masks_of_cvat_are_held_as_they_are_written(tmp_path):
+    write_image(tmp_path / "1.jpg", (1, 1))
+    masks = [
+        f'<mask label="mug" rle="{x},70" left="0" top="0" width="4000" height="4000"/>'
+        for x in (0, 9, 5_000_000)
+    ]
+    (tmp_path / "annotations.xml").write_text(cvat(*masks, size=(4000, 4000)))
+    tracemalloc.start()
+    (image,) = read_cvat(tmp_path / "annotations.xml")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    drawn = image.drawing.draw().ravel()
+    assert drawn[5_000_000:5_000_070].tolist() == [3] * 70
+    assert set(drawn[:79]) == {1, 2}
+    assert not drawn[79:5_000_000].any()
 
 
 @pytest.mark.parametrize(
