@@ -4,7 +4,7 @@ The settings of a training are VGG-16's and have not been tried.
 
     python -m fsseg_jax.predict --workdir=panet_dinov2_l --support=support --query=images --out=out
     python -m fsseg_jax.evaluate --config=configs/panet_dinov2_l.py --workdir=runs/panet_dinov2_l \
-        --config.data.root=VOCdevkit/VOC2012
+        --config.data.root=VOCdevkit/VOC2012 --config.model.prototypes=positions
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ The settings of a training are VGG-16's and have not been tried.
 
     python -m fsseg_jax.predict --workdir=panet_dinov3_b --support=support --query=images --out=out
     python -m fsseg_jax.evaluate --config=configs/panet_dinov3_b.py --workdir=runs/panet_dinov3_b \
-        --config.data.root=VOCdevkit/VOC2012
+        --config.data.root=VOCdevkit/VOC2012 --config.model.prototypes=positions
 """
 
 from ml_collections import ConfigDict

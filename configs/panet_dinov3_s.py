@@ -4,7 +4,7 @@ The weights are under the DINOv3 License, which has terms of its own.
 
     python -m fsseg_jax.predict --workdir=panet_dinov3_s --support=support --query=images --out=out
     python -m fsseg_jax.evaluate --config=configs/panet_dinov3_s.py --workdir=runs/panet_dinov3_s \
-        --config.data.root=VOCdevkit/VOC2012
+        --config.data.root=VOCdevkit/VOC2012 --config.model.prototypes=positions
 """
 
 from ml_collections import ConfigDict

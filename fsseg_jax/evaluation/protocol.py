@@ -29,6 +29,7 @@ FITS = {
     "letterbox": "to a square by the longer side, sides multiples of 8, the rest black and ignored",
     "own": "queries at their own size times the scale, supports stretched to a square",
 }
+NOTHING = "nothing is held out"
 BORDERS = {"ignored": "label 255 counts for nothing", "background": "label 255 is background"}
 SAMPLING = {
     "classes": "class uniform, then photograph uniform",
@@ -190,7 +191,7 @@ def _test_settings(config: ConfigDict, source: Source, model: Method) -> dict[st
         "data": f"{source.name}, {source.digest()}",
         "photographs": f"{test_split(config.data)}, {len(source)}",
         "masks": _masks(config),
-        "folds": "nothing is held out"
+        "folds": NOTHING
         if source.nothing_held_out
         else " | ".join(",".join(map(str, fold)) for fold in source.folds),
         "image size": config.image_size,

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy import ndimage
 
 from fsseg_jax.episode import IGNORE, UNLABELLED
+from fsseg_jax.evaluation.protocol import NOTHING
 from fsseg_jax.files import write_text
 from fsseg_jax.models import default_options
 
@@ -105,12 +106,11 @@ def write_report(
         names = {key: names[key] for key in ("mean_iou", "binary_iou")}
     several = len(results["runs"]) > 1  # a single run has no deviation
     spread = {key: f" ± {_number(results[f'{key}_std'])}" if several else "" for key in names}
-    classes_of = "listed classes" if results["fold"] is None else f"fold {results['fold']}"
     page = string.Template(_PAGE).substitute(
         head=HEAD,
         style=STYLE,
         model=_text(f"{results['method']} · {results['backbone']}"),
-        setting=_text(f"{results['ways']}-way {results['shots']}-shot · {classes_of}"),
+        setting=_text(f"{results['ways']}-way {results['shots']}-shot · {classes_of(results)}"),
         scores="".join(
             f"<div><b>{_number(results[key])}</b>{spread[key]}<small>{name}, %</small></div>"
             for key, name in names.items()
@@ -188,6 +188,13 @@ def _beside(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     if not body:
         return ""
     return f"<h2>Under other rules</h2><div class=card><table><tr>{head}</tr>{body}</table></div>"
+
+
+def classes_of(results: Mapping[str, Any]) -> str:
+    """Which classes were tested, in a few words."""
+    if results["protocol"].get("folds") == NOTHING:
+        return NOTHING
+    return "listed classes" if results["fold"] is None else f"fold {results['fold']}"
 
 
 def changed_options(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from fsseg_jax.episode import AnyArray, EpisodeIds
 from fsseg_jax.evaluation.metrics import MEANS, run_metrics
-from fsseg_jax.evaluation.report import changed_options, other_figures
+from fsseg_jax.evaluation.report import changed_options, classes_of, other_figures
 
 
 def summarise(
@@ -48,7 +48,7 @@ def summary(results: dict[str, Any]) -> str:
     changed = "".join(f", {name} {value}" for name, value in changed_options(results).items())
     return (
         f"mean-IoU {score('mean_iou')}, {star}binary-IoU {results['binary_iou']:.1f} "
-        f"({results['method']}{changed}, {results['checkpoint']}; fold {results['fold']}, "
+        f"({results['method']}{changed}, {results['checkpoint']}; {classes_of(results)}, "
         f"{results['ways']}-way {results['shots']}-shot, "
         f"{len(results['runs'])} x {results['episodes']} episodes; "
         f"protocol {results['protocol']['hash']}, episodes {results['episodes_hash']})"

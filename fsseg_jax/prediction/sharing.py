@@ -285,10 +285,11 @@ def _training(config: ConfigDict, trained: bool | None) -> str:
     """Sentences about how a model was trained."""
     if trained is not False:
         data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
-        return (
-            f"It was trained for {config.ways}-way {config.shots}-shot; fold {config.data.fold} of "
-            f"{data} was held out."
-        )
+        own_folds = config.data.name not in ("folder", "tfds")
+        held_out = f"fold {config.data.fold} of {data} was"
+        if not own_folds and config.data.folds == 0:
+            held_out = f"no class of {data} was"
+        return f"It was trained for {config.ways}-way {config.shots}-shot; {held_out} held out."
     weights = "random weights"
     if config.init:
         weights = f"the pretrained weights of {pathlib.PurePath(config.init).name}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsseg_jax.evaluation.report import WAY_COLOURS, Example, overlay, write_report
+from fsseg_jax.evaluation.report import WAY_COLOURS, Example, classes_of, overlay, write_report
 
 HEIGHT, WIDTH = 90, 300
 PER_CLASS = {"cat": 61.24, "dog": None, "<b>&'\"horse": 48.76}
@@ -56,6 +56,13 @@ def figures(mean_iou, mean_iou_star, binary_iou):
     names = ("mean_iou", "mean_iou_star", "binary_iou", "binary_iou_shown", "binary_iou_merged")
     values = (mean_iou, mean_iou_star, binary_iou, binary_iou + 1.1, binary_iou + 3.3)
     return dict(zip(names, values, strict=True))
+
+
+def test_what_was_tested_is_told_where_nothing_is_held_out():
+    assert classes_of(results()) == "fold 3"
+    assert classes_of(results(fold=None)) == "listed classes"
+    told = classes_of(results(fold=0, protocol={"folds": "nothing is held out"}))
+    assert told == "nothing is held out"
 
 
 def results(**changes):

@@ -98,6 +98,15 @@ def test_card_says_what_the_model_is(saved, tmp_path):
     assert 'fsseg_jax.load("hf://me/other")' in card
 
 
+def test_a_card_names_the_fold_that_was_held_out_if_one_was():
+    config = load_config(config_file("panet_vgg16"))
+    assert "fold 0 of voc was held out" in sharing._training(config, True)
+    config.data.folds = 0  # which VOC does not read
+    assert "fold 0 of voc was held out" in sharing._training(config, True)
+    config.data.name = "folder"
+    assert "no class of folder was held out" in sharing._training(config, True)
+
+
 def text(content):
     return lambda path: path.write_text(content)
 
