@@ -41,7 +41,8 @@ def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pa
     Raises:
         UserError: there is no split of this name.
     """
-    places = {folder.name: folder for folder in list_folder(root).folders} | exports.splits(root)
+    below = (x for x in list_folder(root).folders if x.name != "annotations")  # of COCO
+    places = {folder.name: folder for folder in below} | exports.splits(root)
     renamed = {SPLIT_NAMES.get(name, name): name for name in places}
     folders = {name: places[name if name in places else old] for name, old in renamed.items()}
     if split is None:

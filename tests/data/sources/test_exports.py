@@ -277,6 +277,17 @@ def test_folders_below_images_are_no_splits_unless_one_is_for_training_or_tests(
     assert len(read_supports(tmp_path).images) == 1
 
 
+def test_the_annotations_of_coco_are_no_split(tmp_path):
+    for split in ("train", "val"):
+        write_image(tmp_path / split / "1.jpg")
+        write_annotations(tmp_path / "annotations" / f"instances_{split}.json")
+    assert f"{tmp_path / 'train'} holds no annotated" in message_of(Folder, tmp_path, "", 1)
+    for split in ("train", "val"):
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+        file.rename(tmp_path / split / file.name)
+    assert len(Folder(tmp_path, "val", 1)) == 1
+
+
 def test_images_that_come_later_are_found(tmp_path):
     (tmp_path / "annotations.xml").write_text(cvat(SHAPES["box"]))
     write_image(tmp_path / "photographs" / "2.jpg")
