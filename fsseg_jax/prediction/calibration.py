@@ -37,17 +37,27 @@ class LeftOut(NamedTuple):
     logits: Float[np.ndarray, "h w class"]  # of the part of its square that it fills
     # Of that part, at its resolution: class numbers, 255 ignored, 254 unmarked.
     label: UInt8[np.ndarray, "height width"]
+    support: int  # its place among the supports
+    align_corners: bool  # how the model's logits are resized
 
 
 class CrossValidation(NamedTuple):
-    """How well supports are predicted from others, in percent."""
+    """How well supports, or views of them, are predicted, in percent."""
 
-    ious: tuple[float, ...]  # of each support that was left out; the mean over its classes
+    ious: tuple[float, ...]  # the mean over the classes of each support, or of each of its views
+    supports: tuple[int, ...]  # which supports these are, from 0
     mean: float
-    low: float  # ends of the interval that holds the mean in 95 % of cases (Student's t)
-    high: float
+    # Ends of the interval that holds the mean in 95 % of cases (Student's t); None for views of
+    # supports that are predicted from themselves, which tell nothing of other images.
+    low: float | None
+    high: float | None
 
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return (
+                f"mean IoU {self.mean:.1f} of mirror images and crops of the supports, predicted "
+                "from these themselves: other images will reach less"
+            )
         return (
             f"mean IoU {self.mean:.1f} ({self.low:.1f} to {self.high:.1f}) of "
             f"{len(self.ious)} supports, each predicted from the others"
@@ -137,7 +147,7 @@ def threshold_counts(one: LeftOut, number: int) -> Float[np.ndarray, "threshold 
 
     The other classes have their probabilities as they are.
     """
-    logits = resized(one.logits, one.label.shape)
+    logits = resized(one)
     others = np.delete(logits, number, axis=-1).max(axis=-1)
     known = (one.label != IGNORE) & (one.label != UNLABELLED)
     margins, inside = (logits[..., number] - others)[known], one.label[known] == number
@@ -235,7 +245,7 @@ def iou_of(one: LeftOut, calibration: Calibration) -> float:
     """The IoU, in 0..1, of a support's mask: the mean over the classes that it shows."""
     weights = calibration.weights(one.logits)
     with np.errstate(divide="ignore"):
-        mask = (resized(one.logits, one.label.shape) + np.log(weights)).argmax(axis=-1)
+        mask = (resized(one) + np.log(weights)).argmax(axis=-1)
     known = (one.label != IGNORE) & (one.label != UNLABELLED)
     shown = np.setdiff1d(one.label[known], [0])
     both = [((mask == n) & (one.label == n) & known).sum() for n in shown]
@@ -243,11 +253,10 @@ def iou_of(one: LeftOut, calibration: Calibration) -> float:
     return float(np.mean(np.divide(both, either)))
 
 
-def resized(
-    logits: Float[np.ndarray, "h w class"], shape: tuple[int, int]
-) -> Float[np.ndarray, "height width class"]:
-    """Logits at the resolution of a label."""
+def resized(one: LeftOut) -> Float[np.ndarray, "height width class"]:
+    """Logits at the resolution of the label, as the model's are resized."""
     rows, columns = (
-        interpolation_matrix(n, m, False) for n, m in zip(logits.shape, shape, strict=False)
+        interpolation_matrix(n, m, one.align_corners)
+        for n, m in zip(one.logits.shape, one.label.shape, strict=False)
     )
-    return np.einsum("Hh,hwc,Ww->HWc", rows, logits, columns, optimize=True)
+    return np.einsum("Hh,hwc,Ww->HWc", rows, one.logits, columns, optimize=True)

@@ -30,6 +30,7 @@ from fsseg_jax.prediction.supports import episode_rows
 MOST = 10
 # Parts of the sides of the crops of a single support.
 CROPS = (0.75, 0.6)
+VIEWS = 1 + len(CROPS)
 
 
 def predict_encoded(
@@ -67,6 +68,7 @@ def leave_out(
     shown: Shown,
     encoded: Sequence[Any],
     shots: int,
+    align_corners: bool,
 ) -> list[LeftOut]:
     """Each support, predicted from the others; none if there are no others.
 
@@ -74,6 +76,7 @@ def leave_out(
         predict: `predict_encoded` of the model, compiled.
         encoded: features of each support, with two leading axes of one.
         shots: how many supports each class has.
+        align_corners: of the model.
     """
     chosen = np.unique(np.linspace(0, len(encoded) - 1, MOST).astype(int)).tolist()
     found = []
@@ -84,7 +87,7 @@ def leave_out(
         features = jax.tree.map(lambda *x, rows=rows: jnp.concatenate(x, axis=1)[0][rows], *encoded)
         query = jax.tree.map(lambda x: x[0, 0], encoded[i])
         logits = predict(variables, features, shown.labels[rows], query, shown.images[i])
-        found.append(LeftOut(np.asarray(logits), shown.labels[i]))
+        found.append(LeftOut(np.asarray(logits), shown.labels[i], i, align_corners))
     return found
 
 
@@ -95,19 +98,25 @@ def calibrate(left_out: Sequence[LeftOut], ways: int, threshold: float) -> Calib
     return calibrated(left_out)
 
 
-def validation(left_out: Sequence[LeftOut], calibration: Calibration) -> CrossValidation | None:
-    """How well supports are predicted that were left out; None without any."""
+def validation(
+    left_out: Sequence[LeftOut], calibration: Calibration, of_views: bool = False
+) -> CrossValidation | None:
+    """How well supports are predicted that were left out, or views of them; None without any."""
     if not left_out:
         return None
     ious = 100 * np.array([iou_of(one, calibration) for one in left_out])
     mean, half = float(ious.mean()), 50.0
+    numbers = tuple(one.support for one in left_out)
+    if of_views:
+        return CrossValidation((*ious.tolist(),), numbers, mean, None, None)
     if len(ious) > 1:
         half = float(stats.t.ppf(0.975, len(ious) - 1) * ious.std(ddof=1) / np.sqrt(len(ious)))
-    return CrossValidation((*ious.tolist(),), mean, max(mean - half, 0), min(mean + half, 100))
+    ends = max(mean - half, 0), min(mean + half, 100)
+    return CrossValidation((*ious.tolist(),), numbers, mean, *ends)
 
 
 def views_of(shown: Shown) -> Shown:
-    """Other views of supports: the mirror image, and crops around the classes.
+    """`VIEWS` other views of each support: the mirror image, and crops around the classes.
 
     What is predicted for views of an image from itself is better than for other images, so that
     this is an upper bound; but a single support has nothing else.
@@ -117,7 +126,9 @@ def views_of(shown: Shown) -> Shown:
         images.append(image[:, ::-1])
         labels.append(label[:, ::-1])
         size = len(image)
-        top, left = np.argwhere(np.isin(label, classes_in(label))).mean(axis=0)
+        places = np.argwhere(np.isin(label, classes_in(label)))
+        distances = ((places - places.mean(axis=0)) ** 2).sum(axis=1)
+        top, left = places[distances.argmin()]  # each crop shows some of a class
         for part in CROPS:
             side = round(part * size)
             y, x = (int(np.clip(c - side / 2, 0, size - side)) for c in (top, left))

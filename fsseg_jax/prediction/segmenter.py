@@ -24,7 +24,7 @@ from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.calibration import CrossValidation, LeftOut
 from fsseg_jax.prediction.fitted import Fitted, Shown
 from fsseg_jax.prediction.forward import forward, passes
-from fsseg_jax.prediction.leaving_out import calibrate, leave_out, validation, views_of
+from fsseg_jax.prediction.leaving_out import VIEWS, calibrate, leave_out, validation, views_of
 from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.result import Result, at_own_size
@@ -172,7 +172,7 @@ class Segmenter:
         features = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1)[0][rows], *encoded)
         features, labels = put((features, shown.labels[rows]), replicated(self.mesh))
         summary = programs.summarise(self.variables, features, labels)
-        given = self.variables, shown, encoded, rows.shape[1]
+        given = self.variables, shown, encoded, rows.shape[1], self.model.align_corners
         left_out = leave_out(programs.predict_encoded, *given)
         calibration = calibrate(left_out, len(rows), self.config.predict.threshold)
         validated = validation(left_out, calibration)
@@ -193,8 +193,14 @@ class Segmenter:
             return fitted.validation
         views = views_of(fitted.shown)
         logits = [self._logits(fitted, x[None], self.mesh.size)[0] for x in views.images]
-        found = validation([*map(LeftOut, logits, views.labels)], fitted.calibration)
+        align_corners = self.model.align_corners
+        seen = [
+            LeftOut(*pair, number // VIEWS, align_corners)
+            for number, pair in enumerate(zip(logits, views.labels, strict=True))
+        ]
+        found = validation(seen, fitted.calibration, of_views=True)
         assert found is not None  # there are views
+        logger.info("cross-validation: %s", found)
         return found
 
     def _fitted(self) -> Fitted:

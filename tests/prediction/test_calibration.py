@@ -32,7 +32,7 @@ def drawn(seed, offset=0.0, sharpness=4.0):
     odds = sharpness * (label - 0.5) + rng.normal(0, 1, label.shape) + offset
     logits = np.stack([np.zeros_like(odds), odds], axis=-1)
     label[0, 0] = 255
-    return LeftOut(logits.astype(np.float32), label)
+    return LeftOut(logits.astype(np.float32), label, 0, False)
 
 
 def test_pixels_at_each_threshold_are_those_of_a_search():
@@ -71,7 +71,10 @@ def test_weights_make_a_class_win_from_its_threshold_on():
 
 def test_the_border_of_absence_is_between_images_with_and_without_the_class():
     larger = [
-        LeftOut(np.kron(one.logits, np.ones((4, 4, 1))), np.kron(one.label, np.ones((4, 4), int)))
+        one._replace(
+            logits=np.kron(one.logits, np.ones((4, 4, 1))),
+            label=np.kron(one.label, np.ones((4, 4), int)),
+        )
         for one in map(drawn, range(4))
     ]
     border, slope = presence(larger, 1)

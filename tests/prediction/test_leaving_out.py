@@ -5,7 +5,15 @@ import pytest
 from prediction.segmenters import draw_episode, make_segmenter
 from scipy import stats
 
-from fsseg_jax.prediction.leaving_out import calibrate, leave_out, rows_without, validation
+from fsseg_jax.prediction.fitted import Shown
+from fsseg_jax.prediction.leaving_out import (
+    VIEWS,
+    calibrate,
+    leave_out,
+    rows_without,
+    validation,
+    views_of,
+)
 
 
 def supports(count, seed=0):
@@ -20,8 +28,8 @@ def test_a_support_is_predicted_as_if_the_others_had_been_shown(method):
     segmenter.fit([*images], [*labels])
     programs, shown = segmenter._programs, segmenter.fitted.shown
     encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
-    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 3)
-    assert len(found) == 3
+    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 3, False)
+    assert [one.support for one in found] == [0, 1, 2]
     others = [0, 1, 0]  # as many as there are shots, by repeating
     segmenter.fit([images[i] for i in others], [labels[i] for i in others])
     expected = segmenter._logits(segmenter.fitted, shown.images[2:], 1)[0]
@@ -49,8 +57,9 @@ def test_cross_validation_is_the_mean_of_the_ious_with_students_interval():
     assert f"{found.mean:.1f}" in str(found)
 
 
-def test_one_support_predicts_its_own_views():
-    segmenter = make_segmenter()
+@pytest.mark.parametrize("method", ["panet", "canet"])  # which resize logits differently
+def test_one_support_predicts_its_own_views(method):
+    segmenter = make_segmenter(method)
     images, labels = supports(1)
     segmenter.fit([*images], [*labels])
     assert segmenter.fitted.validation is None
@@ -60,7 +69,18 @@ def test_one_support_predicts_its_own_views():
     inside = labels[0][:, ::-1] == 1
     known = labels[0][:, ::-1] != 255
     iou = (inside & (mirrored == 1)).sum() / ((inside | (mirrored == 1)) & known).sum()
-    assert found.ious[0] == pytest.approx(100 * iou, abs=1)
+    assert found.ious[0] == pytest.approx(100 * iou, abs=1e-3)
+    assert (found.supports, found.low, found.high) == ((0, 0, 0), None, None)
+    assert "other images will reach less" in str(found)
+
+
+def test_every_view_shows_some_of_a_class_in_two_corners():
+    label = np.zeros((20, 20), np.uint8)
+    label[:3, :3] = label[-3:, -3:] = 1
+    shown = Shown(np.zeros((1, 20, 20, 3), np.uint8), label[None], ("a",), (1,))
+    views = views_of(shown)
+    assert len(views.labels) == VIEWS
+    assert all((view == 1).any() for view in views.labels)
 
 
 def test_a_given_threshold_is_the_calibration():
