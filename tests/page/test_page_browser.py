@@ -113,8 +113,12 @@ class Visitor:
     def shown(self):
         """Waits until an image can be drawn on."""
         wait_for(lambda: self.find("#facts").text, 60)
-        wait_for(lambda: self.run("return document.querySelector('#canvas').width > 0"), 60)
-        self.frames()
+        self.frames()  # after which no earlier one is left
+        middle = (
+            "const c = document.querySelector('#canvas'), [x, y] = [c.width >> 1, c.height >> 1];"
+            "return c.width > 0 && c.getContext('2d').getImageData(x, y, 1, 1).data[3] > 0"
+        )
+        wait_for(lambda: self.run(middle), 60)
 
     def frames(self):
         """Waits until what has changed is drawn."""
@@ -420,6 +424,35 @@ def test_loading_the_page_again_loses_nothing(chromium, address, files):
     assert visitor.find("#clear").is_enabled()
     visitor.press("#clear")  # the marks are there
     wait_for(lambda: not visitor.picture()["has_marks"], 60)
+
+
+def test_a_removed_class_is_marked_nowhere_and_leaves_no_switch_on(chromium, address, files):
+    visitor = Visitor(chromium, address, *files)
+    visitor.press("#add-class")
+    visitor.keys("leaf", Keys.ENTER)
+    wait_for(lambda: visitor.state()["classes"] == {"1": "object", "2": "leaf"}, 60)
+    visitor.keys("o")
+    for number, (x, y) in ((1, (310, 110)), (2, (90, 100))):
+        visitor.press(f"[data-number='{number}']")
+        visitor.told("first.png" if number == 1 else "second.png", "#facts")
+        visitor.shown()
+        visitor.draw((x, y - 40), (x + 40, y), (x, y + 40), (x - 40, y))
+        visitor.saved(number, marked=[2], whole=True)
+    chromium.refresh()  # after which the first image is open, and the other's marks are not known
+    visitor.told("Find it")
+    visitor.shown()
+    wait_for(lambda: visitor.find("#rest").is_selected(), 60)
+    visitor.press("[title='Remove leaf and its marks']")
+    wait_for(lambda: not any(visitor.picture(n)["has_marks"] for n in (1, 2)), 60)
+    wait_for(lambda: not visitor.find("#rest").is_selected(), 60)
+    for number in (1, 2):
+        visitor.press(f"[data-number='{number}']")
+        visitor.told("first.png" if number == 1 else "second.png", "#facts")
+        visitor.shown()
+        visitor.draw((90, 150), (160, 150))
+        marks = visitor.saved(number, marked=[1], rest=False, whole=False)
+        assert {*np.unique(marks)} == {1, NONE}
+    visitor.no_errors()
 
 
 @pytest.fixture

@@ -218,30 +218,30 @@ function step(which) {
 
 const name = action(async (names) => {
   const before = Object.keys(classes.names);
+  editor.end();
   await saveAll();
-  try {
-    await api.name(names);
-  } catch (error) {
+  const state = await api.name(names).catch((error) => {
     classes.show(classes.names);
     throw error;
-  }
-  classes.show(names);
+  });
+  classes.show(state.classes);
   editor.choose(editor.tool, classes.current);
-  const gone = before.filter((number) => !(number in names)).map(Number);
-  if (gone.length) {
-    for (const [number, marks] of marked) {
-      if (!gone.some((value) => marks.data.includes(value))) continue;
-      marks.data.forEach((value, i) => gone.includes(value) && (marks.data[i] = 254));
-      marks.past = [];
-      marks.future = [];
-      pictures.get(number).marked = pictures.get(number).marked.filter((x) => !gone.includes(x));
-    }
-    outdate();
-    view.repaint();
-    for (const picture of pictures.values()) if (picture.confidence !== null) predicted(picture);
-  }
+  if (before.some((number) => !(number in state.classes))) await renew(state.pictures);
   refresh();
 });
+
+// Takes what the server says of all images: what is known here of their marks is no longer so.
+async function renew(all) {
+  editor.end();
+  for (const timer of unsaved.values()) clearTimeout(timer);
+  unsaved.clear();
+  marked.clear();
+  for (const told of all.filter((x) => pictures.has(x.number))) {
+    const picture = Object.assign(pictures.get(told.number), told);
+    if (picture.confidence !== null) predicted(picture);
+  }
+  await select(current);
+}
 
 // ------------------------------------------------------------------ finding, and what follows
 
