@@ -20,6 +20,7 @@ QUERIES = [Query(f"/{n}.jpg", f"{n}.jpg", 1, 1) for n in range(5)]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    pytest.importorskip("ray")  # before a minute's work
     return make_whole(tmp_path_factory.mktemp("several"))
 
 
