@@ -120,6 +120,16 @@ class _Headers:
         await self._app(scope, receive, answer)
 
 
+class _Passing(FileResponse):
+    """An answer whose file goes with it, also if it cannot be sent."""
+
+    async def __call__(self, *request: Any) -> None:
+        try:
+            await super().__call__(*request)
+        finally:
+            pathlib.Path(self.path).unlink(missing_ok=True)
+
+
 async def _told(request: Request, error: Exception) -> Response:
     """The answer to wrong input: its sentence."""
     return PlainTextResponse(str(error), 400)
@@ -189,7 +199,7 @@ async def _archive(session: Session, request: Request) -> Response:
     if not good:
         raise UserError("The threshold is no number in 0..1: load the page again.")
     path = await run_in_threadpool(export.archive, session, threshold)
-    return FileResponse(path, filename="masks.zip")
+    return _Passing(path, filename="masks.zip")
 
 
 async def _lines(found: Iterator[Any], first: Any) -> AsyncIterator[str]:

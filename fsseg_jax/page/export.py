@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -33,10 +34,10 @@ class Object(NamedTuple):
 
 
 def archive(session: Session, threshold: float | None) -> pathlib.Path:
-    """A zip file, in the visitor's folder, of all images whose mask is known.
+    """A new zip file, in the visitor's folder, of all images whose mask is known.
 
-    The mask of an image is what is marked in it if that is the mask of the whole image, and else
-    what is predicted. It has the size of the image that was uploaded.
+    The caller removes it. The mask of an image is what is marked in it if that is the mask of the
+    whole image, and else what is predicted. It has the size of the image that was uploaded.
 
     Args:
         session: the visitor.
@@ -46,7 +47,7 @@ def archive(session: Session, threshold: float | None) -> pathlib.Path:
         UserError: no mask is known yet.
     """
     with session.lock:
-        pictures = [p for p in session.pictures.values() if p.is_whole or p.confidence is not None]
+        pictures = [p for p in session.pictures.values() if _has_mask(p)]
         classes = dict(session.classes)
     if not pictures:
         raise UserError("There are no masks yet: find the object in the images first.")
@@ -59,32 +60,59 @@ def archive(session: Session, threshold: float | None) -> pathlib.Path:
         "categories": [{"id": n, "name": x} for n, x in enumerate(classes.values(), 1)],
         "annotations": [],
     }
-    names = dict(enumerate(classes.values(), 1))
-    path, taken = session.file(0, "zip"), set()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for picture in pictures:
-            mask = new[_mask(session, picture, threshold)]
-            stem = next(x for x in output_names(picture.name) if x.casefold() not in taken)
-            taken.add(stem.casefold())
-            with zipped.open(f"{MASKS}/{stem}.png", "w") as file:
-                save_mask(mask, file)
-            objects = [Object(*part) for part in parts_of(mask)]
-            zipped.writestr(f"{LABELME}/{stem}.json", json.dumps(labelme(picture, objects, names)))
-            _add(coco, picture, objects, f"{MASKS}/{stem}.png")
-        zipped.writestr(COCO, json.dumps(coco))
+    # A file of its own, as an earlier one may still be on its way to the visitor.
+    path = session.file(0, f"{secrets.token_hex(8)}.zip")
+    try:
+        with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as zipped:
+            taken = set()
+            for picture in pictures:
+                mask = _mask(session, picture, threshold)
+                if mask is None:
+                    continue
+                stem = next(x for x in output_names(picture.name) if x.casefold() not in taken)
+                taken.add(stem.casefold())
+                _write(zipped, coco, picture, new[mask], stem)
+            zipped.writestr(COCO, json.dumps(coco))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return path
+
+
+def _has_mask(picture: Picture) -> bool:
+    return picture.is_whole or picture.confidence is not None
 
 
 def _mask(
     session: Session, picture: Picture, threshold: float | None
-) -> UInt8[np.ndarray, "height width"]:
-    """The mask of an image at the size of what was uploaded."""
-    if picture.is_whole:
-        marks = session.marks(picture)
-        mask = np.where(marks > max(session.classes), 0, marks).astype(np.uint8)
-    else:
-        mask = mask_of(session.planes(picture), threshold)
+) -> UInt8[np.ndarray, "height width"] | None:
+    """The mask of an image at the size of what was uploaded; None if it has none any more, as the
+    visitor may remove images and marks meanwhile."""
+    with session.lock:
+        if picture.number not in session.pictures or not _has_mask(picture):
+            return None
+        if picture.is_whole:
+            marks = session.marks(picture)
+            mask = np.where(marks > max(session.classes), 0, marks).astype(np.uint8)
+        else:
+            mask = mask_of(session.planes(picture), threshold)
     return enlarged(mask, picture.size)
+
+
+def _write(
+    zipped: zipfile.ZipFile,
+    coco: dict[str, Any],
+    picture: Picture,
+    mask: UInt8[np.ndarray, "height width"],
+    stem: str,
+) -> None:
+    """Writes the files of an image, of this name, and adds it to COCO's."""
+    with zipped.open(f"{MASKS}/{stem}.png", "w") as file:
+        save_mask(mask, file)
+    objects = [Object(*part) for part in parts_of(mask)]
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    zipped.writestr(f"{LABELME}/{stem}.json", json.dumps(labelme(picture, objects, names)))
+    _add(coco, picture, objects, f"{MASKS}/{stem}.png")
 
 
 def enlarged(

@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
+from commands import wait_for
 from helpers_page import SIZE, disc, encoded, model, painting, served
 
 pytest.importorskip("uvicorn")
@@ -265,6 +266,10 @@ def test_a_visit(visitor):
             "masks/a.png",
             "masks/b.png",
         }
+    for wrong in ({"Range": "bytes=999999999-"}, {"Range": "x"}):
+        assert visitor.ask("/masks.zip", **wrong)[0] in (400, 416)
+    # No download stays.
+    wait_for(lambda: not [*folder.FOLDER.rglob("*.zip")], 20)
 
 
 def test_answers_are_not_kept_and_fetch_nothing_from_elsewhere(address):

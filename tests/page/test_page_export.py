@@ -15,6 +15,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.page import export
 from fsseg_jax.page.segmenting import mask_of, planes_of
 from fsseg_jax.page.session import Session
+from fsseg_jax.prediction import output
 from fsseg_jax.prediction.result import Result
 
 RING = disc((140, 150), 90) & ~disc((130, 150), 40) & ~disc((190, 150), 20)
@@ -126,6 +127,46 @@ def test_images_of_one_name_have_masks_of_their_own(session, tmp_path):
     assert len(masks) == 3
     images = json.loads((out / "coco.json").read_text())["images"]
     assert {x["mask_file"] for x in images} == {f"masks/{name}" for name in masks}
+
+
+def test_a_download_is_not_changed_by_another(session, tmp_path):
+    picture = add(session, tmp_path, "a.png")
+    session.mark(picture.number, LABEL.tobytes(), rest=True, boxed=False)
+    first = export.archive(session, None)
+    content = first.read_bytes()
+    session.mark(picture.number, np.zeros_like(LABEL).tobytes(), rest=True, boxed=False)
+    second = export.archive(session, None)
+    assert first.read_bytes() == content
+    assert second.read_bytes() != content
+
+
+def test_what_is_removed_during_a_download_is_left_out(session, tmp_path, monkeypatch):
+    pictures = [add(session, tmp_path, f"{name}.png") for name in "abc"]
+    for picture in pictures:
+        session.mark(picture.number, LABEL.tobytes(), rest=True, boxed=False)
+
+    def save_mask(*written):  # the visitor does something while the first is written
+        if pictures[1].number in session.pictures:
+            session.remove(pictures[1].number)
+            nothing = np.full_like(LABEL, 254)
+            session.mark(pictures[2].number, nothing.tobytes(), rest=False, boxed=False)
+        return output.save_mask(*written)
+
+    monkeypatch.setattr(export, "save_mask", save_mask)
+    out = unpacked(session, tmp_path)
+    assert [x.name for x in (out / "masks").iterdir()] == ["a.png"]
+    assert [x["file_name"] for x in json.loads((out / "coco.json").read_text())["images"]] == [
+        "a.png"
+    ]
+
+
+def test_a_download_that_fails_leaves_no_file(session, tmp_path, monkeypatch):
+    picture = add(session, tmp_path, "a.png")
+    session.mark(picture.number, LABEL.tobytes(), rest=True, boxed=False)
+    monkeypatch.setattr(export, "save_mask", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.archive(session, None)
+    assert [*(tmp_path / "session").glob("*.zip")] == []
 
 
 @pytest.mark.parametrize("seed", range(5))
