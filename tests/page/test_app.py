@@ -17,6 +17,7 @@ from helpers_page import SIZE, disc, encoded, model, painting, served
 pytest.importorskip("uvicorn")
 
 from fsseg_jax.page import folder, guard, limits
+from fsseg_jax.prediction.marks import BORDER
 
 MARKS = np.where(disc((200, 150), 60), 1, 0).astype(np.uint8)
 
@@ -270,6 +271,13 @@ def test_a_visit(visitor):
         assert visitor.ask("/masks.zip", **wrong)[0] in (400, 416)
     # No download stays.
     wait_for(lambda: not [*folder.FOLDER.rglob("*.zip")], 20)
+
+
+def test_the_help_says_what_is_taken_for_background(address):
+    _, answer = ask(address, "/")
+    assert f"border of the examples ({100 * BORDER:g} % of each side)" in " ".join(
+        answer.decode().split()
+    )
 
 
 def test_answers_are_not_kept_and_fetch_nothing_from_elsewhere(address):

@@ -125,6 +125,12 @@ class Visitor:
         script = "const f = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(f))"
         self.chromium.execute_async_script(script)
 
+    def asked(self, sentence, answer=True):
+        """Answers what the page asks before it removes something."""
+        question = self.chromium.switch_to.alert
+        assert sentence in question.text
+        question.accept() if answer else question.dismiss()
+
     def told(self, sentence, selector="#next"):
         wait_for(lambda: sentence in self.find(selector).text, 60)
 
@@ -261,6 +267,7 @@ def test_several_classes_by_outline_and_box(chromium, address, files):
     visitor.told("leaf", "#facts")
 
     visitor.press("[title='Remove leaf and its marks']")
+    visitor.asked("Remove leaf and its marks in all images for good?")
     marks = visitor.saved(marked=[1])
     assert not (marks == 2).any()
     assert visitor.state()["classes"] == {"1": "object"}
@@ -443,6 +450,9 @@ def test_a_removed_class_is_marked_nowhere_and_leaves_no_switch_on(chromium, add
     visitor.shown()
     wait_for(lambda: visitor.find("#rest").is_selected(), 60)
     visitor.press("[title='Remove leaf and its marks']")
+    visitor.asked("Remove leaf", answer=False)
+    visitor.press("[title='Remove leaf and its marks']")
+    visitor.asked("Remove leaf")
     wait_for(lambda: not any(visitor.picture(n)["has_marks"] for n in (1, 2)), 60)
     wait_for(lambda: not visitor.find("#rest").is_selected(), 60)
     for number in (1, 2):
@@ -452,6 +462,13 @@ def test_a_removed_class_is_marked_nowhere_and_leaves_no_switch_on(chromium, add
         visitor.draw((90, 150), (160, 150))
         marks = visitor.saved(number, marked=[1], rest=False, whole=False)
         assert {*np.unique(marks)} == {1, NONE}
+    visitor.keys(Keys.DELETE)
+    visitor.asked("Remove second.png for good?", answer=False)
+    assert len(visitor.state()["pictures"]) == 2
+    visitor.press("#remove")
+    visitor.asked("Remove second.png")
+    wait_for(lambda: len(visitor.state()["pictures"]) == 1, 60)
+    visitor.told("first.png", "#facts")
     visitor.no_errors()
 
 

@@ -68,6 +68,7 @@ export class Classes {
     button.title = `Remove ${name} and its marks`;
     button.setAttribute("aria-label", button.title);
     button.addEventListener("click", () => {
+      if (!confirm(`Remove ${name} and its marks in all images for good?`)) return;
       const { [number]: _, ...others } = this.names;
       this.named(others);
     });

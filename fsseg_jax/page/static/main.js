@@ -126,16 +126,16 @@ function neighbour(step) {
 }
 
 const remove = action(async () => {
-  const number = current;
+  const number = current, picture = pictures.get(number);
+  if (!picture || !confirm(`Remove ${picture.name} for good?`)) return;
   clearTimeout(unsaved.get(number));
   unsaved.delete(number);
   await api.remove(number);
-  const hadMarks = pictures.get(number).marked.length > 0;
   const numbers = [...pictures.keys()], at = numbers.indexOf(number);
   pictures.delete(number);
   marked.delete(number);
   strip.remove(number);
-  if (hadMarks) outdate();
+  if (picture.marked.length) outdate();
   await select(numbers[at + 1] ?? numbers[at - 1] ?? null);
 });
 
