@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float
 
 from fsseg_jax import command_line
-from fsseg_jax.backbones import create_backbone
 from fsseg_jax.backbones.pretrained import load_pretrained
 from fsseg_jax.backbones.vit import VITS, ViT
 from fsseg_jax.benchmarks import comparison, programs, workloads
@@ -77,7 +76,7 @@ def measured(name: str, size: int | None, repeats: int) -> dict[str, Any]:
         size: side of the images in pixels; None for the configurations' size.
     """
     # transformers interpolates positions to a size, as Meta's rule does without its offset.
-    backbone = create_backbone(name, "float32").clone(offset=0.0)
+    backbone = VITS[name](offset=0.0)
     size = size or SIZES[backbone.patch]
     if size % backbone.patch:
         raise UserError(f"--size = {size}: choose a multiple of {name}'s patch, {backbone.patch}.")
