@@ -52,6 +52,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.files import write_text
 from fsseg_jax.prediction import corrections, options, together
 from fsseg_jax.prediction.cluster import make_work, segment_on_cluster
+from fsseg_jax.prediction.fitted import as_shown, joined
 from fsseg_jax.prediction.loading import load
 from fsseg_jax.prediction.output import (
     MASKS,
@@ -243,7 +244,7 @@ def _segment(
 ) -> tuple[float, dict[str, str]]:
     """Segments images; returns the seconds it took, and why some were skipped, by their names."""
     arguments, segmenter = job.arguments, job.segmenter
-    _fit(segmenter, job.supports, arguments.out)
+    _fit(segmenter, job.supports, arguments)
     start = time.perf_counter()
     if arguments.ray is not None:
         size = arguments.batch_size or BATCH_SIZE
@@ -302,19 +303,29 @@ def _load(model: pathlib.Path, settings: dict[str, str]) -> Segmenter:
     return segmenter
 
 
-def _fit(segmenter: Segmenter, supports: Supports, out: pathlib.Path) -> None:
+def _fit(segmenter: Segmenter, supports: Supports, arguments: argparse.Namespace) -> None:
     """Encodes the supports, logs how long it took, and writes how well they predict each other."""
     start = time.perf_counter()
-    images, labels = zip(*supports.images, strict=True)
-    segmenter.fit(images, masks=labels, classes=supports.classes)
+    saved = None if arguments.support else segmenter.fitted
+    # The first supports are those that the model was saved with, which are encoded already.
+    more = supports.images[len(saved.shown.images) if saved else 0 :]
+    shown = as_shown(more, supports.classes, segmenter.config) if more else None
+    if saved is None:
+        assert shown is not None  # there is a support
+        segmenter.fit_shown(shown)
+    elif shown is not None:
+        segmenter.fit_shown(joined(saved.shown, shown))
+    else:
+        renamed = saved.shown._replace(classes=supports.classes)
+        segmenter.fitted = saved._replace(shown=renamed)
     jax.block_until_ready(jax.live_arrays())  # JAX computes in the background
     logger.info(
         "%d supports of %s, encoded in %.1f s",
-        *(len(images), ", ".join(supports.classes), time.perf_counter() - start),
+        *(len(supports.images), ", ".join(supports.classes), time.perf_counter() - start),
     )
     found = segmenter.cross_validate()
     if is_first_process():
-        write_text(out / CROSS_VALIDATION, json.dumps(found._asdict(), indent=2))
+        write_text(arguments.out / CROSS_VALIDATION, json.dumps(found._asdict(), indent=2))
 
 
 if __name__ == "__main__":

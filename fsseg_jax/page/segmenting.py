@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.episode import UNLABELLED
 from fsseg_jax.errors import UserError
 from fsseg_jax.page import folder, guard
 from fsseg_jax.page.session import Planes, Session, names_of
+from fsseg_jax.prediction.fitted import as_shown
 from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.segmenter import Segmenter
 
@@ -40,9 +42,9 @@ def find(session: Session, segmenter: Segmenter) -> Iterator[dict[str, Any]]:
     while not _one_by_one.acquire(timeout=PATIENCE):
         yield {"waiting": True}
     try:
-        images, labels = zip(*supports, strict=True)
-        labels = [network[label] for label in labels]
-        fitted = copy.copy(segmenter).fit(images, masks=labels, classes=[*classes.values()])
+        supports = [LabelledImage(image, network[label]) for image, label in supports]
+        shown = as_shown(supports, [*classes.values()], segmenter.config)
+        fitted = copy.copy(segmenter).fit_shown(shown)
         files = [session.file(picture.number, "png") for picture in pictures]
         results = fitted.results(files, return_probabilities=True, batch_size=1)
         for picture, result in zip(pictures, results, strict=True):

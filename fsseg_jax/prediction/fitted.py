@@ -3,7 +3,7 @@
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,12 @@ from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.checksums import checksums, verify
+from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.prediction.calibration import Calibration, CrossValidation
+from fsseg_jax.prediction.marks import with_background
 from fsseg_jax.prediction.pictures import classes_in
-from fsseg_jax.prediction.supports import class_names
+from fsseg_jax.prediction.supports import class_names, square_support
 
 FILE = "supports.safetensors"
 SAVE_AGAIN = "save the model again"
@@ -40,6 +42,56 @@ class Fitted(NamedTuple):
     labels: UInt8[Array, "way shot size size"]
     calibration: Calibration
     validation: CrossValidation | None  # None if no support could be left out
+
+
+def as_shown(
+    supports: Sequence[LabelledImage],
+    classes: Sequence[str],
+    config: ConfigDict,
+    numbers: Sequence[int] = (),
+    name: str = "supports",
+) -> Shown:
+    """Supports as the network sees them. Their labels are numbers of classes, not masks of users,
+    whose shades and white mean something else.
+
+    Args:
+        supports: images at their own size, with labels as of `Method.segment`: the classes
+            1, 2 ..., 0 for the background, 254 where nothing is marked, and 255 where ignored.
+        classes: names of the classes.
+        config: says how large the squares are, and how images become squares.
+        numbers: those of the classes in the user's masks; by default 1, 2 ...
+        name: what to call the supports in errors.
+
+    Raises:
+        UserError: one shows no class, or see `square_support`.
+    """
+    size, fit = config.image_size, config.eval.fit
+    squares = []
+    for i, support in enumerate(with_background(supports)):
+        if not classes_in(support.label):
+            raise UserError(f"{name}[{i}] shows no class: mark one, or leave the image out.")
+        squares.append(square_support(support, f"{name}[{i}]", size, fit))
+    pixels, labels = (np.stack(part) for part in zip(*squares, strict=True))
+    own = (*numbers,) or (*range(1, len(classes) + 1),)
+    return Shown(pixels, labels, (*classes,), own)
+
+
+def joined(first: Shown, more: Shown) -> Shown:
+    """All supports; `more` has the classes of both, those of `first` first."""
+    added = (*range(max(first.numbers) + 1, max(first.numbers) + 1 + len(more.classes)),)
+    numbers = (*first.numbers, *added[: len(more.classes) - len(first.numbers)])
+    arrays = (np.concatenate(pair) for pair in zip(first[:2], more[:2], strict=True))
+    return Shown(*arrays, more.classes, numbers)
+
+
+def check_shown(shown: Shown) -> None:
+    """Raises UserError if there is a class that no support shows."""
+    there = {number for label in shown.labels for number in classes_in(label)}
+    for number, name in enumerate(shown.classes, 1):
+        if number not in there:
+            raise UserError(
+                f"No support shows the class {name}: add one that does, or leave it out."
+            )
 
 
 def as_file(shown: Shown) -> tuple[bytes, dict[str, Any]]:

@@ -22,7 +22,7 @@ from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.calibration import CrossValidation, LeftOut
-from fsseg_jax.prediction.fitted import Fitted, Shown
+from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown, check_shown
 from fsseg_jax.prediction.forward import forward, passes
 from fsseg_jax.prediction.leaving_out import VIEWS, calibrate, leave_out, validation, views_of
 from fsseg_jax.prediction.pictures import is_image, overlaid
@@ -35,7 +35,6 @@ from fsseg_jax.prediction.supports import (
     class_names,
     episode_rows,
     read_supports,
-    square_support,
 )
 
 BATCH = 2**28  # bytes of the squares of the largest batch
@@ -156,15 +155,15 @@ class Segmenter:
         kinds = {"masks": masks, "boxes": boxes, "scribbles": scribbles, "points": points}
         name = next(kind for kind, given in kinds.items() if given is not None)
         names = class_names(classes, numbers, name)
-        size, fit = self.config.image_size, self.config.eval.fit
-        squares = [
-            square_support(support, f"{name}[{i}]", size, fit) for i, support in enumerate(supports)
-        ]
-        pixels, labels = (np.stack(part) for part in zip(*squares, strict=True))
-        return self.fit_shown(Shown(pixels, labels, names, numbers))
+        return self.fit_shown(as_shown(supports, names, self.config, numbers, name))
 
     def fit_shown(self, shown: Shown) -> "Segmenter":
-        """`fit`, from squares of the network's size."""
+        """`fit`, from squares of the network's size.
+
+        Raises:
+            UserError: a class is shown by none of them, or there are too many for the model.
+        """
+        check_shown(shown)
         rows = episode_rows([*shown.labels])
         passes(self.model, self.variables, *rows.shape)
         programs = self._programs

@@ -10,6 +10,7 @@ from drawn import draw, files_of, inside, read, save
 from helpers import message_of
 from PIL import Image
 
+from fsseg_jax import predict
 from fsseg_jax.prediction import output as predictions_module
 from fsseg_jax.prediction.drawing import load_mask
 from fsseg_jax.prediction.segmenter import Segmenter
@@ -44,14 +45,14 @@ def accepted(folders):
 
 @pytest.fixture
 def fitted(monkeypatch):
-    """What the segmenter was last given as supports."""
-    seen, fit = [], Segmenter.fit
+    """What the segmenter was last given as supports: images, labels, and classes."""
+    seen, as_shown = [], predict.as_shown
 
-    def noted(self, images, masks, **options):
-        seen[:] = [images, masks, options["classes"]]
-        return fit(self, images, masks, **options)
+    def noted(supports, classes, config):
+        seen[:] = [*zip(*supports, strict=True), classes]
+        return as_shown(supports, classes, config)
 
-    monkeypatch.setattr(Segmenter, "fit", noted)
+    monkeypatch.setattr(predict, "as_shown", noted)
     return seen
 
 

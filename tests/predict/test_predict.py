@@ -14,6 +14,7 @@ from PIL import Image
 
 import fsseg_jax
 from fsseg_jax import command_line, predict
+from fsseg_jax.prediction.segmenter import Segmenter
 
 # pycocotools's own, of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -153,6 +154,29 @@ def test_boxes_and_masks_of_the_same_pixels_give_the_same(run, folders, kind):
     assert run.segmented == []
 
 
+def test_ignored_pixels_beside_a_class_are_no_shades_of_it(run, folders, segmenter):
+    support = folders / "pets"
+    crowd = np.zeros((40, 52), np.uint8, order="F")
+    crowd[4:36, 12:50] = 1
+    runs = pycocotools.mask.encode(crowd)
+    rle = {"size": [40, 52], "counts": runs["counts"].decode()}
+    images, annotations = [], []
+    for number in (1, 2):  # a cat; a dog beside a crowd of them
+        save(support / f"{number}.png", draw(number, "red")[0])
+        images.append({"id": number, "file_name": f"{number}.png", "height": 40, "width": 52})
+        entry = {"id": number, "image_id": number, "category_id": number, "iscrowd": 0}
+        annotations.append(entry | {"bbox": [2, 4, 10, 32]})
+    more = {"id": 3, "image_id": 2, "category_id": 2, "iscrowd": 1, "segmentation": rle}
+    annotations.append(more | {"bbox": [12, 4, 38, 32]})
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (support / "export.json").write_text(json.dumps(content))
+    assert run(support="pets") == 0
+    dog = segmenter.fitted.shown.labels[1]
+    assert {*np.unique(dog).tolist()} >= {0, 2, 255}
+    assert (dog[16, 3], dog[16, 20], dog[0, 0]) == (2, 255, 0)
+
+
 def test_supports_may_lie_among_the_queries(run, folders):
     (folders / "support" / "red").rename(folders / "query" / "red")
     assert run(support="query/red") == 0
@@ -241,6 +265,32 @@ def test_a_model_saved_with_supports_needs_no_others(folders, segmenter, monkeyp
     for image in coco["images"]:
         label = segmenter.predict(folders / "query" / image["file_name"])
         np.testing.assert_array_equal(read(folders / "out" / image["mask_file"]), label)
+
+
+def test_saved_supports_are_encoded_once_as_they_are(folders, model, monkeypatch):
+    monkeypatch.setattr(command_line, "start", lambda config: None)
+    letterbox = fsseg_jax.load(model, devices=1, **{"eval.fit": "letterbox"})
+    images, masks = supports()
+    masks = [np.where(x > 0, n, 0).astype(np.uint8) for n, x in enumerate(masks, 1)]
+    letterbox.fit(images, masks=masks, classes=["one", "two"])
+    letterbox.save_pretrained(folders / "fitted")
+    given, fit_shown = [], Segmenter.fit_shown
+    monkeypatch.setattr(
+        Segmenter, "fit_shown", lambda self, shown: (given.append(shown), fit_shown(self, shown))[1]
+    )
+    places = f"--query={folders / 'query'}", f"--out={folders / 'out'}"
+    command = [f"--workdir={folders / 'fitted'}", *places, "--config.devices=1"]
+    assert predict.main([*command, "--class_name=a,b"]) == 0
+    assert len(given) == 1  # when the model was loaded
+    corrected = np.zeros((40, 52), np.uint8)
+    corrected[5:20, 5:20] = 2
+    save(folders / "out" / "masks" / "b.png", corrected)
+    assert predict.main([*command, "--class_name=a,b", "--accept"]) == 0
+    assert len(given) == 3
+    assert given[2].classes == ("a", "b")
+    np.testing.assert_array_equal(given[2].labels[:2], letterbox.fitted.shown.labels)
+    np.testing.assert_array_equal(given[2].images[:2], letterbox.fitted.shown.images)
+    assert {*np.unique(given[2].labels[2]).tolist()} == {0, 2, 255}
 
 
 def test_a_model_without_supports_asks_for_some(folders, model, monkeypatch):
