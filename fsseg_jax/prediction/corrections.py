@@ -23,7 +23,7 @@ from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import replacing
 from fsseg_jax.prediction.drawing import load_mask, save_mask
-from fsseg_jax.prediction.output import MADE_BY, SPREAD, Predictions, Query
+from fsseg_jax.prediction.output import MADE_BY, SPREAD, Predictions, Query, read_made_by
 from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.support_folder import Supports, digest_of
 
@@ -50,7 +50,7 @@ def accept(folder: pathlib.Path, queries: Sequence[Query]) -> int:
     """
     if not (folder / MADE_BY).is_file():
         return 0  # nothing was predicted yet
-    facts = {k: v for k, v in json.loads((folder / MADE_BY).read_bytes()).items() if k != SPREAD}
+    facts = {k: v for k, v in read_made_by(folder).items() if k != SPREAD}
     classes = tuple(facts["classes"])
     earlier, taken = read(folder), 0
     with Predictions(folder, facts) as predictions:

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.files import lock, remove_partial, replacing, write_bytes, write_text, writing
 from fsseg_jax.prediction.contact_sheet import SHEET
-from fsseg_jax.prediction.drawing import LONG_SIDE, save_mask, small_overlay, thumbnail
+from fsseg_jax.prediction.drawing import LONG_SIDE, load_mask, save_mask, small_overlay, thumbnail
 from fsseg_jax.prediction.instances import cleaned, objects_of
 from fsseg_jax.prediction.journal import FORGOTTEN, JOURNAL, Journal, forget
 from fsseg_jax.prediction.result import DIGITS, Result
@@ -76,6 +76,24 @@ def refinement(instances: bool, min_area: int, fill_holes: bool) -> dict[str, An
     """What `made_by.json` says of options about the objects in masks: those that are set."""
     options = {INSTANCES: instances, MIN_AREA: min_area, FILL_HOLES: fill_holes}
     return {name: value for name, value in options.items() if value}
+
+
+def read_made_by(folder: pathlib.Path) -> dict[str, Any]:
+    """What the predictions in a folder were made by.
+
+    Raises:
+        UserError: the file cannot be read, or is none of ours.
+    """
+    file = folder / MADE_BY
+    try:
+        facts = dict(json.loads(file.read_bytes()))
+        if not all(isinstance(name, str) for name in [*facts["classes"]]):
+            raise ValueError("classes are no names")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): choose another --out, or remove {folder}."
+        ) from None
+    return facts
 
 
 class Predictions:
@@ -195,6 +213,11 @@ class Predictions:
         if not as_it_is:
             label = cleaned(label, facts.get(MIN_AREA, 0), facts.get(FILL_HOLES, False))
         if MASKS in self.save:
+            if self.painted(query) and not as_it_is:
+                raise UserError(
+                    f"{self.mask_file(query)} was corrected, but would be predicted again: add "
+                    "--accept to keep it, or remove it."
+                )
             with replacing(self.mask_file(query)) as file:
                 save_mask(label, file)
         if image is not None:
@@ -214,6 +237,14 @@ class Predictions:
             "objects": objects_of(label, result, self.instances),
         }
 
+    def painted(self, query: Query) -> bool:
+        """Whether the mask of an image is there, but is not as it was written."""
+        file = self.mask_file(query)
+        try:
+            return file.is_file() and not load_mask(file, len(self.made_by["classes"])).sealed
+        except UserError:
+            return False  # not even a mask, such as of a disk that was full
+
     def note(self, record: Mapping[str, Any]) -> None:
         """Enters an image that `write` has written into the journal."""
         self._journal.append(record)
@@ -221,8 +252,9 @@ class Predictions:
     def remove(self, query: Query) -> None:
         """Removes the mask and the overlay of an earlier image of this name, if there are any."""
         with writing(self.folder):
-            made = self.mask_file(query), self.overlay_file(query), self.thumbnail_file(query)
-            for file in made:
+            made = self.overlay_file(query), self.thumbnail_file(query)
+            mask = () if self.painted(query) else (self.mask_file(query),)
+            for file in (*made, *mask):
                 file.unlink(missing_ok=True)
         self._journal.entries.pop(query.name, None)
 
@@ -293,11 +325,8 @@ class Predictions:
             kept = {**made_by, **({SPREAD: True} if spread else {})}
             write_text(file, json.dumps(kept, indent=2))
             return spread
-        try:
-            before = dict(json.loads(file.read_bytes()))
-            spread = before.pop(SPREAD, False) is True
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{file} cannot be read ({error}): {remedy}.") from None
+        before = read_made_by(self.folder)
+        spread = before.pop(SPREAD, False) is True
         names = dict.fromkeys([*made_by, *before])
         other = [
             f"{name if name in made_by else brief(name)} = {brief(before.get(name))}, "

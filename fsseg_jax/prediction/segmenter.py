@@ -287,7 +287,7 @@ class Segmenter:
         most = max(8, BATCH // (3 * config.image_size**2))
         return in_batches(
             images,
-            read=lambda number, image: read_query(number, image, config),
+            read=lambda number, image: read_query(number, image, config, self.model.patch),
             compute=lambda queries, room: of_views(
                 queries, config.predict.flip, lambda x: self._logits(fitted, x, room)
             ),

@@ -130,15 +130,16 @@ def mapped(
                 yield result
 
 
-def read_query(number: int, image: Any, config: ConfigDict) -> Query | UserError:
-    """The image at position `number` as the network's squares, or the error that reading gave."""
+def read_query(number: int, image: Any, config: ConfigDict, patch: int = 1) -> Query | UserError:
+    """The image at position `number` as the network's squares, whose sides are multiples of
+    `patch`, or the error that reading gave."""
     try:
         image = as_image(image, f"images[{number}]")
     except UserError as error:
         return error
     shape = image.shape[:2]
     blank = LabelledImage(image, np.zeros(shape, np.uint8))
-    sides = [scaled_side(config.image_size, scale) for scale in sorted(config.eval.scales)]
+    sides = [scaled_side(config.image_size, scale, patch) for scale in sorted(config.eval.scales)]
     views = tuple(square(blank, side, config.eval.fit).image for side in sides)
     small = None
     if config.eval.crf.iterations:

@@ -160,6 +160,27 @@ def test_a_run_that_is_killed_keeps_corrections_and_takes_no_prediction_for_one(
     assert all(load_mask(x, 1).sealed for x in (folders / "out" / "masks").rglob("*.png"))
 
 
+def test_a_painted_mask_is_never_lost_without_accept(run, folders):
+    run()
+    path = folders / "out" / "masks" / "b.png"
+    correct(folders, "b", truth(12))
+    painted = path.read_bytes()
+    (folders / "out" / "overlays" / "b.jpg").unlink()
+    assert f"{path} was corrected, but would be predicted again: add --accept" in message_of(run)
+    assert path.read_bytes() == painted
+    (folders / "query" / "b.jpeg").write_text("broken")
+    assert run() == 1
+    assert path.read_bytes() == painted
+
+
+@pytest.mark.parametrize("text", ["[1", '{"a": 1}', "[]", '{"classes": 3}'])
+def test_a_damaged_file_of_what_made_the_predictions_is_told(run, folders, text):
+    (folders / "out").mkdir()
+    (folders / "out" / "made_by.json").write_text(text)
+    for arguments in ([], ["--accept"]):
+        assert "made_by.json cannot be read" in message_of(run, *arguments)
+
+
 def test_wrong_corrections_are_told_and_nothing_is_changed(run, folders):
     run()
     before = (folders / "out" / "made_by.json").read_bytes()

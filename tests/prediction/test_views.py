@@ -7,7 +7,9 @@ from PIL import Image
 from segmenters import SIZE, make_segmenter
 
 import fsseg_jax
+from fsseg_jax import Segmenter
 from fsseg_jax.evaluation import crf
+from fsseg_jax.models.method import Method
 from fsseg_jax.prediction import result
 
 
@@ -36,6 +38,19 @@ def at_scale(shown, image, side):
         [logits], image.shape[:2], segmenter.config, segmenter.model.align_corners, True
     )
     return done.probabilities
+
+
+def test_sides_at_scales_are_whole_patches(shown, images, monkeypatch):
+    sides, logits = [], Segmenter._logits
+
+    def noted(self, fitted, pixels, room):
+        sides.append(pixels.shape[1])
+        return logits(self, fitted, pixels, room)
+
+    monkeypatch.setattr(Segmenter, "_logits", noted)
+    monkeypatch.setattr(Method, "patch", 10)
+    with_settings(shown, eval__scales=(1.5,)).predict(images[0])
+    assert sides == [50]
 
 
 def test_probabilities_of_scales_are_averaged(shown, images):
