@@ -252,7 +252,7 @@ class Session:
 def write(file: pathlib.Path, content: bytes) -> None:
     """Writes a gzip file, which is whole whenever it is read."""
     partial = file.with_name(f"{secrets.token_hex(8)}.partial")
-    partial.write_bytes(gzip.compress(content, 1))
+    partial.write_bytes(gzip.compress(bytes(content), 1))
     partial.replace(file)
 
 

@@ -80,8 +80,9 @@ def joined(first: Shown, more: Shown) -> Shown:
     """All supports; `more` has the classes of both, those of `first` first."""
     added = (*range(max(first.numbers) + 1, max(first.numbers) + 1 + len(more.classes)),)
     numbers = (*first.numbers, *added[: len(more.classes) - len(first.numbers)])
-    arrays = (np.concatenate(pair) for pair in zip(first[:2], more[:2], strict=True))
-    return Shown(*arrays, more.classes, numbers)
+    images = np.concatenate([first.images, more.images])
+    labels = np.concatenate([first.labels, more.labels])
+    return Shown(images, labels, more.classes, numbers)
 
 
 def check_shown(shown: Shown) -> None:
