@@ -66,7 +66,7 @@ from fsseg_jax.prediction.output import (
     refinement,
 )
 from fsseg_jax.prediction.overview import sheet, suggest
-from fsseg_jax.prediction.queries import find_queries
+from fsseg_jax.prediction.queries import check_folder, find_queries
 from fsseg_jax.prediction.segmenter import Segmenter
 from fsseg_jax.prediction.segmenting import segment_files
 from fsseg_jax.prediction.support_folder import Supports, join, named, of_squares, read_all
@@ -86,6 +86,7 @@ class Job(NamedTuple):
     arguments: argparse.Namespace
     machine: ConfigDict  # the configuration as far as it is of the machine
     save: tuple[str, ...]  # what to write for each image
+    format: str  # of the table of all predictions
     segmenter: Segmenter
     supports: Supports  # corrected masks among them
     corrected: dict[str, corrections.Correction]  # by the name of the image
@@ -102,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         crowded = is_crowded(queries)
         return Predictions(arguments.out, facts, job.save, crowded, part, renew=arguments.accept)
 
-    table_format = choose_format(arguments.format, len(queries))
     with together.begin(open_part, queries, facts) as predictions:
         predictions.choose_names(queries)
         truth = _truth(arguments.truth, predictions, queries, job.supports.classes)
@@ -117,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = len(todo) - len(skipped)
         with together.all_ended(predictions, skipped) as skipped:
             records = functools.partial(predictions.records, queries)
-            written = write_table(arguments.out, records, job.supports.classes, table_format)
+            written = write_table(arguments.out, records, job.supports.classes, job.format)
             predictions.write_skipped(skipped)
-            _show_all(job, predictions)
+            _show_all(job, predictions, written)
             if truth is not None:
                 _compare(truth, predictions, queries, facts)
     before = len(own) - len(missing)
@@ -143,19 +143,19 @@ def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         overrides = [*overrides, "--config.platform=cpu"]
     command_line.start(command_line.first_config(None, overrides))
     command_line.check_processes(machine, out=arguments.out)
-    options.check(arguments, MASKS in save, jax.process_count())
-    names = options.names_of(arguments.class_name)
+    names = options.check(arguments, MASKS in save, jax.process_count())
     supports = read_all(arguments.support, names) if arguments.support else None
     kinds = (MASKS, OVERLAYS, THUMBNAILS, corrections.ACCEPTED)
     places = (*(arguments.out / kind for kind in kinds), *filter(None, [arguments.truth]))
     queries = find_queries(arguments.query, {*(supports.files if supports else ()), *places})
+    chosen = choose_format(arguments.format, len(queries))
     segmenter = _load(arguments.workdir, settings)
     logger.info(describe(segmenter.mesh))
     supports = supports or named([_saved(segmenter, arguments.workdir)], names)
     supports, corrected = _corrections(arguments, supports, queries)
     facts = made_by(segmenter, supports.classes, supports.digest)
     facts |= refinement(arguments.instances, arguments.min_area, arguments.fill_holes)
-    return Job(arguments, machine, save, segmenter, supports, corrected, queries, facts)
+    return Job(arguments, machine, save, chosen, segmenter, supports, corrected, queries, facts)
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -205,6 +205,9 @@ def _check(arguments: argparse.Namespace, distributed: bool) -> tuple[str, ...]:
         raise UserError("--ray starts workers by itself: leave out --config.distributed.")
     if arguments.truth is not None and MASKS not in asked:
         raise UserError(f"--truth compares masks, but --save = {arguments.save}: save them too.")
+    if arguments.truth is not None:
+        check_folder(arguments.truth, "--truth")
+    choose_format(arguments.format, 0)  # while nothing is loaded
     return tuple(kind for kind in SAVED if kind in asked)
 
 
@@ -214,8 +217,8 @@ def _corrections(
     """The supports with what was corrected in --out, and that by the names of images."""
     if arguments.accept:
         taken = corrections.accept(arguments.out, queries)
-        logger.info("%d corrected masks were taken, and kept in %s", taken, corrections.ACCEPTED)
-    corrected = corrections.read(arguments.out)
+        logger.info("corrected masks taken, and kept in %s: %d", corrections.ACCEPTED, taken)
+    corrected = corrections.in_classes(corrections.read(arguments.out), supports.classes)
     return join([supports, *corrections.as_supports(corrected, queries)]), corrected
 
 
@@ -223,8 +226,9 @@ def _saved(segmenter: Segmenter, model: pathlib.Path) -> Supports:
     """The supports that a model was saved with."""
     if segmenter.fitted is None:
         raise UserError(
-            f"--support is missing, and {model} was not saved with supports: name a folder of "
-            "images that show the classes."
+            f"--support is missing, and {model} was not saved with supports for image_size = "
+            f"{segmenter.config.image_size} and eval.fit = {segmenter.config.eval.fit}: name a "
+            "folder of images that show the classes."
         )
     return of_squares(segmenter.fitted.shown)
 
@@ -233,8 +237,8 @@ def _write_corrected(job: Job, predictions: Predictions, missing: Sequence[Query
     """Writes masks that a person has corrected; returns the images that are left."""
     for query in missing:
         if query.name in job.corrected:
-            result = corrections.as_result(job.corrected[query.name], job.supports.classes)
-            image = read_image(query.path)
+            result = corrections.as_result(job.corrected[query.name])
+            image = read_image(query.path) if OVERLAYS in job.save else None
             predictions.note(predictions.write(query, image, result, as_it_is=True))
     return [query for query in missing if query.name not in job.corrected]
 
@@ -256,12 +260,12 @@ def _segment(
     return time.perf_counter() - start, skipped
 
 
-def _show_all(job: Job, predictions: Predictions) -> None:
+def _show_all(job: Job, predictions: Predictions, written: pathlib.Path) -> None:
     """Writes the contact sheet, and says which images to label next and what is of other ones."""
     given = predictions, job.queries
     out, count = job.arguments.out, job.arguments.suggest
     suggested = suggest(job.segmenter, *given, job.supports.images, job.corrected, count)
-    sheet(*given, job.supports.classes, suggested, job.corrected)
+    sheet(*given, job.supports.classes, suggested, job.corrected, written)
     if stale := predictions.stale(job.queries):
         logger.warning(
             "%s holds results of %d images that are not among the queries, such as %s",

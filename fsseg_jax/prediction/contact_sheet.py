@@ -30,7 +30,7 @@ class Picture(NamedTuple):
     name: str  # of the image, below the folder of queries
     overlay: str
     thumbnail: str
-    mask: str
+    mask: str  # or "", if it was not saved
     shape: tuple[int, int]  # height and width of the image
     confidence: float  # in 0..1
     areas: Mapping[int, int]  # pixels by class number, of classes that occur
@@ -42,6 +42,7 @@ def write_sheet(
     pictures: Iterable[Picture],
     classes: Sequence[str],
     suggested: Collection[str] = (),
+    table: str = "predictions.json",
 ) -> None:
     """Writes the page, atomically.
 
@@ -50,6 +51,7 @@ def write_sheet(
         pictures: predictions in any order; they are taken one by one.
         classes: names of the classes 1, 2 ...
         suggested: names of images to label next, in that order.
+        table: what holds all predictions if there are too many for the page.
 
     Raises:
         UserError: the file cannot be written.
@@ -70,6 +72,7 @@ def write_sheet(
         "classes": list(classes),
         "colours": [colour_of(number) for number in range(1, len(classes) + 1)],
         "count": count,
+        "table": table,
         "pictures": [_entry(picture, rank.get(picture.name, 0)) for picture in shown],
     }
     # As the text of an element it must not have "</script>", nor "<!--", in it.
@@ -174,6 +177,10 @@ const all = data.pictures.map(([name, overlay, thumbnail, mask, width, height, c
   rank, corrected]) => ({ name, overlay, thumbnail, mask, width, height, confidence, areas, rank,
   corrected, text: name.toLowerCase() }));
 let shown = all, first = 0, open = 0;
+// The folder of all pictures, which their cards leave out.
+const folder = path => path.slice(0, path.lastIndexOf("/", path.length - 2) + 1);
+let common = all.length ? folder(all[0].name) : "";
+for (const { name } of all) while (!name.startsWith(common)) common = folder(common);
 
 function element(kind, text, name) {
   const made = document.createElement(kind);
@@ -222,7 +229,9 @@ function card(picture, place) {
     areas.append(item);
   }
   if (!picture.areas.length) areas.textContent = "nothing found";
-  words.append(element("p", picture.name, "name"), sure, areas);
+  const name = element("p", picture.name.slice(common.length), "name");
+  name.title = picture.name;
+  words.append(name, sure, areas);
   if (picture.rank) words.append(element("p", "label next: " + picture.rank, "next"));
   if (picture.corrected) words.append(element("p", "corrected", "corrected"));
   made.append(link, words);
@@ -264,7 +273,8 @@ function enlarge(place) {
   image.src = picture.overlay;
   image.alt = picture.name;
   link.href = picture.mask;
-  words.replaceChildren(`${picture.name} · ${percent(picture.confidence)} · `, link);
+  words.replaceChildren(`${picture.name} · ${percent(picture.confidence)}`,
+    ...(picture.mask ? [" · ", link] : []));
   if (!$("large").open) $("large").showModal();
 }
 function option(value, text) {
@@ -284,7 +294,7 @@ data.classes.forEach((name, i) => {
 });
 if (data.count > all.length)
   $("legend").append(element("span", `of ${data.count} pictures, the ${all.length} least `
-    + "confident are here; predictions.json has all"));
+    + `confident are here; ${data.table} has all`));
 $("search").addEventListener("input", select);
 $("filter").addEventListener("change", select);
 $("order").addEventListener("change", select);

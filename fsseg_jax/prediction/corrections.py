@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fsseg_jax.data.images import read_image
+from fsseg_jax.data.masks import CLASSES
 from fsseg_jax.data.parallel import parallel_map
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.episode import IGNORE
@@ -94,10 +95,12 @@ def _check(label: np.ndarray, path: pathlib.Path, query: Query, classes: int) ->
             f"{path} is {label.shape[1]} x {label.shape[0]} pixels, but its image is {shape[1]} x "
             f"{shape[0]}: correct it at its own size, or remove it to predict it again."
         )
-    if other := np.setdiff1d(label, [*range(classes + 1), IGNORE]).tolist():
+    # None is ignored, since a correction is a result, too.
+    if other := np.setdiff1d(label, range(classes + 1)).tolist():
+        there = "is 1 class" if classes == 1 else f"are {classes} classes"
         raise UserError(
-            f"{path} has the number {other[0]}, but there are {classes} classes: use their numbers "
-            "or their colours, or remove it to predict it again."
+            f"{path} has the number {other[0]}, but there {there}: use their numbers or their "
+            "colours, or remove it to predict it again."
         )
 
 
@@ -111,10 +114,12 @@ def read(folder: pathlib.Path) -> dict[str, Correction]:
     for file in sorted((folder / ACCEPTED).rglob("*.png")):
         if file.name.startswith("."):
             continue
-        mask = load_mask(file, 1)
+        mask = load_mask(file, CLASSES)  # not one class: white is not taken for it
         try:
             name, classes, number = (json.loads(mask.text[x]) for x in (_IMAGE, _CLASSES, _NUMBER))
             correction = Correction(mask.label, (*classes,), int(number), file)
+            if np.setdiff1d(mask.label, [*range(len(classes) + 1), IGNORE]).size:
+                raise ValueError("it has numbers of no class")
         except (KeyError, ValueError, TypeError):
             raise UserError(
                 f"{file} is no correction that --accept kept: remove it; masks are corrected in "
@@ -125,8 +130,42 @@ def read(folder: pathlib.Path) -> dict[str, Correction]:
     return last
 
 
+def in_classes(
+    corrections: Mapping[str, Correction], classes: tuple[str, ...]
+) -> dict[str, Correction]:
+    """Corrections in the numbers of the classes that there are now.
+
+    Classes are found by their names. If there are as many as before, and some have names that are
+    new altogether, they were renamed (by `--class_name`, or with their folder), and keep their
+    numbers.
+
+    Raises:
+        UserError: one shows a class that there is no longer.
+    """
+    return {name: _in_classes(x, classes) for name, x in corrections.items()}
+
+
+def _in_classes(correction: Correction, classes: tuple[str, ...]) -> Correction:
+    before = correction.classes
+    pairs = [*zip(before, classes, strict=False)]
+    new = all(a == b or (a not in classes and b not in before) for a, b in pairs)
+    if new and len(before) == len(classes):
+        return correction._replace(classes=classes)
+    table = np.zeros(IGNORE + 1, np.uint8)
+    table[IGNORE] = IGNORE  # of an earlier version
+    for number, name in enumerate(before, 1):
+        if name in classes:
+            table[number] = classes.index(name) + 1
+        elif (correction.label == number).any():
+            raise UserError(
+                f"{correction.file} shows the class {name}, but the classes are now "
+                f"{', '.join(classes)}: name them as before, or remove it."
+            )
+    return correction._replace(label=table[correction.label], classes=classes)
+
+
 def as_supports(corrections: Mapping[str, Correction], queries: Sequence[Query]) -> list[Supports]:
-    """Corrections of images that are there, as supports of the classes that they show."""
+    """Corrections of images that are there, as supports; see `in_classes`."""
     paths = {query.name: query.path for query in queries if query.name in corrections}
     if gone := sorted(corrections.keys() - paths.keys()):
         logger.warning("%d corrected images are gone, such as %s", len(gone), gone[0])
@@ -143,9 +182,7 @@ def as_supports(corrections: Mapping[str, Correction], queries: Sequence[Query])
     return supports
 
 
-def as_result(correction: Correction, classes: Sequence[str]) -> Result:
-    """A correction in place of a prediction: certain."""
-    table = np.zeros(IGNORE + 1, np.uint8)
-    for number, name in enumerate(correction.classes, 1):
-        table[number] = classes.index(name) + 1 if name in classes else 0
-    return Result(table[correction.label], np.ones(len(classes) + 1), 1.0, None)
+def as_result(correction: Correction) -> Result:
+    """A correction in place of a prediction: certain. See `in_classes`."""
+    label = np.where(correction.label == IGNORE, 0, correction.label)
+    return Result(label, np.ones(len(correction.classes) + 1), 1.0, None)

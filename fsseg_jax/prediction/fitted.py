@@ -133,7 +133,7 @@ def read(
         if before != now:
             warnings.warn(
                 f"{name} = {now}, but the supports saved with this model are for {before}: they "
-                "are left out; call fit.",
+                "are left out; give some anew.",
                 stacklevel=5,
             )
             return None

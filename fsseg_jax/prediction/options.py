@@ -1,7 +1,6 @@
 """Options of `predict` beside folders: which settings of the model they mean, and their checks."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 from fsseg_jax.errors import UserError
@@ -73,8 +72,9 @@ def model_settings(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in meant.items() if value is not None}
 
 
-def check(arguments: argparse.Namespace, saves_masks: bool, processes: int) -> None:
-    """Checks the options.
+def check(arguments: argparse.Namespace, saves_masks: bool, processes: int) -> tuple[str, ...]:
+    """Checks the options, and returns the names of classes that `--class_name` gives, repeated or
+    with commas between them.
 
     Raises:
         UserError: one has a value that is none, or is in the way of another.
@@ -85,9 +85,8 @@ def check(arguments: argparse.Namespace, saves_masks: bool, processes: int) -> N
     if arguments.accept and not saves_masks:
         raise UserError("--accept takes corrected masks, but --save leaves them out: save them.")
     if arguments.accept and (processes > 1 or arguments.ray is not None):
-        raise UserError("--accept is for one process; start it without --ray and launch scripts.")
-
-
-def names_of(given: Sequence[str]) -> tuple[str, ...]:
-    """The names that `--class_name` gives, repeated or with commas between them."""
-    return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
+        raise UserError("--accept is for one process: start it without --ray and launch scripts.")
+    names = [name.strip() for text in arguments.class_name for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"--class_name = {arguments.class_name[0]}: a name is empty; give all.")
+    return (*names,)

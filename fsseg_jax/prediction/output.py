@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,14 +30,15 @@ from fsseg_jax.prediction.instances import cleaned, objects_of
 from fsseg_jax.prediction.journal import FORGOTTEN, JOURNAL, Journal, forget
 from fsseg_jax.prediction.result import DIGITS, Result
 from fsseg_jax.prediction.segmenter import Segmenter
+from fsseg_jax.prediction.table import PARTS, PREDICTIONS
 
 MASKS, OVERLAYS = SAVED = "masks", "overlays"
 MADE_BY, SKIPPED = "made_by.json", "skipped.txt"
-TABLE = "predictions.json"
 SPREAD = "spread over folders"  # in `made_by.json`, where files are
 CROWDED = 10_000  # images in a folder; file systems and viewers are slow with more
 FOLDERS = 4096  # of files that are spread: 250 in each of a million
 THUMBNAILS = "thumbnails"  # of the overlays, written with them
+ALONE = "in one process, without --ray"  # how --accept is given
 # How masks are refined, in `made_by.json`; see `refinement`.
 INSTANCES, MIN_AREA, FILL_HOLES = "instances", "min_area", "fill_holes"
 
@@ -216,7 +218,7 @@ class Predictions:
             if self.painted(query) and not as_it_is:
                 raise UserError(
                     f"{self.mask_file(query)} was corrected, but would be predicted again: add "
-                    "--accept to keep it, or remove it."
+                    f"--accept ({ALONE}) to keep it, or remove it."
                 )
             with replacing(self.mask_file(query)) as file:
                 save_mask(label, file)
@@ -339,7 +341,7 @@ class Predictions:
             self._renew({**made_by, **({SPREAD: True} if spread else {})})
         elif other:
             if differing <= {"supports", "classes"}:
-                remedy = f"add --accept to predict all with them, {remedy}"
+                remedy = f"add --accept ({ALONE}) to predict all with them, {remedy}"
             raise UserError(
                 f"--out = {self.folder} holds predictions made with {'; '.join(other[:5])}: "
                 f"{remedy}."
@@ -351,8 +353,10 @@ class Predictions:
         with writing(self.folder), (self.folder / JOURNAL).open("a+b") as journal:
             lock(journal.fileno(), self.folder)
             forget(self.folder)
-            for name in (TABLE, SHEET):  # they are of before
+            for name in (PREDICTIONS, SHEET):  # they are of before, as the parts
                 (self.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.folder / PARTS)
             # Last: from here on the folder is that of the new supports.
             write_text(self.folder / MADE_BY, json.dumps(made_by, indent=2))
 

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from fsseg_jax.data.images import read_image
 from fsseg_jax.data.source import LabelledImage
+from fsseg_jax.files import writing
 from fsseg_jax.prediction.contact_sheet import SHEET, Picture, write_sheet
 from fsseg_jax.prediction.output import OVERLAYS, Predictions, Query
 from fsseg_jax.prediction.segmenter import Segmenter
@@ -20,10 +21,20 @@ def sheet(
     classes: Sequence[str],
     suggested: Sequence[str],
     corrected: Collection[str],
-) -> pathlib.Path | None:
-    """Writes the contact sheet, and returns its path; None if there are no overlays to show."""
+    table: pathlib.Path,
+) -> None:
+    """Writes the contact sheet; without overlays to show there is none, and an old one goes.
+
+    Args:
+        suggested: names of images to label next.
+        corrected: names of images whose masks are a person's.
+        table: the file or folder of all predictions.
+    """
+    path = predictions.folder / SHEET
     if OVERLAYS not in predictions.save:
-        return None
+        with writing(path):
+            path.unlink(missing_ok=True)
+        return
 
     def pictures() -> Iterator[Picture]:
         for record in predictions.records(queries):
@@ -35,8 +46,8 @@ def sheet(
             files = record["overlay_file"], record["thumbnail_file"], record.get("mask_file", "")
             yield Picture(name, *files, shape, record["confidence"], areas, name in corrected)
 
-    write_sheet(predictions.folder / SHEET, pictures(), classes, suggested)
-    return predictions.folder / SHEET
+    name = f"{table.name}/" if table.is_dir() else table.name
+    write_sheet(path, pictures(), classes, suggested, name)
 
 
 def suggest(

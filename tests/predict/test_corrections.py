@@ -11,8 +11,9 @@ from helpers import message_of
 from PIL import Image
 
 from fsseg_jax import predict
+from fsseg_jax.prediction import corrections
 from fsseg_jax.prediction import output as predictions_module
-from fsseg_jax.prediction.drawing import load_mask
+from fsseg_jax.prediction.drawing import load_mask, save_mask
 from fsseg_jax.prediction.segmenter import Segmenter
 
 # pycocotools's own, of NumPy 2.
@@ -56,10 +57,13 @@ def fitted(monkeypatch):
     return seen
 
 
-def shown(folders, name):
+def data_of(folders):
     text = (folders / "out" / "index.html").read_text()
-    data = json.loads(re.search(r"<script id=data [^>]*>(.*?)</script>", text)[1])
-    return {row[0]: row for row in data["pictures"]}[name]
+    return json.loads(re.search(r"<script id=data [^>]*>(.*?)</script>", text)[1])
+
+
+def shown(folders, name):
+    return {row[0]: row for row in data_of(folders)["pictures"]}[name]
 
 
 @pytest.mark.parametrize("how", ["palette", "colours", "white"])
@@ -109,7 +113,7 @@ def test_an_image_may_be_corrected_again_and_corrections_taken_back(run, folders
     assert len(fitted[0]) == 3
     np.testing.assert_array_equal(fitted[1][2], other)
     shutil.rmtree(folders / "out" / "accepted")
-    assert "add --accept to predict all with them" in message_of(run)
+    assert "add --accept (in one process, without --ray) to predict all" in message_of(run)
     assert run("--accept") == 0
     assert len(fitted[0]) == 2
     assert len(run.segmented) == 5
@@ -123,6 +127,30 @@ def test_that_nothing_is_there_is_kept_but_shows_no_class(run, folders, fitted):
     assert not read(folders / "out" / "masks" / "b.png").any()
     assert accepted(folders) == {"b.png"}
     assert shown(folders, "b.jpeg")[7] == []
+
+
+def test_white_in_a_kept_correction_is_no_class(tmp_path):
+    label = np.tile(np.array([0, 255], np.uint8), (4, 5))
+    (tmp_path / "accepted").mkdir()
+    with (tmp_path / "accepted" / "a.png").open("wb") as file:
+        save_mask(label, file, image='"a.jpg"', classes='["x", "y"]', number="1")
+    kept = corrections.read(tmp_path)["a.jpg"]
+    np.testing.assert_array_equal(kept.label, label)
+    assert not corrections.as_result(kept).mask.any()
+
+
+def test_only_what_is_saved_is_written_of_a_correction(run, folders):
+    run()
+    sheet = folders / "out" / "index.html"
+    assert sheet.is_file()
+    assert run("--save=masks") == 0
+    assert not sheet.exists()
+    for kind in ("overlays", "thumbnails"):
+        shutil.rmtree(folders / "out" / kind)
+    correct(folders, "a", truth(10))
+    assert run("--save=masks", "--accept") == 0
+    np.testing.assert_array_equal(read(folders / "out" / "masks" / "a.png"), truth(10))
+    assert not [path for path in files_of(folders / "out") if path.endswith("jpg")]
 
 
 class Killed(BaseException):
@@ -188,7 +216,9 @@ def test_wrong_corrections_are_told_and_nothing_is_changed(run, folders):
     save(path, np.ones((4, 5), np.uint8))
     assert f"{path} is 5 x 4 pixels, but its image is 52 x 40" in message_of(run, "--accept")
     save(path, np.full((40, 52), 7, np.uint8))
-    assert f"{path} has the number 7, but there are 1 classes" in message_of(run, "--accept")
+    assert f"{path} has the number 7, but there is 1 class:" in message_of(run, "--accept")
+    save(path, np.tile(np.array([0, 1, 255, 1], np.uint8), (40, 13)))
+    assert f"{path} has the number 255, but" in message_of(run, "--accept")
     path.write_text("a text")
     assert "cannot be read" in message_of(run, "--accept")
     path.unlink()
@@ -197,7 +227,59 @@ def test_wrong_corrections_are_told_and_nothing_is_changed(run, folders):
     assert (folders / "out" / "made_by.json").read_bytes() == before
 
 
+def test_no_table_of_before_stays_where_supports_have_changed(run, folders, monkeypatch):
+    run("--format=parquet")
+    assert (folders / "out" / "predictions").is_dir()
+    assert data_of(folders)["table"] == "predictions/"
+    correct(folders, "a", truth(10))
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(predict, "_write_corrected", killed)
+    with pytest.raises(Killed):
+        run("--format=parquet", "--accept")
+    assert not (folders / "out" / "predictions").exists()
+
+
 # ----------------------------------------------------------------------------- supports and names
+
+
+def test_a_class_that_is_renamed_stays_one(run, folders, fitted):
+    run()
+    correct(folders, "a", truth(10))
+    correct(folders, "b", np.zeros((40, 52), np.uint8))
+    run("--accept")
+    assert run("--accept", "--class_name=tomato") == 0
+    assert fitted[2] == ("tomato",)
+    np.testing.assert_array_equal(fitted[1][2], truth(10))
+    np.testing.assert_array_equal(read(folders / "out" / "masks" / "a.png"), truth(10))
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (("red", "blue"), [0, 1, 2]),
+        (("blue", "green", "red"), [0, 3, 1]),
+        (("red", "sky"), [0, 1, 2]),
+        (("a", "b"), [0, 1, 2]),
+        (("blue", "sky"), None),  # is red the sky, or gone?
+        (("red",), None),
+        (("a", "b", "c"), None),
+    ],
+)
+def test_classes_of_corrections_are_found_by_name_or_were_renamed(tmp_path, now, expected):
+    label = np.array([[0, 1, 2]], np.uint8)
+    kept = corrections.Correction(label, ("red", "blue"), 1, tmp_path / "x.png")
+    if expected is None:
+        message = message_of(corrections.in_classes, {"x": kept}, now)
+        assert f"x.png shows the class {'blue' if now == ('red',) else 'red'}, but" in message
+        empty = kept._replace(label=label * 0)
+        assert not corrections.in_classes({"x": empty}, now)["x"].label.any()
+        return
+    found = corrections.in_classes({"x": kept}, now)["x"]
+    assert found.label.tolist() == [expected]
+    assert found.classes == now
 
 
 def test_classes_of_several_folders_with_one_name_are_one(run, folders, fitted):
@@ -267,6 +349,10 @@ def test_results_of_images_that_are_gone_are_told(run, folders, log):
     assert "such as b.jpeg" in log.text
 
 
-def test_wrong_options_are_told(run):
+def test_wrong_options_are_told_before_a_model_is_loaded(run, monkeypatch):
+    monkeypatch.delattr(predict, "load")
+    assert "--class_name = ,: a name is empty" in message_of(run, "--class_name=,")
+    assert "--format = csv: choose" in message_of(run, "--format=csv")
+    assert "--truth = no: there is no such folder" in message_of(run, "--truth=no")
     assert "--suggest = -1" in message_of(run, "--suggest=-1")
     assert "--accept takes corrected masks" in message_of(run, "--accept", "--save=overlays")

@@ -265,6 +265,8 @@ def test_a_model_saved_with_supports_needs_no_others(folders, segmenter, monkeyp
     for image in coco["images"]:
         label = segmenter.predict(folders / "query" / image["file_name"])
         np.testing.assert_array_equal(read(folders / "out" / image["mask_file"]), label)
+    other = [f"--workdir={folders / 'fitted'}", *places, "--image_size=48"]
+    assert "was not saved with supports for image_size = 48 and" in message_of(predict.main, other)
 
 
 def test_saved_supports_are_encoded_once_as_they_are(folders, model, monkeypatch):

@@ -222,6 +222,22 @@ def test_ten_thousand_pictures_do_not_stall(page):
     assert page.run("return document.getElementsByTagName('*').length") < 3000
 
 
+def test_cards_leave_out_the_folder_of_all_pictures(browser, tmp_path):
+    names = ["data/trip/a.jpg", "data/trip/sub/b.jpg", "data/trips.jpg"]
+    rows = [Picture(name, "o.jpg", "t.jpg", "", (3, 4), 0.5, {}) for name in names]
+    for count, expected in ((2, ["a.jpg", "sub/b.jpg"]), (3, [name[5:] for name in names])):
+        write_sheet(tmp_path / "index.html", rows[:count], ["mug"])
+        page = Page(browser, tmp_path)
+        assert page.names() == expected
+        titles = page.run("return [...document.querySelectorAll('.name')].map(x => x.title)")
+        assert titles == names[:count]
+    page.all("article a")[0].click()
+    assert (
+        page.all("#large p")[0].text == f"{names[0]} \u00b7 50 %"
+    )  # and no mask, as none is saved
+    assert not page.all("#large p a")
+
+
 @pytest.mark.parametrize("width", [320, 390])
 def test_the_page_fits_a_phone(page, width):
     try:
