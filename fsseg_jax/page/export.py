@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
-from pycocotools import mask as coco_mask
 from skimage.measure import approximate_polygon, find_contours
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.page.segmenting import mask_of
 from fsseg_jax.page.session import Picture, Session
-from fsseg_jax.prediction.instances import parts_of
+from fsseg_jax.prediction.instances import parts_of, placed
 from fsseg_jax.prediction.journal import output_names
 from fsseg_jax.prediction.output import save_mask
 
@@ -197,17 +196,12 @@ def _add(coco: dict[str, Any], picture: Picture, objects: list[Object], mask_fil
         image["confidence"] = picture.confidence
     coco["images"].append(image)
     for part in objects:
-        whole = np.zeros((height, width), np.uint8, order="F")
-        whole[part.place] = part.inside
-        runs = coco_mask.encode(whole)
         coco["annotations"].append(
             {
                 "id": len(coco["annotations"]) + 1,
                 "image_id": picture.number,
                 "category_id": part.number,
-                "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
-                "bbox": coco_mask.toBbox(runs).tolist(),
-                "area": int(part.inside.sum()),
+                **placed(part.inside, part.place, picture.size),
                 "iscrowd": 0,
             }
         )

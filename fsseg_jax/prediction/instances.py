@@ -69,6 +69,33 @@ def classes_of(mask: UInt8[np.ndarray, "height width"]) -> list[int]:
     return (np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1).tolist()
 
 
+def placed(
+    inside: Bool[np.ndarray, "h w"], place: tuple[slice, ...], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """COCO's fields for the pixels `inside` of a rectangle of an image, at the cost of the
+    rectangle: `segmentation`, a run-length encoding down the columns of the image; `bbox`; `area`.
+    """
+    top, left = (part.indices(side)[0] for part, side in zip(place, shape, strict=True))
+    height, width = inside.shape
+    padded = np.zeros((width, height + 2), np.int8)  # rows are columns of the image
+    padded[:, 1:-1] = inside.T
+    columns, rows = np.nonzero(np.diff(padded))  # where pixels begin to be in it, and cease
+    changes = (left + columns) * shape[0] + top + rows
+    # What ceases at the end of a column and begins at the top of the next goes on.
+    again = np.flatnonzero(changes[1:-1:2] == changes[2::2])
+    changes = np.delete(changes, [*(2 * again + 1), *(2 * again + 2)])
+    end = shape[0] * shape[1]
+    counts = np.diff(changes, prepend=0, append=[end] if changes[-1:] != end else [])
+    runs = coco_mask.frPyObjects({"size": [*shape], "counts": counts.tolist()}, *shape)
+    x, y = (np.flatnonzero(inside.any(axis=axis)) for axis in (0, 1))
+    box = [left + x[0], top + y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1]
+    return {
+        "segmentation": {"size": [*shape], "counts": runs["counts"].decode()},
+        "bbox": [float(side) for side in box],
+        "area": int(inside.sum()),
+    }
+
+
 def objects_of(
     label: UInt8[np.ndarray, "height width"], result: Result, instances: bool = False
 ) -> list[dict[str, Any]]:
@@ -81,9 +108,6 @@ def objects_of(
     whole = ((n, (slice(None), slice(None)), label == n) for n in classes_of(label))
     objects = []
     for number, place, inside in parts_of(label) if instances else whole:
-        full = np.zeros(label.shape, np.uint8, order="F")
-        full[place] = inside
-        runs = coco_mask.encode(full)
         score = float(result.scores[number])
         if result.probabilities is not None:
             of_class = result.probabilities[place][..., number]
@@ -91,9 +115,7 @@ def objects_of(
         objects.append(
             {
                 "category_id": number,
-                "segmentation": {"size": [*label.shape], "counts": runs["counts"].decode()},
-                "bbox": coco_mask.toBbox(runs).tolist(),
-                "area": int(coco_mask.area(runs)),
+                **placed(inside, place, label.shape),
                 "iscrowd": 0,
                 "score": round(score, DIGITS),
             }

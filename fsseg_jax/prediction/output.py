@@ -301,8 +301,11 @@ class Predictions:
             return None
         record = self._journal.record(query.name)
         label = np.zeros((record["height"], record["width"]), np.uint8)
+        runs: dict[int, list[Any]] = {}  # of each class, which may have thousands of objects
         for found in record["objects"]:
-            label[coco_mask.decode(found["segmentation"]) > 0] = found["category_id"]
+            runs.setdefault(found["category_id"], []).append(found["segmentation"])
+        for number, parts in runs.items():
+            label[coco_mask.decode(coco_mask.merge(parts)) > 0] = number
         return label
 
     def stale(self, queries: Iterable[Query]) -> list[str]:

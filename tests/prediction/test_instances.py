@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
-from fsseg_jax.prediction.instances import classes_of, cleaned, parts_of
+from fsseg_jax.prediction.instances import classes_of, cleaned, parts_of, placed
 
 STEPS = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
 
@@ -76,6 +77,26 @@ def test_parts_are_the_connected_ones_largest_first(mask):
         areas[number].append(int(inside.sum()))
     assert areas == expected
     np.testing.assert_array_equal(seen, mask > 0)
+
+
+def whole_and_parts(mask):
+    whole = (slice(None), slice(None))
+    return [(n, whole, mask == n) for n in classes_of(mask)] + [*parts_of(mask)]
+
+
+def test_objects_are_encoded_as_in_the_whole_image_by_pycocotools(mask):
+    tall = mask.copy()
+    tall[:, 5:9] = tall[:-1, 9] = tall[1:, 11:13] = 1  # over ends of columns, and not
+    for picture in (mask, tall, np.ones_like(mask), mask[:1], mask[:, :1]):
+        for _, place, inside in whole_and_parts(picture):
+            full = np.zeros(picture.shape, np.uint8, order="F")
+            full[place] = inside
+            runs = coco_mask.encode(full)
+            found = placed(inside, place, picture.shape)
+            assert found["segmentation"]["counts"] == runs["counts"].decode()
+            assert found["segmentation"]["size"] == [*picture.shape]
+            assert found["bbox"] == coco_mask.toBbox(runs).tolist()
+            assert found["area"] == coco_mask.area(runs)
 
 
 def test_empty_masks_have_no_objects():
