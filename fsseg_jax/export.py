@@ -7,8 +7,10 @@ hf://owner/name of a model on the Hugging Face hub.
 FILE is the model's `forward`, including its weights, as StableHLO serialised by `jax.export`. It
 maps supports, their labels and any number of queries, all uint8 squares of image_size, to float32
 logits. The numbers of ways and shots are fixed. Of a model that was saved with its supports, FILE
-holds these too and takes only queries, unless --ways or --shots are given. The program prints how
-to run FILE.
+holds these too and takes only queries, unless --ways or --shots are given; the largest of its
+logits is then the class, by the thresholds that the supports gave. That an image does not show a
+class, views (eval.scales, predict.flip) and DenseCRF are not in FILE: masks of predict differ by
+them. The program prints how to run FILE.
 
 JAX guarantees to read such a file in releases up to six months newer, and three weeks older, than
 the one that wrote it: keep the model too, to export it again. The exported program has no gradient.
@@ -37,6 +39,8 @@ from fsseg_jax.prediction.segmenter import Segmenter
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 DEFAULT = "cpu,cuda,tpu"
 MOST = 10**6  # ways and shots
+HELD = """The thresholds of the classes are in these logits. The rule of absence, scales, mirror
+images and DenseCRF are not: masks of predict differ by them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("support_images", "support_labels")[: len(supports)]
     if supports:
         ways, shots = supports[0][:2]
-        what = f"{ways}-way {shots}-shot {segmenter.config.method}"
+        what, more = f"{ways}-way {shots}-shot {segmenter.config.method}", ""
         inputs = f"""support_images: uint8 {supports[0]}, RGB in 0..255
 support_labels: uint8 {supports[1]}, 0 background, n for class n, 255 ignored
 """
     else:
         what, inputs = f"{segmenter.config.method} of {', '.join(segmenter.classes)}", ""
+        more = f"; the largest is the class\n{HELD}"
     print(
         f"""{arguments.out}: {what} for {", ".join(exported.platforms)}, \
 {len(program) / 2**20:.1f} MiB. Run it with JAX {jax.__version__} or a release up to six months \
@@ -84,7 +89,7 @@ newer:
     logits = forward({", ".join((*names, "query_images"))})
 
 {inputs}query_images: uint8 (any number, {size}, {size}, 3)
-logits: float32 (queries, {size}, {size}, {classes}), the background first"""
+logits: float32 (queries, {size}, {size}, {classes}), the background first{more}"""
     )
 
 
@@ -99,7 +104,9 @@ def export(
     Args:
         segmenter: holds the model; its `config.image_size` is the side of all images. If it has
             supports, and neither `ways` nor `shots` is given, the program holds them, and takes
-            queries alone.
+            queries alone. To the logits of its classes, the log odds of their thresholds are
+            added, so that the largest is the mask of `predict`, but for the rule of absence, views
+            (`eval.scales`, `predict.flip`) and DenseCRF, which are not in the program.
         ways, shots: numbers of the supports; by default those of training.
         platforms: platforms that the program runs on.
 
@@ -132,12 +139,13 @@ def export(
 def _of_queries(
     segmenter: Segmenter, fitted: Fitted, queries: UInt8[Array, "query size size 3"]
 ) -> Float[Array, "query size size class"]:
-    """`forward` of a segmenter's own supports."""
+    """`forward` of a segmenter's own supports, with their thresholds."""
     # Constants of the program, on no device in particular.
     known = jax.device_get((segmenter.variables, fitted.summary, fitted.labels))
     variables, summary, labels = jax.tree.map(jnp.asarray, known)
     logits = segment(segmenter.model, variables, summary, labels, queries)
-    return resize(logits, queries.shape[1:3], segmenter.model.align_corners)
+    logits = resize(logits, queries.shape[1:3], segmenter.model.align_corners)
+    return logits + fitted.calibration.shifts
 
 
 if __name__ == "__main__":

@@ -163,4 +163,12 @@ def test_a_fitted_model_takes_queries_alone(tmp_path, capsys):
     expected = segmenter.predict(images[2:], return_probabilities=True)
     for result, (_, probabilities) in zip(jax.nn.softmax(logits), expected, strict=True):
         np.testing.assert_allclose(result, probabilities, atol=1e-4)
+    # Without views, and any rule of absence, its largest logits are the masks of `predict`.
+    fitted = segmenter.fitted
+    calibration = fitted.calibration._replace(thresholds=np.array([0.9, 0.3]))
+    segmenter.fitted = fitted._replace(calibration=calibration)
+    masks = np.asarray(export(segmenter, platforms=["cpu"]).call(images[2:]).argmax(axis=-1))
+    assert (masks != np.asarray(logits).argmax(axis=-1)).mean() > 0.05
+    assert (masks == np.stack(segmenter.predict(images[2:]))).mean() > 0.99
+    assert "DenseCRF are not" in printed
     assert len(export(segmenter, shots=1, platforms=["cpu"]).in_avals) == 3

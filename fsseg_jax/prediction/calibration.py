@@ -78,10 +78,15 @@ class Calibration(NamedTuple):
 
     def weights(self, logits: Float[np.ndarray, "h w class"]) -> Float[np.ndarray, " class"]:
         """Factors of an image's probabilities before the largest wins, from its logits."""
-        odds = np.exp(-logit(self.thresholds))
+        weights = np.exp(self.shifts)
         if np.isfinite(self.absence).any():
-            odds = odds * (scores(logits) >= self.absence)
-        return np.array([1, *odds], np.float32)
+            weights[1:] *= scores(logits) >= self.absence
+        return weights
+
+    @property
+    def shifts(self) -> Float[np.ndarray, " class"]:
+        """What the thresholds add to logits before the largest wins."""
+        return np.array([0, *-logit(self.thresholds)], np.float32)
 
     @property
     def knows_absence(self) -> bool:
