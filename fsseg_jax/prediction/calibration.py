@@ -34,11 +34,29 @@ SHARPNESS = np.geomspace(0.1, 100, 121)  # factors of logits that are tried
 class LeftOut(NamedTuple):
     """A support that was predicted from others."""
 
-    logits: Float[np.ndarray, "h w class"]  # of the part of its square that it fills
-    # Of that part, at its resolution: class numbers, 255 ignored, 254 unmarked.
+    square: Float[np.ndarray, "h w class"]  # logits of its square
+    # Of the part of the square that it fills: class numbers, 255 ignored, 254 unmarked.
     label: UInt8[np.ndarray, "height width"]
     support: int  # its place among the supports
     align_corners: bool  # how the model's logits are resized
+    size: int  # side of the square, in pixels of the label
+
+    @property
+    def logits(self) -> Float[np.ndarray, "h w class"]:
+        """Logits of the support, without those of a border of its square."""
+        return inside(self.square, self.label.shape, (self.size, self.size))
+
+
+def inside(
+    logits: Float[np.ndarray, "h w class"], shape: tuple[int, ...], extent: tuple[int, ...]
+) -> Float[np.ndarray, "_ _ class"]:
+    """The logits of a square that are of its image, which fills the upper left `shape` of `extent`
+    (letterboxed, see `squares.square`)."""
+    height, width = (
+        max(1, round(n * part / whole))
+        for n, part, whole in zip(logits.shape, shape, extent, strict=False)
+    )
+    return logits[:height, :width]
 
 
 class CrossValidation(NamedTuple):
@@ -261,7 +279,7 @@ def iou_of(one: LeftOut, calibration: Calibration) -> float:
 def resized(one: LeftOut) -> Float[np.ndarray, "height width class"]:
     """Logits at the resolution of the label, as the model's are resized."""
     rows, columns = (
-        interpolation_matrix(n, m, one.align_corners)
-        for n, m in zip(one.logits.shape, one.label.shape, strict=False)
+        interpolation_matrix(n, one.size, one.align_corners)[:part]
+        for n, part in zip(one.square.shape, one.label.shape, strict=False)
     )
-    return np.einsum("Hh,hwc,Ww->HWc", rows, one.logits, columns, optimize=True)
+    return np.einsum("Hh,hwc,Ww->HWc", rows, one.square, columns, optimize=True)

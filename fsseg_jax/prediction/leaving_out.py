@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 from scipy import stats
 
-from fsseg_jax.episode import normalise
+from fsseg_jax.episode import IGNORE, normalise
 from fsseg_jax.models import Method
 from fsseg_jax.prediction.calibration import (
     Calibration,
@@ -87,8 +87,31 @@ def leave_out(
         features = jax.tree.map(lambda *x, rows=rows: jnp.concatenate(x, axis=1)[0][rows], *encoded)
         query = jax.tree.map(lambda x: x[0, 0], encoded[i])
         logits = predict(variables, features, shown.labels[rows], query, shown.images[i])
-        found.append(LeftOut(np.asarray(logits), shown.labels[i], i, align_corners))
+        given = shown.images[i], shown.labels[i], i, align_corners
+        found.append(of_square(np.asarray(logits), *given))
     return found
+
+
+def of_square(
+    logits: Float[np.ndarray, "h w class"],
+    image: UInt8[np.ndarray, "size size 3"],
+    label: UInt8[np.ndarray, "size size"],
+    support: int,
+    align_corners: bool,
+) -> LeftOut:
+    """What was predicted for a support, of whose square a border may be no part."""
+    height, width = filled(image, label)
+    return LeftOut(logits, label[:height, :width], support, align_corners, len(label))
+
+
+def filled(
+    image: UInt8[np.ndarray, "size size 3"], label: UInt8[np.ndarray, "size size"]
+) -> tuple[int, int]:
+    """Height and width of the part of a square that its image fills: a letterboxed one has a black
+    border that is ignored, on the right or below."""
+    there = (label != IGNORE) | image.any(axis=-1)
+    height, width = (np.flatnonzero(there.any(axis=axis))[-1] + 1 for axis in (1, 0))
+    return int(height), int(width)
 
 
 def calibrate(left_out: Sequence[LeftOut], ways: int, threshold: float) -> Calibration:
@@ -123,8 +146,9 @@ def views_of(shown: Shown) -> Shown:
     """
     images, labels = [], []
     for image, label in zip(shown.images, shown.labels, strict=True):
-        images.append(image[:, ::-1])
-        labels.append(label[:, ::-1])
+        _, width = filled(image, label)
+        for parts, whole in ((images, image), (labels, label)):  # a border stays on the right
+            parts.append(np.concatenate([whole[:, :width][:, ::-1], whole[:, width:]], axis=1))
         size = len(image)
         places = np.argwhere(np.isin(label, classes_in(label)))
         distances = ((places - places.mean(axis=0)) ** 2).sum(axis=1)

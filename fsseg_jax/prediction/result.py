@@ -11,7 +11,7 @@ from fsseg_jax.data.squares import fitted
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation import crf
 from fsseg_jax.models.resize import interpolation_matrix
-from fsseg_jax.prediction.calibration import Calibration
+from fsseg_jax.prediction.calibration import Calibration, inside
 from fsseg_jax.prediction.memory import check
 
 # Pixels of the longer side of images that DenseCRF refines: its ranges are in pixels, and those of
@@ -40,30 +40,36 @@ def at_own_size(
     probabilities: bool = False,
     small: UInt8[np.ndarray, "small_height small_width 3"] | None = None,
     calibration: Calibration | None = None,
+    sides: Sequence[int] = (),
 ) -> Result | UserError:
     """The result for an image, with or without probabilities; or the error that these do not fit
     into memory.
 
     Args:
-        logits: of its square at each scale, whose probabilities are averaged.
+        logits: of its square at each scale, whose probabilities are averaged; perhaps several of
+            each, one after another.
         shape: height and width of the image.
         small: the image at the size at which DenseCRF refines the probabilities; None for none.
         calibration: thresholds and the like; None for the most probable class.
+        sides: of the square of each scale; `config.image_size` by default.
     """
     classes = logits[0].shape[-1]
-    extent = square_extent(shape, config)
+    sides = np.repeat(sides or config.image_size, len(logits) // max(1, len(sides))).tolist()
+    extents = [square_extent(shape, side, config.eval.fit) for side in sides]
+    own = [inside(view, shape, extent) for view, extent in zip(logits, extents, strict=True)]
     weights = np.ones(classes, np.float32)
     if calibration is not None:
-        weights = np.mean([calibration.weights(view) for view in logits], axis=0)
+        weights = np.mean([calibration.weights(view) for view in own], axis=0)
     confidence = None
     if calibration is not None and calibration.knows_absence:
-        confidence = float(np.mean([calibration.confidence(view) for view in logits]))
+        confidence = float(np.mean([calibration.confidence(view) for view in own]))
     if small is not None:
         size = small.shape[:2]
-        parts = averaged(logits, size, square_extent(size, config), align_corners)
+        small_extents = [square_extent(size, side, config.eval.fit) for side in sides]
+        parts = averaged(logits, size, small_extents, align_corners)
         planes = np.concatenate([part for _, part in parts], axis=1)
         refined = crf.refined(np.moveaxis(planes, 0, -1), small, config.eval.crf)
-        logits, extent = [np.log(refined + 1e-7)], shape
+        logits, extents = [np.log(refined + 1e-7)], [shape]
     mask = np.empty(shape, np.uint8)
     every = None
     if probabilities:
@@ -75,15 +81,15 @@ def at_own_size(
         every = np.empty((classes, *shape), np.float32)
     # Sums of each class's probability where the mask has it and everywhere, and pixels of the mask.
     sums, totals, counts = np.zeros((3, classes))
-    for rows, large in averaged(logits, shape, extent, align_corners):
+    for rows, large in averaged(logits, shape, extents, align_corners):
         mask[rows] = np.argmax(large * weights[:, None, None], axis=0)
         if every is not None:
             every[:, rows] = large
         totals += large.sum(axis=(1, 2), dtype=np.float64)
         for number in np.flatnonzero(np.bincount(mask[rows].ravel())).tolist():
-            inside = mask[rows] == number
-            sums[number] += large[number].sum(where=inside, dtype=np.float64)
-            counts[number] += np.count_nonzero(inside)
+            won = mask[rows] == number
+            sums[number] += large[number].sum(where=won, dtype=np.float64)
+            counts[number] += np.count_nonzero(won)
     if confidence is None:
         confidence = expected_iou(sums, totals, counts)
     every = None if every is None else np.moveaxis(every, 0, -1)
@@ -112,12 +118,15 @@ def expected_iou(
 def averaged(
     logits: Sequence[Float[np.ndarray, "_ _ class"]],
     shape: tuple[int, int],
-    extent: tuple[int, int],
+    extents: Sequence[tuple[int, int]],
     align_corners: bool,
 ) -> Iterator[tuple[slice, Float[np.ndarray, "class rows width"]]]:
     """Probabilities at the size of the image, averaged over its views (CANet sec. 4.2): all at
-    once, or some rows at a time if it is large; see `enlarged`."""
-    views = (enlarged(view, shape, extent, align_corners) for view in logits)
+    once, or some rows at a time if it is large; see `enlarged`. `extents` are of the views."""
+    views = (
+        enlarged(view, shape, extent, align_corners)
+        for view, extent in zip(logits, extents, strict=True)
+    )
     for parts in zip(*views, strict=True):
         rows = parts[0][0]
         for _, large in parts:
@@ -127,11 +136,12 @@ def averaged(
         yield rows, np.mean([large for _, large in parts], axis=0)
 
 
-def square_extent(shape: tuple[int, int], config: ConfigDict) -> tuple[int, int]:
+def square_extent(shape: tuple[int, int], side: int, fit: str) -> tuple[int, int]:
     """The size of the whole square in pixels of the image: a letterboxed one has a border, of which
     the evaluation counts up to 7 pixels as part of the image, as PFENet's code does."""
-    inside = fitted(shape, config.image_size, config.eval.fit)
-    height, width = (round(n * config.image_size / m) for n, m in zip(shape, inside, strict=True))
+    height, width = (
+        round(n * side / m) for n, m in zip(shape, fitted(shape, side, fit), strict=True)
+    )
     return height, width
 
 

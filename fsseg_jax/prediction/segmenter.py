@@ -21,10 +21,17 @@ from fsseg_jax.devices import make_mesh, put, replicated
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
-from fsseg_jax.prediction.calibration import CrossValidation, LeftOut
+from fsseg_jax.prediction.calibration import CrossValidation
 from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown, check_shown
 from fsseg_jax.prediction.forward import forward, passes
-from fsseg_jax.prediction.leaving_out import VIEWS, calibrate, leave_out, validation, views_of
+from fsseg_jax.prediction.leaving_out import (
+    VIEWS,
+    calibrate,
+    leave_out,
+    of_square,
+    validation,
+    views_of,
+)
 from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.result import Result, at_own_size
@@ -194,8 +201,8 @@ class Segmenter:
         logits = [self._logits(fitted, x[None], self.mesh.size)[0] for x in views.images]
         align_corners = self.model.align_corners
         seen = [
-            LeftOut(*pair, number // VIEWS, align_corners)
-            for number, pair in enumerate(zip(logits, views.labels, strict=True))
+            of_square(*view, number // VIEWS, align_corners)
+            for number, view in enumerate(zip(logits, views.images, views.labels, strict=True))
         ]
         found = validation(seen, fitted.calibration, of_views=True)
         assert found is not None  # there are views
@@ -294,6 +301,7 @@ class Segmenter:
             finish=lambda logits, query: at_own_size(
                 *(logits, query.shape, config, align_corners, return_probabilities, query.small),
                 calibration=fitted.calibration,
+                sides=[len(view) for view in query.views],
             ),
             result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * return_probabilities),
             batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,

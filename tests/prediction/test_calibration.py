@@ -32,7 +32,7 @@ def drawn(seed, offset=0.0, sharpness=4.0):
     odds = sharpness * (label - 0.5) + rng.normal(0, 1, label.shape) + offset
     logits = np.stack([np.zeros_like(odds), odds], axis=-1)
     label[0, 0] = 255
-    return LeftOut(logits.astype(np.float32), label, 0, False)
+    return LeftOut(logits.astype(np.float32), label, 0, False, SIZE)
 
 
 def test_pixels_at_each_threshold_are_those_of_a_search():
@@ -72,8 +72,9 @@ def test_weights_make_a_class_win_from_its_threshold_on():
 def test_the_border_of_absence_is_between_images_with_and_without_the_class():
     larger = [
         one._replace(
-            logits=np.kron(one.logits, np.ones((4, 4, 1))),
+            square=np.kron(one.logits, np.ones((4, 4, 1))),
             label=np.kron(one.label, np.ones((4, 4), int)),
+            size=4 * SIZE,
         )
         for one in map(drawn, range(4))
     ]
@@ -112,6 +113,16 @@ def test_the_confidence_in_left_out_supports_is_their_iou_on_average():
     assert np.mean(confidences) == pytest.approx(
         np.mean([iou_of(one, only) for one in several]), abs=0.03
     )
+
+
+def test_a_border_of_the_square_changes_nothing():
+    one = drawn(0)
+    whole = np.full((SIZE + 4, SIZE + 4, 2), 50, np.float32)
+    whole[:SIZE, :SIZE] = one.square
+    bordered = one._replace(square=whole, size=SIZE + 4)
+    np.testing.assert_array_equal(bordered.logits, one.logits)
+    np.testing.assert_allclose(calibration.resized(bordered), one.logits, atol=1e-6)
+    assert presence([bordered], 1) == presence([one], 1)
 
 
 def test_expected_ious_are_those_of_drawn_labels():

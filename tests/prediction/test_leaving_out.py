@@ -37,6 +37,29 @@ def test_a_support_is_predicted_as_if_the_others_had_been_shown(method):
     np.testing.assert_array_equal(found[2].label, shown.labels[2])
 
 
+@pytest.mark.parametrize("shape", [(20, 32), (32, 20)])
+def test_a_border_of_a_letterboxed_support_is_no_part_of_it(shape):
+    segmenter = make_segmenter(fit="letterbox")
+    images, labels = supports(2)
+    height, width = (n // 8 * 8 for n in shape)
+    segmenter.fit(
+        [x[: shape[0], : shape[1]] for x in images], [x[: shape[0], : shape[1]] for x in labels]
+    )
+    shown = segmenter.fitted.shown
+    programs = segmenter._programs
+    encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
+    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 1, False)
+    assert [one.label.shape for one in found] == [(height, width)] * 2
+    assert found[0].square.shape[:2] == (8, 8)  # at stride 4
+    assert found[0].logits.shape[:2] == (height // 4, width // 4)
+    views = views_of(shown)
+    np.testing.assert_array_equal(
+        views.images[0][:height, :width], shown.images[0][:height, width - 1 :: -1]
+    )
+    assert (views.labels[0][height:] == 255).all()
+    assert (views.labels[0][:, width:] == 255).all()
+
+
 def test_a_support_that_alone_shows_a_class_stays():
     first, second, both = np.zeros((3, 8, 8), np.uint8)
     first[2:4], second[5:7], both[2:4], both[5:7] = 1, 2, 1, 2

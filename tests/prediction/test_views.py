@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from helpers import message_of
 from PIL import Image
+from scipy.special import expit
 from segmenters import SIZE, make_segmenter
 
 import fsseg_jax
 from fsseg_jax import Segmenter
+from fsseg_jax.data.squares import fitted
 from fsseg_jax.evaluation import crf
 from fsseg_jax.models.method import Method
 from fsseg_jax.prediction import result
@@ -61,6 +63,31 @@ def test_probabilities_of_scales_are_averaged(shown, images):
         np.testing.assert_allclose(result[1], expected, atol=1e-5)
         np.testing.assert_array_equal(result[0], result[1].argmax(axis=-1))
     assert np.abs(expected - at_scale(shown, image, SIZE)).max() > 1e-3
+
+
+def test_letterboxed_views_have_borders_of_their_own():
+    """Logits that are the places in the image which they were computed for."""
+    segmenter = make_segmenter(fit="letterbox")
+    shape, sides = (20, 30), [32, 49]
+    views = []
+    for side in sides:
+        height, width = fitted(shape, side, "letterbox")
+        assert (height, width) == ((16, 32) if side == 32 else (32, 48))
+        rows, columns = np.mgrid[:side, :side] + 0.5
+        place = rows / height + 2 * columns / width
+        views.append(np.stack([np.zeros_like(place), place], axis=-1).astype(np.float32))
+    found = [
+        result.at_own_size([view] * 2, shape, segmenter.config, False, True, sides=[side])
+        for side, view in zip(sides, views, strict=True)
+    ]
+    rows, columns = np.mgrid[:20, :30] + 0.5
+    expected = expit(rows / 20 + 2 * columns / 30)[1:-1, 1:-1]
+    for one in found:
+        # The border is rounded to whole pixels of the image.
+        np.testing.assert_allclose(one.probabilities[1:-1, 1:-1, 1], expected, atol=0.01)
+    both = result.at_own_size(views, shape, segmenter.config, False, True, sides=sides)
+    mean = (found[0].probabilities + found[1].probabilities) / 2
+    np.testing.assert_allclose(both.probabilities, mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
