@@ -15,6 +15,7 @@ from fsseg_jax.data.formats.labelme import BACKGROUND, LabelMe
 from fsseg_jax.data.images import HEIC, check_shape, open_picture
 from fsseg_jax.data.listing import list_below
 from fsseg_jax.data.masks import label_image, read_mask, scribble
+from fsseg_jax.data.source import class_numbers
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
 
@@ -25,6 +26,10 @@ class Annotation(abc.ABC):
     """What one file says of one image."""
 
     file: pathlib.Path
+
+    def __str__(self) -> str:
+        """What to call it in errors."""
+        return str(self.file)
 
     @abc.abstractmethod
     def names(self) -> set[str]:
@@ -41,6 +46,10 @@ class Annotation(abc.ABC):
 
     def unmarked(self, image: pathlib.Path) -> Bool[np.ndarray, "height width"] | None:
         """Where an annotation with scribbles marks nothing; None for others."""
+        return None
+
+    def instances(self, image: pathlib.Path) -> UInt8[np.ndarray, "height width"] | None:
+        """Up to 254 objects by numbers; None if the annotation does not tell them apart."""
         return None
 
 
@@ -157,6 +166,11 @@ class Drawn(Annotation):
         content = self._checked(image)
         return content.draw() == 0 if content.is_weak else None
 
+    def instances(self, image: pathlib.Path) -> UInt8[np.ndarray, "height width"]:
+        """The first 254 shapes that are drawn."""
+        numbers, _ = self.shown(image)
+        return np.where(numbers < IGNORE, numbers, 0).astype(np.uint8)
+
     def _checked(self, image: pathlib.Path) -> LabelMe:
         content = self._read()
         check_shape(content.size, str(self.file), image)  # before it is drawn
@@ -181,25 +195,53 @@ class Contents(NamedTuple):
 
     base: pathlib.Path  # the folder that names of images are relative to
     pairs: list[tuple[pathlib.Path, Annotation]]
-    coco: CocoAnnotations | None = None  # of all images, in its order; then they have no others
     naming: object = None  # what files besides those of the pairs call the numbers of classes
 
 
 class Listed(Annotation):
-    """A place in a COCO file, which `CocoAnnotations` reads."""
+    """An image in a COCO file.
 
-    def __init__(self, file: pathlib.Path) -> None:
-        self.file = file
+    Args:
+        coco: what is in the file.
+        row: which of its images.
+        categories: those that are classes, by their ids.
+    """
+
+    def __init__(
+        self, file: pathlib.Path, coco: CocoAnnotations, row: int, categories: Mapping[int, str]
+    ) -> None:
+        self.file, self._coco, self._row, self._categories = file, coco, row, categories
+
+    def __str__(self) -> str:
+        """What to call it in errors."""
+        return f"{self.file} (for {pathlib.PurePosixPath(self._coco.file_names[self._row]).name})"
 
     def names(self) -> set[str]:
-        """None: the file has the categories of all images."""
-        return set()
+        """The categories of the file."""
+        return {*self._categories.values()}
 
     def shown(
         self, image: pathlib.Path
     ) -> tuple[Integer[np.ndarray, "height width"], dict[int, str]]:
-        """Not called."""
-        raise NotImplementedError
+        """Numbers of categories, in the order of their ids."""
+        numbers = class_numbers(len(self._categories))
+        number_of = dict(zip(self._categories, numbers.tolist(), strict=True))
+        label = self._coco.label(self._row, number_of, np.min_scalar_type(numbers.max(initial=0)))
+        return label, dict(zip(numbers.tolist(), self._categories.values(), strict=True))
+
+    def instances(self, image: pathlib.Path) -> UInt8[np.ndarray, "height width"]:
+        """The 254 largest objects."""
+        return self._coco.instances(self._row)
+
+
+def listed_in(file: pathlib.Path) -> list[tuple[pathlib.Path, Annotation]]:
+    """The images of a COCO file, in its order; see `find_images`."""
+    coco = CocoAnnotations(file)
+    images = find_images(file, coco.file_names)
+    check_ids(images)
+    shown = {*coco.pairs()[:, 1].tolist()}
+    categories = {key: name for key, name in coco.categories.items() if key or key in shown}
+    return [(image, Listed(file, coco, row, categories)) for row, image in enumerate(images)]
 
 
 def check_ids(images: Iterable[pathlib.Path]) -> None:
@@ -213,13 +255,17 @@ def check_ids(images: Iterable[pathlib.Path]) -> None:
 
 def find_images(file: pathlib.Path, names: Iterable[str]) -> list[pathlib.Path]:
     """The images that an annotation file lists, which are beside it, in `images`, or anywhere below
-    its folder or the one above if no other there has the name.
+    its folder or the one above if no other there has the name. Those of a file for a split in
+    `annotations` may be in the folder of the split.
 
     Raises:
         UserError: of one there is none, or there are several.
     """
     above = file.parent.parent if file.parent.name == "annotations" else file.parent
-    near = (file.parent, file.parent / "images", above, above / "images")
+    near = [file.parent, file.parent / "images", above, above / "images"]
+    if above != file.parent:
+        split = file.stem.removeprefix("instances_")
+        near = [above / split, above / "images" / split, *near]
     by_name: dict[str, list[pathlib.Path]] = {}  # which takes long, and is not often needed
     images = []
     for name in names:

@@ -6,9 +6,11 @@ import functools
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from fsseg_jax.data.formats import yolo
+from fsseg_jax.data.formats.coco_annotations import is_coco
 from fsseg_jax.data.formats.cvat import is_cvat, read_cvat
 from fsseg_jax.data.formats.labelme import LabelMe
 from fsseg_jax.data.images import image_size
@@ -30,6 +32,7 @@ from fsseg_jax.data.sources.annotated import (
     Numbered,
     check_ids,
     find_images,
+    listed_in,
 )
 from fsseg_jax.errors import UserError
 
@@ -50,18 +53,43 @@ def log_once(message: str) -> None:
 
 def splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """The splits of a layout that has them elsewhere than in folders of `root`: YOLO's
-    `images/train`, or VOC's lists. Those of which none is for training or tests are none."""
+    `images/train`, VOC's lists, or COCO's files. Those of which none is for training or tests are
+    none."""
     found = {}
     if (root / "labels").is_dir() and (root / "images").is_dir():
         inside = list_folder(root / "images").folders
         found = {x.name: x for x in inside if (root / "labels" / x.name).is_dir()}
     elif _is_voc(root) and (root / VOC_LISTS).is_dir():
         found = {x.stem: x for x in list_folder(root / VOC_LISTS).files if x.suffix == ".txt"}
+    elif (root / "annotations").is_dir():
+        found = _coco_splits(root)
     return found if found.keys() & SPLIT_NAMES.keys() else {}
+
+
+def _coco_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """COCO files of splits: `annotations/instances_train2017.json`, or without year or beginning.
+    A single one, without a folder of its name, is for all images."""
+    files = [x for x in list_folder(root / "annotations").files if x.suffix.lower() == ".json"]
+    official = [x for x in files if x.stem.startswith("instances_")]  # beside captions
+    found: dict[str, pathlib.Path] = {}
+    for file in official or files:
+        split = file.stem.removeprefix("instances_")
+        name = re.sub(r"\d{4}$", "", split)
+        if name not in SPLIT_NAMES or not is_coco(file):
+            continue
+        if name in found:
+            raise UserError(f"{found[name]} and {file.name} are of one split: keep one of them.")
+        found[name] = file
+    alone = len(found) == 1 and not any(
+        (root / file.stem.removeprefix("instances_")).is_dir() for file in found.values()
+    )
+    return {} if alone else found
 
 
 def find(place: pathlib.Path, root: pathlib.Path) -> Contents | None:
     """What a split holds if it is laid out in one of these ways, or None."""
+    if place.is_file() and place.suffix.lower() == ".json":
+        return Contents(root, listed_in(place))
     if place.is_file():
         return _voc(place.parents[2], place)
     files, folders, _ = list_folder(place)

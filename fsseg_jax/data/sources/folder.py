@@ -23,7 +23,7 @@ from fsseg_jax.data.source import (
     deal_folds,
     existing_root,
 )
-from fsseg_jax.data.sources.annotated import SUFFIXES, Contents, Drawn, Mask, Scribble
+from fsseg_jax.data.sources.annotated import SUFFIXES, Contents, Drawn, Listed, Mask, Scribble
 from fsseg_jax.data.sources.layouts import SPLIT_NAMES, contents_of, splits_of
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
@@ -45,7 +45,8 @@ class Folder(Source):
       which must have no splits. Or LabelMe files beside them, which name their own classes. Images
       without an annotation are skipped.
     - One COCO file, of any name, with its images beside it or in `images`, or with it in
-      `annotations`, as Roboflow and CVAT write it.
+      `annotations`, as Roboflow and CVAT write it. Several files in `annotations` that are named
+      after splits, as COCO's own `instances_train2017.json`, are those splits.
     - CVAT's XML; YOLO's `images` and `labels`; VOC's `JPEGImages` and `SegmentationClass`; or
       `images` and `masks`, of one class that is named after `root`. See `exports`.
 
@@ -87,7 +88,7 @@ class Folder(Source):
         contents = {name: contents_of(folder, root, marks) for name, folder in folders.items()}
         chosen = SPLIT_NAMES.get(split or "train", split or "train")
         folder = folders[chosen]
-        base, self._annotated, self._coco, naming = contents[chosen]
+        base, self._annotated, naming = contents[chosen]
         names = [_class_names(content) for content in contents.values()]
         self.classes = tuple(sorted(set().union(*names)))
         if not self.classes:
@@ -152,14 +153,8 @@ class Folder(Source):
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
         """The instances of the image number `index`: the first 254 shapes that are drawn, or COCO's
         annotations; None if it has a mask."""
-        row = self._rows[index]
-        if self._coco:
-            return self._coco.instances(row)
-        image, annotation = self._annotated[row]
-        if not isinstance(annotation, Drawn):
-            return None
-        numbers, _ = annotation.shown(image)
-        return np.where(numbers < IGNORE, numbers, 0).astype(np.uint8)
+        image, annotation = self._annotated[self._rows[index]]
+        return annotation.instances(image)
 
     def unmarked(self, index: int) -> Bool[np.ndarray, "height width"] | None:
         """Where an image with scribbles is not marked; None for others."""
@@ -167,13 +162,6 @@ class Folder(Source):
         return annotation.unmarked(image)
 
     def _label(self, row: int) -> Integer[np.ndarray, "height width"]:
-        if self._coco:
-            number_of = {
-                key: self._number_of[name]
-                for key, name in self._coco.categories.items()
-                if name in self._number_of
-            }
-            return self._coco.label(row, number_of, self.label_type)
         image, annotation = self._annotated[row]
         numbers, names = annotation.shown(image)
         label = self._in_classes(numbers, names, annotation.file)
@@ -205,15 +193,12 @@ class Folder(Source):
     def _count(self, row: int) -> np.ndarray:
         """Counts the pixels of each class in a label, and checks its size."""
         image, annotation = self._annotated[row]
-        name = str(annotation.file)
-        if self._coco:
-            name, label = f"{name} (for {image.name})", self._label(row)
-        else:
-            numbers, names = annotation.shown(image)
-            label = self._in_classes(numbers, names, annotation.file)
-            if isinstance(annotation, Drawn):
-                hidden = np.setdiff1d(np.array([*names], int), numbers).tolist()
-                self._hidden += [f"shape {number} of {name}" for number in hidden]
+        name = str(annotation)
+        numbers, names = annotation.shown(image)
+        label = self._in_classes(numbers, names, annotation.file)
+        if isinstance(annotation, Drawn):
+            hidden = np.setdiff1d(np.array([*names], int), numbers).tolist()
+            self._hidden += [f"shape {number} of {name}" for number in hidden]
         check_size(label, name, image)
         pixels = count_classes(label, name, self)
         if isinstance(annotation, Mask):
@@ -227,9 +212,7 @@ class Folder(Source):
 
 def _class_names(contents: Contents) -> set[str]:
     """The names of the annotated classes."""
-    if coco := contents.coco:
-        shown = {*coco.pairs()[:, 1].tolist()}
-        return {name for key, name in coco.categories.items() if key or key in shown}
-    drawn = [x for _, x in contents.pairs if not isinstance(x, Mask)]
-    names = {x.name for _, x in contents.pairs if isinstance(x, Mask)}
+    known = [x for _, x in contents.pairs if isinstance(x, Mask | Listed)]  # without reading files
+    drawn = [x for _, x in contents.pairs if not isinstance(x, Mask | Listed)]
+    names: set[str] = set().union(*(x.names() for x in known))
     return names.union(*parallel_map(lambda x: x.names(), drawn, "annotations", unit="file"))

@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 
-from fsseg_jax.data.formats.coco_annotations import CocoAnnotations, is_coco
+from fsseg_jax.data.formats.coco_annotations import is_coco
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.data.listing import Listing, left_out, list_below, list_folder
 from fsseg_jax.data.masks import is_cut_out
@@ -16,24 +16,21 @@ from fsseg_jax.data.sources.annotated import (
     Annotation,
     Contents,
     Drawn,
-    Listed,
     Mask,
     Scribble,
     check_ids,
-    find_images,
+    listed_in,
 )
 from fsseg_jax.data.sources.exports import SPLIT_NAMES, SPLITS
 from fsseg_jax.errors import UserError
 
 SCRIBBLE = "_scribble"  # what the name of a picture of scribbles ends with
 
-Pairs = list[tuple[pathlib.Path, pathlib.Path]]  # images with their annotations, sorted by image
-
 logger = logging.getLogger(__name__)
 
 
 def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pathlib.Path]:
-    """Where each split is, by name: a folder, or a list of VOC's. See `Folder`.
+    """Where each split is, by name: a folder, or a list of VOC's, or a COCO file. See `Folder`.
 
     For supports (`split` None) there is one, which is the training split of an export that has
     splits.
@@ -86,12 +83,7 @@ def contents_of(place: pathlib.Path, root: pathlib.Path, marks: bool = False) ->
     """What a split holds; what is left out is logged. `marks`: whether strokes are read."""
     if found := exports.find(place, root):
         return found
-    pairs, coco = _by_folders(place, root)
-    annotated = [
-        (image, Listed(path) if coco else _annotation(image, path, root, marks))
-        for image, path in pairs
-    ]
-    return Contents(place, annotated, coco)
+    return Contents(place, _by_folders(place, root, marks))
 
 
 def _annotation(
@@ -104,8 +96,10 @@ def _annotation(
     return Drawn(path, read_labelme, path, marks)
 
 
-def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAnnotations | None]:
-    """The annotated images of a split and its COCO file, if any, whose order they then follow."""
+def _by_folders(
+    folder: pathlib.Path, root: pathlib.Path, marks: bool
+) -> list[tuple[pathlib.Path, Annotation]]:
+    """The annotated images of a split, in the order of its COCO file if it has one."""
     listing = list_folder(folder)
     beside, others = _beside(listing)
     class_folders = {}
@@ -134,14 +128,14 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
                 f"{folder} has the COCO file {coco_files[0].name}, but {annotated[0]} has an "
                 "annotation of its own beside it: keep one of the two."
             )
-        pairs, coco = _coco_contents(coco_files[0])
-        listed = {image for image, _ in pairs}
+        of_file = listed_in(coco_files[0])
+        listed = {image for image, _ in of_file}
         found = [image for images in (beside, *class_folders.values()) for image in images]
         if others := [image for image in found if image not in listed]:
             exports.log_once(
                 f"{folder}: {left_out(others)}: {coco_files[0].name} does not list them."
             )
-        return pairs, coco
+        return of_file
 
     pairs = []
     # Beside LabelMe files, an image without one shows nothing.
@@ -177,7 +171,7 @@ def _by_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[Pairs, CocoAn
             f"{folder}: {left_out(others)}: only images ({', '.join(SUFFIXES)}) and their "
             "annotations are read, there and in class folders."
         )
-    return pairs, None
+    return [(image, _annotation(image, path, root, marks)) for image, path in pairs]
 
 
 def _is_its_own_mask(image: pathlib.Path) -> bool:
@@ -203,14 +197,6 @@ def _only(image: pathlib.Path, annotations: list[pathlib.Path]) -> pathlib.Path:
             "beside it."
         )
     return annotations[0]
-
-
-def _coco_contents(file: pathlib.Path) -> tuple[Pairs, CocoAnnotations]:
-    """The images of a COCO file, in its order, and the file."""
-    coco = CocoAnnotations(file)
-    images = find_images(file, coco.file_names)
-    check_ids(images)
-    return [(image, file) for image in images], coco
 
 
 def _class_of(image: pathlib.Path, root: pathlib.Path) -> str:

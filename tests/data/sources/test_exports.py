@@ -148,6 +148,37 @@ def test_splits_of_exports_are_splits(tmp_path):
         assert len(read_supports(tmp_path / root).images) == 1
 
 
+@pytest.mark.parametrize("layout", ["{}/1.jpg", "images/{}/1.jpg"])
+@pytest.mark.parametrize("file", ["instances_{}2017.json", "instances_{}.json", "{}.json"])
+def test_coco_files_in_one_folder_are_those_of_the_splits(tmp_path, layout, file):
+    for number, name in enumerate(("train", "val")):
+        folder = file.removeprefix("instances_").removesuffix(".json").format(name)
+        write_image(tmp_path / layout.format(folder), (20, 30))
+        path = tmp_path / "annotations" / file.format(name)
+        polygon = [2 + number, 3, 12, 3, 12, 10, 2 + number, 10]
+        write_coco(path, ["1.jpg"], [(0, 1, polygon)], {1: "mug", 2: ("cup", "jug")[number]})
+        if file.startswith("instances"):
+            (path.parent / f"captions_{folder}.json").write_text(
+                '{"images": [], "annotations": []}'
+            )
+    train, val = Folder(tmp_path, "", 1), Folder(tmp_path, "val", 1)
+    assert train.classes == val.classes == ("cup", "jug", "mug")
+    for source, left in ((train, 2), (val, 3)):
+        (name,) = source.photographs()
+        assert ("train" in name) == (source is train)
+        expected = np.zeros(SIZE, int)
+        expected[3:10, left:12] = 3
+        np.testing.assert_array_equal(source.read(0).label, expected)
+        np.testing.assert_array_equal(source.instances(0), expected > 0)
+    supports = read_supports(tmp_path)
+    assert supports.classes == ("mug",)
+    np.testing.assert_array_equal(supports.images[0].label, train.read(0).label == 3)
+    more = tmp_path / "annotations" / file.format("train").replace("train", "train2014")
+    if file.endswith("{}.json"):
+        more.write_bytes((tmp_path / "annotations" / file.format("train")).read_bytes())
+        assert "are of one split: keep one" in message_of(Folder, tmp_path, "", 1)
+
+
 def write_in_colour(root, *colours):
     write_voc(root)
     label = np.zeros((*SIZE, 3), np.uint8)
@@ -281,7 +312,7 @@ def test_the_annotations_of_coco_are_no_split(tmp_path):
     for split in ("train", "val"):
         write_image(tmp_path / split / "1.jpg")
         write_annotations(tmp_path / "annotations" / f"instances_{split}.json")
-    assert f"{tmp_path / 'train'} holds no annotated" in message_of(Folder, tmp_path, "", 1)
+    assert len(Folder(tmp_path, "val", 1)) == 1
     for split in ("train", "val"):
         file = tmp_path / "annotations" / f"instances_{split}.json"
         file.rename(tmp_path / split / file.name)
