@@ -2,8 +2,8 @@
 
 With --config=FILE and a folder without checkpoints, a freshly initialised model is evaluated.
 Writes results.json, episodes.csv and report.html to --out, by default to the folder `evaluation` of
-the run; if overrides ask for another setting than the run's, to one named after the setting and its
-protocol below it, such as `evaluation/1way-5shot-fold0-c1ac3204`.
+the run; if overrides ask for another setting than the run's, or there was no training, to one named
+after the setting and its protocol below it, such as `evaluation/1way-5shot-fold0-c1ac3204`.
 
 With --table=NAME a published table is filled from the runs below --workdir (by default `runs`),
 next to the published figures: results.json, table.txt and table.html in `tables/NAME` there.
@@ -15,7 +15,7 @@ import logging
 import pathlib
 
 from fsseg_jax import command_line
-from fsseg_jax.config import load_config, override
+from fsseg_jax.config import override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import check_agreement, describe, is_first_process, make_mesh
 from fsseg_jax.errors import UserError
@@ -78,10 +78,8 @@ def main() -> None:
     check_agreement({"data": source.contents()})
     model = create_model(config)
     loaded = load_variables(config, model, workdir, mesh, source)
-    base = load_config(path) if loaded.config is None and path else loaded.config or config
     described = protocol(config, source, model, loaded.config, loaded.checkpoint)
-    trained = loaded.config is not None
-    own = setting_folder(base, config, described["hash"], trained)
+    own = setting_folder(loaded.config, config, described["hash"])
     folder = arguments.out or workdir / "evaluation" / own
     logger.info("evaluating %s: %s", config.method, loaded.words)
     results = evaluate(config, model, loaded, source, mesh, folder)

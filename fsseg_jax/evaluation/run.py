@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fsseg_jax.checksums import checksum_of
-from fsseg_jax.config import differences
+from fsseg_jax.config import differences, flatten
 from fsseg_jax.data import test_split
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import is_first_process
@@ -102,18 +102,19 @@ def evaluate(
     return results
 
 
-def setting_folder(
-    base: ConfigDict, config: ConfigDict, protocol_hash: str, trained: bool = True
-) -> str:
-    """The folder, below that of all evaluations of a run, for one with `config`: itself ("") for
-    the settings `base` of the run, and one of its own for any others. `trained`: whether the model
-    was, and does not depend on its initial weights."""
-    same = SAME if trained else tuple(name for name in SAME if name not in MODEL)
-    changed = {
-        name: new
-        for name, (_, new) in differences(base, config).items()
-        if not name.startswith(same)
-    }
+def setting_folder(trained: ConfigDict | None, config: ConfigDict, protocol_hash: str) -> str:
+    """The folder, below that of all evaluations, for one with `config`: itself ("") for the
+    settings of the run, and one of its own for any others.
+
+    Args:
+        trained: the configuration of the run; None if there was no training, as then a folder may
+            be given any configuration, and models differ by their initial weights, too.
+    """
+    if trained is None:
+        changed = flatten(config)
+    else:
+        found = differences(trained, config).items()
+        changed = {name: new for name, (_, new) in found if not name.startswith(SAME)}
     if not changed:
         return ""
     parts = [f"{config.ways}way-{config.shots}shot-fold{config.data.fold}", protocol_hash]

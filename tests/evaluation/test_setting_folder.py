@@ -7,7 +7,7 @@ from fsseg_jax.evaluation.run import setting_folder
 def folder(*fields, protocol="c1ac3204", trained=True):
     config = default_config("canet")
     changed = override(config, [f"--config.{x}" for x in fields])
-    return setting_folder(config, changed, protocol, trained)
+    return setting_folder(config if trained else None, changed, protocol)
 
 
 def test_the_settings_of_the_run_and_other_speeds_have_the_folder_itself():
@@ -22,9 +22,12 @@ def test_untrained_models_have_folders_of_their_own():
         folder(field, trained=False)
         for field in ("init=a", "init=b", "backbone=small", "seed=3", "model.refinements=2")
     ]
-    assert len({"", *names}) == 6
-    assert all(name.startswith("1way-1shot-fold0-c1ac3204-") for name in names)
-    assert folder("devices=1", trained=False) == ""
+    whole = folder(trained=False)
+    assert len({whole, *names}) == 6
+    assert all(name.startswith("1way-1shot-fold0-c1ac3204-") for name in (whole, *names))
+    assert folder("devices=1", trained=False) == whole
+    other = default_config("panet")  # of another file
+    assert setting_folder(None, other, "c1ac3204") not in (whole, *names)
 
 
 def test_other_settings_have_folders_of_their_own():
