@@ -109,7 +109,9 @@ def label_image(mask: Image.Image, name: str) -> Integer[np.ndarray, "height wid
     mask = upright(mask)
     if mask.mode in ("LA", "PA"):
         mask = mask.getchannel(0)
-    if mask.mode in ("1", "L", "P") or mask.mode.startswith("I"):
+    if mask.mode == "1":
+        return np.asarray(mask).astype(np.uint8)  # 0 and 1
+    if mask.mode in ("L", "P") or mask.mode.startswith("I"):
         return np.asarray(mask)
     return np.asarray(mask.convert("RGB"))
 

@@ -9,6 +9,7 @@ image that is corrected again has another one, and the last counts. Remove one t
 import itertools
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -55,7 +56,7 @@ def accept(folder: pathlib.Path, queries: Sequence[Query]) -> int:
     classes = tuple(facts["classes"])
     earlier, taken = read(folder), 0
     with Predictions(folder, facts) as predictions:
-        there = [query for query in queries if predictions.mask_file(query).is_file()]
+        there = [query for query in queries if os.path.isfile(predictions.mask_file(query))]
 
         def changed(query: Query) -> bool:
             return not load_mask(predictions.mask_file(query), len(classes)).sealed

@@ -243,7 +243,8 @@ class Predictions:
         """Whether the mask of an image is there, but is not as it was written."""
         file = self.mask_file(query)
         try:
-            return file.is_file() and not load_mask(file, len(self.made_by["classes"])).sealed
+            # Not `file.is_file()`, which fails at names that are too long.
+            return os.path.isfile(file) and not load_mask(file, len(self.made_by["classes"])).sealed
         except UserError:
             return False  # not even a mask, such as of a disk that was full
 

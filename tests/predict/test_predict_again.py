@@ -124,6 +124,15 @@ def test_bad_images_are_told_and_skipped(run, folders, log):
     assert run.segmented == ["0.jpg", "b.jpeg", "empty.png"]
 
 
+@pytest.mark.parametrize("extra", [(), ("--accept",)])
+def test_names_of_masks_that_are_too_long_are_told(run, folders, extra):
+    if extra:
+        run()
+    for suffix in (".jpg", ".png"):  # to the second name, a suffix is added
+        save(folders / "query" / f"{'x' * 251}{suffix}", draw(1, "red")[0])
+    assert "cannot be written (File name too long)" in message_of(run, *extra)
+
+
 def test_what_an_earlier_image_was_given_goes_with_it(run, folders):
     run()
     (folders / "query" / "b.jpeg").write_text("a text")

@@ -17,6 +17,7 @@ from fsseg_jax.data.images import MOST_PIXELS
 from fsseg_jax.errors import UserError
 
 LARGEST = 2**29  # bytes of a file, which may contain its image
+MOST_VALUES = 2**24  # of a file, each of which takes a hundred bytes when it is parsed
 POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # fewest points of each kind of shape
 STROKES = {"linestrip": 2, "line": 2, "point": 1, "points": 1}  # kinds that mark a part
 WIDTH = 5 / 417  # of strokes and points, as a share of the longer side of the image
@@ -200,6 +201,11 @@ def _read_json(path: str | os.PathLike) -> Any:
                 "its image."
             )
         text = pathlib.Path(path).read_text("utf-8-sig")
+        if text.count(",") + text.count("[") > MOST_VALUES:  # an image has neither
+            raise UserError(
+                f"{path} has more than {MOST_VALUES} values: remove shapes that are not of its "
+                "image."
+            )
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except UserError:
         raise

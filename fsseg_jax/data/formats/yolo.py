@@ -12,7 +12,7 @@ from fsseg_jax.data.formats.labelme import LabelMe, Shape, check_drawable, check
 from fsseg_jax.data.listing import read_lines
 from fsseg_jax.errors import UserError
 
-LARGEST = 2**26, 2**20  # bytes of a file of labels, and of the YAML file
+LARGEST = 2**24, 2**20  # bytes of a file of labels, whose numbers take 50 times that, and of YAML
 
 
 def read_yolo(path: str | os.PathLike, size: tuple[int, int], names: Mapping[int, str]) -> LabelMe:

@@ -121,9 +121,13 @@ def is_laid_out(folder: pathlib.Path) -> bool:
 
 def _cvat(file: pathlib.Path) -> Contents:
     listed = read_cvat(file)
-    skipped = [f"{kind} in {image.name}" for image in listed for kind in image.skipped]
+    skipped = [(kind, image.name) for image in listed for kind in image.skipped]
     if skipped:
-        log_once(f"{file}: {left_out(skipped)}: only polygons, boxes, ellipses and masks are read.")
+        count = sum(image.skipped.total() for image in listed)
+        log_once(
+            f"{file}: {count} left out, beginning with {' in '.join(skipped[0])}: only polygons, "
+            "boxes, ellipses and masks are read."
+        )
     shown = [image for image in listed if image.drawing.shapes]
     pairs: list[tuple[pathlib.Path, Annotation]] = [
         (path, Drawn(file, lambda drawing: drawing, image.drawing))

@@ -156,6 +156,14 @@ def test_files_that_are_too_large_are_named(tmp_path, monkeypatch):
     assert "save it without its image" in message_of(read_labelme, tmp_path / "1.json")
 
 
+def test_values_without_end_are_named(tmp_path, monkeypatch):
+    write_labelme(tmp_path / "1.json", ("cat", "polygon", SQUARE), imageData="/9j/" * 999)
+    monkeypatch.setattr(labelme, "MOST_VALUES", 99)
+    read_labelme(tmp_path / "1.json")
+    write_labelme(tmp_path / "1.json", flags=[[]] * 99)
+    assert "has more than 99 values" in message_of(read_labelme, tmp_path / "1.json")
+
+
 def test_fields_that_occur_twice_are_named(tmp_path):
     write_labelme(tmp_path / "1.json", ("cat", "polygon", SQUARE))
     content = (tmp_path / "1.json").read_text()

@@ -18,6 +18,7 @@ from helpers_fuzz import damaged, many, read_all, write
 from hypothesis import given
 from PIL import Image
 
+from fsseg_jax.data.formats import cvat as cvat_files
 from fsseg_jax.data.formats.cvat import read_cvat
 from fsseg_jax.data.sources import exports
 from fsseg_jax.data.sources.folder import Folder
@@ -365,7 +366,7 @@ def test_lines_and_points_of_labelme_are_scribbles(tmp_path):
     [
         ("<annotations><image", "no valid XML"),
         ("<annotations></annotations>", "lists no images"),
-        ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', "declares a document type"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', "declares a document type or entities: "),
         (cvat(name="../1.jpg"), "without '..'"),
         (cvat(size=(0, 5)), "height"),
         (cvat(size=(10**6, 10**6)), "height"),
@@ -374,6 +375,9 @@ def test_lines_and_points_of_labelme_are_scribbles(tmp_path):
         (cvat(SHAPES["box"].replace('xtl="2"', "")), "shape 0, is no box"),
         (cvat(SHAPES["mask"].replace("60", "-60")), "is no mask"),
         (cvat(SHAPES["mask"].replace('width="10"', 'width="100000000"')), "is no mask"),
+        (cvat(SHAPES["mask"].replace("60", "6")), "do not fill its box"),  # digits are missing
+        (cvat("<group>" * 200 + "</group>" * 200), "nests more than"),
+        (cvat(SHAPES["mask"].replace("60", "60" + ",0" * 2**23)), "characters: draw it again"),
         (cvat(SHAPES["mask"].replace('top="3"', 'top="14"')), "a mask outside of its image"),
         (cvat(SHAPES["mask"].replace('left="2"', 'left="-1"')), "a mask outside of its image"),
         (cvat(SHAPES["box"].replace("mug", " ")), "has no label"),
@@ -387,12 +391,38 @@ def test_broken_cvat_files_are_told(tmp_path, content, sentence):
     message = message_of(Folder, tmp_path, "", 1)
     assert message.startswith(str(tmp_path))
     assert sentence in message
+    assert message.count(str(tmp_path / "annotations.xml")) <= 1
+
+
+def test_what_cvat_lists_besides_shapes_takes_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cvat_files, "STEP", 2**12)
+    content = cvat("<points/>" * 10_000, SHAPES["box"])
+    (tmp_path / "annotations.xml").write_text(content.replace("<meta>", "<meta>" + "<a/>" * 10**4))
+    tracemalloc.start()
+    (image,) = read_cvat(tmp_path / "annotations.xml")
+    assert tracemalloc.get_traced_memory()[1] < 2**17  # ElementTree takes 20 times that
+    tracemalloc.stop()
+    assert image.skipped.total() == 10_000
+    assert len(image.drawing.shapes) == 1
+
+
+@pytest.mark.parametrize("layout", ["numbers", "labelmap"])
+def test_labels_of_one_bit_have_the_numbers_0_and_1(tmp_path, layout):
+    write_voc(tmp_path)
+    if layout == "numbers":
+        (tmp_path / "labelmap.txt").unlink()
+    for name in ("1", "2"):
+        Image.fromarray(INSIDE).save(tmp_path / "SegmentationClass" / f"{name}.png")
+    source = Folder(tmp_path, "", 1)
+    assert source.classes == (("1",) if layout == "numbers" else ("cup",))
+    np.testing.assert_array_equal(source.read(0).label, INSIDE)
 
 
 def test_masks_of_cvat_are_held_as_they_are_written(tmp_path):
     write_image(tmp_path / "1.jpg", (1, 1))
     masks = [
-        f'<mask label="mug" rle="{x},70" left="0" top="0" width="4000" height="4000"/>'
+        f'<mask label="mug" rle="{x},70,{4000**2 - x - 70}" left="0" top="0" width="4000" '
+        'height="4000"/>'
         for x in (0, 9, 5_000_000)
     ]
     (tmp_path / "annotations.xml").write_text(cvat(*masks, size=(4000, 4000)))
