@@ -28,6 +28,10 @@ PART = 0.05
 # How far from the class, as a part of a side, the background of a support stands for an image
 # without the class: as far as features mix neighbouring pixels noticeably.
 MARGIN = 0.06
+# Where the border of absence is between the scores of backgrounds, at 0, and of the class, at 1:
+# other images look more like the class than the background of its own images does. A higher one
+# leaves fewer images without the class marked, and more images with it unmarked (docs/figures.md).
+BORDER = 0.7
 SHARPNESS = np.geomspace(0.1, 100, 121)  # factors of logits that are tried
 
 
@@ -131,6 +135,11 @@ class Calibration(NamedTuple):
         return float((1 - present).min()) if known.all() else float(ious[0])
 
 
+def that_show(left_out: Sequence[LeftOut]) -> list[LeftOut]:
+    """Those that show a class: the others are examples of images without any."""
+    return [one for one in left_out if not np.isin(one.label, [0, UNLABELLED, IGNORE]).all()]
+
+
 def plain(ways: int, threshold: float = 0.5) -> Calibration:
     """One threshold for all classes, and nothing else."""
     return Calibration(
@@ -191,26 +200,29 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
 
     Scores of images with and without the class are taken for normal with one variance (linear
     discriminant analysis with equal priors): the border is half-way between their means. Without
-    the class are supports that show others alone, and the background of those that show it.
-    (-inf, 0) if these are none, or score higher.
+    the class are supports that do not show it. If these are none, the background of those that do
+    stands for them, and the border is at `BORDER`. (-inf, 0) if there is neither, or it scores
+    higher.
     """
-    with_it, without = [], []
+    with_it, without, backgrounds = [], [], []
     for one in left_out:
         inside = one.label == number
         if inside.any():
             with_it.append(scores(one.logits)[number - 1])
             background = _background(one, number)
             if background.mean() > 2 * PART:
-                without.append(scores(one.logits, background)[number - 1])
+                backgrounds.append(scores(one.logits, background)[number - 1])
         elif not (one.label == UNLABELLED).any():
             without.append(scores(one.logits)[number - 1])
+    part = 0.5 if without else BORDER
+    without = without or backgrounds
     if not with_it or not without or (apart := np.mean(with_it) - np.mean(without)) <= 0:
         return -np.inf, 0.0
     free = len(with_it) + len(without) - 2
     squares = len(with_it) * np.var(with_it) + len(without) * np.var(without)
     # Few scores may be nearly the same by chance: no border is surer than two deviations.
     variance = max(squares / free if free else 0, (apart / 8) ** 2)
-    return float(np.mean(with_it) + np.mean(without)) / 2, float(apart / variance)
+    return float(np.mean(without) + part * apart), float(apart / variance)
 
 
 def _background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:
@@ -256,6 +268,7 @@ def expected_ious(logits: Float[np.ndarray, "h w class"]) -> Float[np.ndarray, "
 
 def _sharpness(left_out: Sequence[LeftOut], calibration: Calibration) -> float:
     """The factor of logits with which the mean confidence in left-out supports is their IoU."""
+    left_out = that_show(left_out)
     true = np.mean([iou_of(one, calibration) for one in left_out])
     found = [
         np.mean([calibration._replace(sharpness=x).confidence(one.logits) for one in left_out])

@@ -176,10 +176,8 @@ def as_supports(corrections: Mapping[str, Correction], queries: Sequence[Query])
         image = read_image(paths[name])
         if image.shape[:2] != label.shape:
             raise UserError(f"{file}: its image has another size now; remove the one or the other.")
-        shown = LabelledImage(image, label)
-        # That nothing is there is kept as a result, but shows no class.
-        images = [shown] if np.setdiff1d(label, [0, IGNORE]).size else []
-        supports.append(Supports(images, classes, digest_of([shown]), frozenset()))
+        shown = [LabelledImage(image, label)]
+        supports.append(Supports(shown, classes, digest_of(shown), frozenset()))
     return supports
 
 

@@ -16,7 +16,7 @@ from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.prediction.calibration import Calibration, CrossValidation
 from fsseg_jax.prediction.marks import with_background
-from fsseg_jax.prediction.pictures import classes_in
+from fsseg_jax.prediction.pictures import classes_in, shows_none
 from fsseg_jax.prediction.supports import class_names, square_support
 
 FILE = "supports.safetensors"
@@ -56,19 +56,20 @@ def as_shown(
 
     Args:
         supports: images at their own size, with labels as of `Method.segment`: the classes
-            1, 2 ..., 0 for the background, 254 where nothing is marked, and 255 where ignored.
+            1, 2 ..., 0 for the background, 254 where nothing is marked, and 255 where ignored. One
+            that is background only is an example of images without the classes.
         classes: names of the classes.
         config: says how large the squares are, and how images become squares.
         numbers: those of the classes in the user's masks; by default 1, 2 ...
         name: what to call the supports in errors.
 
     Raises:
-        UserError: one shows no class, or see `square_support`.
+        UserError: nothing is known of one, or see `square_support`.
     """
     size, fit = config.image_size, config.eval.fit
     squares = []
     for i, support in enumerate(with_background(supports)):
-        if not classes_in(support.label):
+        if not classes_in(support.label) and not shows_none(support.label):
             raise UserError(f"{name}[{i}] shows no class: mark one, or leave the image out.")
         squares.append(square_support(support, f"{name}[{i}]", size, fit))
     pixels, labels = (np.stack(part) for part in zip(*squares, strict=True))
@@ -86,8 +87,10 @@ def joined(first: Shown, more: Shown) -> Shown:
 
 
 def check_shown(shown: Shown) -> None:
-    """Raises UserError if there is a class that no support shows."""
+    """Raises UserError if there is a class that no support shows, or none at all."""
     there = {number for label in shown.labels for number in classes_in(label)}
+    if not there:
+        raise UserError("No support shows a class: mark it in at least one image.")
     for number, name in enumerate(shown.classes, 1):
         if number not in there:
             raise UserError(
@@ -148,7 +151,8 @@ def _checked(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], size: i
     if not good or {images.dtype, labels.dtype} != {np.dtype(np.uint8)}:
         raise ValueError(f"images are {images.dtype} {images.shape}, labels {labels.shape}")
     each = [classes_in(label) for label in labels]
-    if not all(each) or set().union(*each) != {*range(1, len(numbers) + 1)}:
+    known = [shows_none(label) or bool(there) for label, there in zip(labels, each, strict=True)]
+    if not all(known) or set().union(*each) != {*range(1, len(numbers) + 1)}:
         raise ValueError(f"labels show other classes than the {len(numbers)} of the configuration")
     if not all(type(number) is int for number in numbers):
         raise TypeError(f"numbers = {brief(numbers)}")

@@ -19,14 +19,15 @@ from fsseg_jax.prediction.calibration import (
     calibrated,
     iou_of,
     plain,
+    that_show,
 )
 from fsseg_jax.prediction.fitted import Shown
 from fsseg_jax.prediction.forward import segment_encoded, summarise
 from fsseg_jax.prediction.pictures import classes_in
 from fsseg_jax.prediction.supports import episode_rows
 
-# Supports that are left out at most: the time grows by the square of their number, and more than
-# these change an estimate by little.
+# Supports that are left out at most, and as many that show no class: the time grows by the square
+# of their number, and more than these change an estimate by little.
 MOST = 10
 # Parts of the sides of the crops of a single support.
 CROPS = (0.75, 0.6)
@@ -54,7 +55,7 @@ def rows_without(
     """The supports of each way without one of them, as many as `shots` by repeating some, so that
     one program serves all; None if the others do not show all classes."""
     others = [i for i in range(len(labels)) if i != left_out]
-    ways = max(max(classes_in(label)) for label in labels)
+    ways = max(number for label in labels for number in classes_in(label))
     shown = {number for i in others for number in classes_in(labels[i])}
     if shown != {*range(1, ways + 1)}:
         return None
@@ -78,9 +79,9 @@ def leave_out(
         shots: how many supports each class has.
         align_corners: of the model.
     """
-    chosen = np.unique(np.linspace(0, len(encoded) - 1, MOST).astype(int)).tolist()
+    shows = np.array([bool(classes_in(label)) for label in shown.labels])
     found = []
-    for i in chosen:
+    for i in sorted(_spread(np.flatnonzero(shows)) + _spread(np.flatnonzero(~shows))):
         rows = rows_without([*shown.labels], i, shots)
         if rows is None:
             continue
@@ -114,9 +115,15 @@ def filled(
     return int(height), int(width)
 
 
+def _spread(numbers: Int[np.ndarray, " _"]) -> list[int]:
+    """At most `MOST` of them, evenly."""
+    places = np.linspace(0, len(numbers) - 1, min(MOST, len(numbers))).astype(int)
+    return numbers[places].tolist()
+
+
 def calibrate(left_out: Sequence[LeftOut], ways: int, threshold: float) -> Calibration:
     """The calibration of the supports, or that of a threshold which is given (above 0)."""
-    if threshold > 0 or len(left_out) < 2:
+    if threshold > 0 or len(that_show(left_out)) < 2:
         return plain(ways, threshold or 0.5)
     return calibrated(left_out)
 
@@ -124,7 +131,9 @@ def calibrate(left_out: Sequence[LeftOut], ways: int, threshold: float) -> Calib
 def validation(
     left_out: Sequence[LeftOut], calibration: Calibration, of_views: bool = False
 ) -> CrossValidation | None:
-    """How well supports are predicted that were left out, or views of them; None without any."""
+    """How well supports are predicted that were left out, or views of them; None without any that
+    shows a class."""
+    left_out = that_show(left_out)
     if not left_out:
         return None
     ious = 100 * np.array([iou_of(one, calibration) for one in left_out])
@@ -146,6 +155,8 @@ def views_of(shown: Shown) -> Shown:
     """
     images, labels = [], []
     for image, label in zip(shown.images, shown.labels, strict=True):
+        if not classes_in(label):
+            continue
         _, width = filled(image, label)
         for parts, whole in ((images, image), (labels, label)):  # a border stays on the right
             parts.append(np.concatenate([whole[:, :width][:, ::-1], whole[:, width:]], axis=1))

@@ -19,7 +19,7 @@ from fsseg_jax.data.masks import scribble
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.episode import UNLABELLED
 from fsseg_jax.errors import UserError, brief
-from fsseg_jax.prediction.pictures import as_array, decoding, name_of
+from fsseg_jax.prediction.pictures import as_array, decoding, name_of, shows_none
 
 # Without marks on the background, unmarked pixels this near to the border of the image, as a share
 # of its sides, are background. Mean-IoU of 20 tasks of VOC, untrained PANet on VGG-16, 321 px, with
@@ -101,8 +101,9 @@ def draw_points(
 
 def with_background(supports: Sequence[LabelledImage]) -> list[LabelledImage]:
     """Supports of which at least one shows background: if none marks it, what is not marked within
-    `BORDER` of the border of its image becomes background."""
-    if any((support.label == 0).any() for support in supports):
+    `BORDER` of the border of its image becomes background. Images that show no class have no part
+    in this."""
+    if any((x.label == 0).any() and not shows_none(x.label) for x in supports):
         return list(supports)
     if not any((support.label == UNLABELLED).any() for support in supports):
         return list(supports)  # all of the images is the class, and nothing else can be background

@@ -112,6 +112,11 @@ def classes_in(label: UInt8[np.ndarray, "height width"]) -> list[int]:
     return np.setdiff1d(label, [0, UNLABELLED, IGNORE]).tolist()
 
 
+def shows_none(label: UInt8[np.ndarray, "height width"]) -> bool:
+    """Whether a label says that no class is in its image: what is known of it is background."""
+    return bool(np.isin(label, [0, IGNORE]).all() and (label == 0).any())
+
+
 def as_array(values: Any, name: str) -> np.ndarray:
     """An array; raises UserError if it cannot be one."""
     try:

@@ -32,7 +32,7 @@ from fsseg_jax.prediction.leaving_out import (
     validation,
     views_of,
 )
-from fsseg_jax.prediction.pictures import is_image, overlaid
+from fsseg_jax.prediction.pictures import classes_in, is_image, overlaid
 from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.result import Result, at_own_size
 from fsseg_jax.prediction.scores import Scores, compare
@@ -133,7 +133,8 @@ class Segmenter:
         """Encodes and summarises supports, which replace those of the previous call.
 
         An image is a support of every class that it shows. Classes with fewer supports than others
-        repeat theirs.
+        repeat theirs. An image whose mask is black shows none, and is an example of such images
+        (`calibration.presence`).
 
         Args:
             images: paths, PIL images, or uint8 arrays of (height, width, 3). A single image and its
@@ -197,11 +198,12 @@ class Segmenter:
         fitted = self._fitted()
         if fitted.validation is not None:
             return fitted.validation
-        views = views_of(fitted.shown)
+        views, labels = views_of(fitted.shown), fitted.shown.labels
+        showing = [number for number, label in enumerate(labels) if classes_in(label)]
         logits = [self._logits(fitted, x[None], self.mesh.size)[0] for x in views.images]
         align_corners = self.model.align_corners
         seen = [
-            of_square(*view, number // VIEWS, align_corners)
+            of_square(*view, showing[number // VIEWS], align_corners)
             for number, view in enumerate(zip(logits, views.images, views.labels, strict=True))
         ]
         found = validation(seen, fitted.calibration, of_views=True)

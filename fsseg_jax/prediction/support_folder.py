@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Supports(NamedTuple):
-    """The images that show the classes."""
+    """The images that show the classes, and examples of images that show none."""
 
     images: list[LabelledImage]  # labels are 1, 2 ... in the order of the classes
     classes: tuple[str, ...]
@@ -48,7 +48,7 @@ def read_supports(folder: pathlib.Path) -> Supports:
         logger.info("%s: no image shows %s", folder, ", ".join(absent))
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
-    rows = np.unique(source.table.image).tolist()
+    rows = sorted({*source.table.image.tolist(), *source.empty_masks()})
     read = parallel_map(source.read, rows, "supports")
     images = [LabelledImage(image, own[label]) for image, label in read]
     for image, row in zip(images, rows, strict=True):

@@ -1,6 +1,7 @@
 """Supports in the forms that users have, prepared for a network."""
 
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,10 @@ from fsseg_jax.prediction.pictures import (
     boxes_label,
     classes_in,
     is_image,
+    shows_none,
 )
+
+logger = logging.getLogger(__name__)
 
 # Width of a point's disc as a share of the longer side, as weak annotations have it by default.
 POINT = 5 / 417
@@ -124,7 +128,9 @@ def _check(support: LabelledImage, name: str, image: str) -> None:
             f"{name} is {label.shape[1]} x {label.shape[0]} pixels, but {image} is "
             f"{width} x {height}: they must have the same size."
         )
-    if not classes_in(label):
+    if shows_none(label):
+        logger.warning("%s is empty: it is an example of images without the class", name)
+    elif not classes_in(label):
         raise UserError(f"{name} is empty: mark the class in it, or leave the image out.")
 
 
@@ -161,12 +167,12 @@ def episode_rows(
     """The numbers of the supports that are the shots of each way: all that show its class.
 
     Classes with fewer supports than others repeat theirs. `labels` are those of all supports, and
-    show each class from 1 to the largest number.
+    show each class from 1 to the largest number; those that show none are in no row.
     """
     shown = [classes_in(label) for label in labels]
     ways = [
         [i for i, classes in enumerate(shown) if n in classes]
-        for n in range(1, max(map(max, shown)) + 1)
+        for n in range(1, max(itertools.chain(*shown)) + 1)
     ]
     shots = max(map(len, ways))
     return np.array([list(itertools.islice(itertools.cycle(way), shots)) for way in ways])

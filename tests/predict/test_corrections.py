@@ -119,11 +119,22 @@ def test_an_image_may_be_corrected_again_and_corrections_taken_back(run, folders
     assert len(run.segmented) == 5
 
 
-def test_that_nothing_is_there_is_kept_but_shows_no_class(run, folders, fitted):
+def test_a_black_mask_among_supports_is_an_example_of_nothing(run, folders, fitted):
+    image = draw(30, "red")[0]
+    save(folders / "support" / "red" / "2.png", image)
+    save(folders / "support" / "red" / "2_mask.png", np.zeros(image.shape[:2], np.uint8))
+    assert run() == 0
+    assert [label.any() for label in fitted[1]] == [True, True, False]
+    np.testing.assert_array_equal(fitted[0][2], image)
+
+
+def test_that_nothing_is_there_is_kept_and_an_example_of_it(run, folders, fitted):
     run()
     correct(folders, "b", np.zeros((40, 52), np.uint8))
     assert run("--accept") == 0
-    assert len(fitted[0]) == 2
+    assert len(fitted[0]) == 3
+    assert not fitted[1][2].any()
+    np.testing.assert_array_equal(fitted[0][2], read(folders / "query" / "b.jpeg"))
     assert not read(folders / "out" / "masks" / "b.png").any()
     assert accepted(folders) == {"b.png"}
     assert shown(folders, "b.jpeg")[7] == []

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, logit, softmax
+from scipy.stats import norm
 
 from fsseg_jax.config import default_config
 from fsseg_jax.prediction import calibration
 from fsseg_jax.prediction.calibration import (
+    BORDER,
+    MARGIN,
     THRESHOLDS,
     Calibration,
     LeftOut,
@@ -82,8 +85,37 @@ def test_the_border_of_absence_is_between_images_with_and_without_the_class():
     with_it = [scores(one.logits)[0] for one in larger]
     assert -np.inf < border < min(with_it)
     assert slope > 0
+    backgrounds = []
+    for one in larger:
+        near = np.argwhere(one.label > 0)
+        far = [
+            (y, x)
+            for y, x in np.ndindex(one.label.shape)
+            if abs(near - (y, x)).max(axis=1).min() > round(MARGIN * 4 * SIZE)
+        ]
+        backgrounds.append(scores(one.logits[*np.transpose(far)][:, None])[0])
+    means = np.mean(backgrounds), np.mean(with_it)
+    assert border == pytest.approx((1 - BORDER) * means[0] + BORDER * means[1], rel=1e-4)
     without = np.broadcast_to([0, border - 1], (SIZE, SIZE, 2))
     assert scores(without)[0] < border
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_images_without_the_class_say_more_of_absence_than_backgrounds(others):
+    several = [*map(drawn, range(4))]
+    nothing = np.zeros((SIZE, SIZE), np.uint8)
+    without = [drawn(9 + i, offset=-2.0)._replace(label=nothing) for i in range(others)]
+    border, slope = presence(several + without, 1)
+    with_it, without = (np.array([scores(x.logits)[0] for x in y]) for y in (several, without))
+    squares = sum(((x - x.mean()) ** 2).sum() for x in (with_it, without))
+    deviation = max(np.sqrt(squares / (2 + others)), (with_it.mean() - without.mean()) / 8)
+
+    def odds(score):
+        shown, absent = (norm(x.mean(), deviation).logpdf(score) for x in (with_it, without))
+        return shown - absent
+
+    assert odds(border) == pytest.approx(0, abs=1e-5)
+    assert slope == pytest.approx(odds(border + 1))
 
 
 def test_an_image_without_the_class_is_empty_and_its_confidence_falls_towards_the_border():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import message_of
 from prediction.segmenters import draw_episode, make_segmenter
 from scipy import stats
 
@@ -66,6 +67,33 @@ def test_a_support_that_alone_shows_a_class_stays():
     assert rows_without([first, second, both], 2, 2).tolist() == [[0, 0], [1, 1]]
     assert rows_without([first, second, both], 0, 2).tolist() == [[2, 2], [1, 2]]
     assert rows_without([first, second], 0, 1) is None
+
+
+def test_an_image_that_shows_nothing_is_known_as_one_and_changes_nothing_else():
+    segmenter = make_segmenter()
+    images, labels = supports(3)
+    masks = [*labels, np.zeros_like(labels[0])]
+    other = images[0][::-1, ::-1].copy()
+    segmenter.fit([*images, other], masks)
+    programs, shown = segmenter._programs, segmenter.fitted.shown
+    encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
+    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 3, False)
+    assert [one.support for one in found] == [0, 1, 2, 3]
+    again, logits = segmenter.cross_validate(), segmenter.predict([other], True)[0][1]
+    segmenter.fit([*images], [*labels])
+    assert again == segmenter.cross_validate()
+    np.testing.assert_allclose(segmenter.predict([other], True)[0][1], logits, atol=1e-6)
+    expected = segmenter._logits(segmenter.fitted, other[None], 1)[0]
+    np.testing.assert_allclose(found[3].logits, expected, atol=1e-4)
+
+
+def test_one_support_and_an_image_that_shows_nothing():
+    segmenter = make_segmenter()
+    images, labels = supports(2)
+    segmenter.fit([*images], [np.zeros_like(labels[0]), labels[1]])
+    found = segmenter.cross_validate()
+    assert found.supports == (1,) * VIEWS
+    assert "No support shows a class" in message_of(segmenter.fit, images[0], labels[0] * 0)
 
 
 def test_cross_validation_is_the_mean_of_the_ious_with_students_interval():

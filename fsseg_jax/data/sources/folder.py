@@ -114,7 +114,7 @@ class Folder(Source):
         )
         key, self.sizes = stamp(files)
         # Classes of other splits may renumber these.
-        facts = repr((self.classes, RULE, naming)).encode()
+        facts = repr((self.classes, RULE, naming, *["marks"] * marks)).encode()
         self.fingerprint = f"{key}-{zlib.crc32(facts):08x}"
         self._hidden: list[str] = []
         self.table = kept_table(self.name, self.fingerprint, self._count, range(len(self.ids)))
@@ -155,6 +155,13 @@ class Folder(Source):
         annotations; None if it has a mask."""
         image, annotation = self._annotated[self._rows[index]]
         return annotation.instances(image)
+
+    def empty_masks(self) -> list[int]:
+        """The images whose mask is black, so that they show no class; as supports only, since
+        elsewhere such a mask is an error."""
+        others = np.setdiff1d(np.arange(len(self.ids)), self.table.image)
+        annotated = [(i, self._annotated[self._rows[i]][1]) for i in others.tolist()]
+        return [i for i, annotation in annotated if isinstance(annotation, Mask)]
 
     def unmarked(self, index: int) -> Bool[np.ndarray, "height width"] | None:
         """Where an image with scribbles is not marked; None for others."""
@@ -202,7 +209,7 @@ class Folder(Source):
         check_size(label, name, image)
         pixels = count_classes(label, name, self)
         if isinstance(annotation, Mask):
-            if not pixels.any():
+            if not pixels.any() and not self._marks:
                 raise UserError(
                     f"{name} is an empty mask: paint the class, in any colour but black."
                 )
