@@ -34,12 +34,14 @@ class CANet(BinaryMethod):
     r"""CANet on a frozen backbone; N ways are N binary passes.
 
     The optimization module starts with a residual block of the comparison $x$ and the previous
-    prediction $y_{t-1}$, where F is two 3 x 3 convolutions (eq. 1):
+    prediction $y_{t-1}$, where F concatenates them and applies two 3 x 3 convolutions (eq. 1), each
+    after a ReLU, as in the published code:
 
     $$M_t = x + F(x, y_{t-1}).$$
 
-    $y_t$ is the softmax of the logits after iteration t. $y_0$ is 0; in training it is, with
-    probability $1 - p_r$, the prediction that was stored for the item one epoch before.
+    $y_t$ is the softmax of the logits after iteration t = 1, 2 ... $y_0$ is 0; in training it is,
+    with probability $1 - p_r$, the prediction that was stored when the item was last the query: one
+    epoch before, if `data.sampling` is `items`.
 
     The comparisons with K supports are summed with weights, the softmax of one learned score per
     support (eq. 2):
@@ -47,6 +49,7 @@ class CANet(BinaryMethod):
     $$\hat\lambda_k = \frac{e^{\lambda_k}}{\sum_j e^{\lambda_j}}.$$
 
     Where the paper leaves a choice open, this follows the published code of the one-shot network.
+    Shots are fused at the resolution of the features, before logits are resized to the image.
 
     Example:
         >>> import jax
@@ -63,7 +66,7 @@ class CANet(BinaryMethod):
     stages: tuple[int, ...] = option(
         (2, 3), "Backbone stages to compare (table 3): layer2 and layer3 of ResNet-50."
     )
-    width: int = option(256, "Channels of the head.", least=1, most=8192)
+    width: int = option(256, "Channels of all layers after the backbone.", least=1, most=8192)
     dropout: float = option(
         0.5,
         "Channel dropout after the embedding, the comparison and each convolution of ASPP, as in "
@@ -72,7 +75,9 @@ class CANet(BinaryMethod):
         below=1,
     )
     area_epsilon: float = option(
-        5e-4, "Added to the area of masks, as in the published code.", above=0
+        5e-4,
+        "Added to the area of masks, in positions of the features, as in the published code.",
+        above=0,
     )
     init_deviation: float = option(
         0.01,
@@ -81,7 +86,7 @@ class CANet(BinaryMethod):
         least=0,
     )
     refinements: int = option(
-        4, "Iterations after the first one at inference (sec. 4.2; 4 in sec. 5).", least=0, most=100
+        4, "Iterations after the first one at inference (4 in sec. 5).", least=0, most=100
     )
     reset_probability: float = option(
         0.7,
@@ -99,7 +104,10 @@ class CANet(BinaryMethod):
     )
 
     def setup(self) -> None:
-        """The layers, in the order of fig. 2 and 3; dilations are the published code's."""
+        """The layers: comparison (fig. 2b), attention (fig. 3) and optimization module (fig. 2c).
+
+        The dilation of the first two is the published code's.
+        """
         deviation = self.init_deviation
         init = nn.initializers.normal(deviation) if deviation else TORCH_INIT
         options = {"kernel_init": init, "dtype": self.dtype}
@@ -117,7 +125,8 @@ class CANet(BinaryMethod):
     def encode(
         self, image: Float[AnyArray, "*batch height width 3"], train: bool = False
     ) -> Float[Array, "*batch h w channel"]:
-        """Embedded features of normalised images, for both branches."""
+        """Embedded features of normalised images, for both branches (sec. 4.1); ReLU and dropout
+        are the published code's."""
         features = nn.relu(self.embedding(self.extract(image, train)))
         return self.drop(features, deterministic=not train)
 
@@ -130,56 +139,64 @@ class CANet(BinaryMethod):
         previous: UInt8[AnyArray, "query_h query_w 2"] | None = None,
         train: bool = False,
     ) -> Output[Binary]:
-        """Logits of the query: after one iteration in training, after all at inference.
+        """Logits of the query after 1 iteration in training, 1 + `refinements` at inference.
 
         Args:
             support_features, support_label, query_features: see `Method.segment`.
             query_image: not used.
-            previous: the prediction stored for this item in training, probabilities in 0..255. It
-                is used in 1-way episodes only: each of several ways would need its own.
+            previous: the prediction stored for this item in training: 255 times the probabilities
+                of background and object, or zeros if there is none. It is used in 1-way episodes
+                only: each of several ways would need its own. Training with several ways therefore
+                never trains the weights that read a prediction; set `refinements` to 0 with it.
             train: whether to apply dropout, and make one iteration that starts from `previous`.
+
+        Returns:
+            logits (query_h, query_w, way + 1), see `join_ways`; those of each way against its
+            background; and what to store as the next `previous` (None for several ways).
         """
         ways, shots = support_label.shape[:2]
         masks = support_masks(support_label)
         vectors = pool(support_features, masks, self.area_epsilon, self.align_corners)
-        # One shot needs no fusion; the mean keeps its axis.
+        # The mean of one shot is that shot, and the axis of shots stays, of length 1.
         fusion = self.fusion if shots > 1 else "feature_average"
         if fusion == "feature_average":
             vectors = vectors.mean(axis=1, keepdims=True)
-        # A convolution of [query, vector] at every position: (way, shot, h, w, width).
+        # A convolution of [query, vector] at every position: (way, shot, h, w, width), where shot
+        # is 1 if vectors were averaged. This is x of eq. 1.
         compared = nn.relu(self.comparison(query_features, vector=vectors))
         compared = self.drop(compared, deterministic=not train)
         if fusion == "attention":
-            weights = self._attention(query_features, vectors)
+            weights = self._shot_weights(query_features, vectors).astype(compared.dtype)
             compared = jnp.sum(compared * weights[..., None, None, None], axis=1, keepdims=True)
 
-        prediction = jnp.zeros((*compared.shape[:-1], 2))
+        prediction = jnp.zeros((*compared.shape[:-1], 2))  # y_0
         if train and previous is not None and ways == 1:
+            # Dropout of the whole mask (sec. 4.2).
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.reset_probability)
             stored = previous.astype(jnp.float32) / 255
-            prediction += jnp.where(keep, stored, 0.0)  # of the one way, for all shots
+            prediction += jnp.where(keep, stored, 0.0)  # (h, w, 2), to the one way and all shots
         for _ in range(1 if train else 1 + self.refinements):
             logits = self._optimize(compared, prediction, train)
             prediction = jax.nn.softmax(logits)
 
-        if fusion == "mask_average":  # log-probabilities are logits, and 1e-7 keeps them finite
+        if fusion == "mask_average":  # log-probabilities are logits; ours: 1e-7 keeps them finite
             logits = jnp.log(prediction.mean(axis=1, keepdims=True) + 1e-7)
-        if fusion == "mask_or":  # a pixel is foreground if it is for any shot
+        if fusion == "mask_or":  # the logits of the shot that is surest of the object: their union
             best = jnp.argmax(logits[..., 1] - logits[..., 0], axis=1)
             logits = jnp.take_along_axis(logits, best[:, None, ..., None], axis=1)
         logits = logits[:, 0]
         row = None
-        if ways == 1:  # `previous` of the item's next turn
+        if ways == 1:  # `previous` when this item is the query again
             row = jnp.round(255 * jax.nn.softmax(logits[0])).astype(jnp.uint8)
         return Output(join_ways(logits), Binary(logits), row=row)
 
-    def _attention(
+    def _shot_weights(
         self, query: Float[AnyArray, "h w channel"], vectors: Float[AnyArray, "way shot channel"]
     ) -> Float[Array, "way shot"]:
-        """Softmax over the shots of one learned score per shot (sec. 4.3)."""
+        """Softmax over the shots of one learned score per shot (sec. 4.3, eq. 2)."""
         first, second = self.attention
         x = nn.relu(first(query, vector=vectors))
-        # The paper states the window only; stride and padding are those of ResNet's pooling.
+        # The paper gives the window, 3 x 3; stride and padding are those of ResNet's pooling.
         x = max_pool(x, stride=2)
         scores = average(second(x).astype(jnp.float32))[..., 0]
         return jax.nn.softmax(scores, axis=1)
@@ -190,7 +207,8 @@ class CANet(BinaryMethod):
         prediction: Float[AnyArray, "way shot h w 2"],
         train: bool,
     ) -> Float[Array, "way shot h w 2"]:
-        """Logits of one iteration of the optimization module (sec. 4.2)."""
+        """Logits of one iteration of the optimization module (sec. 4.2): eq. 1, two residual blocks
+        more, ASPP and a classifier."""
         first, *others = self.blocks
         x = first(compared, prediction)
         for block in others:

@@ -344,3 +344,7 @@ def test_bfloat16_keeps_parameters_logits_and_loss_in_float32(find_operations):
         equation.invars[0].aval.dtype for equation in find_operations(jaxpr, "conv_general_dilated")
     }
     assert inputs == {jnp.dtype("bfloat16")}
+    # What blocks add up stays in bfloat16, too: float32 would take twice the memory.
+    sums = {equation.outvars[0].aval for equation in find_operations(jaxpr, "add")}
+    kept = {x.dtype for x in sums if x.ndim >= 4 and x.shape[-1] == model.width}
+    assert kept == {jnp.dtype("bfloat16")}
