@@ -4,7 +4,7 @@ Prototypes are masked averages of support features (eq. 1-2). The query is segme
 similarity of its features to them (eq. 3-4), trained by cross-entropy (eq. 5). In training the
 roles are then swapped: the query, with its predicted mask, segments the supports (eq. 6-7).
 
-Where nothing is trained, `prototypes = positions` makes more of the same features.
+Without training, `prototypes = positions` segments better with the same features (`training_free`).
 """
 
 from typing import NamedTuple
@@ -70,22 +70,26 @@ class PANet(Method):
     )
     sharpness: float = option(
         10.0,
-        "Of the density around positions (kappa of its kernel): 10 is better than 20 on VOC.",
+        "Kappa of the kernel around each position: larger ones are narrower. 10 is better than 20 "
+        "on VOC (docs/figures.md).",
         above=0,
     )
     ridge: float = option(
         3.0,
-        "Added to the covariance of the discriminant of positions, as a multiple of its mean "
-        "variance: of 0.03, 0.3, 3 and 10, 3 is best on VOC.",
-        above=0,
+        "Regularises the discriminant: this times the mean variance is added to the diagonal of "
+        "its covariance. Of 0.03, 0.3, 3 and 10, 3 is best on VOC (docs/figures.md).",
+        least=1e-3,
     )
     discriminant_weight: float = option(
-        0.5, "Of the discriminant's logits, beside those of the density.", least=0
+        0.5,
+        "Factor of the discriminant's logits, which are added to those of the density.",
+        least=0,
     )
     discriminant_from: int = option(
         5,
-        "The number of shots from which on the discriminant counts: on VOC it loses 2.5 with one "
-        "shot, which says little of how a class varies, and gains 0.8 with five.",
+        "Use the discriminant from this number of shots on, repeated ones included. On VOC it "
+        "loses 2.5 with one shot, which tells little of how a class varies, and gains 0.8 with "
+        "five.",
         least=1,
     )
     area_epsilon: float = option(
@@ -118,14 +122,16 @@ class PANet(Method):
         support_label: UInt8[AnyArray, "way shot height width"],
         train: bool = False,
     ) -> Float[AnyArray, "way shot h w channel"] | training_free.Bank:
-        """The features themselves for means, and a bank for positions.
+        """The features of the supports if means stand for classes, otherwise a bank.
 
-        A support whose label is 254 throughout is left out by both, at the same shapes.
+        A bank takes a class from every support that shows it, means from its own supports only. A
+        support whose label is 254 throughout counts for neither (its zero does not change the
+        direction of a mean).
         """
         if train or self.prototypes == "mean":
             return support_features
         shape = support_features.shape[2:]
-        features = support_features.reshape(-1, *shape).astype(jnp.float32)
+        features = support_features.reshape(-1, *shape)
         classes = jnp.arange(1, len(support_label) + 1)[:, None, None]
         label = support_label.reshape(-1, 1, *support_label.shape[2:])
         masks = jnp.concatenate([self._is_background(label), label == classes], axis=1)
@@ -145,9 +151,9 @@ class PANet(Method):
 
         See `Method.segment`; `query_image` and `previous` are not used.
         """
-        if isinstance(support_features, training_free.Bank):
+        if isinstance(support_features, training_free.Bank):  # `summarise` has made it
             enough = support_label.shape[1] >= self.discriminant_from
-            bank, weight = support_features, self.discriminant_weight * enough
+            bank, weight = support_features, self.discriminant_weight if enough else 0.0
             return Output(training_free.logits(bank, query_features, self.sharpness, weight), None)
         prototypes = self._prototypes(support_features, support_label)
         logits = self._similarity(query_features, prototypes)
@@ -201,7 +207,7 @@ class PANet(Method):
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        r"""$L = L_{seg} + \lambda L_{PAR}$ (end of sec. 3.5), and both parts without weights.
+        r"""$L = L_{seg} + \lambda L_{PAR}$ (end of sec. 3.5), and both terms, unweighted.
 
         See `Method.loss`; `key` and `epoch` are not used.
         """
@@ -215,7 +221,7 @@ class PANet(Method):
     def _alignment(
         self, reverse: Reverse, support_label: UInt8[AnyArray, "way shot height width"]
     ) -> Float[Array, ""]:
-        """L_PAR (eq. 7, whose printed M_q must be the support's mask): a mean over ways and shots.
+        """L_PAR (eq. 7; it prints M_q, and means the support's mask): a mean over ways and shots.
 
         The cross-entropy of {background, own way}. Pixels of other ways do not count, as in the
         published code.
@@ -223,15 +229,16 @@ class PANet(Method):
         label = jnp.where(support_masks(support_label), 1, IGNORE)
         label = jnp.where(self._is_background(support_label), 0, label)
         losses = cross_entropy(reverse.logits, label, self.align_corners)
-        # A way that is not predicted has a zero prototype: its loss is 0, and counts in the mean.
+        # A way that is not predicted has no prototype: its loss is 0, and counts in the mean.
         return jnp.mean(losses * reverse.is_predicted[:, None])
 
     def _predicted_masks(self, logits: Float[AnyArray, "h w class"]) -> Float[Array, "class h w"]:
-        """One-hot masks of the most probable class (eq. 4), which have no gradient."""
+        """One-hot masks of the most probable class (eq. 4), at the resolution of the features; they
+        have no gradient."""
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], axis=0)
 
     def _is_background(self, label: UInt8[AnyArray, "*shape"]) -> Bool[AnyArray, "*shape"]:
-        """Pixels of no class of the episode (eq. 2); unmarked ones (254) are not known to be."""
+        """Pixels of no class of the episode (eq. 2); unmarked ones (254) never are."""
         background = label == 0
         return background | (label == IGNORE) if self.ignored_is_background else background
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close
+from scipy.special import logsumexp
 from tiny_models import EveryFourth, draw_episode
 
 from fsseg_jax.episode import UNLABELLED
@@ -89,6 +90,29 @@ def test_class_without_positions_is_finite_and_never_predicted():
     logits = np.asarray(training_free.logits(fit(features, areas, 1.0), features[0], 5.0, 1.0))
     assert np.isfinite(logits).all()
     assert not (logits.argmax(axis=-1) == 2).any()
+
+
+def test_a_narrow_kernel_is_not_flat_and_has_gradients():
+    features, areas = draw()
+    bank, query = fit(features, areas, 1.0), features[0]
+    sharp = jax.jit(lambda x: training_free.density(bank, x, 300.0))
+    cosines = np.asarray(bank.positions) @ unit(query).reshape(-1, CHANNELS).T
+    exponents = 300 * (np.moveaxis(cosines, -1, 0).reshape(*query.shape[:2], -1) - 1.0)
+    weights = np.asarray(bank.weights).reshape(-1, 3)
+    expected = logsumexp(exponents[..., None], axis=-2, b=weights)
+    assert_close(sharp(query), expected, 1e-4)
+    gradient = jax.grad(lambda x: sharp(x).sum())(jnp.asarray(query))
+    assert np.isfinite(gradient).all()
+
+
+def test_positions_that_are_all_alike_have_finite_logits_of_the_right_sign():
+    features = np.zeros((1, 2, 4, CHANNELS), np.float32)
+    features[0, :, :2, 0] = features[0, :, 2:, 1] = 1
+    areas = np.zeros((1, 2, 4, 2), np.float32)
+    areas[0, :, :2, 0] = areas[0, :, 2:, 1] = 1
+    logits = np.asarray(training_free.logits(fit(features, areas, 3.0), features[0], 10.0, 0.5))
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(logits.argmax(axis=-1), [[0, 0, 1, 1]] * 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
