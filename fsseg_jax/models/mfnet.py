@@ -1,9 +1,9 @@
 """MFNet: multi-way few-shot segmentation in one pass (Zhang et al., TCSVT 2022).
 
-The prototype of each class is added to the query's features at several scales (sec. III-B).
-Attention over the scales gives one feature map per class (sec. III-C). One decoder separates all
-classes in the concatenated maps (sec. III-B). Training adds a triplet loss on hard pixels of the
-embedding, which is the decoder's first layer (sec. III-D).
+Attention among the shots of a class makes its prototype (sec. III-C), which is added to the query's
+features at several scales (sec. III-B). Attention over the scales gives one feature map per class
+(sec. III-C). One decoder separates all classes in the concatenated maps (sec. III-B). Training adds
+a triplet loss on hard pixels of the embedding, which is the decoder's first layer (sec. III-D).
 """
 
 import functools
@@ -25,6 +25,7 @@ from fsseg_jax.episode import AnyArray, Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.models.layers import (
     ASPP,
+    TORCH_INIT,
     JoinedConvolution,
     ResidualBlock,
     channel_dropout,
@@ -44,21 +45,23 @@ class Aux(NamedTuple):
 
     # One pass of N + 1 classes; with `binary_branches` N passes of 2.
     logits: Float[Array, "pass h w class"]
-    embedding: Float[Array, "pass h w channel"] | None  # in training
+    embedding: Float[Array, "pass h w channel"] | None  # None at inference
 
 
 class MFNet(Method):
     r"""MFNet on a frozen backbone. The decoder's parameters depend on the number of ways.
 
     The K support vectors of a way attend to each other in several heads, and their mean is the
-    prototype (eq. 2-3). At scale z, the pooled query plus the prototype gives a score map $A^z$ and
-    features $T^z$, which U up-samples to the first scale and attention combines at every position
-    (eq. 4-5):
+    prototype (eq. 2-3). For each way, the query pooled to scale z plus the prototype gives a score
+    map $A^z$ of one channel and features $T^z$. U up-samples both to the first scale, and the
+    features are summed with weights at every position (eq. 4-5):
 
     $$a^z = \operatorname{softmax}_z U(A^z), \qquad S = \sum_z a^z U(T^z).$$
 
     The ways share all weights before the decoder. Where the paper leaves a choice open: scales
-    have separate weights; a residual block is CANet's; masks are down-sampled before pooling.
+    have separate weights; ReLU is between the convolutions of a score map; residual blocks begin
+    with ReLU, as CANet's; masks are resized to the features before pooling; the metric loss is a
+    mean over triplets, whose anchors are of the foreground.
 
     Example:
         >>> import jax
@@ -75,7 +78,12 @@ class MFNet(Method):
     stages: tuple[int, ...] = option(
         (2, 3), "Backbone stages: layer2 and layer3 of ResNet-50; for VGG-16 (2, 3, 4), as CANet."
     )
-    width: int = option(256, "Channels of the head, a multiple of heads.", least=1, most=8192)
+    width: int = option(
+        256,
+        "Channels C of all layers after the backbone, a multiple of `heads`.",
+        least=1,
+        most=8192,
+    )
     dropout: float = option(
         0.5,
         "Channel dropout after the 1 x 1 embeddings, as in PFENet, which MFNet follows.",
@@ -87,18 +95,24 @@ class MFNet(Method):
     )
     area_epsilon: float = option(5e-4, "Added to the area of masks, as in CANet's code.", above=0)
     scales: int = option(
-        4, "Scales Z (sec. III-B): the query at 1, 1/2, 1/4, ... of its size.", least=1, most=16
+        4,
+        "Scales Z (sec. III-B): the query's features at 1, 1/2, 1/4, ... of their size.",
+        least=1,
+        most=16,
     )
     heads: int = option(4, "Number of heads N_r of the support attention (sec. III-C).", least=1)
     support_attention: bool = option(
-        True, "Attention over shots; without it, their mean (table VI)."
+        True,
+        "Attention over shots (eq. 2-3); without it, their mean (table VI). It has parameters only "
+        "in a model of several shots: one trained with one shot needs False for more.",
     )
     scale_attention: bool = option(True, "Attention over scales (eq. 4-5); without it, their mean.")
     compare_supports: bool = option(
         False,
-        "A_S-v1 (table VI), which overrides support_attention if there are several shots: compare "
-        "each shot with the query, and average the score maps and features of a scale with CANet's "
-        "softmax weights over shots. (The paper merges the shots before it computes score maps.)",
+        "A_S-v1 (table VI), for several shots, instead of support_attention: compare each shot "
+        "with the query, and average the score maps and features of a scale with CANet's softmax "
+        "weights over shots. (The paper concatenates query and supports here, as `query_fusion` "
+        "can, and merges the shots before it computes score maps.)",
     )
     hierarchy: bool = option(
         False,
@@ -106,7 +120,9 @@ class MFNet(Method):
         "ones, as in PFENet's FEM, and concatenate the results.",
     )
     aspp: bool = option(
-        False, "A_M-v2 (table VII, with scales = 1 and no scale_attention): ASPP in the decoder."
+        False,
+        "A_M-v2 (table VII, with scales = 1 and no scale_attention): ASPP instead of the decoder's "
+        "residual block, without dropout.",
     )
     query_fusion: str = option(
         "add", "How to combine query and prototype (table IV).", choices=("add", "concat")
@@ -117,32 +133,41 @@ class MFNet(Method):
         choices=("add", "concat"),
     )
     binary_branches: bool = option(
-        False, "Decode each way separately, and join them by the maximum (table IV)."
+        False,
+        "Decode each way separately, and join them by the maximum (table IV); `way_fusion` is not "
+        "used then.",
     )
     focal_gamma: float = option(
         2.0, "Exponent of the focal loss (eq. 1; the paper states no value).", least=0
     )
     focal_over_ways: bool = option(
         True,
-        "Divide the focal loss by N, as eq. 1 does, taken as the number of ways. It makes no "
-        "difference in 1-way; in 2-way it halves the loss relative to the metric loss, whose "
-        "weight the paper tuned with it. Most focal losses leave it out.",
+        "Divide the focal loss by N, the number of ways (eq. 1). It makes no difference in 1-way; "
+        "in 2-way it halves the loss relative to the metric loss, whose weight the paper tuned "
+        "with it. Most focal losses do not divide.",
     )
     metric_positives: str = option(
         "spatial",
-        "Positives of the metric loss (table VIII): drawn by spatial proximity or at random, the "
-        "farthest in feature space (with the nearest negative), or none for no metric loss.",
+        "The hard positive of an anchor in the metric loss (table VIII). spatial: drawn, a near "
+        "one more likely; random: drawn; feature: the one with the farthest embedding, with the "
+        "nearest negative; none: no metric loss.",
         choices=("spatial", "random", "feature", "none"),
     )
     metric_weight: float = option(
         0.4,
-        "Weight of the metric loss (lambda of eq. 7), a mean over triplets where eq. 6 is a sum.",
+        "Weight of the metric loss (lambda of eq. 7). The loss is a mean over triplets; eq. 6 is a "
+        "sum, which is up to `metric_anchors` times as large.",
         least=0,
     )
     metric_from_epoch: float = option(
         5.0, "Epochs before the metric loss (sec. IV-B): 5 on PASCAL-5i, 1 on COCO-20i.", least=0
     )
-    metric_anchors: int = option(20, "Number of anchors N_t.", least=1, most=10_000)
+    metric_anchors: int = option(
+        20,
+        "Number of anchors N_t of all classes together, drawn with replacement.",
+        least=1,
+        most=10_000,
+    )
     metric_margin: float = option(1.0, "Margin of the metric loss (eq. 6's alpha).", least=0)
 
     @classmethod
@@ -150,19 +175,20 @@ class MFNet(Method):
         """Raises UserError unless the heads divide the width."""
         if options["width"] % options["heads"]:
             raise UserError(
-                f"model.width = {options['width']} does not divide into model.heads = "
+                f"model.width = {options['width']} must be a multiple of model.heads = "
                 f"{options['heads']}."
             )
 
     def setup(self) -> None:
         """The layers in the order of use; those of ablations exist only where they are on."""
         options = {"dtype": self.dtype}
-        conv = functools.partial(convolution, **options)
         self.drop = channel_dropout(self.dropout)
         count = 2 if self.separate_embeddings else 1
-        self.embeddings = [conv(self.width, 1, use_bias=False) for _ in range(count)]
-        if self.support_attention:
-            dense = functools.partial(nn.Dense, self.width, use_bias=False)
+        self.embeddings = [  # 1 x 1, to C channels
+            convolution(self.width, 1, use_bias=False, **options) for _ in range(count)
+        ]
+        if self.support_attention:  # of vectors, which are few, in float32
+            dense = functools.partial(nn.Dense, self.width, use_bias=False, kernel_init=TORCH_INIT)
             self.relations = [dense() for _ in range(3)]  # W_A, W_B and W_V of all heads
         attention = self.scale_attention and not self.hierarchy
         self.branches = [
@@ -184,12 +210,12 @@ class MFNet(Method):
             self.drop(nn.relu(layer(features)), deterministic=not train)
             for layer in self.embeddings
         ]
-        return {"support": embedded[0], "query": embedded[-1]}
+        return {"support": embedded[0], "query": embedded[-1]}  # the same if not separate
 
     def prototypes(self, vectors: Float[Array, "way shot channel"]) -> Float[Array, "way channel"]:
         r"""Means over shots of the vectors after attention among them (eq. 2-3).
 
-        With shots k and j, and heads r of width d,
+        With shots k and j, and N_r heads r of width d = C / N_r,
 
         $$F_k' = F_k + \operatorname{concat}_r \sum_j w_{kj}^r W_V^r F_j, \qquad
         w_{kj}^r = \operatorname{softmax}_j \frac{W_A^r F_k \cdot W_B^r F_j}{\sqrt d}.$$
@@ -201,7 +227,8 @@ class MFNet(Method):
                 for layer in self.relations
             )
             scores = jnp.einsum("nrkc,nrjc->nrkj", a, b) / math.sqrt(a.shape[-1])
-            related = jnp.einsum("nrkj,nrjc->nrkc", jax.nn.softmax(scores), v)
+            weights = jax.nn.softmax(scores, axis=-1)  # over the shots j
+            related = jnp.einsum("nrkj,nrjc->nrkc", weights, v)
             vectors = vectors + rearrange(related, "n r k c -> n k (r c)")
         return vectors.mean(axis=1)
 
@@ -221,12 +248,14 @@ class MFNet(Method):
         ways = support_label.shape[0]
         support, query = support_features["support"], query_features["query"]
         masks = support_masks(support_label)
-        vectors = pool(support, masks, self.area_epsilon, self.align_corners).astype(jnp.float32)
-        compare = self.compare_supports and vectors.shape[1] > 1
-        # One vector per way and shot, or per way.
-        vectors = rearrange(vectors, "n k c -> (n k) c") if compare else self.prototypes(vectors)
-        compared = [self._compare(scale, query, vectors, ways) for scale in range(self.scales)]
-        combined = self._combine(compared, query.shape[:2])
+        vectors = pool(support, masks, self.area_epsilon, self.align_corners)
+        separate_shots = self.compare_supports and vectors.shape[1] > 1
+        rows = (
+            rearrange(vectors, "n k c -> (n k) c") if separate_shots else self.prototypes(vectors)
+        )
+        per_scale = [self._at_scale(scale, query, rows, ways) for scale in range(self.scales)]
+        combined = self._combine(per_scale, query.shape[:2])
+        # The paper's query-support embedding: (pass, h, w, channels of all ways).
         if self.binary_branches:
             joint = combined
         elif self.way_fusion == "add":
@@ -237,22 +266,29 @@ class MFNet(Method):
         joined = join_ways(logits) if self.binary_branches else logits[0]
         return Output(joined, Aux(logits, embedding if train else None))
 
-    def _compare(
+    def _at_scale(
         self,
         scale: int,
         query: Float[AnyArray, "query_h query_w channel"],
-        vectors: Float[AnyArray, "vector channel"],
+        vectors: Float[AnyArray, "row channel"],
         ways: int,
     ) -> tuple[Float[Array, "way h w 1"], Float[Array, "way h w channel"]]:
-        """Score map and features of each way at a scale (sec. III-B and III-C)."""
-        size = tuple(math.ceil(side / 2**scale) for side in query.shape[:2])
+        """$A^z$ and $T^z$ of each way at a scale (sec. III-B and fig. 3b).
+
+        Args:
+            scale: from 0.
+            vectors: the prototype of each way; or of each shot of each way, to be averaged here.
+        """
+        size = tuple(math.ceil(side / 2**scale) for side in query.shape[:2])  # 60, 30, 15, 8
         x = adaptive_pool(query, size).astype(self.dtype)
-        vector = vectors  # to concatenate with the one map
-        if self.query_fusion == "add":  # instead, a map for each vector
+        if self.query_fusion == "add":  # a map for each vector
             x, vector = x + vectors[:, None, None, :].astype(self.dtype), None
+        else:  # one map: the branch concatenates each vector to every position
+            vector = vectors
         score, features = self.branches[scale](x, vector)
-        if len(vectors) == ways:  # the shots are merged already
+        if len(vectors) == ways:  # one vector for each way: shots are merged already
             return score, features
+        # CANet's weights over shots, of (way, shot).
         weights = jax.nn.softmax(self.shot_scores[scale](x, vector).reshape(ways, -1), axis=1)
         score, features = (
             jnp.einsum("nk,nkhwc->nhwc", weights, y.reshape(*weights.shape, *y.shape[1:]))
@@ -261,10 +297,12 @@ class MFNet(Method):
         return score, features
 
     def _combine(
-        self, compared: Sequence[tuple[Array, Array]], size: tuple[int, ...]
+        self,
+        per_scale: Sequence[tuple[Float[Array, "way _ _ 1"], Float[Array, "way _ _ channel"]]],
+        size: tuple[int, ...],
     ) -> Float[Array, "way h w channel"]:
-        """One feature map per way from the score maps and features of all scales."""
-        scores, features = zip(*compared, strict=True)
+        """One feature map per way, of this size, from the score maps and features of all scales."""
+        scores, features = zip(*per_scale, strict=True)
         if self.hierarchy:
             return self.merging(features, align_corners=self.align_corners)
         scores = [resize(x.astype(jnp.float32), size, self.align_corners) for x in scores]
@@ -275,9 +313,10 @@ class MFNet(Method):
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        r"""$L = L_{focal} + \lambda L_{metric}$ (eq. 1, 6 and 7), and both parts.
+        r"""$L = L_{focal} + \lambda L_{metric}$ (eq. 1, 6, 7: L_SEG and L_PML), and its parts.
 
-        See `Method.loss`; the metric loss counts from epoch `metric_from_epoch` on.
+        See `Method.loss`. The metric loss is added from epoch `metric_from_epoch` on; before, it is
+        only reported.
         """
         label = episode.query_label[None]
         if self.binary_branches:
@@ -322,9 +361,10 @@ class ScaleBranch(nn.Module):
     def __call__(
         self, x: Float[AnyArray, "*map h w c"], vector: Float[AnyArray, "row c"] | None = None
     ) -> tuple[Float[Array, "row h w 1"], Float[Array, "row h w channel"]]:
-        """Score and features of each map, or of one map with each vector at every position."""
+        """Score and features of each map x; or, with vectors, of the one map x to which each vector
+        is concatenated at every position."""
         joined_convolution = functools.partial(JoinedConvolution, self.width, **self.options)
-        # The names are those in saved models.
+        # The names are those in saved models, where the transformation came last.
         transform = joined_convolution(size=1, name="Conv_3" if self.attention else "Conv_0")
         transformed = ResidualBlock(self.options)(transform(x, vector=vector))
         if not self.attention:
@@ -344,9 +384,9 @@ class ShotScore(nn.Module):
     def __call__(
         self, x: Float[AnyArray, "*map h w c"], vector: Float[AnyArray, "row c"] | None = None
     ) -> Float[Array, " row"]:
-        """Scores of each map, or of one map with each vector at every position."""
+        """Scores of each map, or of one map with each vector; see `ScaleBranch`."""
         joined = JoinedConvolution(self.width, name="Conv_0", **self.options)
-        y = max_pool(nn.relu(joined(x, vector=vector)), stride=2)
+        y = max_pool(nn.relu(joined(x, vector=vector)), stride=2)  # as in CANet
         y = convolution(1, name="Conv_1", **self.options)(y)
         return average(y.astype(jnp.float32))[..., 0]
 
@@ -356,7 +396,8 @@ class Hierarchy(nn.Module):
 
     As the feature enrichment module of PFENet (Tian et al., TPAMI 2020): each scale after the first
     adds ReLU of a 1 x 1 convolution of itself and the previous result, and a residual block
-    follows.
+    follows. All results, at the first scale's size, are concatenated, and a 1 x 1 convolution with
+    ReLU makes `width` channels of them.
     """
 
     options: Mapping[str, Any]
@@ -368,7 +409,7 @@ class Hierarchy(nn.Module):
     def __call__(
         self, features: Sequence[Float[AnyArray, "way _ _ channel"]], align_corners: bool
     ) -> Float[Array, "way h w channel"]:
-        """One map, at the size of the first scale."""
+        """One map for each way, at the size of the first scale."""
         size, levels = features[0].shape[-3:-1], []
         for x in features:
             if levels:
