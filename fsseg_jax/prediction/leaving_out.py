@@ -173,3 +173,16 @@ def views_of(shown: Shown) -> Shown:
             smaller = Image.fromarray(label).crop(box)
             labels.append(np.asarray(smaller.resize((size, size), Image.Resampling.NEAREST)))
     return shown._replace(images=np.stack(images), labels=np.stack(labels))
+
+
+def views_as(
+    shown: Shown,
+    views: Shown,
+    logits: Sequence[Float[np.ndarray, "h w class"]],
+    align_corners: bool,
+) -> list[LeftOut]:
+    """What was predicted for `views_of` supports, by the numbers of these."""
+    showing = [number for number, label in enumerate(shown.labels) if classes_in(label)]
+    numbers = np.repeat(showing, VIEWS).tolist()
+    parts = zip(logits, views.images, views.labels, numbers, strict=True)
+    return [of_square(*part, align_corners) for part in parts]

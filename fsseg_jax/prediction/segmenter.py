@@ -24,15 +24,8 @@ from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.calibration import CrossValidation
 from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown, check_shown
 from fsseg_jax.prediction.forward import forward, passes
-from fsseg_jax.prediction.leaving_out import (
-    VIEWS,
-    calibrate,
-    leave_out,
-    of_square,
-    validation,
-    views_of,
-)
-from fsseg_jax.prediction.pictures import classes_in, is_image, overlaid
+from fsseg_jax.prediction.leaving_out import calibrate, leave_out, validation, views_as, views_of
+from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.result import Result, at_own_size
 from fsseg_jax.prediction.scores import Scores, compare
@@ -198,14 +191,9 @@ class Segmenter:
         fitted = self._fitted()
         if fitted.validation is not None:
             return fitted.validation
-        views, labels = views_of(fitted.shown), fitted.shown.labels
-        showing = [number for number, label in enumerate(labels) if classes_in(label)]
+        views = views_of(fitted.shown)
         logits = [self._logits(fitted, x[None], self.mesh.size)[0] for x in views.images]
-        align_corners = self.model.align_corners
-        seen = [
-            of_square(*view, showing[number // VIEWS], align_corners)
-            for number, view in enumerate(zip(logits, views.images, views.labels, strict=True))
-        ]
+        seen = views_as(fitted.shown, views, logits, self.model.align_corners)
         found = validation(seen, fitted.calibration, of_views=True)
         assert found is not None  # there are views
         logger.info("cross-validation: %s", found)
