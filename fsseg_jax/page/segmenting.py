@@ -25,7 +25,7 @@ def find(session: Session, segmenter: Segmenter) -> Iterator[dict[str, Any]]:
     """Segments all images, and yields each as soon as it is done, as JSON.
 
     Those that cannot be segmented are yielded with an `error`. A line with `waiting` tells that
-    another visitor's images are being segmented.
+    another visitor's images are being segmented, and one with `fit` what `told` tells.
 
     Raises:
         UserError: nothing is marked, or the page is full.
@@ -45,6 +45,8 @@ def find(session: Session, segmenter: Segmenter) -> Iterator[dict[str, Any]]:
         supports = [LabelledImage(image, network[label]) for image, label in supports]
         shown = as_shown(supports, [*classes.values()], segmenter.config)
         fitted = copy.copy(segmenter).fit_shown(shown)
+        session.fit = told(fitted)
+        yield {"fit": session.fit}
         files = [session.file(picture.number, "png") for picture in pictures]
         results = fitted.results(files, return_probabilities=True, batch_size=1)
         for picture, result in zip(pictures, results, strict=True):
@@ -56,6 +58,19 @@ def find(session: Session, segmenter: Segmenter) -> Iterator[dict[str, Any]]:
             yield session.describe(picture)
     finally:
         _one_by_one.release()
+
+
+def told(segmenter: Segmenter) -> dict[str, Any]:
+    """What the examples tell of predictions, as JSON: the threshold, the mean of those of several
+    classes; and how good each example is predicted from the others, in words, if it can be."""
+    fitted = segmenter.fitted
+    assert fitted is not None
+    found, words = fitted.validation, None
+    if found is not None and found.low is not None:
+        count = f"{len(found.ious)} image{'s' * (len(found.ious) > 1)}"
+        interval = f"{found.low:.0f} to {found.high:.0f}"
+        words = f"Leaving one out: {found.mean:.1f} mean IoU ({interval}) of {count}"
+    return {"threshold": float(fitted.calibration.thresholds.mean()), "validation": words}
 
 
 def planes_of(result: Result, numbers: Sequence[int]) -> Planes:

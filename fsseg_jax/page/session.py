@@ -61,6 +61,8 @@ class Session:
     Attributes:
         classes: the names of the classes by their numbers, 1 to `limits.CLASSES`; some may be free.
         pictures: the images by their numbers, in the order in which they came.
+        fit: what is known of the model that the last search made of the examples; see
+            `segmenting.told`. None before.
         version: grows with every change of what predictions depend on.
     """
 
@@ -70,6 +72,7 @@ class Session:
         self.lock = threading.RLock()
         self.classes: dict[int, str] = {1: "object"}
         self.pictures: dict[int, Picture] = {}
+        self.fit: dict[str, Any] | None = None
         self.version, self._numbers = 0, 0
 
     def state(self) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class Session:
         with self.lock:
             return {
                 "classes": dict(sorted(self.classes.items())),
+                "fit": self.fit,
                 "pictures": [self.describe(picture) for picture in self.pictures.values()],
             }
 

@@ -256,8 +256,9 @@ def test_a_visit(visitor):
     (own,) = {x for x in folder.FOLDER.glob("*/3.png") if len([*x.parent.glob("*.jpg")]) == 3}
     own.write_bytes(b"nothing")  # as a full disk may leave it
     status, answer = visitor.ask("/find", method="POST")
-    lines = [json.loads(line) for line in answer.splitlines()]
+    first, *lines = [json.loads(line) for line in answer.splitlines()]
     assert status == 200
+    assert first == {"fit": {"threshold": 0.5, "validation": None}}  # of one example
     assert [x["number"] for x in lines] == [1, 2, 3]
     assert [("error" in x) for x in lines] == [False, False, True]
     assert all(0 <= x["confidence"] <= 1 for x in lines[:2])

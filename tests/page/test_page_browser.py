@@ -16,6 +16,8 @@ from helpers_page import SIZE, disc, iou, model, painting, served
 from PIL import Image
 from skimage.measure import points_in_poly
 
+from fsseg_jax.page import segmenting
+
 pytest.importorskip("uvicorn")
 webdriver = pytest.importorskip("selenium.webdriver")
 
@@ -375,6 +377,29 @@ def test_the_threshold_changes_masks_at_once_and_in_the_download(
     np.testing.assert_array_equal(mask, np.where(planes[2] >= 0.9 * 255, planes[1], 0))
     visitor.press("#automatic")
     assert visitor.find("#facts").text == before
+
+
+def test_what_the_examples_tell_is_shown_and_where_the_slider_starts(
+    chromium, address, files, monkeypatch
+):
+    words = "Leaving one out: 62.0 mean IoU (51 to 73) of 2 images"
+    monkeypatch.setattr(segmenting, "told", lambda _: {"threshold": 0.7, "validation": words})
+    visitor = Visitor(chromium, address, *files)
+    visitor.draw((90, 150), (160, 150))
+    visitor.search()
+    for _ in range(2):
+        visitor.told(words, "#validation")
+        assert visitor.find("#threshold").get_property("value") == "0.7"
+        assert visitor.find("#threshold-value").text == "automatic"
+        chromium.refresh()
+        visitor.told("Look at the results")
+    visitor.run(
+        "arguments[0].value = 0.9; arguments[0].dispatchEvent(new Event('input'))",
+        visitor.find("#threshold"),
+    )
+    visitor.press("#automatic")
+    assert visitor.find("#threshold").get_property("value") == "0.7"
+    visitor.no_errors()
 
 
 def test_everything_is_done_with_keys(chromium, address, files):

@@ -1,6 +1,7 @@
 """What a visitor has, and for how long."""
 
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from helpers_page import SIZE, disc, encoded, painting
 from fsseg_jax.errors import UserError
 from fsseg_jax.page import limits, segmenting, session
 from fsseg_jax.page.session import Session, Sessions
+from fsseg_jax.prediction.calibration import CrossValidation, plain
+from fsseg_jax.prediction.fitted import Fitted
 
 INSIDE = disc((200, 150), 60)
 STROKE = np.where(disc((200, 150), 9), 2, 254).astype(np.uint8)
@@ -104,6 +107,17 @@ def test_there_are_so_many_visitors_and_those_with_images_stay(tmp_path, monkeyp
     add(sessions.get(third), tmp_path)
     with pytest.raises(UserError, match="has 2 visitors"):
         sessions.new()
+
+
+def test_what_examples_tell_is_the_mean_threshold_and_how_well_each_is_predicted():
+    validation = CrossValidation((51.0, 73.0), (0, 1), 62.04, 51.4, 72.6)
+    calibration = plain(2)._replace(thresholds=np.array([0.5, 0.7]))
+    fitted = Fitted(None, None, None, calibration, validation)
+    told = segmenting.told(types.SimpleNamespace(fitted=fitted))
+    assert told["threshold"] == pytest.approx(0.6)
+    assert told["validation"] == "Leaving one out: 62.0 mean IoU (51 to 73) of 2 images"
+    fitted = fitted._replace(validation=validation._replace(low=None, high=None))
+    assert segmenting.told(types.SimpleNamespace(fitted=fitted))["validation"] is None
 
 
 def test_visitors_take_turns(visitor, tmp_path, monkeypatch):

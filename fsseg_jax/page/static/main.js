@@ -8,6 +8,7 @@ import { facts, next } from "./guide.js";
 import { shortcuts } from "./keyboard.js";
 import { Marks, maskOf } from "./marks.js";
 import { Strip } from "./strip.js";
+import { Threshold } from "./threshold.js";
 import { View } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -18,10 +19,10 @@ const marked = new Map(); // Marks by the number of their image, as far as they 
 const unsaved = new Map(); // timers of marks that the server does not know yet
 let current = null; // the number of the image that is shown
 let planes = null; // of its prediction
-let threshold = null; // null: the model's own masks
 let running = null; // an AbortController while the object is being found
 let arriving = 0; // uploads
-let limits, view, editor, strip, classes;
+let limits, view, editor, strip, classes, threshold;
+
 // ------------------------------------------------------------------ what the page says
 
 function tell(sentence) {
@@ -117,7 +118,7 @@ const select = action(async (number) => {
   refresh();
 });
 
-const mask = () => planes && maskOf(planes, planes.length / 3, threshold);
+const mask = () => planes && maskOf(planes, planes.length / 3, threshold.value);
 
 function neighbour(step) {
   const numbers = [...strip.list.querySelectorAll("button")].map((x) => Number(x.dataset.number));
@@ -257,6 +258,7 @@ const find = action(async () => {
     await saveAll();
     await api.find((told) => {
       if (told.error && !told.number) problem = told.error;
+      if (told.fit) threshold.learn(told.fit);
       const picture = pictures.get(told.number);
       if (told.waiting || !picture) return;
       $("progress").value = ++done;
@@ -276,7 +278,7 @@ const find = action(async () => {
 async function predicted(picture) {
   const received = await api.bytes(picture.number, "planes").catch(() => null);
   if (!received) return;
-  strip.update(picture, received, threshold);
+  strip.update(picture, received, threshold.value);
   if (picture.number !== current || !view.picture) return;
   planes = received;
   showMask();
@@ -288,18 +290,14 @@ function showMask() {
   refresh();
 }
 
-function useThreshold(value) {
-  threshold = value;
-  $("automatic").setAttribute("aria-pressed", value === null);
-  $("threshold-value").textContent = value === null ? "automatic" : value.toFixed(2);
-  if (value === null) $("threshold").value = 0.5;
+function showMasks() {
   showMask();
-  for (const picture of pictures.values()) strip.draw(picture, threshold);
+  for (const picture of pictures.values()) strip.draw(picture, threshold.value);
 }
 
 const download = action(async () => {
   await saveAll();
-  const content = await api.masks(threshold);
+  const content = await api.masks(threshold.value);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(content);
   link.download = "masks.zip";
@@ -347,7 +345,7 @@ function connect() {
   const clicks = {
     undo: commands.undo, redo: commands.redo, fit: commands.fit, hide: () => hide(), help: commands.help,
     in: () => view.zoom(1.5), out: () => view.zoom(1 / 1.5), accept: commands.accept,
-    clear: commands.clear, remove, find, automatic: () => useThreshold(null), export: download,
+    clear: commands.clear, remove, find, export: download,
     "add-class": () => classes.add(),
   };
   for (const [id, function_] of Object.entries(clicks)) $(id).addEventListener("click", function_);
@@ -355,7 +353,6 @@ function connect() {
     button.addEventListener("click", () => useTool(button.dataset.tool));
   }
   $("width").addEventListener("input", () => useWidth(Number($("width").value)));
-  $("threshold").addEventListener("input", () => useThreshold(Number($("threshold").value)));
   $("order").addEventListener("change", order);
   $("problem").addEventListener("click", () => tell(""));
   $("rest").addEventListener("change", () => change((marks) => {
@@ -387,13 +384,15 @@ async function open() {
   classes = new Classes($("classes"), limits.colours, limits.name, {
     chosen: (number) => editor.choose(editor.tool, number), named: name,
   });
+  threshold = new Threshold(showMasks);
   const state = await api.start();
   classes.show(state.classes);
   connect();
   useTool("brush");
   useWidth(Number($("width").value));
   state.pictures.forEach(take);
-  useThreshold(null);
+  threshold.learn(state.fit);
+  threshold.use(null);
   refresh();
 }
 
