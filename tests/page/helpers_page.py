@@ -13,12 +13,18 @@ from fsseg_jax.page import folder
 
 MODEL = "shapes:panet"
 SIZE = (400, 300)  # of images, width and height
+NONE = 254  # what is not marked
 
 
 def disc(centre, radius):
     """Where an image shows a disc."""
     columns, rows = np.meshgrid(*map(np.arange, SIZE))
     return np.hypot(columns - centre[0], rows - centre[1]) < radius
+
+
+# Of the images of `files`: where the first shows something red and green, and the second.
+RED, GREEN = disc((130, 150), 70), disc((310, 110), 50)
+OTHERS = disc((260, 170), 70), disc((90, 100), 50)
 
 
 def painting(red, green=None, seed=0):
