@@ -11,6 +11,7 @@ import anyio
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -41,7 +42,18 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",  # addresses contain the visitor's name
     "Cache-Control": "no-store",  # the browser keeps no images either
 }
+_BYTES = "application/octet-stream"
+KINDS = {"png": "image/png", "jpg": "image/jpeg", "marks": _BYTES, "planes": _BYTES}
 GONE = "The page was started again, or not used for long: load it again."
+
+
+class _Number(IntegerConvertor):
+    """The number of an image in an address."""
+
+    regex = "[0-9]{1,9}"  # Python reads no number of thousands of digits
+
+
+register_url_convertor("number", _Number())
 
 
 def build(segmenter: Segmenter) -> Starlette:
@@ -66,10 +78,16 @@ def build(segmenter: Segmenter) -> Starlette:
         """A handler of requests about one visitor's own things."""
 
         async def handle(request: Request) -> Response:
-            session = sessions.get(request.path_params["session"])
+            name = request.path_params["session"]
+            session = sessions.get(name)
             if session is None:
                 raise HTTPException(404, GONE)
-            return await handler(session, request)
+            try:
+                return await handler(session, request)
+            except OSError as error:
+                if sessions.get(name) is None:  # it has gone meanwhile
+                    raise HTTPException(404, GONE) from None
+                raise _full(error) from None
 
         return handle
 
@@ -84,7 +102,7 @@ def build(segmenter: Segmenter) -> Starlette:
         return StreamingResponse(_lines(found, first), media_type="application/x-ndjson")
 
     at = "/sessions/{session}"
-    image = f"{at}/images/{{number:int}}"
+    image = f"{at}/images/{{number:number}}"
     routes = [
         Route("/", lambda request: FileResponse(STATIC / "index.html")),
         Route("/about", lambda request: JSONResponse(about)),
@@ -128,6 +146,13 @@ class _Passing(FileResponse):
             await super().__call__(*request)
         finally:
             pathlib.Path(self.path).unlink(missing_ok=True)
+
+
+def _full(error: OSError) -> UserError:
+    return UserError(
+        f"The page cannot read or write its files ({error.strerror}): make room on the disk, or "
+        "load the page again."
+    )
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -180,13 +205,14 @@ async def _file(session: Session, request: Request) -> Response:
     """The picture, the small one, the marks or the prediction of an image."""
     kind, number = request.path_params["kind"], request.path_params["number"]
     session.picture(number)
-    file = session.file(number, kind)
-    if kind not in ("png", "jpg", "marks", "planes") or not file.is_file():
+    if kind not in KINDS:
         raise HTTPException(404, "The image has none.")
-    if kind in ("png", "jpg"):
-        return FileResponse(file)
-    packed = {"Content-Encoding": "gzip"}
-    return FileResponse(file, media_type="application/octet-stream", headers=packed)
+    try:  # whole, as it may be removed or replaced at any time
+        content = await run_in_threadpool(session.file(number, kind).read_bytes)
+    except FileNotFoundError:
+        raise HTTPException(404, "The image has none.") from None
+    packed = {} if kind in ("png", "jpg") else {"Content-Encoding": "gzip"}
+    return Response(content, media_type=KINDS[kind], headers=packed)
 
 
 async def _archive(session: Session, request: Request) -> Response:
@@ -211,6 +237,8 @@ async def _lines(found: Iterator[Any], first: Any) -> AsyncIterator[str]:
                 yield json.dumps(thing) + "\n"
         except UserError as error:
             yield json.dumps({"error": str(error)}) + "\n"
+        except OSError as error:
+            yield json.dumps({"error": str(_full(error))}) + "\n"
     finally:  # a visitor may have gone
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(found.close)  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,7 +14,7 @@ from skimage.measure import approximate_polygon, find_contours
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.page.segmenting import mask_of
-from fsseg_jax.page.session import Picture, Session
+from fsseg_jax.page.session import Picture, Session, large
 from fsseg_jax.prediction.instances import parts_of, placed
 from fsseg_jax.prediction.journal import output_names
 from fsseg_jax.prediction.output import save_mask
@@ -65,12 +65,13 @@ def archive(session: Session, threshold: float | None) -> pathlib.Path:
         with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as zipped:
             taken = set()
             for picture in pictures:
-                mask = _mask(session, picture, threshold)
-                if mask is None:
-                    continue
-                stem = next(x for x in output_names(picture.name) if x.casefold() not in taken)
-                taken.add(stem.casefold())
-                _write(zipped, coco, picture, new[mask], stem)
+                with large:
+                    mask = _mask(session, picture, threshold)
+                    if mask is None:
+                        continue
+                    stem = next(x for x in output_names(picture.name) if x.casefold() not in taken)
+                    taken.add(stem.casefold())
+                    _write(zipped, coco, picture, new[mask], stem)
             zipped.writestr(COCO, json.dumps(coco))
     except BaseException:
         path.unlink(missing_ok=True)

@@ -30,18 +30,19 @@ def find(session: Session, segmenter: Segmenter) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: nothing is marked, or the page is full.
     """
-    with session.lock:
-        supports, version = session.supports(), session.version
-        classes = names_of(session.classes, supports)
-        pictures = list(session.pictures.values())
+    session.check_marked()
     if folder.used() > guard.TOTAL:
         raise UserError(guard.FULL)
-    numbers = [0, *classes]  # of the classes by those in the network
-    network = np.full(256, UNLABELLED, np.uint8)
-    network[numbers] = range(len(numbers))
     while not _one_by_one.acquire(timeout=PATIENCE):
         yield {"waiting": True}
     try:
+        with session.lock:  # not before: whoever waits needs no memory
+            supports, version = session.supports(), session.version
+            classes = names_of(session.classes, supports)
+            pictures = list(session.pictures.values())
+        numbers = [0, *classes]  # of the classes by those in the network
+        network = np.full(256, UNLABELLED, np.uint8)
+        network[numbers] = range(len(numbers))
         supports = [LabelledImage(image, network[label]) for image, label in supports]
         shown = as_shown(supports, [*classes.values()], segmenter.config)
         fitted = copy.copy(segmenter).fit_shown(shown)

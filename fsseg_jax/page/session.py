@@ -31,6 +31,8 @@ from fsseg_jax.prediction.pictures import as_image
 Planes = UInt8[np.ndarray, "3 height width"]
 # What may be marked: the background, a class, or nothing.
 VALUES = np.isin(np.arange(256), [*range(limits.CLASSES + 1), UNLABELLED])
+# Held while an image is in memory at the size of what was uploaded: requests come at the same time.
+large = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -109,14 +111,16 @@ class Session:
         name = pathlib.PurePosixPath(name.replace("\\", "/")).name[-200:] or "image"
         name = "".join(letter if letter.isprintable() else "_" for letter in name)
         self._check_room()
-        try:
-            check_pixels(upload, name)
-            image = as_image(upload, name)
-        except UserError as error:
-            raise UserError(str(error).replace(str(upload), name)) from None
-        size = image.shape[:2]
-        kept = Image.fromarray(image)
-        kept.thumbnail((limits.LONG_SIDE, limits.LONG_SIDE))
+        with large:
+            try:
+                check_pixels(upload, name)
+                image = as_image(upload, name)
+            except UserError as error:
+                raise UserError(str(error).replace(str(upload), name)) from None
+            size = image.shape[:2]
+            kept = Image.fromarray(image)
+            del image
+            kept.thumbnail((limits.LONG_SIDE, limits.LONG_SIDE))
         small = kept.copy()
         small.thumbnail((limits.THUMBNAIL, limits.THUMBNAIL))
         with self.lock:
@@ -230,6 +234,7 @@ class Session:
             UserError: there are none.
         """
         with self.lock:
+            self.check_marked()
             supports = []
             for picture in self.pictures.values():
                 if picture.marked:
@@ -237,9 +242,13 @@ class Session:
                     if picture.rest:
                         marks[marks == UNLABELLED] = 0
                     supports.append(LabelledImage(self.image(picture), marks))
-        if not supports:
-            raise UserError("Nothing is marked yet: draw on the object in one of the images.")
         return supports
+
+    def check_marked(self) -> None:
+        """Raises UserError if no class is marked in any image."""
+        with self.lock:
+            if not any(picture.marked for picture in self.pictures.values()):
+                raise UserError("Nothing is marked yet: draw on the object in one of the images.")
 
     def planes(self, picture: Picture) -> Planes:
         """What is predicted for an image; see `segmenting.planes_of`."""

@@ -1,6 +1,7 @@
 """Requests that the page does not send itself: none reads, writes or breaks anything."""
 
 import contextlib
+import errno
 import http.client
 import io
 import json
@@ -16,9 +17,13 @@ from helpers_page import SIZE, disc, encoded, model, painting, served
 
 pytest.importorskip("uvicorn")
 
-from fsseg_jax.page import folder, guard, limits
+from fsseg_jax.page import folder, guard, limits, session
 from fsseg_jax.prediction.marks import BORDER
 
+FULL_DISK = (
+    b"The page cannot read or write its files (No space left on device): make room on the disk, or "
+    b"load the page again."
+)
 MARKS = np.where(disc((200, 150), 60), 1, 0).astype(np.uint8)
 
 
@@ -126,6 +131,44 @@ def test_of_an_image_nothing_but_its_own_files_is_read(visitor):
     assert visitor.ask("/images/1/png")[0] == 200
     for path in ("1/marks", "1/planes", "1/zip", "1/..%2f1.png", "1/x", "0/png", "-1/png", "2/png"):
         assert 400 <= visitor.ask(f"/images/{path}")[0] < 500
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_numbers_of_thousands_of_digits_are_none(visitor, method):
+    place = {"GET": "/png", "PUT": "/marks", "DELETE": ""}[method]
+    assert visitor.ask(f"/images/{'9' * 5000}{place}", b"", method)[0] == 404
+
+
+def test_a_full_disk_is_told(visitor, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    upload = encoded(painting(disc((200, 150), 90)))
+    monkeypatch.setattr(session.Session, "add", full)
+    assert visitor.upload(upload) == (400, FULL_DISK)
+    monkeypatch.undo()
+    assert visitor.upload(upload)[0] == 200
+    monkeypatch.setattr(session, "write", full)
+    assert visitor.ask("/images/1/marks", MARKS.tobytes(), "PUT") == (400, FULL_DISK)
+    monkeypatch.undo()
+    visitor.ask("/images/1/marks", MARKS.tobytes(), "PUT")
+    monkeypatch.setattr(session, "write", full)
+    assert visitor.ask("/find", b"", "POST") == (400, FULL_DISK)
+
+
+def test_a_visitor_who_goes_during_an_upload_is_told(visitor, monkeypatch):
+    add, get = session.Session.add, session.Sessions.get
+    known = []
+
+    def gone(*arguments):
+        known[0]._remove(visitor.path.rpartition("/")[2])  # as new visitors do
+        return add(*arguments)
+
+    monkeypatch.setattr(session.Session, "add", gone)
+    monkeypatch.setattr(session.Sessions, "get", lambda *x: known.append(x[0]) or get(*x))
+    status, answer = visitor.upload(encoded(painting(disc((200, 150), 90))))
+    assert status == 404
+    assert b"not used for long" in answer
 
 
 def test_visitors_do_not_see_each_other(visitor, address):

@@ -8,7 +8,7 @@ import pytest
 from helpers_page import SIZE, disc, encoded, painting
 
 from fsseg_jax.errors import UserError
-from fsseg_jax.page import limits, segmenting, session
+from fsseg_jax.page import export, limits, segmenting, session
 from fsseg_jax.page.session import Session, Sessions
 from fsseg_jax.prediction.calibration import CrossValidation, plain
 from fsseg_jax.prediction.fitted import Fitted
@@ -126,8 +126,29 @@ def test_visitors_take_turns(visitor, tmp_path, monkeypatch):
     picture = add(visitor, tmp_path)
     visitor.mark(picture.number, np.where(STROKE == 2, 1, 254).astype(np.uint8), False, False)
     lock.acquire()
+    monkeypatch.setattr(visitor, "supports", None)  # which take memory
     waiting = segmenting.find(visitor, None)
     assert next(waiting) == {"waiting": True}
     waiting.close()
     lock.release()
     assert not lock.locked()
+
+
+def test_one_image_is_in_memory_at_the_size_of_its_upload(visitor, tmp_path, monkeypatch):
+    read = session.as_image
+
+    def noted(*arguments):
+        held.append(session.large.locked())
+        return read(*arguments)
+
+    held = []
+    monkeypatch.setattr(session, "as_image", noted)
+    picture = add(visitor, tmp_path)
+    assert held == [True]
+    assert not session.large.locked()
+    visitor.mark(picture.number, INSIDE.astype(np.uint8).tobytes(), rest=True, boxed=False)
+    monkeypatch.setattr(
+        export, "enlarged", lambda mask, _: held.append(session.large.locked()) or mask
+    )
+    export.archive(visitor, None)
+    assert held == [True, True]
