@@ -31,7 +31,7 @@ MARGIN = 0.06
 # Where the border of absence is between the scores of backgrounds, at 0, and of the class, at 1:
 # other images look more like the class than the background of its own images does. A higher one
 # leaves fewer images without the class marked, and more images with it unmarked (docs/figures.md).
-BORDER = 0.7
+BORDER = 0.6
 SHARPNESS = np.geomspace(0.1, 100, 121)  # factors of logits that are tried
 
 
@@ -201,8 +201,9 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
     Scores of images with and without the class are taken for normal with one variance (linear
     discriminant analysis with equal priors): the border is half-way between their means. Without
     the class are supports that do not show it. If these are none, the background of those that do
-    stands for them, and the border is at `BORDER`. (-inf, 0) if there is neither, or it scores
-    higher.
+    stands for them, and the border is at `BORDER`. It is never higher than a standard deviation
+    below the mean of images with the class: where these differ much, one may score as low.
+    (-inf, 0) if there are none without the class, or they score higher.
     """
     with_it, without, backgrounds = [], [], []
     for one in left_out:
@@ -222,7 +223,10 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
     squares = len(with_it) * np.var(with_it) + len(without) * np.var(without)
     # Few scores may be nearly the same by chance: no border is surer than two deviations.
     variance = max(squares / free if free else 0, (apart / 8) ** 2)
-    return float(np.mean(without) + part * apart), float(apart / variance)
+    border = np.mean(without) + part * apart
+    if len(with_it) > 1:
+        border = min(border, np.mean(with_it) - np.std(with_it, ddof=1))
+    return float(border), float(apart / variance)
 
 
 def _background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:

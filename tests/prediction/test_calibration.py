@@ -85,6 +85,8 @@ def test_the_border_of_absence_is_between_images_with_and_without_the_class():
     with_it = [scores(one.logits)[0] for one in larger]
     assert -np.inf < border < min(with_it)
     assert slope > 0
+    without = np.broadcast_to([0, border - 1], (SIZE, SIZE, 2))
+    assert scores(without)[0] < border
     backgrounds = []
     for one in larger:
         near = np.argwhere(one.label > 0)
@@ -96,8 +98,14 @@ def test_the_border_of_absence_is_between_images_with_and_without_the_class():
         backgrounds.append(scores(one.logits[*np.transpose(far)][:, None])[0])
     means = np.mean(backgrounds), np.mean(with_it)
     assert border == pytest.approx((1 - BORDER) * means[0] + BORDER * means[1], rel=1e-4)
-    without = np.broadcast_to([0, border - 1], (SIZE, SIZE, 2))
-    assert scores(without)[0] < border
+    # Images with the class that differ much: one may be a deviation below their mean.
+    uneven = [
+        one._replace(square=one.square * factor)
+        for one, factor in zip(larger, (1, 1, 1, 0.1), strict=True)
+    ]
+    with_it = [scores(one.logits)[0] for one in uneven]
+    lowest = np.mean(with_it) - np.std(with_it, ddof=1)
+    assert presence(uneven, 1)[0] == pytest.approx(lowest, rel=1e-4)
 
 
 @pytest.mark.parametrize("others", [1, 3])
