@@ -73,6 +73,7 @@ class PANet(Method):
         "Kappa of the kernel around each position: larger ones are narrower. 10 is better than 20 "
         "on VOC (docs/figures.md).",
         above=0,
+        most=40,
     )
     ridge: float = option(
         3.0,

@@ -96,8 +96,11 @@ def logits(
 ) -> Float[Array, "h w class"]:
     """Logits of a query: its log-density, and `discriminant_weight` times the discriminant."""
     y = unit(features) - bank.centre
+    found = density(bank, y, sharpness)
+    if not discriminant_weight:
+        return found
     linear = product("hwc,kc->hwk", y, bank.directions) + bank.offsets
-    return density(bank, y, sharpness) + discriminant_weight * linear
+    return found + discriminant_weight * linear
 
 
 def density(
@@ -108,7 +111,7 @@ def density(
 
     Args:
         query: unit vectors from which the centre is subtracted.
-        sharpness: kappa.
+        sharpness: kappa, at most 40: beyond, what is far would be no number.
     """
     y = unit(query)
 

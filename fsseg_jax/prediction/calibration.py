@@ -200,10 +200,11 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
 
     Scores of images with and without the class are taken for normal with one variance (linear
     discriminant analysis with equal priors): the border is half-way between their means. Without
-    the class are supports that do not show it. If these are none, the background of those that do
-    stands for them, and the border is at `BORDER`. It is never higher than a standard deviation
-    below the mean of images with the class: where these differ much, one may score as low.
-    (-inf, 0) if there are none without the class, or they score higher.
+    the class are supports that do not show it, and the background of those that do, whose border
+    is at `BORDER`. The higher one counts, so that examples of images without the class never make
+    more of them show it; but none above a standard deviation below the mean of images with it:
+    where these differ much, one may score as low. (-inf, 0) if nothing is known of images without
+    the class, or backgrounds score higher.
     """
     with_it, without, backgrounds = [], [], []
     for one in left_out:
@@ -215,18 +216,22 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
                 backgrounds.append(scores(one.logits, background)[number - 1])
         elif not (one.label == UNLABELLED).any():
             without.append(scores(one.logits)[number - 1])
-    part = 0.5 if without else BORDER
-    without = without or backgrounds
-    if not with_it or not without or (apart := np.mean(with_it) - np.mean(without)) <= 0:
+    borders = [
+        np.mean(others) + part * (np.mean(with_it) - np.mean(others))
+        for others, part in ((without, 0.5), (backgrounds, BORDER))
+        if with_it and others and (np.mean(with_it) > np.mean(others) or others is without)
+    ]
+    if not borders:
         return -np.inf, 0.0
-    free = len(with_it) + len(without) - 2
-    squares = len(with_it) * np.var(with_it) + len(without) * np.var(without)
+    spread = np.std(with_it, ddof=1) if len(with_it) > 1 else 0.0
+    border = min(max(borders), np.mean(with_it) - spread)
+    others = without or backgrounds
+    apart = max(np.mean(with_it) - np.mean(others), 0.0)
+    free = len(with_it) + len(others) - 2
+    squares = len(with_it) * np.var(with_it) + len(others) * np.var(others)
     # Few scores may be nearly the same by chance: no border is surer than two deviations.
     variance = max(squares / free if free else 0, (apart / 8) ** 2)
-    border = np.mean(without) + part * apart
-    if len(with_it) > 1:
-        border = min(border, np.mean(with_it) - np.std(with_it, ddof=1))
-    return float(border), float(apart / variance)
+    return float(border), float(apart / variance) if apart else 0.0
 
 
 def _background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:

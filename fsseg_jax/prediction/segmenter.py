@@ -149,8 +149,8 @@ class Segmenter:
             the segmenter itself.
 
         Raises:
-            UserError: there are no images, a mask is missing, empty or of another size than its
-                image, or the model does not support so many classes.
+            UserError: there are no images, none shows a class, a mask is missing or of another size
+                than its image, or the model does not support so many classes.
         """
         supports, numbers = read_supports(images, masks, boxes, scribbles, points)
         kinds = {"masks": masks, "boxes": boxes, "scribbles": scribbles, "points": points}

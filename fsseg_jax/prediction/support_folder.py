@@ -44,11 +44,20 @@ def read_supports(folder: pathlib.Path) -> Supports:
             "least one image."
         )
     classes = tuple(source.class_names[number] for number in numbers.tolist())
+    empty = source.empty_masks()
     if absent := [name for name in source.classes if name not in classes]:
+        if empty:
+            raise UserError(
+                f"--support = {folder}: no image shows {absent[0]}, but masks are black, such as "
+                f"{source.annotations[empty[0]]}: paint the class, or remove them."
+            )
         logger.info("%s: no image shows %s", folder, ", ".join(absent))
+    if empty:
+        words = "%s: %d masks are black, such as %s: examples of images without the class"
+        logger.warning(words, folder, len(empty), source.annotations[empty[0]])
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
-    rows = sorted({*source.table.image.tolist(), *source.empty_masks()})
+    rows = sorted({*source.table.image.tolist(), *empty})
     read = parallel_map(source.read, rows, "supports")
     images = [LabelledImage(image, own[label]) for image, label in read]
     for image, row in zip(images, rows, strict=True):

@@ -37,8 +37,7 @@ def read_supports(
         images, masks, boxes, scribbles, points: see `Segmenter.fit`.
 
     Raises:
-        UserError: there are no images, or a mask is missing, empty or of another size than its
-            image.
+        UserError: there are no images, or a mask is missing or of another size than its image.
     """
     name, outlines = _given(masks=masks, boxes=boxes, scribbles=scribbles, points=points)
     if is_image(images):
@@ -121,7 +120,7 @@ def class_names(classes: Any, numbers: Sequence[int], name: str) -> tuple[str, .
 
 
 def _check(support: LabelledImage, name: str, image: str) -> None:
-    """Raises UserError unless a label is of its image's size, and shows a class."""
+    """Raises UserError unless a label is of its image's size, and tells what is there."""
     label, (height, width) = support.label, support.image.shape[:2]
     if label.shape != (height, width):
         raise UserError(

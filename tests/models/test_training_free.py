@@ -92,14 +92,18 @@ def test_class_without_positions_is_finite_and_never_predicted():
     assert not (logits.argmax(axis=-1) == 2).any()
 
 
-def test_a_narrow_kernel_is_not_flat_and_has_gradients():
-    features, areas = draw()
+def test_the_narrowest_kernel_has_no_floor_and_has_gradients():
+    """Also where a class is far, on the other side of the centre."""
+    features, areas = draw(classes=2)
+    features[..., :2] += np.where(areas[..., :1] > areas[..., 1:], 9, -9) * [1, -1]
+    areas *= areas == areas.max(axis=-1, keepdims=True)
     bank, query = fit(features, areas, 1.0), features[0]
-    sharp = jax.jit(lambda x: training_free.density(bank, x, 300.0))
-    cosines = np.asarray(bank.positions) @ unit(query).reshape(-1, CHANNELS).T
-    exponents = 300 * (np.moveaxis(cosines, -1, 0).reshape(*query.shape[:2], -1) - 1.0)
-    weights = np.asarray(bank.weights).reshape(-1, 3)
-    expected = logsumexp(exponents[..., None], axis=-2, b=weights)
+    most = 40.0
+    sharp = jax.jit(lambda x: training_free.density(bank, x, most))
+    cosines = unit(query) @ np.asarray(bank.positions).reshape(-1, CHANNELS).T
+    exponents = most * (cosines - 1.0)
+    assert exponents.min() < -70
+    expected = logsumexp(exponents[..., None], axis=-2, b=np.asarray(bank.weights).reshape(-1, 2))
     assert_close(sharp(query), expected, 1e-4)
     gradient = jax.grad(lambda x: sharp(x).sum())(jnp.asarray(query))
     assert np.isfinite(gradient).all()

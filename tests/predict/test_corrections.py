@@ -119,13 +119,25 @@ def test_an_image_may_be_corrected_again_and_corrections_taken_back(run, folders
     assert len(run.segmented) == 5
 
 
-def test_a_black_mask_among_supports_is_an_example_of_nothing(run, folders, fitted):
+def test_a_black_mask_among_supports_is_an_example_of_nothing(run, folders, fitted, log):
     image = draw(30, "red")[0]
     save(folders / "support" / "red" / "2.png", image)
     save(folders / "support" / "red" / "2_mask.png", np.zeros(image.shape[:2], np.uint8))
     assert run() == 0
     assert [label.any() for label in fitted[1]] == [True, True, False]
     np.testing.assert_array_equal(fitted[0][2], image)
+    assert "1 masks are black, such as" in log.text
+
+
+def test_a_class_of_black_masks_alone_is_told(run, folders):
+    image = draw(30, "red")[0]
+    save(folders / "support" / "blue" / "2.png", image)
+    save(folders / "support" / "blue" / "2_mask.png", np.zeros(image.shape[:2], np.uint8))
+    assert "no image shows blue, but masks are black, such as" in message_of(run)
+    (folders / "support" / "blue" / "2_mask.png").rename(
+        folders / "support" / "blue" / "2_scribble.png"
+    )
+    assert "2_scribble.png is an empty mask" in message_of(run)
 
 
 def test_that_nothing_is_there_is_kept_and_an_example_of_it(run, folders, fitted):

@@ -38,6 +38,14 @@ def drawn(seed, offset=0.0, sharpness=4.0):
     return LeftOut(logits.astype(np.float32), label, 0, False, SIZE)
 
 
+def enlarged(one):
+    return one._replace(
+        square=np.kron(one.logits, np.ones((4, 4, 1))),
+        label=np.kron(one.label, np.ones((4, 4), int)),
+        size=4 * SIZE,
+    )
+
+
 def test_pixels_at_each_threshold_are_those_of_a_search():
     one = drawn(0)
     known, inside = one.label != 255, one.label == 1
@@ -73,14 +81,7 @@ def test_weights_make_a_class_win_from_its_threshold_on():
 
 
 def test_the_border_of_absence_is_between_images_with_and_without_the_class():
-    larger = [
-        one._replace(
-            square=np.kron(one.logits, np.ones((4, 4, 1))),
-            label=np.kron(one.label, np.ones((4, 4), int)),
-            size=4 * SIZE,
-        )
-        for one in map(drawn, range(4))
-    ]
+    larger = [enlarged(drawn(seed)) for seed in range(4)]
     border, slope = presence(larger, 1)
     with_it = [scores(one.logits)[0] for one in larger]
     assert -np.inf < border < min(with_it)
@@ -109,8 +110,8 @@ def test_the_border_of_absence_is_between_images_with_and_without_the_class():
 
 
 @pytest.mark.parametrize("others", [1, 3])
-def test_images_without_the_class_say_more_of_absence_than_backgrounds(others):
-    several = [*map(drawn, range(4))]
+def test_images_without_the_class_say_where_it_is_absent(others):
+    several = [*map(drawn, range(4))]  # too small to have backgrounds far from the class
     nothing = np.zeros((SIZE, SIZE), np.uint8)
     without = [drawn(9 + i, offset=-2.0)._replace(label=nothing) for i in range(others)]
     border, slope = presence(several + without, 1)
@@ -124,6 +125,19 @@ def test_images_without_the_class_say_more_of_absence_than_backgrounds(others):
 
     assert odds(border) == pytest.approx(0, abs=1e-5)
     assert slope == pytest.approx(odds(border + 1))
+
+
+@pytest.mark.parametrize(("offset", "higher"), [(-9.0, False), (1.0, True), (4.0, True)])
+def test_an_image_without_the_class_never_lowers_the_border(offset, higher):
+    several = [enlarged(drawn(seed)) for seed in range(4)]
+    other = enlarged(drawn(9, offset=offset))
+    other = other._replace(label=np.zeros_like(other.label))
+    before, _ = presence(several, 1)
+    border, slope = presence([*several, other], 1)
+    assert border > before if higher else border == before
+    assert slope >= 0
+    with_it = [scores(one.logits)[0] for one in several]
+    assert border < np.mean(with_it)
 
 
 def test_an_image_without_the_class_is_empty_and_its_confidence_falls_towards_the_border():

@@ -23,7 +23,15 @@ from fsseg_jax.data.source import (
     deal_folds,
     existing_root,
 )
-from fsseg_jax.data.sources.annotated import SUFFIXES, Contents, Drawn, Listed, Mask, Scribble
+from fsseg_jax.data.sources.annotated import (
+    SUFFIXES,
+    Contents,
+    Drawn,
+    Listed,
+    Mask,
+    Numbered,
+    Scribble,
+)
 from fsseg_jax.data.sources.layouts import SPLIT_NAMES, contents_of, splits_of
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
@@ -157,11 +165,10 @@ class Folder(Source):
         return annotation.instances(image)
 
     def empty_masks(self) -> list[int]:
-        """The images whose mask is black, so that they show no class; as supports only, since
-        elsewhere such a mask is an error."""
+        """The images whose mask or label image is black, so that they show no class."""
         others = np.setdiff1d(np.arange(len(self.ids)), self.table.image)
         annotated = [(i, self._annotated[self._rows[i]][1]) for i in others.tolist()]
-        return [i for i, annotation in annotated if isinstance(annotation, Mask)]
+        return [i for i, x in annotated if type(x) is Mask or isinstance(x, Numbered)]
 
     def unmarked(self, index: int) -> Bool[np.ndarray, "height width"] | None:
         """Where an image with scribbles is not marked; None for others."""
@@ -209,7 +216,7 @@ class Folder(Source):
         check_size(label, name, image)
         pixels = count_classes(label, name, self)
         if isinstance(annotation, Mask):
-            if not pixels.any() and not self._marks:
+            if not pixels.any() and not (self._marks and type(annotation) is Mask):
                 raise UserError(
                     f"{name} is an empty mask: paint the class, in any colour but black."
                 )
