@@ -134,9 +134,10 @@ def test_a_class_of_black_masks_alone_is_told(run, folders):
     save(folders / "support" / "blue" / "2.png", image)
     save(folders / "support" / "blue" / "2_mask.png", np.zeros(image.shape[:2], np.uint8))
     assert "no image shows blue, but masks are black, such as" in message_of(run)
-    (folders / "support" / "blue" / "2_mask.png").rename(
-        folders / "support" / "blue" / "2_scribble.png"
-    )
+    (folders / "support" / "blue" / "2_mask.png").unlink()
+    stroke = np.zeros((*image.shape[:2], 4), np.uint8)
+    stroke[3:5, 4:20, 3] = 255  # black, on the background alone
+    save(folders / "support" / "blue" / "2_scribble.png", stroke)
     assert "2_scribble.png is an empty mask" in message_of(run)
 
 
