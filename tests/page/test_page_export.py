@@ -9,6 +9,7 @@ import pytest
 from helpers_page import SIZE, disc, encoded, iou, painting
 from PIL import Image
 from pycocotools.coco import COCO
+from scipy import ndimage
 
 from fsseg_jax.data.formats.labelme import read_labelme
 from fsseg_jax.errors import UserError
@@ -183,6 +184,27 @@ def test_an_outline_encloses_its_object(seed):
     x, y = corners.T
     area = abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
     assert math.isclose(area, inside.sum(), rel_tol=0.08)
+
+
+def test_of_noise_only_the_largest_have_outlines(session, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "OUTLINES", 50)
+    monkeypatch.setattr(export, "HOLES", 10)
+    picture = add(session, tmp_path, "a.jpg", (120, 120))
+    noise = np.random.default_rng(0).random((120, 120)) < np.linspace(0.1, 0.6, 120)
+    session.mark(picture.number, noise.astype(np.uint8).tobytes(), rest=True, boxed=False)
+    out = unpacked(session, tmp_path)
+    shapes = read_labelme(out / "labelme" / "a.json").shapes
+    parts, count = ndimage.label(noise, np.ones((3, 3)))
+    assert len(shapes) == 50 < count
+    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    (box,) = ndimage.find_objects(largest.astype(int))
+    for axis, side in enumerate(reversed(box)):
+        drawn = shapes[0].points[:, axis]
+        assert drawn.min() == pytest.approx(side.start, abs=2)
+        assert drawn.max() == pytest.approx(side.stop, abs=2)
+    coco = COCO(out / "coco.json")
+    whole = sum(coco.annToMask(thing) for thing in coco.dataset["annotations"])
+    np.testing.assert_array_equal(whole, noise)
 
 
 def test_the_threshold_replaces_the_models_own_mask():
