@@ -3,9 +3,21 @@
 It is imported before the library and JAX.
 """
 
+import xla_flags  # noqa: F401  before JAX
+
+# isort: split
+# The hook has modules compiled anew that those of the library import: not these.
+import flax.linen  # noqa: F401
+import huggingface_hub  # noqa: F401
+import ml_collections  # noqa: F401
+import optax  # noqa: F401
+import scipy.ndimage
+import scipy.stats  # noqa: F401
+import skimage  # noqa: F401
+
+# isort: split
 from collections.abc import Callable
 
-import xla_flags  # noqa: F401  before JAX
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 

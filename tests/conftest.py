@@ -1,5 +1,6 @@
 """What several tests need."""
 
+import functools
 import logging
 import os
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source, count_classes
+from fsseg_jax.data.sources import shapes
 from fsseg_jax.data.sources.voc import CLASSES
 
 
@@ -33,6 +35,17 @@ def torch():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # more of them would wait for each other, with so little to do
     return torch
+
+
+render_once = functools.cache(shapes.render)
+
+
+@pytest.fixture(scope="module")
+def rendered_once():
+    """Images of `shapes` are rendered once in all modules that use this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "render", render_once)
+        yield
 
 
 @pytest.fixture

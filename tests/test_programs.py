@@ -2,11 +2,15 @@
 
 import functools
 import json
+import sys
 
 import pytest
 import tiny
 from commands import run_program
+from helpers import message_of
 from PIL import Image
+
+from fsseg_jax import evaluate, train
 
 CONFIG = f"--config={tiny.__file__}"
 
@@ -69,7 +73,13 @@ def test_a_benchmark_measures(run):
     ],
 )
 def test_other_benchmarks_measure(run, program, arguments):
-    small = ("backbone=small", "image_size=40", "devices=1", "eval.runs=1", "data.shapes.val=48")
+    small = (
+        "backbone=tiny:Plain",
+        "image_size=40",
+        "devices=1",
+        "eval.runs=1",
+        "data.shapes.val=48",
+    )
     fields = [f"--config.{field}" for field in small]
     result = run(f"benchmarks.{program}", "--methods=panet", "--repeats=1", *arguments, *fields)
     assert rows(result.stdout, "panet")
@@ -89,14 +99,8 @@ def test_choices_of_a_protocol_are_compared(run, tmp_path):
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        ("train", ["--config.trian.steps=3"], "did you mean --config.train.steps"),
         ("train", ["--config.platform=gpu"], "platform = gpu is not available on this machine"),
         ("evaluate", ["--config.platform=gpu"], "platform = gpu is not available on this machine"),
-        ("train", ["--config.shots=50"], "images, but shots = 50 needs 51"),
-        ("train", ["--config.data.name=voc"], "data.root is empty"),
-        ("train", ["--config.init=missing.npz"], "init = missing.npz: there is no such file"),
-        ("train", ["--workdir="], "--workdir is empty"),
-        ("evaluate", ["--out", ""], "--out is empty"),
     ],
 )
 def test_wrong_input_gives_one_sentence_and_status_2(run, tmp_path, program, arguments, message):
@@ -105,6 +109,24 @@ def test_wrong_input_gives_one_sentence_and_status_2(run, tmp_path, program, arg
     assert last.startswith("error: ")
     assert message in last
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        (train, ["--config.trian.steps=3"], "did you mean --config.train.steps"),
+        (train, ["--config.shots=50"], "images, but shots = 50 needs 51"),
+        (train, ["--config.data.name=voc"], "data.root is empty"),
+        (train, ["--config.init=missing.npz"], "init = missing.npz: there is no such file"),
+        (train, ["--workdir="], "--workdir is empty"),
+        (evaluate, ["--out", ""], "--out is empty"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_other_wrong_input_is_told(monkeypatch, tmp_path, program, arguments, message):
+    words = [CONFIG, f"--workdir={tmp_path / 'run'}", *arguments]
+    monkeypatch.setattr(sys, "argv", [program.__name__, *words])
+    assert message in message_of(program.main)
 
 
 # ----------------------------------------------------------------------------- without TensorFlow

@@ -1,6 +1,7 @@
 """How tests compile, set before anything imports JAX."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -25,3 +26,8 @@ if "XLA_FLAGS" not in os.environ:  # pytest-xdist's processes have it from the f
 # Programs that tests start keep all that they compile, for those that are started later.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# And they find the backbone of `tiny`.
+_folder = str(pathlib.Path(__file__).parent)
+_path = os.environ.get("PYTHONPATH", "")
+if _folder not in _path.split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join([_folder, _path]).rstrip(os.pathsep)

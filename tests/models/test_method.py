@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers import assert_close, draw_values, random, up_sampled
-from tiny_models import EveryFourth, block_labels
+from tiny_models import EveryFourth, TwoStages, block_labels
 
 from fsseg_jax.backbones.small import Small
 from fsseg_jax.backbones.vgg import VGG16
@@ -169,10 +169,9 @@ class Linear(Method):
 
 
 def tiny_model(name, **fields):
-    backbone = Small(width=16)
     if name == "linear":
-        return Linear(backbone=backbone, **fields)
-    return METHODS[name](backbone=backbone, stages=(2, 5), **TINY[name], **fields)
+        return Linear(backbone=TwoStages(), **fields)
+    return METHODS[name](backbone=Small(width=16), stages=(2, 5), **TINY[name], **fields)
 
 
 def tiny_config(shots=2, **train):

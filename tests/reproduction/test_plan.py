@@ -16,6 +16,8 @@ from fsseg_jax.reproduction.machine import Machine
 from fsseg_jax.reproduction.plan import CHANGEABLE, Planner
 from fsseg_jax.reproduction.settings import SHORT, fast
 
+pytestmark = pytest.mark.usefixtures("rendered_once")
+
 GIB = 2**30
 CPU, GPU = Machine("cpu", "cpu", 1, 16 * GIB), Machine("gpu", "H100", 1, 80 * GIB)
 SMALL = ["--config.data.shapes.train=60", "--config.data.shapes.val=60"]

@@ -12,3 +12,8 @@ def compile_once(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once(rendered_once):
+    """Runs of all tests have the same images."""

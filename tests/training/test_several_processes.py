@@ -16,10 +16,11 @@ from commands import wait_for
 from training_runs import assert_identical, saved_state, tiny_config
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
+SAVED = 100  # steps, which take long enough for a checkpoint to be copied before it is removed
 OPTIONS = (
-    *(f"--config={tiny.__file__}", "--config.devices=0", "--config.data.pipeline=device"),
-    *("--config.train.learning_rate=1e-3", "--config.train.schedule=constant"),
-    *("--config.train.save_every=20", "--config.train.eval_every=10000"),
+    *(f"--config={tiny.__file__}", "--config.devices=0", f"--config.train.save_every={SAVED}"),
+    *("--config.train.learning_rate=2e-4", "--config.train.schedule=constant"),
+    "--config.train.eval_every=10000",
 )
 
 
@@ -116,10 +117,10 @@ def test_a_pair_trains_what_one_process_does_ends_together_and_resumes_exactly(t
         assert launcher.poll() is None, log.read_text()
         return path.is_dir()
 
-    pair, first, second, log = (tmp_path / name for name in ("pair", "20", "40", "pair.log"))
+    pair, first, second, log = (tmp_path / name for name in ("pair", "1", "2", "pair.log"))
     with start(pair, steps=10_000) as launcher:
         try:
-            for step, copy in ((20, first), (40, second)):
+            for step, copy in ((SAVED, first), (2 * SAVED, second)):
                 place = pathlib.Path("checkpoints", "last", str(step))
                 wait_for(functools.partial(saved, pair / place), seconds=300)
                 shutil.copytree(pair / place, copy / place)
@@ -132,10 +133,10 @@ def test_a_pair_trains_what_one_process_does_ends_together_and_resumes_exactly(t
     assert not processes_of(pair)
 
     config = tiny_config(schedule="constant")
-    assert start(tmp_path / "single", steps=20, processes=1).wait(timeout=300) == 0
+    assert start(tmp_path / "single", steps=SAVED, processes=1).wait(timeout=300) == 0
     one, other = saved_state(config, tmp_path / "single"), saved_state(config, first)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
-    assert start(first, steps=40).wait(timeout=300) == 0
-    assert "resuming from step 20" in (tmp_path / "20.log").read_text()
+    assert start(first, steps=2 * SAVED).wait(timeout=300) == 0
+    assert f"resuming from step {SAVED}" in (tmp_path / "1.log").read_text()
     assert_identical(saved_state(config, first), saved_state(config, second))

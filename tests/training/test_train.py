@@ -63,51 +63,64 @@ def test_killed_run_resumes_from_its_last_checkpoint_and_ends_identical(tmp_path
     assert_identical(saved_state(config, tmp_path), uninterrupted)
 
 
-def on_device(**train):
-    """A run whose images are on the device, with two steps a dispatch."""
-    config = tiny_config(**({"steps_per_dispatch": 2, "eval_every": 6} | train))
-    config.data.pipeline = "device"
+def by_tfdata():
+    """A run whose images are not on the device."""
+    config = tiny_config()
+    config.data.pipeline = "tfdata"
     return config
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_on_device(tmp_path_factory):
-    config, workdir = on_device(), tmp_path_factory.mktemp("on_device")
+def uninterrupted_by_tfdata(tmp_path_factory):
+    config, workdir = by_tfdata(), tmp_path_factory.mktemp("by_tfdata")
+    assert program.train(config, workdir)
+    return saved_state(config, workdir)
+
+
+def by_twos(**train):
+    """A run with two steps a dispatch."""
+    return tiny_config(**({"steps_per_dispatch": 2, "eval_every": 6} | train))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_by_twos(tmp_path_factory):
+    config, workdir = by_twos(), tmp_path_factory.mktemp("by_twos")
     assert program.train(config, workdir)
     return saved_state(config, workdir)
 
 
 def test_both_pipelines_and_any_steps_per_dispatch_train_alike(
-    uninterrupted, uninterrupted_on_device
+    uninterrupted, uninterrupted_by_tfdata, uninterrupted_by_twos
 ):
     moved = np.linalg.norm(flat(uninterrupted) - flat(initial_state_of(tiny_config())))
-    distance = np.linalg.norm(flat(uninterrupted_on_device) - flat(uninterrupted))
-    assert distance < 0.02 * moved  # images of 32 pixels, as they are: the same but for sums
+    for other in (uninterrupted_by_tfdata, uninterrupted_by_twos):
+        distance = np.linalg.norm(flat(other) - flat(uninterrupted))
+        assert distance < 0.02 * moved  # images of 32 pixels, as they are: the same but for sums
 
 
-def test_stopped_run_on_the_device_resumes_and_ends_identical(tmp_path, uninterrupted_on_device):
-    config = on_device()
+def test_stopped_run_by_tfdata_resumes_and_ends_identical(tmp_path, uninterrupted_by_tfdata):
+    train_until(3, by_tfdata(), tmp_path)
+    assert program.train(by_tfdata(), tmp_path)
+    assert_identical(saved_state(by_tfdata(), tmp_path), uninterrupted_by_tfdata)
+
+
+def test_stopped_run_by_twos_resumes_and_ends_identical(tmp_path, uninterrupted_by_twos):
+    config = by_twos()
     train_until(3, config, tmp_path)
     assert Checkpoints(tmp_path).step(LAST) == 4  # a dispatch is not divided
     assert program.train(config, tmp_path)
-    assert_identical(saved_state(config, tmp_path), uninterrupted_on_device)
+    assert_identical(saved_state(config, tmp_path), uninterrupted_by_twos)
 
 
-@pytest.mark.parametrize("method", ["canet", "ltafnet"])
-def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(tmp_path, method):
-    """CANet has rows and dropout, LTAF-Net has statistics of its batches."""
-    config = default_config(method)
+def test_runs_with_stored_predictions_and_statistics_resume_and_end_identical(tmp_path):
+    """And with dropout."""
+    config = default_config("recollecting:Recollecting")
     config.update(
         {name: value for name, value in tiny_config().items() if name not in ("method", "model")}
     )
-    config.data.pipeline = "device"
-    config.model.update(width=8, stages=(5,))
-    if method == "ltafnet":
-        config.model.refinement_width = 2
-    else:
-        with pytest.raises(UserError, match=r"data.augment.query = True, but canet stores"):
-            program.train(config, tmp_path / "flipped")
-        config.data.augment.query = False
+    with pytest.raises(UserError, match=r"data.augment.query = True, but \S+ stores predictions"):
+        program.train(config, tmp_path / "flipped")
+    config.data.augment.query = False
     config.train.update(steps=4, eval_every=4, save_every=4)
     train_until(3, config, tmp_path / "stopped")
     assert Checkpoints(tmp_path / "stopped").step(LAST) == 3
@@ -118,12 +131,10 @@ def test_runs_with_stored_predictions_or_statistics_resume_and_end_identical(tmp
         assert program.train(config, tmp_path / name)
         states.append(saved_state(config, tmp_path / name, items=items))
     assert_identical(*states)
-    if method == "canet":
-        visited = states[0].rows.any(axis=(1, 2, 3)).sum()
-        assert 0 < visited <= 32
-    else:
-        means = jax.tree.leaves(states[0].variables["batch_stats"])
-        assert any(np.abs(mean).max() > 0 for mean in means)
+    visited = states[0].rows.any(axis=(1, 2, 3)).sum()
+    assert 0 < visited <= 32
+    means = jax.tree.leaves(states[0].variables["batch_stats"])
+    assert any(np.abs(mean).max() > 0 for mean in means)
 
 
 def test_epochs_set_the_number_of_steps():
@@ -135,7 +146,7 @@ def test_epochs_set_the_number_of_steps():
 
 
 def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, monkeypatch):
-    config = on_device(steps=3, steps_per_dispatch=1, eval_every=3)
+    config = by_twos(steps=3, steps_per_dispatch=1, eval_every=3)
     assert program.train(config, tmp_path)
     counts = []
     original = program.make_dispatch
@@ -145,7 +156,7 @@ def test_resuming_between_two_dispatches_goes_on_with_the_rest_of_one(tmp_path, 
         return lambda state, fed, count: counts.append(count) or dispatch(state, fed, count)
 
     monkeypatch.setattr(program, "make_dispatch", make_dispatch)
-    assert program.train(on_device(), tmp_path)
+    assert program.train(by_twos(), tmp_path)
     assert counts == [1, 2]
     assert Checkpoints(tmp_path).step(LAST) == 6
 
@@ -162,7 +173,7 @@ def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
         return result
 
     monkeypatch.setattr(program.Selection, "score", score)
-    config = on_device(steps=12, log_every=2, save_every=4, eval_every=4)
+    config = by_twos(steps=12, log_every=2, save_every=4, eval_every=4)
     config.data.pipeline = pipeline
     with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
         assert program.train(config, tmp_path)
@@ -172,7 +183,7 @@ def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
 
 def test_nothing_is_transferred_inside_the_loop(tmp_path, monkeypatch):
     """What is still on the host when a dispatch begins is an error, not a silent transfer."""
-    config = on_device()
+    config = by_twos()
     original = program.training_pipeline
 
     def from_host(*arguments):
@@ -226,16 +237,12 @@ def test_eight_devices_give_one_devices_losses():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_steps_in_a_compiled_loop_are_the_steps_one_after_another(devices):
-    """Accelerators run the loop, CPUs do not: both on the device pipeline, two steps.
-
-    With a narrow encoder, as a CPU's gradients of convolutions are slow inside a program.
-    """
-    config = on_device()
+    """Accelerators run the loop, CPUs do not: two steps."""
+    config = by_twos()
     config.devices = devices
     config.data.device.sharded = devices > 1
     config.data.augment.rotation = 10.0
     model = create_model(config)
-    model = model.clone(backbone=model.backbone.clone(width=16))
     losses, states = [], []
     for in_loop in (False, True):
         dispatch, pipeline, state = beginning(config, model, in_loop)

@@ -1,6 +1,7 @@
 """A published table is filled by the runs that fit it; what is missing or mixed is said."""
 
 import dataclasses
+import functools
 import json
 import shlex
 import sys
@@ -21,7 +22,7 @@ from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import LAST, Checkpoints
 from fsseg_jax.training.state import initial_state
 
-SMALL = {"backbone": "small", "init": "", "image_size": 32, "data.min_pixels": 1}
+SMALL = {"backbone": "tiny:Plain", "init": "", "image_size": 32, "data.min_pixels": 1}
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,19 @@ def overrides(root):
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
+@functools.cache
+def untrained(root, seed):
+    """A state before the first step, which depends on none of the fields that tests change."""
+    config = default_config("panet")
+    config.update_from_flattened_dict({**SMALL, "data.root": str(root), "seed": seed})
+    return jax.device_get(initial_state(create_model(config), config, "", 10))
+
+
 def save_run(folder, root, seed=0, **fields):
     """A run of PANet that was saved before its first step."""
     config = default_config("panet")
     config.update_from_flattened_dict({**SMALL, "data.root": str(root), "seed": seed, **fields})
-    state = initial_state(create_model(config), config, "", 10)
-    Checkpoints(folder).save(LAST, jax.device_get(state), config)
+    Checkpoints(folder).save(LAST, untrained(root, seed), config)
 
 
 def figures(results, label, setting="1-way 1-shot"):
@@ -60,7 +68,7 @@ def small_table(monkeypatch, name, folds=(0,)):
 
     def same_but_backbone(run, wanted, row):
         wanted = wanted.copy_and_resolve_references()
-        wanted.backbone = "small"
+        wanted.backbone = SMALL["backbone"]
         return matches(run, wanted, row)
 
     monkeypatch.setattr(tables, "matches", same_but_backbone)
