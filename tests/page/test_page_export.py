@@ -195,7 +195,7 @@ def test_of_noise_only_the_largest_have_outlines(session, tmp_path, monkeypatch)
     out = unpacked(session, tmp_path)
     shapes = read_labelme(out / "labelme" / "a.json").shapes
     parts, count = ndimage.label(noise, np.ones((3, 3)))
-    assert len(shapes) == 50 < count
+    assert 40 < len(shapes) <= 50 < count  # some are too thin for one
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     (box,) = ndimage.find_objects(largest.astype(int))
     for axis, side in enumerate(reversed(box)):
