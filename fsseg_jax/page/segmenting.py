@@ -67,10 +67,11 @@ def told(segmenter: Segmenter) -> dict[str, Any]:
     fitted = segmenter.fitted
     assert fitted is not None
     found, words = fitted.validation, None
-    if found is not None and found.low is not None:
-        count = f"{len(found.ious)} image{'s' * (len(found.ious) > 1)}"
+    if found is not None and len(found.ious) > 1:  # one has no interval
         interval = f"{found.low:.0f} to {found.high:.0f}"
-        words = f"Leaving one out: {found.mean:.1f} mean IoU ({interval}) of {count}"
+        words = (
+            f"Leaving one out: {found.mean:.1f} mean IoU ({interval}) of {len(found.ious)} images"
+        )
     return {"threshold": float(fitted.calibration.thresholds.mean()), "validation": words}
 
 

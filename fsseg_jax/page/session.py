@@ -228,16 +228,17 @@ class Session:
         return marks.reshape(picture.shape)
 
     def supports(self) -> list[LabelledImage]:
-        """The images in which a class is marked, with the numbers of classes as they are here.
+        """The images in which a class is marked, or that are known to show none, with the numbers
+        of classes as they are here.
 
         Raises:
-            UserError: there are none.
+            UserError: no class is marked.
         """
         with self.lock:
             self.check_marked()
             supports = []
             for picture in self.pictures.values():
-                if picture.marked:
+                if picture.marked or picture.is_whole:
                     marks = self.marks(picture)
                     if picture.rest:
                         marks[marks == UNLABELLED] = 0

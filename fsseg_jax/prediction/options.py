@@ -86,7 +86,9 @@ def check(arguments: argparse.Namespace, saves_masks: bool, processes: int) -> t
         raise UserError("--accept takes corrected masks, but --save leaves them out: save them.")
     if arguments.accept and (processes > 1 or arguments.ray is not None):
         raise UserError("--accept is for one process: start it without --ray and launch scripts.")
-    names = [name.strip() for text in arguments.class_name for name in text.split(",")]
-    if not all(names):
-        raise UserError(f"--class_name = {arguments.class_name[0]}: a name is empty; give all.")
+    names = []
+    for text in arguments.class_name:
+        names += [name.strip() for name in text.split(",")]
+        if not all(names):
+            raise UserError(f"--class_name = {text}: a name is empty; give all.")
     return (*names,)

@@ -43,6 +43,8 @@ def test_supports_are_what_is_marked(visitor, tmp_path):
     np.testing.assert_array_equal(stroke.image, painting(INSIDE))
     assert session.names_of(visitor.classes, [stroke, whole]) == {2: "b"}
     assert [p.background for p in visitor.pictures.values()] == [False, True, True]
+    visitor.mark(third.number, nothing.tobytes(), rest=True, boxed=False)  # all of it is background
+    assert not visitor.supports()[2].label.any()
 
 
 def test_marks_of_a_class_go_with_it(visitor, tmp_path):
@@ -116,7 +118,7 @@ def test_what_examples_tell_is_the_mean_threshold_and_how_well_each_is_predicted
     told = segmenting.told(types.SimpleNamespace(fitted=fitted))
     assert told["threshold"] == pytest.approx(0.6)
     assert told["validation"] == "Leaving one out: 62.0 mean IoU (51 to 73) of 2 images"
-    fitted = fitted._replace(validation=validation._replace(low=None, high=None))
+    fitted = fitted._replace(validation=validation._replace(ious=(51.0,)))
     assert segmenting.told(types.SimpleNamespace(fitted=fitted))["validation"] is None
 
 

@@ -51,6 +51,7 @@ function refresh() {
   $("empty").hidden = all.length > 0;
   $("work").classList.toggle("none", !picture);
   $("results").hidden = !found && !all.some((x) => x.whole);
+  $("validation").hidden = !found || !threshold.says || all.some((x) => x.stale);
   $("find").textContent = running ? "Stop" : "Find in all images";
   $("find").classList.toggle("next", step === "find" && !running);
   $("progress").hidden = !running;

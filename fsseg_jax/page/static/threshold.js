@@ -7,6 +7,7 @@ export class Threshold {
   constructor(changed) {
     this.value = null; // null: the model's own masks
     this.own = 0.5; // the model's
+    this.says = ""; // how good predictions are, shown while none is older than the marks
     this.changed = changed;
     slider.addEventListener("input", () => this.use(Number(slider.value)));
     automatic.addEventListener("click", () => this.use(null));
@@ -24,7 +25,6 @@ export class Threshold {
   learn(fit) {
     this.own = fit?.threshold ?? 0.5;
     if (this.value === null) slider.value = this.own;
-    validation.textContent = fit?.validation ?? "";
-    validation.hidden = !validation.textContent;
+    validation.textContent = this.says = fit?.validation ?? "";
   }
 }
