@@ -171,7 +171,8 @@ def outline(part: Object) -> Float[np.ndarray, "corners 2"] | None:
     if part.inside.sum() < SMALLEST:
         return None
     padded = np.pad(part.inside, 1).astype(np.float32)
-    rings = find_contours(padded, 0.5)
+    # Parts that touch at a corner are one object: the others are holes.
+    rings = find_contours(padded, 0.5, fully_connected="high")
     rings = sorted(rings, key=lambda ring: -float(np.prod(np.ptp(ring, axis=0))))[: HOLES + 1]
     rings = [approximate_polygon(ring, DEVIATION) for ring in rings]
     rings = [ring for ring in rings if len(ring) > 3]  # the first corner is the last, too

@@ -109,7 +109,7 @@ class Session:
             UserError: it is no image, it is too large, or there are too many.
         """
         name = pathlib.PurePosixPath(name.replace("\\", "/")).name[-200:] or "image"
-        name = "".join(letter if letter.isprintable() else "_" for letter in name)
+        name = _printable(name)
         self._check_room()
         with large:
             try:
@@ -165,7 +165,7 @@ class Session:
                 raise UserError(
                     f"Class {number} needs a name of up to {limits.NAME} characters: give it one."
                 )
-            classes[numbers[number]] = name.strip()
+            classes[numbers[number]] = _printable(name.strip())
         if len({*classes.values()}) < len(classes):
             raise UserError("Two classes have the same name: give them different ones.")
         with self.lock:
@@ -261,6 +261,11 @@ class Session:
             if picture.number in self.pictures:
                 write(self.file(picture.number, "planes"), planes.tobytes())
                 picture.confidence, picture.made_by = confidence, version
+
+
+def _printable(text: str) -> str:
+    """A text without control characters, and halves of characters, which no file could hold."""
+    return "".join(letter if letter.isprintable() else "_" for letter in text)
 
 
 def write(file: pathlib.Path, content: bytes) -> None:

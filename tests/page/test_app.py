@@ -139,6 +139,13 @@ def test_numbers_of_thousands_of_digits_are_none(visitor, method):
     assert visitor.ask(f"/images/{'9' * 5000}{place}", b"", method)[0] == 404
 
 
+def test_names_of_classes_can_be_written(visitor):
+    assert (
+        visitor.ask("/classes", rb'{"1": "a\ud800\n", "2": "\u00e9 \ud83d\ude00"}', "PUT")[0] == 200
+    )
+    assert visitor.state()["classes"] == {"1": "a_", "2": "é \N{GRINNING FACE}"}
+
+
 def test_a_full_disk_is_told(visitor, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
