@@ -9,6 +9,7 @@ SMALL = [
     *("--config.image_size=32", "--config.data.shapes.pixels=32", "--config.train.batch_size=2"),
     *("--config.data.shapes.train=60", "--config.data.shapes.val=60", "--config.devices=1"),
     *("--config.data.min_pixels=1", "--config.data.train_min_pixels=1", "--config.eval.gallery=1"),
+    *("--config.backbone=tiny:Plain", "--config.data.pipeline=device"),
     *("--config.train.eval_episodes=4", "--config.eval.episodes=6", "--config.train.save_every=2"),
 ]
 

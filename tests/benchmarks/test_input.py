@@ -25,7 +25,7 @@ def test_made_folder_is_a_voc_folder_with_images_of_many_classes(tmp_path):
 
 
 def test_prints_rates_and_the_ratio_of_two_steps_with_their_settings(users_environment):
-    overrides = ("image_size=48", "shots=2", "backbone=small", "devices=1")
+    overrides = ("image_size=48", "shots=2", "backbone=tiny:Plain", "devices=1")
     command = [sys.executable, "-c", SHORTLY, *(f"--config.{field}" for field in overrides)]
     lines = run(*command, env=users_environment).stdout.splitlines()
     assert lines[0].startswith("devices: 1 x cpu")
