@@ -265,7 +265,7 @@ def find_images(file: pathlib.Path, names: Iterable[str]) -> list[pathlib.Path]:
     near = [file.parent, file.parent / "images", above, above / "images"]
     if above != file.parent:
         split = file.stem.removeprefix("instances_")
-        near = [above / split, above / "images" / split, *near]
+        near = [above / split, above / split / "images", above / "images" / split, *near]
     by_name: dict[str, list[pathlib.Path]] = {}  # which takes long, and is not often needed
     images = []
     for name in names:

@@ -68,7 +68,8 @@ def splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def _coco_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """COCO files of splits: `annotations/instances_train2017.json`, or without year or beginning.
-    A single one, without a folder of its name, is for all images."""
+    A single one without a folder of the split's name, as of COCO's `val2017` alone, is for all
+    images."""
     files = [x for x in list_folder(root / "annotations").files if x.suffix.lower() == ".json"]
     official = [x for x in files if x.stem.startswith("instances_")]  # beside captions
     found: dict[str, pathlib.Path] = {}
@@ -80,9 +81,7 @@ def _coco_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
         if name in found:
             raise UserError(f"{found[name]} and {file.name} are of one split: keep one of them.")
         found[name] = file
-    alone = len(found) == 1 and not any(
-        (root / file.stem.removeprefix("instances_")).is_dir() for file in found.values()
-    )
+    alone = len(found) == 1 and not any((root / name).is_dir() for name in found)
     return {} if alone else found
 
 

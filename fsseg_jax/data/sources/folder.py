@@ -228,5 +228,7 @@ def _class_names(contents: Contents) -> set[str]:
     """The names of the annotated classes."""
     known = [x for _, x in contents.pairs if isinstance(x, Mask | Listed)]  # without reading files
     drawn = [x for _, x in contents.pairs if not isinstance(x, Mask | Listed)]
-    names: set[str] = set().union(*(x.names() for x in known))
+    names: set[str] = set()
+    for annotation in known:  # one after the other: each image in a COCO file has all its names
+        names |= annotation.names()
     return names.union(*parallel_map(lambda x: x.names(), drawn, "annotations", unit="file"))

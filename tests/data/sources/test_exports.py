@@ -149,7 +149,7 @@ def test_splits_of_exports_are_splits(tmp_path):
         assert len(read_supports(tmp_path / root).images) == 1
 
 
-@pytest.mark.parametrize("layout", ["{}/1.jpg", "images/{}/1.jpg"])
+@pytest.mark.parametrize("layout", ["{}/1.jpg", "{}/images/1.jpg", "images/{}/1.jpg"])
 @pytest.mark.parametrize("file", ["instances_{}2017.json", "instances_{}.json", "{}.json"])
 def test_coco_files_in_one_folder_are_those_of_the_splits(tmp_path, layout, file):
     for number, name in enumerate(("train", "val")):
@@ -178,6 +178,23 @@ def test_coco_files_in_one_folder_are_those_of_the_splits(tmp_path, layout, file
     if file.endswith("{}.json"):
         more.write_bytes((tmp_path / "annotations" / file.format("train")).read_bytes())
         assert "are of one split: keep one" in message_of(Folder, tmp_path, "", 1)
+
+
+@pytest.mark.parametrize("folder", ["val2017", "images/val2017"])
+def test_a_coco_file_of_one_split_alone_is_for_all_images(tmp_path, folder):
+    names = [f"{n}.jpg" for n in range(10)]
+    for name in names:
+        write_image(tmp_path / folder / name)
+    (tmp_path / "annotations").mkdir()
+    polygons = [(n, 1 + n % 2, [2, 3, 12, 3, 12, 10, 2, 10]) for n in range(10)]
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    write_coco(file, names, polygons, {1: "cup", 2: "mug"})
+    for split in ("", "val", "test"):
+        assert len(Folder(tmp_path, split, 2)) == 10
+    train, val = Folder(tmp_path, "", 0), Folder(tmp_path, "val", 0)
+    assert val.ids
+    assert sorted(train.ids + val.ids) == sorted(Folder(tmp_path, "", 2).ids)
+    assert len(read_supports(tmp_path).images) == 10
 
 
 def write_in_colour(root, *colours):

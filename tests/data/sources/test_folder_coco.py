@@ -1,6 +1,7 @@
 """Folders of one's own images that a COCO file annotates."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from helpers_data import SIZE, rows_of, write_coco, write_image, write_mask
 from helpers_fuzz import damaged, many, mistaken, read_all, write
 from hypothesis import given
 
+from fsseg_jax.data.sources import folder
+from fsseg_jax.data.sources.annotated import listed_in
 from fsseg_jax.data.sources.folder import Folder
 
 
@@ -71,6 +74,18 @@ def test_coco_files_and_other_annotations_do_not_mix(coco):
     message = message_of(Folder, coco, "", 1)
     assert "export.json" in message
     assert str(coco / "cat" / "1.jpg") in message
+
+
+def test_names_of_classes_take_no_memory_by_image(coco):
+    categories = {number: f"thing {number}" for number in range(1, 1001)}
+    write_coco(coco / "export.json", ["1.jpg"], [(0, 1, [1, 1, 5, 1, 5, 5])], categories)
+    contents = folder.Contents(coco, listed_in(coco / "export.json") * 200)
+    tracemalloc.start()
+    names = folder._class_names(contents)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert names == {*categories.values()}
+    assert peak < 2**20  # a set of them takes about 2**15 bytes
 
 
 def test_two_coco_files_are_named(coco):
