@@ -28,10 +28,6 @@ PART = 0.05
 # How far from the class, as a part of a side, the background of a support stands for an image
 # without the class: as far as features mix neighbouring pixels noticeably.
 MARGIN = 0.06
-# Where the border of absence is between the scores of backgrounds, at 0, and of the class, at 1:
-# other images look more like the class than the background of its own images does. A higher one
-# leaves fewer images without the class marked, and more images with it unmarked (docs/figures.md).
-BORDER = 0.6
 SHARPNESS = np.geomspace(0.1, 100, 121)  # factors of logits that are tried
 
 
@@ -200,11 +196,11 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
 
     Scores of images with and without the class are taken for normal with one variance (linear
     discriminant analysis with equal priors): the border is half-way between their means. Without
-    the class are supports that do not show it, and the background of those that do, whose border
-    is at `BORDER`. The higher one counts, so that examples of images without the class never make
-    more of them show it; but none above a standard deviation below the mean of images with it:
-    where these differ much, one may score as low. (-inf, 0) if nothing is known of images without
-    the class, or backgrounds score higher.
+    the class are supports that do not show it, and the background of those that do. The higher
+    border of the two counts, so that examples of images without the class never make more of them
+    show it; but theirs is at most a standard deviation below the mean of images with it, as some
+    may look just like these. (-inf, 0) if nothing is known of images without the class, or only
+    backgrounds are, which score higher.
     """
     with_it, without, backgrounds = [], [], []
     for one in left_out:
@@ -216,22 +212,23 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
                 backgrounds.append(scores(one.logits, background)[number - 1])
         elif not (one.label == UNLABELLED).any():
             without.append(scores(one.logits)[number - 1])
-    borders = [
-        np.mean(others) + part * (np.mean(with_it) - np.mean(others))
-        for others, part in ((without, 0.5), (backgrounds, BORDER))
-        if with_it and others and (np.mean(with_it) > np.mean(others) or others is without)
-    ]
+    if not with_it:
+        return -np.inf, 0.0
+    mean, borders = np.mean(with_it), []
+    if backgrounds and np.mean(backgrounds) < mean:
+        borders.append((np.mean(backgrounds) + mean) / 2)
+    if without:
+        spread = np.std(with_it, ddof=1) if len(with_it) > 1 else 0.0
+        borders.append(min((np.mean(without) + mean) / 2, mean - spread))
     if not borders:
         return -np.inf, 0.0
-    spread = np.std(with_it, ddof=1) if len(with_it) > 1 else 0.0
-    border = min(max(borders), np.mean(with_it) - spread)
     others = without or backgrounds
-    apart = max(np.mean(with_it) - np.mean(others), 0.0)
+    apart = max(mean - np.mean(others), 0.0)
     free = len(with_it) + len(others) - 2
     squares = len(with_it) * np.var(with_it) + len(others) * np.var(others)
     # Few scores may be nearly the same by chance: no border is surer than two deviations.
     variance = max(squares / free if free else 0, (apart / 8) ** 2)
-    return float(border), float(apart / variance) if apart else 0.0
+    return float(max(borders)), float(apart / variance) if apart else 0.0
 
 
 def _background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:
