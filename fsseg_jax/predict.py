@@ -218,7 +218,8 @@ def _corrections(
     if arguments.accept:
         taken = corrections.accept(arguments.out, queries)
         logger.info("corrected masks taken, and kept in %s: %d", corrections.ACCEPTED, taken)
-    corrected = corrections.in_classes(corrections.read(arguments.out), supports.classes)
+    kept, named_by_user = corrections.read(arguments.out), bool(arguments.class_name)
+    corrected = corrections.in_classes(kept, supports.classes, named_by_user)
     return join([supports, *corrections.as_supports(corrected, queries)]), corrected
 
 
@@ -268,7 +269,7 @@ def _show_all(job: Job, predictions: Predictions, written: pathlib.Path) -> None
     sheet(*given, job.supports.classes, suggested, job.corrected, written)
     if stale := predictions.stale(job.queries):
         logger.warning(
-            "%s holds results of %d images that are not among the queries, such as %s",
+            "images with results in %s that are not among the queries: %d, such as %s",
             *(out, len(stale), stale[0]),
         )
     if suggested:
@@ -324,8 +325,8 @@ def _fit(segmenter: Segmenter, supports: Supports, arguments: argparse.Namespace
         segmenter.fitted = saved._replace(shown=renamed)
     jax.block_until_ready(jax.live_arrays())  # JAX computes in the background
     logger.info(
-        "%d supports of %s, encoded in %.1f s",
-        *(len(supports.images), ", ".join(supports.classes), time.perf_counter() - start),
+        "supports of %s: %d, encoded in %.1f s",
+        *(", ".join(supports.classes), len(supports.images), time.perf_counter() - start),
     )
     found = segmenter.cross_validate()
     if is_first_process():

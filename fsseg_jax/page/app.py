@@ -87,7 +87,7 @@ def build(segmenter: Segmenter) -> Starlette:
             except OSError as error:
                 if sessions.get(name) is None:  # it has gone meanwhile
                     raise HTTPException(404, GONE) from None
-                raise _full(error) from None
+                raise _disk_error(error) from None
 
         return handle
 
@@ -148,10 +148,10 @@ class _Passing(FileResponse):
             pathlib.Path(self.path).unlink(missing_ok=True)
 
 
-def _full(error: OSError) -> UserError:
+def _disk_error(error: OSError) -> UserError:
     return UserError(
-        f"The page cannot read or write its files ({error.strerror}): make room on the disk, or "
-        "load the page again."
+        f"The page cannot read or write its files ({error.strerror or error}): make room on "
+        "the disk, or load the page again."
     )
 
 
@@ -238,7 +238,7 @@ async def _lines(found: Iterator[Any], first: Any) -> AsyncIterator[str]:
         except UserError as error:
             yield json.dumps({"error": str(error)}) + "\n"
         except OSError as error:
-            yield json.dumps({"error": str(_full(error))}) + "\n"
+            yield json.dumps({"error": str(_disk_error(error))}) + "\n"
     finally:  # a visitor may have gone
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(found.close)  # pyright: ignore[reportAttributeAccessIssue]

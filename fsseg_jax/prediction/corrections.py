@@ -132,35 +132,36 @@ def read(folder: pathlib.Path) -> dict[str, Correction]:
 
 
 def in_classes(
-    corrections: Mapping[str, Correction], classes: tuple[str, ...]
+    corrections: Mapping[str, Correction], classes: tuple[str, ...], named: bool
 ) -> dict[str, Correction]:
     """Corrections in the numbers of the classes that there are now.
 
-    Classes are found by their names. If there are as many as before, and some have names that are
-    new altogether, they were renamed (by `--class_name`, or with their folder), and keep their
-    numbers.
+    Classes are found by their names. If the user has named them (`named`), there are as many as
+    before, and some have names that are new altogether, they were renamed, and keep their numbers.
 
     Raises:
-        UserError: one shows a class that there is no longer.
+        UserError: one shows a class that there is no longer, or is of no class that there is.
     """
-    return {name: _in_classes(x, classes) for name, x in corrections.items()}
+    return {name: _in_classes(x, classes, named) for name, x in corrections.items()}
 
 
-def _in_classes(correction: Correction, classes: tuple[str, ...]) -> Correction:
+def _in_classes(correction: Correction, classes: tuple[str, ...], named: bool) -> Correction:
     before = correction.classes
     pairs = [*zip(before, classes, strict=False)]
     new = all(a == b or (a not in classes and b not in before) for a, b in pairs)
-    if new and len(before) == len(classes):
+    if named and new and len(before) == len(classes):
         return correction._replace(classes=classes)
+    none_left = not {*before} & {*classes}  # black then says nothing of those that there are
     table = np.zeros(IGNORE + 1, np.uint8)
     table[IGNORE] = IGNORE  # of an earlier version
     for number, name in enumerate(before, 1):
         if name in classes:
             table[number] = classes.index(name) + 1
-        elif (correction.label == number).any():
+        elif none_left or (correction.label == number).any():
             raise UserError(
-                f"{correction.file} shows the class {name}, but the classes are now "
-                f"{', '.join(classes)}: name them as before, or remove it."
+                f"{correction.file} was corrected for the class {name}, but the classes are now "
+                f"{', '.join(classes)}: name them as before with --class_name, choose another "
+                f"--out, or remove the folder {ACCEPTED}."
             )
     return correction._replace(label=table[correction.label], classes=classes)
 
@@ -169,7 +170,7 @@ def as_supports(corrections: Mapping[str, Correction], queries: Sequence[Query])
     """Corrections of images that are there, as supports; see `in_classes`."""
     paths = {query.name: query.path for query in queries if query.name in corrections}
     if gone := sorted(corrections.keys() - paths.keys()):
-        logger.warning("%d corrected images are gone, such as %s", len(gone), gone[0])
+        logger.warning("corrected images that are gone: %d, such as %s", len(gone), gone[0])
     supports = []
     for name in sorted(paths):
         label, classes, _, file = corrections[name]

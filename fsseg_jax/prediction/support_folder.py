@@ -53,7 +53,7 @@ def read_supports(folder: pathlib.Path) -> Supports:
             )
         logger.info("%s: no image shows %s", folder, ", ".join(absent))
     if empty:
-        words = "%s: %d masks are black, such as %s: examples of images without the class"
+        words = "%s: masks that are black, examples of images without the class: %d, such as %s"
         logger.warning(words, folder, len(empty), source.annotations[empty[0]])
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
@@ -109,8 +109,8 @@ def named(parts: Sequence[Supports], names: Sequence[str]) -> Supports:
         raise UserError(f"--class_name = {','.join(names)}: two are the same; name them apart.")
     if names and len(names) != len(whole.classes):
         raise UserError(
-            f"--class_name = {','.join(names)}: the supports show {len(whole.classes)} classes "
-            f"({', '.join(whole.classes)}); name each of them, in this order."
+            f"--class_name = {','.join(names)}: the supports show {', '.join(whole.classes)}; name "
+            "each of them, in this order."
         )
     return whole._replace(classes=(*names,)) if names else whole
 

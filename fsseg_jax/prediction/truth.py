@@ -40,8 +40,6 @@ class Truth:
     def __init__(
         self, folder: pathlib.Path, names: Mapping[str, str], classes: Sequence[str]
     ) -> None:
-        if not os.path.isdir(folder):
-            raise UserError(f"--truth = {folder}: there is no such folder.")
         self.classes = tuple(classes)
         # The mask of each class by image; that of class 0 shows all of them.
         self._files: dict[str, dict[int, pathlib.Path]] = {}
@@ -89,9 +87,8 @@ class Truth:
         other = np.setdiff1d(label, [*range(len(self.classes) + 1), IGNORE]).tolist()
         if other := numbers[1:] or other:
             raise UserError(
-                f"{path} has the number {other[0]}, but the supports show {len(self.classes)} "
-                f"classes: number them as in the predicted masks, and use {IGNORE} for ignored "
-                "pixels."
+                f"{path} has the number {other[0]}, but the last class is {len(self.classes)}: "
+                f"number them as in the predicted masks, and use {IGNORE} for ignored pixels."
             )
         return label
 

@@ -165,6 +165,15 @@ def test_a_full_disk_is_told(visitor, monkeypatch):
     assert json.loads(lines.splitlines()[-1]) == {"error": FULL_DISK.decode()}
 
 
+def test_a_damaged_file_is_told(visitor, monkeypatch):
+    visitor.upload(encoded(painting(disc((200, 150), 90))))
+    with monkeypatch.context() as patch:
+        patch.setattr(session.gzip, "compress", lambda content, level: content)
+        assert visitor.ask("/images/1/marks", MARKS.tobytes(), "PUT")[0] == 200
+    answer = visitor.ask("/find", b"", "POST")[1]
+    assert b"cannot read or write its files (Not a gzipped file" in answer
+
+
 def test_a_visitor_who_goes_during_an_upload_is_told(visitor, monkeypatch):
     add, get = session.Session.add, session.Sessions.get
     known = []

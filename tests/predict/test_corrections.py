@@ -126,7 +126,7 @@ def test_a_black_mask_among_supports_is_an_example_of_nothing(run, folders, fitt
     assert run() == 0
     assert [label.any() for label in fitted[1]] == [True, True, False]
     np.testing.assert_array_equal(fitted[0][2], image)
-    assert "1 masks are black, such as" in log.text
+    assert "masks that are black, examples of images without the class: 1, such as" in log.text
 
 
 def test_a_class_of_black_masks_alone_is_told(run, folders):
@@ -280,6 +280,18 @@ def test_a_class_that_is_renamed_stays_one(run, folders, fitted):
     np.testing.assert_array_equal(read(folders / "out" / "masks" / "a.png"), truth(10))
 
 
+@pytest.mark.parametrize("painted", [truth(10), truth(10) * 0], ids=["painted", "black"])
+def test_corrections_of_one_class_teach_no_other(run, folders, painted):
+    run()
+    correct(folders, "a", painted)
+    run("--accept")
+    (folders / "support" / "red").rename(folders / "plate")
+    message = message_of(run, "--accept", support="plate")
+    assert "a.png was corrected for the class red, but the classes are now plate: name" in message
+    assert run("--class_name=red", support="plate") == 0
+    assert run.segmented == []
+
+
 @pytest.mark.parametrize(
     ("now", "expected"),
     [
@@ -296,14 +308,18 @@ def test_classes_of_corrections_are_found_by_name_or_were_renamed(tmp_path, now,
     label = np.array([[0, 1, 2]], np.uint8)
     kept = corrections.Correction(label, ("red", "blue"), 1, tmp_path / "x.png")
     if expected is None:
-        message = message_of(corrections.in_classes, {"x": kept}, now)
-        assert f"x.png shows the class {'blue' if now == ('red',) else 'red'}, but" in message
-        empty = kept._replace(label=label * 0)
-        assert not corrections.in_classes({"x": empty}, now)["x"].label.any()
+        message = message_of(corrections.in_classes, {"x": kept}, now, True)
+        gone = "blue" if now == ("red",) else "red"
+        assert f"x.png was corrected for the class {gone}, but" in message
+        if {*now} & {*kept.classes}:
+            empty = kept._replace(label=label * 0)
+            assert not corrections.in_classes({"x": empty}, now, True)["x"].label.any()
         return
-    found = corrections.in_classes({"x": kept}, now)["x"]
+    found = corrections.in_classes({"x": kept}, now, True)["x"]
     assert found.label.tolist() == [expected]
     assert found.classes == now
+    if not {*kept.classes} <= {*now}:
+        assert "was corrected for" in message_of(corrections.in_classes, {"x": kept}, now, False)
 
 
 def test_classes_of_several_folders_with_one_name_are_one(run, folders, fitted):
@@ -325,7 +341,7 @@ def test_classes_are_named_by_the_user(run, folders, fitted):
     assert fitted[2] == ("tomato",)
     coco = json.loads((folders / "out" / "predictions.json").read_text())
     assert coco["categories"] == [{"id": 1, "name": "tomato"}]
-    assert "name each of them" in message_of(run, "--class_name=a,b")
+    assert "the supports show red; name each of them" in message_of(run, "--class_name=a,b")
     twice = (f"--support={folders / 'support'}", "--class_name=a", "--class_name=a")
     assert "two are the same" in message_of(run, *twice)
 
@@ -369,8 +385,8 @@ def test_results_of_images_that_are_gone_are_told(run, folders, log):
     run()
     (folders / "query" / "b.jpeg").unlink()
     assert run() == 0
-    assert f"{folders / 'out'} holds results of 1 images" in log.text
-    assert "such as b.jpeg" in log.text
+    gone = f"images with results in {folders / 'out'} that are not among the queries: 1, such as b"
+    assert gone in log.text
 
 
 def test_wrong_options_are_told_before_a_model_is_loaded(run, monkeypatch):

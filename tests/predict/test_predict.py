@@ -240,7 +240,7 @@ def test_the_program_works_without_tensorflow_and_says_by_its_status_what_was_sk
     )
     lines = result.stderr.splitlines()
     assert lines[0].startswith("devices: 1 x cpu")
-    assert any(line.startswith("2 supports of red, encoded in ") for line in lines)
+    assert any(line.startswith("supports of red: 2, encoded in ") for line in lines)
     assert any(f"skipped: {folders / 'query' / 'bad.jpg'} cannot be read" in line for line in lines)
     assert result.stdout.startswith("5 images, 1 skipped, ")
     made_by = json.loads((out / "made_by.json").read_text())

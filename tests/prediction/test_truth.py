@@ -121,13 +121,12 @@ def test_truth_that_shows_nothing_has_no_mean(tmp_path, images):
 
 def test_faults_are_named(tmp_path, images):
     folder = tmp_path / "truth"
-    assert f"--truth = {folder}: there is no" in message_of(Truth, folder, images, ["cat"])
     folder.mkdir()
     assert "has no mask of any" in message_of(Truth, folder, images, ["cat"])
     file = save(folder / "a.png", random_label(0, [0, 1, 3]))
     truth = Truth(folder, images, ["cat", "dog"])
     first = next(iter(images))
-    assert f"{file} has the number 3, but the supports show 2" in message_of(truth.read, first)
+    assert f"{file} has the number 3, but the last class is 2:" in message_of(truth.read, first)
     file.write_text("a text")
     assert f"{file} cannot be read" in message_of(truth.read, first)
     assert f"{file} cannot be read" in message_of(Truth, folder, images, ["cat"])

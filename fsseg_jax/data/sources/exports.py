@@ -269,7 +269,7 @@ def _annotated(
     check_ids(image for image, _ in pairs)
     if without:
         log_once(
-            f"{place}: {len(without)} images without an annotation are skipped, beginning with "
-            f"{without[0]}."
+            f"{place}: images without an annotation, which are skipped: {len(without)}, beginning "
+            f"with {without[0]}."
         )
     return pairs

@@ -150,8 +150,8 @@ def _by_folders(
     if pairs and len(pairs) < len(beside):
         skipped = sorted(beside.keys() - {image for image, _ in pairs})
         exports.log_once(
-            f"{folder}: {len(skipped)} images without an annotation are skipped, beginning with "
-            f"{skipped[0]}."
+            f"{folder}: images without an annotation, which are skipped: {len(skipped)}, beginning "
+            f"with {skipped[0]}."
         )
     for below, images in class_folders.items():
         if not images:

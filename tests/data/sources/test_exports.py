@@ -279,7 +279,7 @@ def test_images_without_labels_are_skipped_and_told(tmp_path, log):
     write_yolo(tmp_path, polygon_line(1))
     write_image(tmp_path / "images" / "2.jpg")
     assert Folder(tmp_path, "", 1).ids == ("1",)
-    assert any("1 images without an annotation are skipped" in x for x in log.messages)
+    assert any("images without an annotation, which are skipped: 1," in x for x in log.messages)
 
 
 def test_lists_name_images_by_whole_lines_and_those_absent_are_told(tmp_path, log):

@@ -186,7 +186,9 @@ def test_flat_folders_of_masks_show_one_class_named_after_them(tmp_path, monkeyp
     for row, mask in enumerate(masks):
         np.testing.assert_array_equal(source.read(row).label, mask)
         assert source.instances(row) is None
-    assert any("1 images without an annotation" in message for message in log.messages)
+    assert any(
+        "images without an annotation, which are skipped: 1," in message for message in log.messages
+    )
 
 
 def test_flat_masks_and_class_folders_and_labelme_files_may_be_mixed(root):
