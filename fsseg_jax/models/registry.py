@@ -1,5 +1,6 @@
 """Methods by name, and the modules and variables that a configuration describes."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -98,24 +99,36 @@ def init_variables(
     episode = empty_episode(ways, shots, size=32)
     keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
 
-    def initialise(keys: dict[str, PRNGKeyArray], episode: Episode) -> tuple[Any, Any]:
-        # In training mode, because some layers are used by the loss only.
-        variables = model.init(keys, episode, train=True)
-        backbone = {
-            kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree
-        }
-        others = {
-            kind: {name: part for name, part in tree.items() if name != "backbone"}
-            for kind, tree in variables.items()
-        }
-        return others, backbone
-
     if init:
-        _, backbone = jax.eval_shape(initialise, keys, episode)
+        _, backbone = jax.eval_shape(functools.partial(_initialise, model), keys, episode)
         backbone = load_pretrained(init, backbone)
-        # XLA drops what is not returned: drawing the weights of a large backbone takes long.
-        others = jax.jit(lambda *arguments: initialise(*arguments)[0])(keys, episode)
+        others = _initialise_others(model, keys, episode)
     else:
-        others, backbone = jax.jit(initialise)(keys, episode)
+        others, backbone = _initialise(model, keys, episode)
     joined = {kind: {"backbone": tree} for kind, tree in backbone.items()}
     return {kind: {**joined.get(kind, {}), **tree} for kind, tree in others.items()}
+
+
+# Models of the same options are equal: each is compiled once.
+@functools.partial(jax.jit, static_argnums=0)
+def _initialise(
+    model: Method, keys: dict[str, PRNGKeyArray], episode: Episode
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables of the parts beside the backbone, and those of the backbone."""
+    # In training mode, because some layers are used by the loss only.
+    variables = model.init(keys, episode, train=True)
+    backbone = {kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree}
+    others = {
+        kind: {name: part for name, part in tree.items() if name != "backbone"}
+        for kind, tree in variables.items()
+    }
+    return others, backbone
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialise_others(
+    model: Method, keys: dict[str, PRNGKeyArray], episode: Episode
+) -> dict[str, Any]:
+    """Without the backbone: drawing the weights of a large one takes long, and XLA drops what is
+    not returned."""
+    return _initialise(model, keys, episode)[0]
