@@ -28,7 +28,7 @@ from fsseg_jax.config import (
     reference,
 )
 from fsseg_jax.data.remote import is_url
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 
 # Seconds that the first of several processes waits after an error: its exit ends the others, which
 # usually have the same error and are about to report it themselves.
@@ -38,7 +38,8 @@ MACHINE = ("platform", "devices", "distributed", "compilation_cache")
 
 
 class PathAction(argparse.Action):
-    """Stores a path; an empty one, which would mean the current folder, is a UserError."""
+    """Stores a path; an empty one, which would mean the current folder, is a UserError, and so is
+    one that no file can have."""
 
     def __call__(
         self,
@@ -50,7 +51,15 @@ class PathAction(argparse.Action):
         """Stores one."""
         if not values:
             raise UserError(f"{option_string} is empty (is a shell variable unset?): name a path.")
-        setattr(namespace, self.dest, pathlib.Path(os.path.expanduser(values)))
+        path = pathlib.Path(os.path.expanduser(values))
+        try:
+            path.exists()
+        except (OSError, ValueError) as error:  # a name that is too long, or has a byte 0
+            if not isinstance(error, PermissionError):
+                raise UserError(
+                    f"{option_string} = {brief(values)}: it is no path ({brief(error)})."
+                ) from None
+        setattr(namespace, self.dest, path)
 
 
 class PlaceAction(PathAction):

@@ -45,3 +45,5 @@ def test_overrides_and_their_values_are_no_unknown_options():
     assert rest == ["--config.seed", "3", "--config.init=a b"]
     with pytest.raises(UserError, match="is empty"):
         parse("--workdir=")
+    with pytest.raises(UserError, match=r"--workdir = '?xxx.*it is no path \(.*too long"):
+        parse(f"--workdir={'x' * 300}")

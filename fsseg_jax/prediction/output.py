@@ -89,7 +89,8 @@ def read_made_by(folder: pathlib.Path) -> dict[str, Any]:
     file = folder / MADE_BY
     try:
         facts = dict(json.loads(file.read_bytes()))
-        if not all(isinstance(name, str) for name in [*facts["classes"]]):
+        classes = facts["classes"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError("classes are no names")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(

@@ -126,7 +126,10 @@ def read(folder: pathlib.Path, arguments: Sequence[str] = ()) -> Saved:
     path = folder / CONFIG
     try:
         fields = json.loads(path.read_text("utf-8"))
-        if (version := fields.pop("fsseg_jax")) > VERSION:
+        version = fields.pop("fsseg_jax")
+        if type(version) is not int or version < 1:
+            raise ValueError(f"fsseg_jax = {version!r} is no version of the format")
+        if version > VERSION:
             raise UserError(
                 f"it has version {version} of the format, but this fsseg_jax reads up to "
                 f"{VERSION}: install a newer one."

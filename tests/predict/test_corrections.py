@@ -225,7 +225,7 @@ def test_a_painted_mask_is_never_lost_without_accept(run, folders):
     assert path.read_bytes() == painted
 
 
-@pytest.mark.parametrize("text", ["[1", '{"a": 1}', "[]", '{"classes": 3}'])
+@pytest.mark.parametrize("text", ["[1", '{"a": 1}', "[]", '{"classes": 3}', '{"classes": "red"}'])
 def test_a_damaged_file_of_what_made_the_predictions_is_told(run, folders, text):
     (folders / "out").mkdir()
     (folders / "out" / "made_by.json").write_text(text)

@@ -160,6 +160,8 @@ def edited(**fields):
             r"config\.json is not a configuration of fsseg_jax \(KeyError\('fsseg_jax'\)\)",
         ),
         ("config.json", edited(fsseg_jax=3), r"config\.json: it has version 3 of the format, but"),
+        ("config.json", edited(fsseg_jax=True), "True is no version of the format"),
+        ("config.json", edited(fsseg_jax=0.3), "0.3 is no version of the format"),
         ("config.json", edited(method="unet"), "method = 'unet': choose one of panet, canet"),
         ("config.json", edited(image_size="large"), "is not a configuration of"),
         ("config.json", edited(image_size=3), "image_size = 3: it must be at least 32"),
