@@ -179,7 +179,7 @@ class MFNet(Method):
         self.drop = channel_dropout(self.dropout)
         count = 2 if self.separate_embeddings else 1
         self.embeddings = [  # 1 x 1, to C channels
-            convolution(self.width, 1, use_bias=False, **options) for _ in range(count)
+            convolution(self.width, 1, use_bias=False, dtype=self.dtype) for _ in range(count)
         ]
         if self.support_attention:  # of vectors, which are few, in float32
             dense = functools.partial(nn.Dense, self.width, use_bias=False, kernel_init=TORCH_INIT)

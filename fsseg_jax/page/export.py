@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from skimage.measure import approximate_polygon, find_contours
 
 from fsseg_jax.errors import UserError
@@ -189,7 +189,7 @@ def _bridged(
     outer: Float[np.ndarray, "n 2"], hole: Float[np.ndarray, "m 2"]
 ) -> Iterator[Float[np.ndarray, "_ 2"]]:
     """The parts of a ring that goes around `outer`, and on its way around `hole`."""
-    distances, nearest = cKDTree(outer).query(hole)
+    distances, nearest = KDTree(outer).query(hole)
     at = int(distances.argmin())
     start = int(nearest[at])
     yield outer[: start + 1]
