@@ -189,7 +189,7 @@ def _bridged(
     outer: Float[np.ndarray, "n 2"], hole: Float[np.ndarray, "m 2"]
 ) -> Iterator[Float[np.ndarray, "_ 2"]]:
     """The parts of a ring that goes around `outer`, and on its way around `hole`."""
-    distances, nearest = KDTree(outer).query(hole)
+    distances, nearest = map(np.asarray, KDTree(outer).query(hole))
     at = int(distances.argmin())
     start = int(nearest[at])
     yield outer[: start + 1]
