@@ -283,7 +283,7 @@ def test_configs_of_the_repository_are_valid(path, make_source):
         ("canet", "refinements=-1", "model.refinements = -1: it must be at least 0"),
         ("canet", "dropout=1.5", "model.dropout = 1.5: it must be below 1"),
         ("canet", "fusion=mean", "model.fusion = 'mean': choose attention or"),
-        ("mfnet", "heads=3", "model.width = 256 does not divide into model.heads = 3"),
+        ("mfnet", "heads=3", "model.width = 256 must be a multiple of model.heads = 3"),
         ("mfnet", "scales=0", "model.scales = 0: it must be at least 1"),
         ("sst", "fusion=max", "model.fusion = 'max': choose weighted or average or maximum"),
         ("ltafnet", "width=0", "model.width = 0: it must be at least 1"),

@@ -40,7 +40,7 @@ def test_everything_is_done_with_keys(chromium, address, files):
     wait_for(lambda: "second.png" in visitor.find("#facts").text, 60)
     tab_to("threshold")
     visitor.keys(Keys.ARROW_RIGHT)
-    assert visitor.find("#threshold-value").text == "0.52"
+    assert visitor.find("#threshold-value").text == "0.51"
     visitor.keys("?")
     assert visitor.find("#keys").is_displayed()
     visitor.keys(Keys.ESCAPE)

@@ -178,7 +178,7 @@ def test_nothing_is_compiled_after_the_first_dispatch_and_evaluation(
     with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
         assert program.train(config, tmp_path)
     assert sum("jit(dispatch)" in message for message in compilations(caplog)) == 1
-    assert counts[0] == counts[1] == counts[2] > 1
+    assert counts[0] == counts[1] == counts[2]
 
 
 def test_nothing_is_transferred_inside_the_loop(tmp_path, monkeypatch):

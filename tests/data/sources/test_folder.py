@@ -157,7 +157,7 @@ def test_flat_folders_leave_out_what_has_no_labelme_file(tmp_path, log):
     assert rows_of(source.table) == {(0, 1, 70)}
     told = [message for message in log.messages if "skipped" in message]
     assert len(told) == 1
-    assert "2 images" in told[0]
+    assert "skipped: 2," in told[0]
 
 
 def test_first_labelme_files_have_polygons_alone(tmp_path):
