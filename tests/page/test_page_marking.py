@@ -15,8 +15,7 @@ from visitor import Visitor
 
 def test_several_classes_by_outline_and_box(chromium, address, files):
     visitor = Visitor(chromium, address, *files)
-    visitor.press("#add-class")
-    visitor.keys("leaf", Keys.ENTER)
+    visitor.add_class("leaf")
     wait_for(lambda: visitor.state()["classes"] == {"1": "object", "2": "leaf"}, 60)
     visitor.keys("o")  # the new class is the one that is marked next
     around = [(310 + 50 * np.cos(t), 110 + 50 * np.sin(t)) for t in np.linspace(0, 6, 20)]
@@ -101,8 +100,7 @@ def test_a_zoomed_image_is_drawn_on_where_the_mouse_is(chromium, address, files)
 
 def test_a_removed_class_is_marked_nowhere_and_leaves_no_switch_on(chromium, address, files):
     visitor = Visitor(chromium, address, *files)
-    visitor.press("#add-class")
-    visitor.keys("leaf", Keys.ENTER)
+    visitor.add_class("leaf")
     wait_for(lambda: visitor.state()["classes"] == {"1": "object", "2": "leaf"}, 60)
     visitor.keys("o")
     for number, (x, y) in ((1, (310, 110)), (2, (90, 100))):

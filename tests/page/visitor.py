@@ -73,6 +73,12 @@ class Visitor:
         assert sentence in question.text
         question.accept() if answer else question.dismiss()
 
+    def add_class(self, name):
+        self.press("#add-class")
+        field = "#classes input:not([type=radio]):focus"  # once the server has answered
+        wait_for(lambda: self.chromium.find_elements("css selector", field), 60)
+        self.keys(name, Keys.ENTER)
+
     def told(self, sentence, selector="#next"):
         wait_for(lambda: sentence in self.find(selector).text, 60)
 
