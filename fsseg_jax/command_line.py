@@ -56,8 +56,9 @@ class PathAction(argparse.Action):
             path.exists()
         except (OSError, ValueError) as error:  # a name that is too long, or has a byte 0
             if not isinstance(error, PermissionError):
+                why = getattr(error, "strerror", None) or error
                 raise UserError(
-                    f"{option_string} = {brief(values)}: it is no path ({brief(error)})."
+                    f"{option_string} = {brief(values)}: it is no path ({why})."
                 ) from None
         setattr(namespace, self.dest, path)
 
