@@ -225,9 +225,9 @@ class _ProgressHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def start(config: ConfigDict, stoppable: bool = False) -> None:
+def start(config: ConfigDict) -> None:
     """Calls `devices.start`; of several processes, only the first prints messages."""
-    devices.start(config, stoppable)
+    devices.start(config)
     if not devices.is_first_process():
         logging.getLogger("fsseg_jax").setLevel(logging.WARNING)
         # tqdm has no other way to disable all bars.

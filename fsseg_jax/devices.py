@@ -27,19 +27,17 @@ COMPILED = 4 * 2**30  # bytes of compiled programs to keep; the oldest are delet
 logger = logging.getLogger(__name__)
 
 
-def start(config: ConfigDict, stoppable: bool = False) -> None:
+def start(config: ConfigDict) -> None:
     """Initialises JAX as `config` says; call before any other use of JAX.
-
-    Args:
-        stoppable: whether, with several processes, SIGTERM is noticed by
-            `multihost_utils.reached_preemption_sync_point` instead of ending the process.
 
     Raises:
         UserError: the platform or the other processes are not available.
     """
     prepare(config)
     if config.distributed:
-        jax.config.update("jax_enable_preemption_service", stoppable)
+        jax.config.update(
+            "jax_enable_preemption_service", False
+        )  # it would take SIGTERM for itself
         join_processes()
     choose_platform(config.platform)
 

@@ -76,7 +76,7 @@ def main() -> int:
     if arguments.config is None:
         raise UserError("--config is missing: name one, as in --config=panet_vgg16.")
     config = override(load_config(arguments.config), overrides)
-    command_line.start(config, stoppable=True)
+    command_line.start(config)
     command_line.check_processes(config, workdir=arguments.workdir)
     with contextlib.ExitStack() as stack:
         if is_first_process():
@@ -113,7 +113,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest | None = 
     checkpoints = open_checkpoints(config, workdir, data)
     model, state = begin_or_resume(config, checkpoints, data, mesh)
     check_stored_predictions(config, state)
-    loop = Loop(config, workdir, data, mesh, checkpoints, model)
+    loop = Loop(config, workdir, data, mesh, checkpoints, model, stop or StopRequest())
 
     def test(loaded: Loaded, folder: str) -> str:
         return summary(evaluate(config, model, loaded, data.test, mesh, workdir / folder))
@@ -122,7 +122,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest | None = 
     if config.train.test_before_and_after and not loop.start:
         before = test(Loaded(state.variables, "untrained"), "evaluation_before")
         logger.info("%s before training: %s", tested, before)
-    if not loop.run(state, stop or StopRequest()):
+    if not loop.run(state):
         return False
     if config.train.test_before_and_after:
         after = test(load_variables(config, model, workdir, mesh, data.test), "evaluation")
@@ -226,8 +226,10 @@ class Loop:
         mesh: Mesh,
         checkpoints: Checkpoints,
         model: Method,
+        stop: StopRequest,
     ) -> None:
         self.config, self.workdir, self.checkpoints = config, workdir, checkpoints
+        self.mesh, self.stop = mesh, stop
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
         self.start, self.spent = checkpoints.step(LAST) or 0, 0.0  # seconds of earlier steps
         if self.start:
@@ -252,12 +254,12 @@ class Loop:
         self.summaries = Summaries(folder, self.start + 1)
         # Information about training for the last checkpoint.
         self.known = {"epoch": data.epoch, "batch_size": self.batch_size, "devices": describe(mesh)}
-        self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
+        self.in_flight: collections.deque[tuple[int, Any, Any]] = collections.deque()
         self.losses: list[Any] = []  # since the last summary
 
-    def run(self, state: TrainState, stop: StopRequest) -> bool:
+    def run(self, state: TrainState) -> bool:
         """Trains; returns whether all steps were done, or False if a signal stopped it."""
-        train, step = self.config.train, self.start
+        train, stop, step = self.config.train, self.stop, self.start
         self.log_time = time.perf_counter()
         self.began = self.log_time - self.spent  # as if there had been no interruption
         per_dispatch = train.steps_per_dispatch
@@ -270,7 +272,7 @@ class Loop:
         )
         with stop, progress, contextlib.suppress(Stopped):
             if step and (step % train.eval_every == 0 or step == self.steps):
-                self.select(state, step, stop)  # the run may have been stopped before selection
+                self.select(state, step)  # the run may have been stopped before selection
             while step < self.steps:
                 # A run may resume from a step within a dispatch.
                 count = per_dispatch - step % per_dispatch
@@ -280,11 +282,10 @@ class Loop:
                 with jax.transfer_guard("disallow"):  # all inputs are on the mesh already
                     state, metrics = self.dispatch(state, fed, count)
                 progress.set_description("training", refresh=False)
-                self.in_flight.append((step + 1, metrics))
+                self.in_flight.append((step + 1, metrics, stop.ask(self.mesh)))
                 self.settle(max(1, IN_FLIGHT // per_dispatch))
                 step += count
                 progress.update(count * self.batch_size)
-                stop.agree(step)
 
                 if step % train.log_every == 0 or step == self.steps:
                     loss = self.summarise(step)
@@ -295,7 +296,7 @@ class Loop:
                 if stop.received:
                     break
                 if scores:
-                    self.select(state, step, stop)
+                    self.select(state, step)
         if stop.received:
             words = "stopped by %s at step %d, saved; the same command continues"
             logger.info(words, NAMES[stop.signal], step)
@@ -304,14 +305,16 @@ class Loop:
         return True
 
     def settle(self, leave: int = 0) -> None:
-        """Waits until at most `leave` dispatches are in flight, and checks losses and gradients.
+        """Waits until at most `leave` dispatches are in flight; checks losses and gradients of the
+        others, and whether to stop.
 
         Raises:
             UserError: one is infinite or NaN.
         """
         while len(self.in_flight) > leave:
-            first, metrics = self.in_flight.popleft()
+            first, metrics, asked = self.in_flight.popleft()
             metrics = jax.device_get(metrics)
+            self.stop.agree(asked)
             finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient_norm"])
             if not finite.all():
                 bad = finite.argmin()
@@ -341,7 +344,7 @@ class Loop:
         seconds = time.perf_counter() - self.began
         self.checkpoints.save(LAST, state, self.config, **self.known, seconds=seconds)
 
-    def select(self, state: TrainState, step: int, stop: StopRequest) -> None:
+    def select(self, state: TrainState, step: int) -> None:
         """Scores a state on the classes that select checkpoints. A signal may interrupt it, because
         the state is already saved.
 
@@ -349,12 +352,12 @@ class Loop:
             Stopped: a signal was received.
         """
         paused = time.perf_counter()
-        stop.at_once = True
-        if stop.received:
+        self.stop.at_once = True
+        if self.stop.received:
             raise Stopped
         scores = {f"{s.which}_mean_iou": s.score(state) for s in self.selections}
         scores |= {f"{s.which}_at_best_threshold": s.at_best_threshold for s in self.selections}
-        stop.at_once = False
+        self.stop.at_once = False
         known = {f"selection/{name}": x for name, x in scores.items() if x is not None}
         self.summaries.add(known, step)
         paused = time.perf_counter() - paused  # not counted as training time

@@ -6,8 +6,12 @@ import threading
 import time
 
 import jax
-from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
+from fsseg_jax.devices import replicated, split
 from fsseg_jax.interrupts import TWICE
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -24,7 +28,10 @@ class StopRequest:
     """Notices SIGTERM and Ctrl-C while the context is open; a second one ends the process.
 
     While `at_once` is set, the signal raises Stopped immediately; otherwise it sets `received`.
-    Several processes agree on the step after which all of them stop, whichever gets the signal.
+    Several processes stop after the same step, whichever gets the signal: what each was asked by
+    now goes through the devices beside the steps (`ask`), and comes back to all of them (`agree`).
+    JAX's own service for this, `multihost_utils.reached_preemption_sync_point`, makes processes
+    wait for each other at their end if a signal is received after the last step.
 
     Attributes:
         received: whether to stop.
@@ -35,25 +42,32 @@ class StopRequest:
         self.received = self.at_once = False
         self.signal = signal.SIGTERM
         self._previous, self._asked = {}, 0.0
+        self._any = None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in NAMES if signal.getsignal(number) is not signal.SIG_IGN]
-            if jax.process_count() > 1:
-                self._previous[signal.SIGTERM] = signal.SIG_DFL  # JAX receives it until the end
-                heard = [number for number in heard if number == signal.SIGINT]
-            for number in heard:  # SIGINT is ignored under nohup
-                self._previous[number] = signal.signal(number, self._receive)
+            for number in NAMES:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGINT is under nohup
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agree(self, step: int) -> None:
-        """With several processes: sets `received` if all of them stop after this step."""
-        if jax.process_count() > 1:
-            self.received = multihost_utils.reached_preemption_sync_point(step)
+    def ask(self, mesh: Mesh) -> Bool[Array, ""] | bool:
+        """Whether any process has received a signal by now; all of them have to call this after
+        the same step. With several, the result is on its way when this returns."""
+        if jax.process_count() == 1:
+            return self.received
+        own = np.full(len(mesh.local_devices), self._asked > 0)
+        asked = jax.make_array_from_process_local_data(split(mesh), own, (mesh.size,))
+        self._any = self._any or jax.jit(jnp.any, out_shardings=replicated(mesh))
+        return self._any(asked)
+
+    def agree(self, asked: Bool[Array, ""] | bool) -> None:
+        """Sets `received` if the result of an `ask` says so; waits for it."""
+        self.received = self.received or bool(asked)
 
     def _receive(self, number: int, _: object) -> None:
         now = time.monotonic()
@@ -62,9 +76,7 @@ class StopRequest:
                 os._exit(128 + number)
             return
         self._asked, self.signal = now, signal.Signals(number)
-        if jax.process_count() > 1:  # which tells all of them, by the signal that JAX shares
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        self.received = True
-        if self.at_once:
-            raise Stopped
+        if jax.process_count() == 1:  # several stop when all of them know
+            self.received = True
+            if self.at_once:
+                raise Stopped

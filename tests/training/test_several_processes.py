@@ -140,3 +140,19 @@ def test_a_pair_trains_what_one_process_does_ends_together_and_resumes_exactly(t
     assert start(first, steps=2 * SAVED).wait(timeout=300) == 0
     assert f"resuming from step {SAVED}" in (tmp_path / "1.log").read_text()
     assert_identical(saved_state(config, first), saved_state(config, second))
+
+
+def test_a_signal_after_the_last_step_delays_nothing(tmp_path):
+    """Ctrl-C to one of two processes when all is saved."""
+    words = ["train", *OPTIONS, f"--workdir={tmp_path / 'run'}", "--config.distributed=True"]
+    program = (
+        "import signal, time; from fsseg_jax.training.stop import StopRequest; "
+        "leave = StopRequest.__exit__; "
+        "StopRequest.__exit__ = lambda *a: "
+        "(extra and (os.kill(os.getpid(), signal.SIGINT), time.sleep(2)), leave(*a)) and None; "
+        f"sys.argv = {[*words, '--config.train.steps=1']!r}; "
+        "runpy.run_module('fsseg_jax.train', run_name='__main__', alter_sys=True)"
+    )
+    done = disagreeing(tmp_path, program, "extra")
+    assert done.returncode == 0, done.stderr
+    assert "trained 1 steps" in done.stderr
