@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsseg_jax import devices, interrupts
+from fsseg_jax import devices, interrupts, progress
 from fsseg_jax.checksums import checksum_of_code
 from fsseg_jax.config import (
     FIELDS,
@@ -33,6 +33,7 @@ from fsseg_jax.errors import UserError, brief
 # Seconds that the first of several processes waits after an error: its exit ends the others, which
 # usually have the same error and are about to report it themselves.
 LAST_WORDS = 2
+LEVELS = ("debug", "info", "warning", "error")  # of messages
 # Fields that determine the devices.
 MACHINE = ("platform", "devices", "distributed", "compilation_cache")
 
@@ -78,6 +79,24 @@ class PlaceAction(PathAction):
             setattr(namespace, self.dest, values)
         else:
             super().__call__(parser, namespace, values, option_string)
+
+
+class LevelAction(argparse.Action):
+    """Sets how much of the library's messages is printed; progress is one of level `info`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Sets the level."""
+        if values not in LEVELS:
+            known = ", ".join(LEVELS)
+            raise UserError(f"{option_string} = {brief(values)}: choose one of {known}.")
+        logging.getLogger("fsseg_jax").setLevel(values.upper())
+        progress.shown = values in LEVELS[:2]
 
 
 class PathsAction(PathAction):
@@ -143,6 +162,8 @@ def parse(
     if workdir:
         meaning = "the folder of the run" if workdir is True else workdir
         parser.add_argument("--workdir", **FOLDER, required=not optional_workdir, help=meaning)
+    meaning = f"messages to print: {', '.join(LEVELS)}; info by default"
+    parser.add_argument("--log_level", action=LevelAction, metavar="LEVEL", help=meaning)
     for name, option in options.items():
         given = {"help": option} if isinstance(option, str) else option
         default = {} if {"action", "metavar"} & given.keys() else {"metavar": "NAME"}
@@ -230,9 +251,7 @@ def start(config: ConfigDict) -> None:
     devices.start(config)
     if not devices.is_first_process():
         logging.getLogger("fsseg_jax").setLevel(logging.WARNING)
-        # tqdm has no other way to disable all bars.
-        silent: Any = functools.partialmethod(tqdm.__init__, disable=True)
-        tqdm.__init__ = silent  # pyright: ignore[reportAttributeAccessIssue]
+        progress.shown = False
 
 
 def run(main: Callable[[], int | None]) -> None:

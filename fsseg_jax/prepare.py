@@ -10,6 +10,7 @@ and unpacked folders.
 """
 
 import argparse
+import contextlib
 import hashlib
 import http.client
 import io
@@ -21,15 +22,13 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.io
 from jaxtyping import UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from fsseg_jax import command_line
 from fsseg_jax.data.images import check_size, read_label
@@ -38,6 +37,7 @@ from fsseg_jax.data.source import count_classes
 from fsseg_jax.data.sources.voc import VOC
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import write_bytes
+from fsseg_jax.progress import progress, tracked_file
 
 
 class Archive(NamedTuple):
@@ -234,13 +234,13 @@ def _md5(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
 def _progress(
     file: IO[bytes], method: Literal["read", "write"], description: str, size: int, start: int = 0
-) -> AbstractContextManager[Any]:
-    """The file, with a progress bar of the bytes that are read or written."""
-    return tqdm.wrapattr(
-        file, method, size or None, desc=description, initial=start, delay=1, mininterval=0.5
-    )
+) -> Iterator[Any]:
+    """The file; the bytes that are read or written are reported."""
+    with progress(description, size or None, "B", start) as counted:
+        yield tracked_file(file, method, counted)
 
 
 # ----------------------------------------------------------------------------- labels

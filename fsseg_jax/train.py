@@ -19,7 +19,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from fsseg_jax import command_line
 from fsseg_jax.checksums import checksum_of, checksums
@@ -40,6 +39,7 @@ from fsseg_jax.evaluation.selection import Selection
 from fsseg_jax.evaluation.summary import summary
 from fsseg_jax.files import lock, writing
 from fsseg_jax.models import Method, create_model
+from fsseg_jax.progress import progress
 from fsseg_jax.training.checkpoints import (
     BEST,
     LAST,
@@ -263,14 +263,9 @@ class Loop:
         self.log_time = time.perf_counter()
         self.began = self.log_time - self.spent  # as if there had been no interruption
         per_dispatch = train.steps_per_dispatch
-        progress = tqdm(
-            total=self.steps * self.batch_size,
-            initial=self.start * self.batch_size,
-            desc="training",
-            unit="episode",
-            dynamic_ncols=True,
-        )
-        with stop, progress, contextlib.suppress(Stopped):
+        size = self.batch_size
+        trained = progress("training", self.steps * size, "episode", self.start * size)
+        with stop, trained, contextlib.suppress(Stopped):
             if step and (step % train.eval_every == 0 or step == self.steps):
                 self.select(state, step)  # the run may have been stopped before selection
             while step < self.steps:
@@ -278,18 +273,18 @@ class Loop:
                 count = per_dispatch - step % per_dispatch
                 fed = self.pipeline.feed(count)
                 if step == self.start:
-                    progress.set_description("compiling")  # for minutes, on an accelerator
+                    trained.set_description("compiling")  # for minutes, on an accelerator
                 with jax.transfer_guard("disallow"):  # all inputs are on the mesh already
                     state, metrics = self.dispatch(state, fed, count)
-                progress.set_description("training", refresh=False)
+                trained.set_description("training", refresh=False)
                 self.in_flight.append((step + 1, metrics, stop.ask(self.mesh)))
                 self.settle(max(1, IN_FLIGHT // per_dispatch))
                 step += count
-                progress.update(count * self.batch_size)
+                trained.update(count * self.batch_size)
 
                 if step % train.log_every == 0 or step == self.steps:
                     loss = self.summarise(step)
-                    progress.set_postfix(step=step, loss=f"{loss:.3f}")
+                    trained.set_postfix(step=step, loss=f"{loss:.3f}")
                 scores = step % train.eval_every == 0 or step == self.steps
                 if scores or stop.received or step % train.save_every == 0:
                     self.save(state)

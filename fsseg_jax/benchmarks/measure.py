@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
+
+from fsseg_jax.progress import tracked
 
 GIB = 2**30
 
@@ -36,7 +37,8 @@ def by_turns(
         warm_up: number of earlier rounds, which are not counted.
     """
     seconds = np.empty((warm_up + repeats, len(functions)))
-    for row in tqdm(range(warm_up + repeats), description, unit="round", delay=1, leave=None):
+    rounds = warm_up + repeats
+    for row in tracked(range(rounds), description, rounds, "round", nested=True):
         for column, function in enumerate(functions):
             started = time.perf_counter()
             jax.block_until_ready(function())

@@ -1,11 +1,11 @@
-"""Parallel work on all processor cores, with a progress bar."""
+"""Parallel work on all processor cores, with progress."""
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tqdm import tqdm
+from fsseg_jax.progress import tracked
 
 
 def cores() -> int:
@@ -17,18 +17,9 @@ def cores() -> int:
 def parallel_map(
     function: Callable[[Any], Any], arguments: Sequence[Any], description: str, unit: str = "image"
 ) -> list[Any]:
-    """Maps `function` over the arguments, in order, on all cores, with a progress bar.
+    """Maps `function` over the arguments, in order, on all cores, and reports progress.
 
     Threads suffice, as decoding, resizing and file access release the GIL.
     """
     with ThreadPoolExecutor(cores()) as pool:
-        return list(
-            tqdm(
-                pool.map(function, arguments),
-                description,
-                total=len(arguments),
-                unit=unit,
-                delay=1,  # no bar for work of less than a second
-                mininterval=0.5,
-            )
-        )
+        return list(tracked(pool.map(function, arguments), description, len(arguments), unit))

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
-from tqdm import tqdm
 
 from fsseg_jax.devices import put, replicated, split
 from fsseg_jax.episode import AnyArray
 from fsseg_jax.evaluation.parts import Store
 from fsseg_jax.evaluation.scorer import Scorer
+from fsseg_jax.progress import progress
 
 
 class Images(NamedTuple):
@@ -35,7 +35,7 @@ def encode_images(
     key = (size, images.scale)
     known = np.zeros(len(numbers), bool) if store is None else store.has(key, numbers)
     encoded = scorer.room(variables, len(images.pixels), size)
-    with progress_bar(description, len(numbers), "image") as progress:
+    with progress(description, len(numbers), nested=True) as encoded_images:
         for kept in (True, False):
             rows = np.flatnonzero(known == kept)
             for start in range(0, len(rows), step):
@@ -50,11 +50,6 @@ def encode_images(
                     if store is not None:
                         store.put(key, numbers[chunk], part)
                 encoded = scorer.insert(encoded, put(padded, replicated(mesh)), part)
-                jax.block_until_ready(encoded)  # keeps the progress bar honest
-                progress.update(len(chunk))
+                jax.block_until_ready(encoded)  # keeps the progress honest
+                encoded_images.update(len(chunk))
     return encoded
-
-
-def progress_bar(description: str, total: int, unit: str) -> tqdm:
-    """A progress bar that is cleared at its end if it is nested in another one."""
-    return tqdm(desc=description, total=total, unit=unit, delay=1, leave=None)

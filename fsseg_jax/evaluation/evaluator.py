@@ -17,13 +17,14 @@ from fsseg_jax.data.squares import square
 from fsseg_jax.devices import put, replicated, split
 from fsseg_jax.episode import IGNORE, AnyArray, EpisodeIds, episode_label
 from fsseg_jax.evaluation import crf
-from fsseg_jax.evaluation.encoding import Images, encode_images, progress_bar
+from fsseg_jax.evaluation.encoding import Images, encode_images
 from fsseg_jax.evaluation.metrics import label_counts
 from fsseg_jax.evaluation.parts import Store
 from fsseg_jax.evaluation.reading import Bucket, Reader
 from fsseg_jax.evaluation.report import Example
 from fsseg_jax.evaluation.scorer import Cache, Counts, Queries, Rows, Scorer, View
 from fsseg_jax.models import Method
+from fsseg_jax.progress import progress
 
 
 class Evaluator:
@@ -140,7 +141,7 @@ class Evaluator:
         count = len(self.episodes)
         step = -(-self.options.batch_size // self.mesh.size) * self.mesh.size
         parts, order = [], []
-        with progress_bar("scoring", count, "episode") as progress:
+        with progress("scoring", count, "episode", nested=True) as scored:
             for number, cache in enumerate(caches):
                 of_bucket = np.flatnonzero(self.bucket_of == number)
                 for start in range(0, len(of_bucket), step):
@@ -151,7 +152,7 @@ class Evaluator:
                     parts.append(scorer.score(variables, cache, placed))
                     # Fetch a result only when the devices have their next rows.
                     parts[-2:-1] = jax.device_get(parts[-2:-1])
-                    progress.update(len(order[-1]))
+                    scored.update(len(order[-1]))
         parts = [
             jax.tree.map(operator.itemgetter(slice(len(rows))), part)
             for rows, part in zip(order, jax.device_get(parts), strict=True)
@@ -163,14 +164,15 @@ class Evaluator:
         """`score` with predictions that DenseCRF refines one by one on the host."""
         ways = self.episodes.classes.shape[1]
         counts = []
-        with progress_bar("scoring with DenseCRF", len(self.episodes), "episode") as progress:
-            for row in range(len(self.episodes)):
+        count = len(self.episodes)
+        with progress("scoring with DenseCRF", count, "episode", nested=True) as scored:
+            for row in range(count):
                 height, width = self._shape(row)
                 prediction = self.predict(variables, caches, row, scorer)[:height, :width]
                 label = self._label(row)[:height, :width]
                 labels = {"ignored": label, "background": np.where(label == IGNORE, 0, label)}
                 counts.append({k: label_counts(prediction, x, ways) for k, x in labels.items()})
-                progress.update()
+                scored.update()
         return Counts(jax.tree.map(lambda *x: np.stack(x), *counts), None, {})
 
     def _queries(self, row: int) -> Queries:

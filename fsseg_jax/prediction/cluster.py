@@ -19,7 +19,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from fsseg_jax import devices
 from fsseg_jax.checksums import checksum_of_code
@@ -28,6 +27,7 @@ from fsseg_jax.errors import UserError
 from fsseg_jax.prediction.output import Predictions, Query
 from fsseg_jax.prediction.segmenter import Segmenter
 from fsseg_jax.prediction.segmenting import segment_files
+from fsseg_jax.progress import progress
 
 LOCAL = "local"  # instead of an address: a cluster of this machine, for this command alone
 BATCHES = (
@@ -197,7 +197,7 @@ class _Driver:
         ray, skipped = self._ray, {}
         for _ in range(workers):
             self._start()
-        with tqdm(total=images, desc="images", unit="image", delay=1) as progress:
+        with progress("images", images) as done_images:
             while self._deck or any(chunk for _, chunk in self._pending.values()):
                 done, _ = ray.wait(list(self._pending), num_returns=1, timeout=PATIENCE)
                 if not done and not any(chunk for _, chunk in self._pending.values()):
@@ -209,13 +209,13 @@ class _Driver:
                     except ray.exceptions.RayTaskError as error:
                         raise _own(error) from None
                     except ray.exceptions.RayError as error:
-                        progress.update(self._bury(worker, chunk, workers, error))
+                        done_images.update(self._bury(worker, chunk, workers, error))
                         continue
                     self._deaths = 0
                     for name, reason in (found or {}).items():
                         logger.warning("skipped: %s", reason)
                         skipped[name] = reason
-                    progress.update(len(chunk.queries) if chunk else 0)
+                    done_images.update(len(chunk.queries) if chunk else 0)
                     self._deal(worker)
         return skipped | self._deck.skipped
 

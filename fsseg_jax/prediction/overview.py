@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from fsseg_jax.data.images import read_image
 from fsseg_jax.data.source import LabelledImage
@@ -13,6 +12,7 @@ from fsseg_jax.prediction.contact_sheet import SHEET, Picture, write_sheet
 from fsseg_jax.prediction.output import OVERLAYS, Predictions, Query
 from fsseg_jax.prediction.segmenter import Segmenter
 from fsseg_jax.prediction.suggest import choose, embeddings, least_confident
+from fsseg_jax.progress import tracked
 
 
 def sheet(
@@ -75,8 +75,8 @@ def suggest(
         assert label is not None  # those that are done are recorded
         return LabelledImage(image, label)
 
-    progress = tqdm(places, desc="suggesting", unit="image", delay=1)
-    vectors = embeddings(segmenter, map(found, progress))
+    labels = map(found, tracked(places, "suggesting", len(places)))
+    vectors = embeddings(segmenter, labels)
     known = embeddings(segmenter, labelled)
     doubts = 1 - np.array(confidences)[places]
     return [done[places[i]].name for i in choose(vectors, doubts, known, count)]

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from tqdm import tqdm
-
 from fsseg_jax.data.images import read_image
 from fsseg_jax.data.parallel import cores
 from fsseg_jax.errors import UserError
@@ -16,6 +14,7 @@ from fsseg_jax.prediction.memory import room_for
 from fsseg_jax.prediction.output import OVERLAYS, Predictions, Query
 from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.segmenter import Segmenter
+from fsseg_jax.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +53,13 @@ def segment_files(
     waiting: collections.deque[tuple[Query, Future]] = collections.deque()
     with (
         ThreadPoolExecutor(cores()) as pool,
-        tqdm(total=len(queries), desc="images", unit="image", delay=1, disable=quiet) as progress,
+        progress("images", len(queries), quiet=quiet) as finished,
     ):
 
         def settle() -> None:
             query, future = waiting.popleft()
             result = future.result()
-            progress.update()
+            finished.update()
             if not isinstance(result, UserError):
                 predictions.note(result)
                 return

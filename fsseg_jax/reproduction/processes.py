@@ -13,6 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fsseg_jax.progress import VARIABLE, on_terminal
+
 LAST = 4096  # bytes of a log that are searched for the reason of a failure
 
 # A separate process reads "PID" and "-PID" from its input until that is closed, which happens when
@@ -95,7 +97,7 @@ class Children:
             log: file that the output of the program is appended to.
             environment: variables in addition to those of this process.
             name: prefix of each printed line; without one, output is passed on unchanged, including
-                progress bars.
+                progress bars if this process has a terminal.
             enough: called twice a second; once it returns True, the program is killed, which is
                 not a failure.
             echo: whether to print the output of the program.
@@ -108,7 +110,9 @@ class Children:
             raise Stopped
         log.parent.mkdir(parents=True, exist_ok=True)
         begin = log.stat().st_size if log.exists() else 0
-        child = self._start(command, environment or {})
+        bar = echo and not name and on_terminal()
+        shown = {VARIABLE: "bar" if bar else "lines"}
+        child = self._start(command, shown | dict(environment or {}))
         relay = threading.Thread(target=_relay, args=(child.stdout, log, name, echo), daemon=True)
         relay.start()
         status = self._wait(child, enough)

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Int, Integer, Shaped, UInt8
 from numpy.typing import DTypeLike
 from pycocotools import mask
-from tqdm import tqdm
 
 from fsseg_jax.data.cache import cache_folder, fingerprint, load_array, save_array
 from fsseg_jax.data.formats.coco_outlines import (
@@ -31,6 +30,7 @@ from fsseg_jax.data.listing import check_name
 from fsseg_jax.episode import IGNORE
 from fsseg_jax.errors import UserError
 from fsseg_jax.files import temporary_folder
+from fsseg_jax.progress import progress, tracked_file
 
 # Cached arrays: of images and categories, then of annotations, sorted by image and, within an
 # image, in painting order (`counts` joins the run lengths of all annotations).
@@ -248,11 +248,9 @@ def _section(path: pathlib.Path, section: str) -> Iterator[tuple[str, Any]]:
     try:
         with (
             path.open("rb") as file,
-            tqdm.wrapattr(
-                file, "read", path.stat().st_size, desc=f"{section} of {path.name}", delay=1
-            ) as stream,
+            progress(f"{section} of {path.name}", path.stat().st_size, "B") as read,
         ):
-            stream = GuardedFile(stream, path)
+            stream = GuardedFile(tracked_file(file, "read", read), path)
             # Without use_float, ijson crashes on numbers of thousands of digits.
             for number, entry in enumerate(ijson.items(stream, f"{section}.item", use_float=True)):
                 yield f"{path}: {section}[{number}]", entry

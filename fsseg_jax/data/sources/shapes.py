@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from numpy.random import Generator
 from PIL import Image
-from tqdm import tqdm
 
 from fsseg_jax.cpu.memory import free_memory
 from fsseg_jax.data.source import ClassTable, LabelledImage, Source
 from fsseg_jax.data.sources.figures import KINDS, REACH, unit_area
 from fsseg_jax.errors import UserError
+from fsseg_jax.progress import tracked
 
 SPLITS = ("train", "val")
 AREA = (0.12, 0.25)  # of an object of the main class, as a fraction of the image
@@ -159,8 +159,7 @@ class Shapes(Source):
         self._images = np.empty((size, pixels, pixels, 3), np.uint8)
         self._labels = np.empty((2, size, pixels, pixels), np.uint8)  # labels and instances
         # Without `parallel_map`: images are so small that threads would only wait for the GIL.
-        progress = tqdm(range(size), f"rendering {split}", unit="image", delay=1, mininterval=0.5)
-        for index in progress:
+        for index in tracked(range(size), f"rendering {split}", size):
             image, label, instance = render(split, index, pixels)
             self._images[index], self._labels[:, index] = image, (label, instance)
         for array in (self._images, self._labels):
