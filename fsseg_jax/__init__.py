@@ -1,16 +1,38 @@
 """Few-shot segmentation in JAX: `load` a model, `fit` it to supports, and segment images."""
 
-from fsseg_jax.interrupts import end_imports_quietly  # isort: split
-
-end_imports_quietly()
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fsseg_jax.cpu.versions import avoid_corruption
-from fsseg_jax.episode import Episode
-from fsseg_jax.prediction.forward import forward
-from fsseg_jax.prediction.loading import load
-from fsseg_jax.prediction.segmenter import Segmenter
+from fsseg_jax.interrupts import end_imports_quietly
+
+if TYPE_CHECKING:
+    from fsseg_jax.episode import Episode
+    from fsseg_jax.prediction.forward import forward
+    from fsseg_jax.prediction.loading import load
+    from fsseg_jax.prediction.segmenter import Segmenter
 
 __version__ = "0.2.0"
 __all__ = ["Episode", "Segmenter", "forward", "load"]
 
+# Imported when they are used, since JAX, Flax and all else take seconds, and `fsseg --help` and
+# programs of one's own that only sometimes segment should not wait for them.
+_HOMES = {
+    "Episode": "fsseg_jax.episode",
+    "Segmenter": "fsseg_jax.prediction.segmenter",
+    "forward": "fsseg_jax.prediction.forward",
+    "load": "fsseg_jax.prediction.loading",
+}
+
+end_imports_quietly()
 avoid_corruption()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -26,7 +26,8 @@ def end_imports_quietly() -> None:
     interruption of their import into an error of another kind. `prepare` ends this.
     """
     # While `python -m` looks for the module, the first argument is this.
-    ours = sys.argv[:1] == ["-m"] and any(x.startswith("fsseg_jax.") for x in sys.orig_argv)
+    asked = any(x.split(".")[0] == "fsseg_jax" for x in sys.orig_argv)
+    ours = (sys.argv[:1] == ["-m"] and asked) or os.path.basename(sys.argv[0]) == "fsseg"
     if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 

@@ -35,6 +35,10 @@ def test_an_installed_wheel_shows_a_table_with_what_is_missing(tmp_path):
     commands.run(*pip, wheel)
     # All else is there already; what is installed in editable mode is not found this way.
     packages = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p.endswith("-packages"))}
+    listed = commands.run(
+        python.with_name("fsseg"), "--help", cwd=elsewhere, env=os.environ | packages
+    )
+    assert "fsseg train" in listed.stdout
     show = (python, "-m", "fsseg_jax.evaluate", "--table=mfnet-11")
     text = commands.run(*show, cwd=elsewhere, env=os.environ | packages).stdout
     assert TABLES["mfnet-11"].title in text
