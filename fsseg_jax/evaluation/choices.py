@@ -27,12 +27,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
+from fsseg_jax.checksums import checksum_of
 from fsseg_jax.config import load_config, override
 from fsseg_jax.config.presets import PRESETS
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
 from fsseg_jax.devices import describe, make_mesh
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.evaluation.metrics import MEANS
 from fsseg_jax.evaluation.parts import Store
 from fsseg_jax.evaluation.protocol import protocol, protocol_episodes
@@ -44,6 +45,9 @@ from fsseg_jax.training.checkpoints import Checkpoints, available, load_variable
 
 # As a program, the module has another name.
 logger = logging.getLogger("fsseg_jax.evaluation.choices")
+
+
+CHECKSUM = "checksum"  # of the other fields of choices.json
 
 
 class Row(NamedTuple):
@@ -207,6 +211,36 @@ def _folds(
     return folds
 
 
+def _saved(path: pathlib.Path, command: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures by protocol, those by row, and the hashes in choices.json.
+
+    Raises:
+        UserError: it is damaged, or of another command.
+    """
+    try:
+        saved = dict(json.loads(path.read_text()))
+        known = saved.pop(CHECKSUM, None)  # earlier versions wrote none
+        if known is not None and known != checksum_of(saved):
+            raise ValueError("its checksum is another")
+        if {name: saved.get(name) for name in command} != command or "hashes" not in saved:
+            raise UserError(
+                f"{path} has another --config, other overrides or an earlier version: "
+                "choose another --workdir."
+            )
+        parts = [dict(saved[name]) for name in ("known", "rows", "hashes")]
+        for figures in parts[0].values():
+            shown = figures[figures["border"]]
+            [format(shown[name], ".1f") for name in MEANS], shown["hash"]
+        as_text(*parts[1:]), "".join(parts[2].values())
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({brief(str(error))}): remove it, and its rows are evaluated again."
+        ) from None
+    return parts
+
+
 def main() -> None:
     """Runs the program."""
     arguments, overrides = command_line.parse(
@@ -233,13 +267,7 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     hashes: dict[str, str] = {}
     if path.is_file():
-        saved = json.loads(path.read_text())
-        if {name: saved.get(name) for name in command} != command or "hashes" not in saved:
-            raise UserError(
-                f"{path} has another --config, other overrides or an earlier version: "
-                "choose another --workdir."
-            )
-        choices.known, results, hashes = (saved[name] for name in ("known", "rows", "hashes"))
+        choices.known, results, hashes = _saved(path, command)
     for name in names:  # reports missing data before anything is evaluated
         source = choices.open(choices.config(ROWS[name], 0))
     folds = _folds(arguments.folds, config, source, arguments.workdir)
@@ -254,6 +282,7 @@ def main() -> None:
             hashes[name] = cell["hash"]
             logger.info("%s, fold %s: %.1f", ROWS[name].label, fold, cell["score"])
             whole = {**command, "rows": results, "hashes": hashes, "known": choices.known}
+            whole[CHECKSUM] = checksum_of(whole)
             write_text(path, json.dumps(whole, indent=1))
             write_text(path.with_suffix(".txt"), as_text(results, hashes))
         if stores[name] not in {stores[later] for later in names[position + 1 :]}:

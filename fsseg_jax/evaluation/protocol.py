@@ -284,17 +284,23 @@ def tell_difference(path: pathlib.Path, described: dict[str, Any]) -> None:
     earlier = earlier_protocol(path)
     if earlier is None or earlier.get("hash") == described["hash"]:
         return
+    try:
+        apart = difference(earlier, described)
+    except (LookupError, TypeError, AttributeError):
+        apart = "the file is damaged"
     logger.warning(
         "%s has another protocol (%s, now %s): old and new figures are not comparable (%s)",
-        *(path, earlier.get("hash", "none"), described["hash"], difference(earlier, described)),
+        *(path, earlier.get("hash", "none"), described["hash"], apart),
     )
 
 
 def earlier_protocol(path: pathlib.Path) -> dict[str, Any] | None:
     """The protocol in a `results.json`; None if the file is missing or broken."""
     try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            return None
         return dict(json.loads(path.read_text()).get("protocol", {}))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

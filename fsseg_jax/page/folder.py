@@ -13,9 +13,12 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 
 PREFIX = "fsseg_jax_demo_"
 LOCK = "lock"  # a file that a page locks as long as it lives
+STARTING = 3600  # seconds in which an empty folder may be that of a page that is just starting
+TRIES = 10  # to remove a folder that is being written into
 SMALLEST = 4096  # bytes that a file takes at least: many empty ones fill a disk, too
 
 FOLDER = pathlib.Path(tempfile.gettempdir()).resolve() / f"{PREFIX}{secrets.token_hex(8)}"
@@ -33,7 +36,25 @@ def create() -> pathlib.Path:
 
 def remove() -> None:
     """Removes the folder of this process."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    _remove(FOLDER)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Removes a folder, its lock last: if this is killed, the next page removes the rest. Threads
+    of this process may still be writing into it."""
+    for _ in range(TRIES):
+        for path in [x for x in folder.glob("*") if x.name != LOCK]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        with contextlib.suppress(OSError):
+            if {*os.listdir(folder)} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+        if not folder.exists():
+            return
 
 
 def used() -> int:
@@ -74,9 +95,11 @@ def _remove_abandoned(parent: pathlib.Path) -> None:
             status = folder.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
                 continue
+            if not (folder / LOCK).exists() and time.time() > status.st_mtime + STARTING:
+                folder.rmdir()  # of a page that was killed as it began or ended, if it is empty
             file = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its page lives
-                shutil.rmtree(folder)
+                _remove(folder)
             finally:
                 os.close(file)

@@ -1,5 +1,7 @@
 """Serves a page to this computer alone, in a thread."""
 
+import asyncio
+import logging
 import socket
 import threading
 from typing import Any
@@ -34,6 +36,8 @@ class Server:
                 timeout_graceful_shutdown=1,
             )
         )
+        # What ends with the page is no fault.
+        logging.getLogger("uvicorn.error").addFilter(_is_fault)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, daemon=True
         )
@@ -45,3 +49,7 @@ class Server:
     def __exit__(self, *_: Any) -> None:
         self._server.should_exit = True
         self._thread.join(timeout=5)
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

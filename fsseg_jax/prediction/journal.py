@@ -4,6 +4,7 @@ Several processes that write into one folder have a file each, which the first o
 files may have been damaged or changed: what they say is checked before it is believed.
 """
 
+import io
 import itertools
 import json
 import logging
@@ -17,6 +18,9 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 from fsseg_jax.checksums import checksum_of
+from fsseg_jax.data.formats.coco_outlines import decompress
+from fsseg_jax.data.images import MOST_PIXELS
+from fsseg_jax.errors import UserError
 from fsseg_jax.files import lock, write_bytes, writing
 
 JOURNAL = "journal.jsonl"
@@ -69,9 +73,7 @@ class Journal:
         self.entries: dict[str, Entry] = {}  # by the image's name
         # Names of images by their outputs, which are most of the memory: as few of them as can be.
         self._owners: dict[str, str] = {}
-        own = folder / (PARTS.replace("*", str(part)) if part else JOURNAL)
-        with writing(folder):
-            self.file = own.open("w+b" if part else "a+b")
+        self.file = open_journal(folder, part)
         lock(self.file.fileno(), folder)
         if part and read:
             with writing(folder), (folder / JOURNAL).open("rb") as whole:
@@ -118,6 +120,8 @@ class Journal:
     def collect(self) -> None:
         """Adds the lines of other processes, which have ended, and removes their files."""
         for path in sorted(self.folder.glob(PARTS)):
+            if path.is_symlink() or not path.is_file():
+                continue  # reading a pipe would wait for ever
             with writing(self.folder):
                 with path.open("rb") as part:
                     self._read(part, copied=True)
@@ -164,6 +168,19 @@ class Journal:
         self.entries[name] = Entry(record["size"], record["changed"], place)
 
 
+def open_journal(folder: pathlib.Path, part: int = 0) -> io.BufferedRandom:
+    """Opens the journal of a process: the first one goes on with it, others begin.
+
+    Raises:
+        UserError: it cannot be written, or is a link or no file; a link may lead to anything.
+    """
+    path = folder / (PARTS.replace("*", str(part)) if part else JOURNAL)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path} is no file: remove it, or choose another folder.")
+    with writing(folder):
+        return path.open("w+b" if part else "a+b")
+
+
 def forget(folder: pathlib.Path) -> None:
     """Makes images that are done count as changed since: they are done again, and keep their names.
     The caller has locked the journal."""
@@ -195,7 +212,7 @@ def _check(record: Mapping[str, Any], classes: int) -> None:
     shape = [record["height"], record["width"]]
     _require(all(type(text) is str for text in (name, output)))
     _require(all(type(n) is int for n in (record["size"], record["changed"], *shape)))
-    _require(min(shape) > 0)
+    _require(min(shape) > 0 and math.prod(shape) <= MOST_PIXELS)
     # Only names of files below --query are looked up here, and an output is one of those that its
     # image may have: a line cannot name a file elsewhere.
     further = output.removeprefix(f"{name}.")
@@ -210,6 +227,8 @@ def _check(record: Mapping[str, Any], classes: int) -> None:
         numbers = [*found["bbox"], found["score"]]
         _require(len(numbers) == 5 and all(type(x) in (int, float) for x in numbers))
         _require(all(map(math.isfinite, numbers)))
+        runs = decompress(counts)  # pycocotools crashes or hangs at what are none
+        _require(runs.sum() == shape[0] * shape[1] and runs[1::2].sum() == found["area"])
 
 
 def _require(good: Any) -> None:

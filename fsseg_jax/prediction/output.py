@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,10 +26,10 @@ from fsseg_jax.files import lock, remove_partial, replacing, write_bytes, write_
 from fsseg_jax.prediction.contact_sheet import SHEET
 from fsseg_jax.prediction.drawing import LONG_SIDE, load_mask, save_mask, small_overlay, thumbnail
 from fsseg_jax.prediction.instances import cleaned, objects_of
-from fsseg_jax.prediction.journal import FORGOTTEN, JOURNAL, Journal, forget
+from fsseg_jax.prediction.journal import FORGOTTEN, Journal, forget, open_journal
 from fsseg_jax.prediction.result import DIGITS, Result
 from fsseg_jax.prediction.segmenter import Segmenter
-from fsseg_jax.prediction.table import PARTS, PREDICTIONS
+from fsseg_jax.prediction.table import PREDICTIONS, remove_parts
 
 MASKS, OVERLAYS = SAVED = "masks", "overlays"
 MADE_BY, SKIPPED = "made_by.json", "skipped.txt"
@@ -355,13 +354,12 @@ class Predictions:
 
     def _renew(self, made_by: Mapping[str, Any]) -> None:
         """Makes all images of an old folder be done again, with the names that they have."""
-        with writing(self.folder), (self.folder / JOURNAL).open("a+b") as journal:
+        with writing(self.folder), open_journal(self.folder) as journal:
             lock(journal.fileno(), self.folder)
             forget(self.folder)
             for name in (PREDICTIONS, SHEET):  # they are of before, as the parts
                 (self.folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(self.folder / PARTS)
+            remove_parts(self.folder)
             # Last: from here on the folder is that of the new supports.
             write_text(self.folder / MADE_BY, json.dumps(made_by, indent=2))
 

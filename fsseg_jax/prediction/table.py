@@ -1,10 +1,8 @@
 """The table of all predictions: one file in COCO's format, or parts of Parquet for many images."""
 
-import contextlib
 import itertools
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,8 +46,7 @@ def write_table(
         if chosen == PARQUET:
             (folder / PREDICTIONS).unlink(missing_ok=True)
         else:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(folder / PARTS)
+            remove_parts(folder)
     if chosen == PARQUET:
         return write_parquet(folder, records(), classes)
     return write_coco(folder, records, classes)
@@ -105,16 +102,34 @@ def write_parquet(
     count = 0
     for part in _parts(records, PART):
         with (
-            replacing(folder / PARTS / f"part-{count:05d}.parquet") as file,
+            replacing(folder / PARTS / _part_name(count)) as file,
             parquet.ParquetWriter(file, schema, compression="zstd") as writer,
         ):
             for rows in _batches(part, classes):
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
         count += 1
-    for left in sorted((folder / PARTS).glob("part-*.parquet"))[count:]:  # of more images
-        with writing(left):
-            left.unlink()
+    remove_parts(folder, count)  # of more images
     return folder / PARTS
+
+
+def remove_parts(folder: pathlib.Path, kept: int = 0) -> None:
+    """Removes parts but the first, and the folder of them if that is all it has: other files in it
+    are not ours.
+
+    Raises:
+        UserError: they cannot be removed.
+    """
+    place, keep = folder / PARTS, {_part_name(number) for number in range(kept)}
+    with writing(place):
+        for path in place.glob("part-[0-9]*.parquet"):
+            if path.name not in keep:
+                path.unlink()
+        if not place.is_symlink() and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
 
 
 def _parts(records: Iterable[Any], size: int) -> Iterator[Iterator[Any]]:

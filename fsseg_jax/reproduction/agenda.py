@@ -1,9 +1,13 @@
 """What is missing in a table, and how long it takes."""
 
 import json
+import math
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.tables.cells import (
     Cell,
@@ -22,6 +26,29 @@ from fsseg_jax.reproduction.processes import Children, Failure
 from fsseg_jax.reproduction.speed import Speed, divide, duration_text, measure
 
 PLAN = "plan.json"
+
+
+def read_plan(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The `speeds` by machine and kind of training, and the `steps` of trainings, in a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    plan: dict[str, dict[str, Any]] = {"speeds": {}, "steps": {}}
+    if not path.is_file():
+        return plan
+    try:
+        plan |= json.loads(path.read_bytes())
+        speeds = [Speed(*values) for own in plan["speeds"].values() for values in own.values()]
+        if not all(0 < speed.rate < math.inf and 0 <= speed.startup < math.inf for speed in speeds):
+            raise ValueError("a speed is none")
+        if not all(type(n) is int and n > 0 for n in plan["steps"].values()):
+            raise ValueError("a number of steps is none")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({brief(str(error))}): remove it, and times are measured again."
+        ) from None
+    return plan
 
 
 class Agenda:
@@ -116,7 +143,7 @@ class Agenda:
             UserError: there is not enough time for a single step.
         """
         path = self.folder / PLAN
-        plan = json.loads(path.read_text()) if path.is_file() else {"speeds": {}, "steps": {}}
+        plan = read_plan(path)
         machine = f"{self.planner.machine.words}, {len(self.slots)} at a time"
         known = plan["speeds"].setdefault(machine, {})
         new = [t for t in self.missing.values() if not t.done and t.name not in plan["steps"]]

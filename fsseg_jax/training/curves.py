@@ -1,11 +1,13 @@
 """Learning curves: reads what training wrote for TensorBoard, and draws it."""
 
+import contextlib
 import math
 import pathlib
 import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fsseg_jax.files import replacing
@@ -52,7 +54,8 @@ def _events(content: bytes) -> Iterator[Event]:
         (length,) = struct.unpack("<Q", content[:8])
         if len(content) < 16 + length:
             return
-        yield Event.FromString(content[12 : 12 + length])
+        with contextlib.suppress(DecodeError):  # it is damaged
+            yield Event.FromString(content[12 : 12 + length])
         content = content[16 + length :]
 
 

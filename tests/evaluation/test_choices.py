@@ -10,6 +10,7 @@ import pytest
 from helpers import calls_of
 
 from fsseg_jax import command_line
+from fsseg_jax.checksums import checksum_of
 from fsseg_jax.config import differences, load_config, override
 from fsseg_jax.data import open_source
 from fsseg_jax.devices import make_mesh
@@ -161,6 +162,41 @@ def test_overrides_come_before_what_a_row_changes(path, tmp_path):
     base, unfiltered = (rows.config(choices.ROWS[name], 1) for name in ("base", "filter"))
     assert (base.data.min_pixels, unfiltered.data.min_pixels) == (1208, 1)
     assert (base.eval.runs, base.data.fold) == (2, 1)
+
+
+def damages(saved):
+    """Texts of damaged results."""
+    text = json.dumps(saved)
+    yield from ("", "[1", "5", "null", "[]", "[" * 100_000, text[:-20])
+    first = text.index('"0": ') + 5
+    yield text[:first] + ("1" if text[first] != "1" else "2") + text[first + 1 :]  # a digit
+    for name in ("rows", "known", "hashes"):
+        for value in (None, 5, {"base": {"x": 1}}, {"base": None}, {"base": {"0": None}}):
+            changed = {**saved, name: value}
+            del changed["checksum"]  # as an earlier version
+            yield json.dumps(changed)
+
+
+def test_damaged_results_are_told(program, tmp_path, path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    figures = dict.fromkeys(choices.MEANS, 12.5)
+    saved = {
+        **{"config": str(path), "overrides": OVERRIDES, "rows": {"base": {"0": 12.5}}},
+        "hashes": {"base": "0123abcd"},
+        "known": {"[[], 0]": {"border": "ignored", "ignored": {**figures, "hash": "0123abcd"}}},
+    }
+    saved["checksum"] = checksum_of(saved)
+    command = {name: saved[name] for name in ("config", "overrides")}
+    file = folder / "choices.json"
+    file.write_text(json.dumps(saved))
+    assert choices._saved(file, command) == [saved[x] for x in ("known", "rows", "hashes")]
+    for text in damages(saved):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"choices.json (is damaged|has another --config)"):
+            choices._saved(file, command)
+    with pytest.raises(UserError, match=r"choices.json is damaged"):
+        program("base")
 
 
 def test_what_belongs_to_another_command_is_refused(program, path, tmp_path):

@@ -2,6 +2,7 @@
 episodes are drawn as it says."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -238,13 +239,26 @@ def test_the_checkpoint_of_version_0_1_is_told_by_its_rule(make_source, tmp_path
         assert "selected on" not in text
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", "{", '{"mean_iou": 5.0}'])
+DAMAGED = ("", "[1]", "{", '{"protocol": 5}', "[" * 100_000)
+
+
+@pytest.mark.parametrize("content", [None, *DAMAGED, '{"mean_iou": 5.0}'])
 def test_broken_or_older_results_are_no_trouble(make_source, tmp_path, log, content):
     path = tmp_path / "results.json"
     if content is not None:
         path.write_text(content)
     text = told_of(path, settings(make_source()), log)
     assert ("has another protocol (none, now" in text) == (content == '{"mean_iou": 5.0}')
+
+
+def test_a_protocol_of_anything_is_no_trouble(make_source, tmp_path, log):
+    path, now = tmp_path / "results.json", settings(make_source())
+    for old in ({"selected on": "x"}, {"selected on": 5, "checkpoint": []}, {"episodes": [5]}):
+        path.write_text(json.dumps({"protocol": old}))
+        assert "has another protocol" in told_of(path, now, log)
+    path.unlink()
+    os.mkfifo(path)
+    assert not told_of(path, now, log)
 
 
 # ----------------------------------------------------------------------------- episodes

@@ -1,5 +1,6 @@
 """What a page keeps is private, and goes with it."""
 
+import os
 import pathlib
 import stat
 import subprocess
@@ -56,6 +57,22 @@ def test_what_a_killed_page_left_goes_and_that_of_a_living_one_stays(temporary, 
     assert folder.FOLDER.is_dir()
     assert unlocked.is_dir()
     assert (other / folder.LOCK).is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_what_is_left_of_a_removal_that_was_killed_goes(temporary):
+    """After any of its steps."""
+    rest = "[(folder.FOLDER / x).write_text('') for x in 'az']; (folder.FOLDER / 'm').mkdir(); "
+    rest += "(folder.FOLDER / 'm' / 'x').write_text(''); import os; steps = [0]\n"
+    rest += "def counted(function):\n    def step(*a, **k):\n        function(*a, **k)\n"
+    rest += "        steps[0] += 1\n        steps[0] == {} and os.kill(os.getpid(), 9)\n"
+    rest += "    return step\nos.unlink, os.rmdir = counted(os.unlink), counted(os.rmdir)\n"
+    for step in range(1, 6):
+        assert page(rest.format(step)).returncode == -9
+        (left,) = temporary.iterdir()
+        os.utime(left, (0, 0))
+        page()
+        assert list(temporary.iterdir()) == []
 
 
 def test_a_folder_that_somebody_else_has_made_is_not_taken(temporary, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import json
+import os
 import pathlib
 import resource
 
@@ -14,8 +15,10 @@ from helpers import message_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import mutated
+from pycocotools import mask as coco_mask
 
 from fsseg_jax.errors import UserError
+from fsseg_jax.prediction.journal import Journal
 from fsseg_jax.prediction.output import Predictions, Query
 from fsseg_jax.prediction.result import Result
 from fsseg_jax.prediction.table import write_table
@@ -207,11 +210,42 @@ def test_a_folder_of_masks_may_be_a_link_and_what_a_killed_run_left_in_it_is_rem
     assert mine.exists()
 
 
-def test_a_journal_that_is_no_file_is_told(tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+@pytest.mark.parametrize("part", ["journal.jsonl", "journal-1.jsonl"])
+def test_a_journal_that_is_no_file_is_told_and_not_followed(tmp_path, kind, part):
+    """A link would have been shortened where it leads, and a pipe waited for."""
     write(tmp_path, images=())
-    (tmp_path / "out" / "journal.jsonl").unlink()
-    (tmp_path / "out" / "journal.jsonl").mkdir()
-    assert "journal.jsonl cannot be written" in message_of(write, tmp_path)
+    journal, elsewhere = tmp_path / "out" / part, tmp_path / "mine"
+    elsewhere.write_text("of somebody else")
+    journal.unlink(missing_ok=True)
+    if kind == "folder":
+        journal.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(journal)
+    else:
+        journal.symlink_to(elsewhere)
+    if part == "journal.jsonl":
+        assert f"{part} is no file: remove it" in message_of(write, tmp_path)
+    else:
+        write(tmp_path)  # alone
+        assert f"{part} is no file: remove it" in message_of(Journal, tmp_path / "out", 2, 1)
+    assert elsewhere.read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("counts", ["", "0", "nnnnnnnn", "N", "P`IU^kHefZPh>2F=0laLY", "é"])
+def test_run_lengths_that_are_none_are_done_again(written, counts):
+    """pycocotools hangs at some of them; lines of earlier versions have no checksum."""
+    folder, lines, _ = written
+    lines = copy.deepcopy(lines)
+    for line in lines:
+        del line["checksum"]
+    lines[0]["objects"][0]["segmentation"]["counts"] = counts
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    assert outcome(written, "journal.jsonl", content) is None
+    coco = json.loads((folder / "out" / "predictions.json").read_text())
+    for entry in coco["annotations"]:
+        mask = coco_mask.decode(entry["segmentation"])
+        np.testing.assert_array_equal(mask, entry["category_id"] == LABEL)
 
 
 def test_a_disk_that_is_full_is_told_and_the_next_run_goes_on(tmp_path, monkeypatch):

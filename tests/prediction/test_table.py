@@ -78,6 +78,23 @@ def test_parts_of_more_images_and_of_another_format_go(written, monkeypatch):
     assert not parts.exists()
 
 
+def test_other_files_beside_the_parts_stay(written, tmp_path_factory):
+    folder, records = written
+    parts = table.write_table(folder, records, CLASSES, "parquet")
+    for name in ("mine.txt", "part-one.parquet"):
+        (parts / name).write_text("mine")
+    table.write_table(folder, records, CLASSES, "json")
+    assert {path.name for path in parts.iterdir()} == {"mine.txt", "part-one.parquet"}
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    parts.rename(folder / "aside")
+    parts.symlink_to(elsewhere)  # on another disk
+    table.write_table(folder, records, CLASSES, "parquet")
+    assert len([*elsewhere.iterdir()]) == 3
+    table.write_table(folder, records, CLASSES, "json")
+    assert parts.is_symlink()
+    assert not [*elsewhere.iterdir()]
+
+
 def test_the_format_is_what_is_asked_for_or_fits_the_number_of_images(monkeypatch):
     assert "--format = csv: choose json or parquet" in message_of(table.choose_format, "csv", 1)
     assert table.choose_format(None, table.MANY) == "json"

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers import message_of
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.published import TABLES
@@ -59,6 +60,22 @@ def test_what_has_begun_keeps_its_steps(tmp_path, runs, limit):
     (line,) = [line for line in again.describe() if "panet" in line]
     assert "300 steps of 8" in line
     assert "from step 150" in line
+
+
+def test_a_damaged_plan_is_told(tmp_path):
+    path = tmp_path / "plan.json"
+    assert agenda.read_plan(path) == {"speeds": {}, "steps": {}}
+    good = {"speeds": {"cpu": {"kind": [2.0, 1]}}, "steps": {"a": 3}}
+    path.write_text(json.dumps(good))
+    assert agenda.read_plan(path) == good
+    texts = ["", "5", "[1]", "{", "[" * 100_000, '{"speeds": {"cpu": {"kind": [NaN, 1]}}}']
+    speeds = (None, [], {"cpu": 5}, {"cpu": {"kind": 5}}, {"cpu": {"kind": [1]}})
+    speeds += ({"cpu": {"kind": [0, 1]}}, {"cpu": {"kind": ["2", 1]}})
+    texts += [json.dumps({"speeds": x}) for x in speeds]
+    texts += [json.dumps({"steps": x}) for x in (None, [], {"a": 1.5}, {"a": 0}, {"a": "3"})]
+    for text in texts:
+        path.write_text(text)
+        assert "plan.json is damaged" in message_of(agenda.read_plan, path)
 
 
 def test_decisions_are_kept_but_not_of_a_dry_run(tmp_path, runs, monkeypatch):

@@ -111,3 +111,14 @@ def test_the_picture_shows_base_and_held_out_classes(tmp_path):
             if (pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=1).any()
         }
     assert colours == {"base": {"base"}, "novel": {"novel"}, "base+novel": {"base", "novel"}}
+
+
+def test_damaged_events_are_left_out(tmp_path):
+    write(tmp_path, {"train/loss": {1: 1.0, 2: 2.0, 3: 3.0}})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    whole = file.read_bytes()
+    for place in range(12, len(whole)):
+        file.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        curves.read(tmp_path)
+    file.write_bytes(whole[:-30] + b"\xff" * 10 + whole[-20:])
+    assert set(curves.read(tmp_path)["train/loss"]) == {1, 2}

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from pycocotools import mask
 
 from fsseg_jax.errors import UserError
 
 LONGEST_SIDE = 2**16 - 1  # of an image, as run lengths are 32-bit
+MOST_PIXELS = LONGEST_SIDE**2
+LONGEST_NUMBER = 9  # digits of a run length, of which the first ones may be superfluous
 FARTHEST = 1e5  # largest coordinate of a corner, as pycocotools walks along every edge
 NUMBERS = {int, float}  # booleans are integers, too
 # Pixels, of a polygon and of all polygons of an image: pycocotools holds 60 bytes for each of the
@@ -92,7 +95,7 @@ def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         size = reprlib.repr(segmentation.get("size"))
         raise ValueError(f"its size is {size}, not {[height, width]}")
     runs = segmentation.get("counts")
-    runs = _decompress(runs) if isinstance(runs, str) else runs
+    runs = decompress(runs).tolist() if isinstance(runs, str) else runs
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
         raise ValueError("its counts are not run lengths")
     if sum(runs) != height * width:
@@ -100,21 +103,28 @@ def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
 
 
-def _decompress(counts: str) -> list[int]:
+def decompress(counts: str) -> Int[np.ndarray, " run"]:
     """Decodes COCO's compressed run lengths: base-32 numbers, the lowest digit first.
 
     Bit 5 of a digit means that another follows, and bit 4 of the last one that the number is
     negative. From the fourth run on, numbers are differences from the run before the last.
+
+    Raises:
+        ValueError: they are none, or are not those of an image.
     """
-    runs, value, bits = [], 0, 0
-    for byte in counts.encode():
-        digit = byte - 48
-        if not 0 <= digit < 64 or bits > 40:
-            raise ValueError("its counts are not run lengths")
-        value |= (digit & 31) << bits
-        bits += 5
-        if not digit & 32:
-            value -= (digit >> 4 & 1) << bits
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value, bits = 0, 0
+    digits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((digits & 32) == 0)
+    starts = np.concatenate([[0], ends + 1])[:-1]
+    lengths = ends - starts + 1
+    if ((digits < 0) | (digits >= 64)).any() or (lengths > LONGEST_NUMBER).any():
+        raise ValueError("its counts are not run lengths")
+    digits = digits[: lengths.sum()]
+    places = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((digits & 31) << places, starts) if ends.size else digits
+    runs -= (digits[ends] >> 4 & 1) << 5 * lengths
+    if (np.abs(runs) > MOST_PIXELS).any():
+        raise ValueError("its counts are not run lengths")
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    if (runs < 0).any():
+        raise ValueError("its counts are not run lengths")
     return runs

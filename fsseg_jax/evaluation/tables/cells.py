@@ -6,13 +6,15 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import xxhash
 from ml_collections import ConfigDict
 
 from fsseg_jax.config import config_file, differences, joined, load_config, override
 from fsseg_jax.config.checks import flatten
 from fsseg_jax.data import open_source
 from fsseg_jax.data.source import Source
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
+from fsseg_jax.evaluation.metrics import MEANS
 from fsseg_jax.evaluation.protocol import protocol
 from fsseg_jax.evaluation.published import TABLES, Row, Setting, Table
 from fsseg_jax.files import write_text
@@ -28,6 +30,7 @@ FREE = (
     *("data.sampling", "data.border"),
     *("model.dropout", "model.init_deviation", "model.metric_from_epoch"),
 )
+RESULTS = "results.json"
 KEY = "key.json"  # the file next to results with everything that they depend on
 
 logger = logging.getLogger(__name__)
@@ -335,8 +338,9 @@ def _stamp(run: Run, which: str) -> tuple[str, str]:
 
 
 def keep(evaluation: Evaluation) -> None:
-    """Writes the key next to the results, for `kept`."""
-    write_text(evaluation.target / KEY, json.dumps(evaluation.key))
+    """Writes the key next to the results, for `kept`, with their checksum."""
+    digest = xxhash.xxh3_64_hexdigest((evaluation.target / RESULTS).read_bytes())
+    write_text(evaluation.target / KEY, json.dumps({"key": evaluation.key, RESULTS: digest}))
 
 
 def forget(evaluation: Evaluation) -> None:
@@ -345,12 +349,23 @@ def forget(evaluation: Evaluation) -> None:
 
 
 def kept(evaluation: Evaluation) -> dict[str, Any] | None:
-    """The results of an earlier evaluation with the same key, or None."""
-    files = evaluation.target / KEY, evaluation.target / "results.json"
+    """The results of an earlier evaluation with the same key, or None, also if they are damaged."""
+    files = evaluation.target / KEY, evaluation.target / RESULTS
     if not all(file.is_file() for file in files):
         return None
-    key, results = (json.loads(file.read_text()) for file in files)
-    return results if key == evaluation.key else None
+    try:
+        key, content = json.loads(files[0].read_bytes()), files[1].read_bytes()
+        results, digest = json.loads(content), xxhash.xxh3_64_hexdigest(content)
+        if isinstance(key, list):  # of an earlier version
+            key = {"key": key, RESULTS: digest}
+            _ = results["protocol"]["hash"], results["episodes_hash"], results["checkpoint"]
+            _ = [format(results[name], ".1f") for name in MEANS]
+        if key[RESULTS] != digest:
+            raise ValueError("its checksum is another")
+        return results if key["key"] == evaluation.key else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        logger.warning("%s is damaged, and evaluated again: %s", files[1], brief(str(error)))
+        return None
 
 
 def slug(words: str) -> str:

@@ -117,6 +117,39 @@ def test_second_call_evaluates_only_what_has_changed(tmp_path, root, overrides, 
     assert len(calls) == 4
 
 
+def test_damaged_results_are_evaluated_again(tmp_path, root, overrides, monkeypatch):
+    small_table(monkeypatch, "panet-1")
+    calls = calls_of(monkeypatch, tables, "evaluate")
+    first = tables.fill("panet-1", tmp_path, overrides, make_mesh(1))
+    (folder,) = (tmp_path / "tables" / "panet-1" / "cells").iterdir()
+    files = key, results = folder / "key.json", folder / "results.json"
+    good = [file.read_text() for file in files]
+    figure = good[1].index("mean_iou") + 11
+    digit = "1" if good[1][figure] != "1" else "2"
+    old = json.dumps(json.loads(good[0])["key"])
+    damaged = [
+        (results, good[1][:figure] + digit + good[1][figure + 1 :]),
+        *((results, text) for text in ("", "5", "[]", "{}", "[" * 100_000)),
+        *((key, text) for text in ("", "5", "{}", '{"key": 5}', "[" * 100_000)),
+        (key, old),
+    ]
+    monkeypatch.setattr(tables, "evaluate", lambda *_: results.write_text(good[1]))
+    for file, text in damaged:
+        file.write_text(text)
+        if text == old:  # an earlier version's, with results that lack figures
+            results.write_text("{}")
+        calls.clear()
+        monkeypatch.setattr(tables, "collect", lambda *_: first)
+        again = calls_of(monkeypatch, tables, "evaluate")
+        tables.fill("panet-1", tmp_path, overrides, make_mesh(1))
+        assert len(again) == 1, text[:80]
+        assert [x.read_text() for x in files] == good
+    key.write_text(old)  # is taken where the results are whole
+    again = calls_of(monkeypatch, tables, "evaluate")
+    tables.fill("panet-1", tmp_path, overrides, make_mesh(1))
+    assert not again
+
+
 def test_runs_of_other_settings_do_not_fill_a_cell(tmp_path, root, overrides, monkeypatch):
     small_table(monkeypatch, "panet-5")
     save_run(tmp_path / "without", root, **{"model.alignment_weight": 0.0})
