@@ -118,7 +118,8 @@ def read(folder: pathlib.Path) -> dict[str, Correction]:
         mask = load_mask(file, CLASSES)  # not one class: white is not taken for it
         try:
             name, classes, number = (json.loads(mask.text[x]) for x in (_IMAGE, _CLASSES, _NUMBER))
-            if not isinstance(name, str) or not all(isinstance(x, str) for x in classes):
+            named = isinstance(classes, list) and all(type(x) is str for x in (name, *classes))
+            if not named:
                 raise ValueError("it has no names")
             correction = Correction(mask.label, (*classes,), int(number), file)
             if np.setdiff1d(mask.label, [*range(len(classes) + 1), IGNORE]).size:

@@ -163,6 +163,16 @@ def test_white_in_a_kept_correction_is_no_class(tmp_path):
     assert not corrections.as_result(kept).mask.any()
 
 
+@pytest.mark.parametrize("name", ["image", "classes", "number"])
+@pytest.mark.parametrize("text", ["", "[", "Infinity", "NaN", "{}", "[[]]", "[5]", "[" * 100_000])
+def test_a_kept_correction_with_damaged_texts_is_told(tmp_path, name, text):
+    good = {"image": '"a.jpg"', "classes": '["x"]', "number": "1"}
+    (tmp_path / "accepted").mkdir()
+    with (tmp_path / "accepted" / "a.png").open("wb") as file:
+        save_mask(np.eye(4, dtype=np.uint8), file, **{**good, name: text})
+    assert "a.png is no correction that --accept kept" in message_of(corrections.read, tmp_path)
+
+
 def test_only_what_is_saved_is_written_of_a_correction(run, folders):
     run()
     sheet = folders / "out" / "index.html"
