@@ -46,6 +46,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fsseg_jax import command_line
+from fsseg_jax.checksums import checksum_of
 from fsseg_jax.data.images import read_image
 from fsseg_jax.devices import describe, is_first_process
 from fsseg_jax.errors import UserError
@@ -76,6 +77,7 @@ from fsseg_jax.prediction.truth import Truth, table
 BATCH_SIZE = 8  # a device
 RESULTS = "results.json"
 CROSS_VALIDATION = "cross_validation.json"
+CHECKSUM = "checksum"  # of its other fields
 
 logger = logging.getLogger("fsseg_jax.predict")  # as a program, the module has another name
 
@@ -110,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = [query for query in own if not predictions.done(query)]
         todo = _write_corrected(job, predictions, missing)
         seconds, skipped = _segment(job, predictions, todo) if todo else (0.0, {})
+        if not todo and is_first_process() and not _is_whole(arguments.out / CROSS_VALIDATION):
+            _fit(job.segmenter, job.supports, arguments)
         if not is_first_process():
             predictions.close()
             together.end(arguments.out, skipped)
@@ -330,7 +334,18 @@ def _fit(segmenter: Segmenter, supports: Supports, arguments: argparse.Namespace
     )
     found = segmenter.cross_validate()
     if is_first_process():
-        write_text(arguments.out / CROSS_VALIDATION, json.dumps(found._asdict(), indent=2))
+        fields = found._asdict()
+        text = json.dumps({**fields, CHECKSUM: checksum_of(fields)}, indent=2)
+        write_text(arguments.out / CROSS_VALIDATION, text)
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a file is there and has the content that was written."""
+    try:
+        fields = json.loads(path.read_bytes()) if path.is_file() else {}
+        return fields.pop(CHECKSUM, None) == checksum_of(fields)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def write_report(
             f"<div><b>{_number(results[key])}</b>{spread[key]}<small>{name}, %</small></div>"
             for key, name in names.items()
         ),
-        facts="".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in _facts(results)),
+        facts="".join(
+            f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in _facts(results)
+        ),
         columns="".join(f"<th>{name}" for name in names.values()),
         runs="".join(_row(*cells) for cells in _runs(results, spread)),
         beside=_beside(results, names),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsseg_jax.checksums import checksum_of
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.tables.cells import (
@@ -26,6 +27,7 @@ from fsseg_jax.reproduction.processes import Children, Failure
 from fsseg_jax.reproduction.speed import Speed, divide, duration_text, measure
 
 PLAN = "plan.json"
+CHECKSUM = "checksum"  # of its other fields; earlier versions wrote none
 
 
 def read_plan(path: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -39,6 +41,9 @@ def read_plan(path: pathlib.Path) -> dict[str, dict[str, Any]]:
         return plan
     try:
         plan |= json.loads(path.read_bytes())
+        known = plan.pop(CHECKSUM, None)
+        if known is not None and known != checksum_of(plan):
+            raise ValueError("its checksum is another")
         speeds = [Speed(*values) for own in plan["speeds"].values() for values in own.values()]
         if not all(0 < speed.rate < math.inf and 0 <= speed.startup < math.inf for speed in speeds):
             raise ValueError("a speed is none")
@@ -49,6 +54,11 @@ def read_plan(path: pathlib.Path) -> dict[str, dict[str, Any]]:
             f"{path} is damaged ({brief(str(error))}): remove it, and times are measured again."
         ) from None
     return plan
+
+
+def write_plan(path: pathlib.Path, plan: dict[str, dict[str, Any]]) -> None:
+    """Writes what `read_plan` reads."""
+    write_text(path, json.dumps({**plan, CHECKSUM: checksum_of(plan)}, indent=1))
 
 
 class Agenda:
@@ -150,7 +160,7 @@ class Agenda:
         for kind in dict.fromkeys(training.kind for training in new):
             if kind not in known and (speed := self._measured(kind)):
                 known[kind] = speed
-                write_text(path, json.dumps(plan, indent=1))
+                write_plan(path, plan)
         speeds = {kind: Speed(*values) for kind, values in known.items()}
         self.estimates.speeds = speeds
         self._limit(plan["steps"])
@@ -163,7 +173,7 @@ class Agenda:
             self._limit(steps)
             if keep:
                 plan["steps"] |= steps
-                write_text(path, json.dumps(plan, indent=1))
+                write_plan(path, plan)
 
     def _limit(self, steps: Mapping[str, int]) -> None:
         """Shortens trainings, given by name, that have not begun."""

@@ -80,7 +80,7 @@ def results(**changes):
         "borders": {"ignored": means, "background": figures(49.9, 48.8, 66.6)},
         "per_class": PER_CLASS,
         "runs": runs,
-        "model": {"alignment_weight": 0.25, "similarity_scale": 20.0},
+        "model": {"alignment_weight": 0.25, "similarity_scale": 20.0, "<option>": 1},
         "measured": {"prototype shift": 0.0123, "prototype distance": None},
         "episodes": 1000,
         "ways": 2,
@@ -191,7 +191,7 @@ def test_classes_are_sorted_by_iou_and_none_is_a_dash(page):
 
 
 def test_text_is_escaped(page):
-    for text in ("<b>&", "best <1>", "<query>", "<now>", "<voc>"):
+    for text in ("<b>&", "best <1>", "<query>", "<now>", "<voc>", "<option>"):
         assert text not in page.source
     for text in ("best <1>", "<query>", "s&0_0"):
         assert text in page.texts

@@ -199,3 +199,16 @@ def test_one_writer_at_a_time(run, folders):
     with predictions_module.Predictions(folders / "out", facts):
         assert "is being written by another process" in message_of(run)
     assert run() == 0
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"[", b"5", b"[" * 100_000, "digit"])
+def test_a_damaged_cross_validation_is_made_again(run, folders, damage):
+    assert run() == 0
+    file = folders / "out" / "cross_validation.json"
+    whole = file.read_bytes()
+    file.unlink()
+    if damage is not None:
+        file.write_bytes(whole.replace(b"1", b"2", 1) if damage == "digit" else damage)
+    assert run() == 0
+    assert run.segmented == []
+    assert file.read_bytes() == whole

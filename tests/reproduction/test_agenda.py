@@ -66,8 +66,11 @@ def test_a_damaged_plan_is_told(tmp_path):
     path = tmp_path / "plan.json"
     assert agenda.read_plan(path) == {"speeds": {}, "steps": {}}
     good = {"speeds": {"cpu": {"kind": [2.0, 1]}}, "steps": {"a": 3}}
-    path.write_text(json.dumps(good))
-    assert agenda.read_plan(path) == good
+    for text in (json.dumps(good), None):  # an earlier version's, and today's
+        path.write_text(text) if text else agenda.write_plan(path, good)
+        assert agenda.read_plan(path) == good
+    path.write_text(path.read_text().replace('"a": 3', '"a": 5'))
+    assert "plan.json is damaged (" in message_of(agenda.read_plan, path)
     texts = ["", "5", "[1]", "{", "[" * 100_000, '{"speeds": {"cpu": {"kind": [NaN, 1]}}}']
     speeds = (None, [], {"cpu": 5}, {"cpu": {"kind": 5}}, {"cpu": {"kind": [1]}})
     speeds += ({"cpu": {"kind": [0, 1]}}, {"cpu": {"kind": ["2", 1]}})
