@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,6 +115,8 @@ class PathsAction(PathAction):
         super().__call__(parser, namespace, values, option_string)
         setattr(namespace, self.dest, [*before, getattr(namespace, self.dest)])
 
+
+_STATUS = re.compile("[A-Z_]+: ")  # that errors of JAX's compiled code begin with
 
 # Options of argparse for a folder, and for one that may be elsewhere.
 FOLDER = {"action": PathAction, "metavar": "DIR"}
@@ -269,8 +272,10 @@ def run(main: Callable[[], int | None]) -> None:
         # One line, whatever the names of files in it.
         print("error:", *str(error).splitlines(), file=sys.stderr)
         _exit(2)
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # JAX also raises ValueError, which begins with a status then, as in UNKNOWN: Gloo ...
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+        if not (of_jax and jax.distributed.is_initialized()):
             raise
         print(
             "error: computing with the other processes failed, perhaps because one of them has "

@@ -1,6 +1,9 @@
 """What all programs share: options that do not exist are told, with the one that is meant."""
 
+import sys
+
 import pytest
+from commands import run
 from helpers import message_of
 
 from fsseg_jax import command_line
@@ -47,3 +50,21 @@ def test_overrides_and_their_values_are_no_unknown_options():
         parse("--workdir=")
     with pytest.raises(UserError, match=r"--workdir = '?xxx.*it is no path \(.*too long"):
         parse(f"--workdir={'x' * 300}")
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        ("ValueError('UNKNOWN: Gloo AllGather failed: Connection closed by peer')", True),
+        ("jax.errors.JaxRuntimeError('INTERNAL: x')", True),
+        ("ValueError('a fault of ours')", False),
+    ],
+)
+def test_a_process_that_others_have_left_ends_with_one_sentence(error, lost):
+    """JAX raises both kinds of errors then, as its version and where it is have it."""
+    code = "import jax; from fsseg_jax import command_line; command_line.LAST_WORDS = 0; "
+    code += "jax.distributed.is_initialized = lambda: True\n"
+    code += f"def main():\n    raise {error}\ncommand_line.run(main)"
+    told = run(sys.executable, "-c", code, status=1).stderr
+    assert ("Traceback" not in told) == lost
+    assert ("error: computing with the other processes failed" in told) == lost
