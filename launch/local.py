@@ -143,8 +143,15 @@ def watch(children: list[subprocess.Popen], stops: list[int], grace: float) -> i
             failed = next((c for c in children if c.returncode not in (None, 0, *STOPPED)), None)
             deadline = time.monotonic() + grace if failed else deadline
         late = len(stops) > 1 or time.monotonic() > deadline
-        # Usually all processes find wrong input wrong: their own sentence is enough.
-        if failed and not told and (failed.returncode != WRONG_INPUT or (running and late)):
+        # Usually all processes find wrong input wrong: their own sentence is enough. Asked to stop
+        # before there was anything to save, a process just ends, and others may fail by that.
+        ended = stops and any(child.returncode == -signal.SIGTERM for child in children)
+        if (
+            failed
+            and not told
+            and not ended
+            and (failed.returncode != WRONG_INPUT or (running and late))
+        ):
             status, told = failed.returncode, True
             how = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
             others = "the others are ended too; " if running else ""
@@ -158,7 +165,7 @@ def watch(children: list[subprocess.Popen], stops: list[int], grace: float) -> i
                 child.wait()
         if late or not running:
             statuses = [child.returncode for child in children]
-            if stops and not failed and set(statuses) <= {*STOPPED}:
+            if ended or (stops and not failed and set(statuses) <= {*STOPPED}):
                 return 128 + stops[0]
             return failed.returncode if failed else min(statuses) or max(statuses)
         if stops and not stopping:

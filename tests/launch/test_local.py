@@ -247,6 +247,23 @@ def test_a_request_to_stop_reaches_each_process_once(tmp_path, launch, asked):
     assert "launch: stopping" in errors
 
 
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_before_there_is_anything_to_save_is_no_failure(tmp_path, launch, asked):
+    """A process that does not expect the signal yet ends by it, and the other one loses it."""
+    program = """
+number and note(f"pid {os.getpid()}")
+number or on_stop(lambda: (time.sleep(0.1), sys.exit(1)))
+wait()
+"""
+    process = launch(program, "--processes=2")
+    pids(tmp_path)
+    os.killpg(process.pid, asked)
+    status, _, errors = end(process)
+    assert status == 128 + asked
+    assert errors.count("launch: ") == 1
+    assert "launch: stopping" in errors
+
+
 def test_stopping_one_process_lets_all_save(tmp_path, launch):
     """Whoever gets SIGTERM tells the others, which may take longer than the grace."""
     program = """
