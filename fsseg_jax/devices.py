@@ -35,9 +35,8 @@ def start(config: ConfigDict) -> None:
     """
     prepare(config)
     if config.distributed:
-        jax.config.update(
-            "jax_enable_preemption_service", False
-        )  # it would take SIGTERM for itself
+        # It would take SIGTERM for itself; see `training.stop`.
+        jax.config.update("jax_enable_preemption_service", False)
         join_processes()
     choose_platform(config.platform)
 

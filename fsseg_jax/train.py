@@ -286,12 +286,14 @@ class Loop:
                     loss = self.summarise(step)
                     trained.set_postfix(step=step, loss=f"{loss:.3f}")
                 scores = step % train.eval_every == 0 or step == self.steps
-                if scores or stop.received or step % train.save_every == 0:
+                stopping = stop.received  # a signal may come at any line
+                if scores or stopping or step % train.save_every == 0:
                     self.save(state)
-                if stop.received:
+                if stopping:
                     break
                 if scores:
                     self.select(state, step)
+            stop.agree(stop.ask(self.mesh))  # of several processes, during the last selection
         if stop.received:
             words = "stopped by %s at step %d, saved; the same command continues"
             logger.info(words, NAMES[stop.signal], step)

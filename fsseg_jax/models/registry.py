@@ -1,6 +1,7 @@
 """Methods by name, and the modules and variables that a configuration describes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -102,15 +103,23 @@ def init_variables(
     if init:
         _, backbone = jax.eval_shape(functools.partial(_initialise, model), keys, episode)
         backbone = load_pretrained(init, backbone)
-        others = _initialise_others(model, keys, episode)
+        others = _compiled(_initialise_others, model)(keys, episode)
     else:
-        others, backbone = _initialise(model, keys, episode)
+        others, backbone = _compiled(_initialise, model)(keys, episode)
     joined = {kind: {"backbone": tree} for kind, tree in backbone.items()}
     return {kind: {**joined.get(kind, {}), **tree} for kind, tree in others.items()}
 
 
-# Models of the same options are equal: each is compiled once.
-@functools.partial(jax.jit, static_argnums=0)
+def _compiled(function: Callable[..., Any], model: Method) -> Callable[..., Any]:
+    """A function of a model and arrays, compiled for the model: once for equal ones, which those of
+    the same options are, unless a field has no hash, as lists have none."""
+    try:
+        hash(model)
+    except TypeError:
+        return jax.jit(functools.partial(function, model))
+    return functools.partial(jax.jit(function, static_argnums=0), model)
+
+
 def _initialise(
     model: Method, keys: dict[str, PRNGKeyArray], episode: Episode
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -125,7 +134,6 @@ def _initialise(
     return others, backbone
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _initialise_others(
     model: Method, keys: dict[str, PRNGKeyArray], episode: Episode
 ) -> dict[str, Any]:

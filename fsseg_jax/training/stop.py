@@ -28,10 +28,11 @@ class StopRequest:
     """Notices SIGTERM and Ctrl-C while the context is open; a second one ends the process.
 
     While `at_once` is set, the signal raises Stopped immediately; otherwise it sets `received`.
-    Several processes stop after the same step, whichever gets the signal: what each was asked by
-    now goes through the devices beside the steps (`ask`), and comes back to all of them (`agree`).
-    JAX's own service for this, `multihost_utils.reached_preemption_sync_point`, makes processes
-    wait for each other at their end if a signal is received after the last step.
+    Several processes stop after the same step, whichever gets the signal: after each step they
+    combine on their devices whether any of them has received one (`ask`), and read the result a
+    little later (`agree`). JAX's own service for this,
+    `multihost_utils.reached_preemption_sync_point`, makes processes wait for each other at their
+    end if a signal is received after the last step.
 
     Attributes:
         received: whether to stop.
@@ -56,8 +57,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def ask(self, mesh: Mesh) -> Bool[Array, ""] | bool:
-        """Whether any process has received a signal by now; all of them have to call this after
-        the same step. With several, the result is on its way when this returns."""
+        """Whether any process has received a signal; all of them have to call this after the same
+        step. With several, the devices are still computing the result when this returns."""
         if jax.process_count() == 1:
             return self.received
         own = np.full(len(mesh.local_devices), self._asked > 0)

@@ -16,7 +16,7 @@ from fsseg_jax.backbones.vgg import VGG16
 from fsseg_jax.config import default_config
 from fsseg_jax.episode import IGNORE, UNLABELLED, Episode
 from fsseg_jax.errors import UserError
-from fsseg_jax.models import METHODS, create_model
+from fsseg_jax.models import METHODS, create_model, init_variables
 from fsseg_jax.models.losses import cross_entropy
 from fsseg_jax.models.method import (
     Method,
@@ -442,3 +442,19 @@ def test_unknown_method_and_backbone_are_named_with_the_known_ones():
     config.backbone = "alexnet"
     with pytest.raises(UserError, match=r"'alexnet'.*vgg16"):
         create_model(config)
+
+
+class Listed(nn.Module):
+    """A backbone with a field that has no hash."""
+
+    widths: dict
+
+    @nn.compact
+    def __call__(self, image, stages=(), train=False):
+        return (nn.Conv(self.widths["coarse"], (1, 1), strides=8)(image),)
+
+
+def test_a_field_may_be_of_a_type_without_a_hash():
+    model = PANet(backbone=Listed({"coarse": np.array(4)}))
+    variables = init_variables(model, jax.random.key(0), 1, 1)
+    assert variables["params"]["backbone"]["Conv_0"]["kernel"].shape == (1, 1, 3, 4)

@@ -142,17 +142,29 @@ def test_a_pair_trains_what_one_process_does_ends_together_and_resumes_exactly(t
     assert_identical(saved_state(config, first), saved_state(config, second))
 
 
-def test_a_signal_after_the_last_step_delays_nothing(tmp_path):
-    """Ctrl-C to one of two processes when all is saved."""
+@pytest.mark.parametrize(
+    ("during", "status", "told"),
+    [
+        ("Selection.score", 130, "at step 1, saved; the same command continues"),
+        ("StopRequest.__exit__", 0, "trained 1 steps"),
+    ],
+)
+def test_ctrl_c_to_one_of_two_processes_after_the_last_step(tmp_path, during, status, told):
+    """In the last selection it stops both. When all is done, it delays neither: JAX's own way of
+    telling the other process would have it wait for minutes, once a second has passed."""
     words = ["train", *OPTIONS, f"--workdir={tmp_path / 'run'}", "--config.distributed=True"]
+    owner, name = during.split(".")
     program = (
         "import signal, time; from fsseg_jax.training.stop import StopRequest; "
-        "leave = StopRequest.__exit__; "
-        "StopRequest.__exit__ = lambda *a: "
-        "(extra and (os.kill(os.getpid(), signal.SIGINT), time.sleep(2)), leave(*a)) and None; "
+        "from fsseg_jax.evaluation.selection import Selection; "
+        f"ordinary = {during}\n"
+        "def interrupted(*a):\n"
+        "    extra and (os.kill(os.getpid(), signal.SIGINT), time.sleep(2))\n"
+        "    return ordinary(*a)\n"
+        f"{owner}.{name} = interrupted; "
         f"sys.argv = {[*words, '--config.train.steps=1']!r}; "
         "runpy.run_module('fsseg_jax.train', run_name='__main__', alter_sys=True)"
     )
     done = disagreeing(tmp_path, program, "extra")
-    assert done.returncode == 0, done.stderr
-    assert "trained 1 steps" in done.stderr
+    assert done.returncode == status, done.stderr
+    assert told in done.stderr
