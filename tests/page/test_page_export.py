@@ -186,6 +186,22 @@ def test_an_outline_encloses_its_object(seed):
     assert math.isclose(area, inside.sum(), rel_tol=0.08)
 
 
+def test_only_the_largest_holes_are_outlined(monkeypatch):
+    """The others are filled before outlines are sought, which takes long where there are many."""
+    monkeypatch.setattr(export, "HOLES", 3)
+    inside = np.ones((100, 100), bool)
+    sides = np.random.default_rng(0).permutation(np.arange(4, 13))
+    for place, side in enumerate(sides.tolist()):
+        top, left = 5 + 30 * (place // 3), 5 + 30 * (place % 3)
+        inside[top : top + side, left : left + side] = False
+    corners = export.outline(export.Object(1, (slice(0, 100), slice(0, 100)), inside))
+    x, y = corners.T
+    area = abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    assert area == pytest.approx(100**2 - 10**2 - 11**2 - 12**2, rel=0.01)
+    _, holes = ndimage.label(export._without_specks(np.pad(inside, 1)) == 0)
+    assert holes == 3 + 1  # and what is around it
+
+
 def test_of_noise_only_the_largest_have_outlines(session, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "OUTLINES", 50)
     monkeypatch.setattr(export, "HOLES", 10)
