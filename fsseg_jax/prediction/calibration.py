@@ -115,14 +115,15 @@ class Calibration(NamedTuple):
         """An estimate of the IoU of an image's mask, in 0..1, from the image's logits.
 
         The mean over the classes that the mask shows of their expected IoU (`expected_ious`) times
-        the probability that the image shows them; or, if it shows none, how probable that is.
+        the probability that the image shows them; or, if it shows none, how probable that is. The
+        probability is left out for classes whose scores tell nothing of it.
         """
         weights = self.weights(logits)
         with np.errstate(divide="ignore"):
             shifted = log_softmax(logits, axis=-1) + np.log(weights)
         ious = expected_ious(self.sharpness * shifted)
         shown = np.flatnonzero(np.isfinite(ious[1:]))
-        known = np.isfinite(self.absence)
+        known = np.isfinite(self.absence) & (self.slopes > 0)
         present = np.ones(len(self.absence))
         distance = scores(logits)[known] - self.absence[known]
         present[known] = expit(self.slopes[known] * distance)

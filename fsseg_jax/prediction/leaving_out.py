@@ -1,5 +1,6 @@
 """Predicts each support from the others: how good predictions are, before there are any."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from fsseg_jax.prediction.fitted import Shown
 from fsseg_jax.prediction.forward import segment_encoded, summarise
 from fsseg_jax.prediction.pictures import classes_in
 from fsseg_jax.prediction.supports import episode_rows
+
+logger = logging.getLogger(__name__)
 
 # Supports that are left out at most, and as many that show no class: the time grows by the square
 # of their number, and more than these change an estimate by little.
@@ -124,6 +127,9 @@ def _spread(numbers: Int[np.ndarray, " _"]) -> list[int]:
 def calibrate(left_out: Sequence[LeftOut], ways: int, threshold: float) -> Calibration:
     """The calibration of the supports, or that of a threshold which is given (above 0)."""
     if threshold > 0 or len(that_show(left_out)) < 2:
+        if len(left_out) > len(that_show(left_out)):
+            why = "predict.threshold is set" if threshold > 0 else "fewer than two others show it"
+            logger.warning("images that do not show the class have no effect, as %s", why)
         return plain(ways, threshold or 0.5)
     return calibrated(left_out)
 

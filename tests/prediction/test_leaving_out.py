@@ -6,6 +6,7 @@ from helpers import message_of
 from prediction.segmenters import draw_episode, make_segmenter
 from scipy import stats
 
+from fsseg_jax.prediction.calibration import LeftOut
 from fsseg_jax.prediction.fitted import Shown
 from fsseg_jax.prediction.leaving_out import (
     VIEWS,
@@ -139,3 +140,20 @@ def test_a_given_threshold_is_the_calibration():
     np.testing.assert_array_equal(calibrate([], 2, 0.3).thresholds, [0.3, 0.3])
     assert not calibrate([], 2, 0.3).knows_absence
     assert calibrate([], 1, 0.0).thresholds.tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("shown", "threshold", "why"),
+    [
+        (1, 0.0, "fewer than two others show it"),
+        (2, 0.3, "predict.threshold is set"),
+        (2, 0.0, ""),
+    ],
+)
+def test_images_without_the_class_that_have_no_effect_are_reported(log, shown, threshold, why):
+    rng = np.random.default_rng(0)
+    labels = [np.eye(8, dtype=np.uint8)] * shown + [np.zeros((8, 8), np.uint8)]
+    left_out = [LeftOut(rng.normal(size=(8, 8, 2)), x, i, False, 8) for i, x in enumerate(labels)]
+    calibrate(left_out, 1, threshold)
+    told = [record.getMessage() for record in log.records]
+    assert told == ([f"images that do not show the class have no effect, as {why}"] if why else [])
