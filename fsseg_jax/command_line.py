@@ -253,7 +253,8 @@ def start(config: ConfigDict) -> None:
     """Calls `devices.start`; of several processes, only the first prints messages."""
     devices.start(config)
     if not devices.is_first_process():
-        logging.getLogger("fsseg_jax").setLevel(logging.WARNING)
+        logger = logging.getLogger("fsseg_jax")
+        logger.setLevel(max(logger.level, logging.WARNING))
         progress.shown = False
 
 

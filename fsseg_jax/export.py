@@ -8,9 +8,9 @@ FILE is the model's `forward`, including its weights, as StableHLO serialised by
 maps supports, their labels and any number of queries, all uint8 squares of image_size, to float32
 logits. The numbers of ways and shots are fixed. Of a model that was saved with its supports, FILE
 holds these too and takes only queries, unless --ways or --shots are given; the largest of its
-logits is then the class, by the thresholds that the supports gave. That an image does not show a
-class, views (eval.scales, predict.flip) and DenseCRF are not in FILE: masks of predict differ by
-them. The program prints how to run FILE.
+logits is then the class, by the thresholds that the supports gave. FILE leaves out the rule by
+which an image shows no class, scales and mirror images (eval.scales, predict.flip), and DenseCRF,
+so the masks of predict may differ. The program prints how to run FILE.
 
 JAX guarantees to read such a file in releases up to six months newer, and three weeks older, than
 the one that wrote it: keep the model too, to export it again. The exported program has no gradient.
@@ -39,8 +39,8 @@ from fsseg_jax.prediction.segmenter import Segmenter
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 DEFAULT = "cpu,cuda,tpu"
 MOST = 10**6  # ways and shots
-HELD = """The thresholds of the classes are in these logits. The rule of absence, scales, mirror
-images and DenseCRF are not: masks of predict differ by them."""
+LEFT_OUT = """The logits include the thresholds of the classes, but not the rule by which an image
+shows no class, scales, mirror images and DenseCRF: the masks of predict may differ."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +75,7 @@ support_labels: uint8 {supports[1]}, 0 background, n for class n, 255 ignored
 """
     else:
         what, inputs = f"{segmenter.config.method} of {', '.join(segmenter.classes)}", ""
-        more = f"; the largest is the class\n{HELD}"
+        more = f"; the largest is the class\n{LEFT_OUT}"
     print(
         f"""{arguments.out}: {what} for {", ".join(exported.platforms)}, \
 {len(program) / 2**20:.1f} MiB. Run it with JAX {jax.__version__} or a release up to six months \

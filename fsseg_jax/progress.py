@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T", covariant=True)
+T = TypeVar("T")
 
 EVERY = 30.0  # seconds between lines
 DELAY = 1.0  # seconds of work that has no bar

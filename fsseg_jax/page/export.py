@@ -16,7 +16,7 @@ from skimage.measure import approximate_polygon, find_contours
 
 from fsseg_jax.errors import UserError
 from fsseg_jax.page.segmenting import mask_of
-from fsseg_jax.page.session import Picture, Session, large
+from fsseg_jax.page.session import Picture, Session, large_image
 from fsseg_jax.prediction.instances import parts_of, placed
 from fsseg_jax.prediction.journal import output_names
 from fsseg_jax.prediction.output import save_mask
@@ -70,7 +70,7 @@ def archive(session: Session, threshold: float | None) -> pathlib.Path:
         with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as zipped:
             taken = set()
             for picture in pictures:
-                with large:
+                with large_image:
                     mask = _mask(session, picture, threshold)
                     if mask is None:
                         continue

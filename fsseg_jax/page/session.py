@@ -32,7 +32,7 @@ Planes = UInt8[np.ndarray, "3 height width"]
 # What may be marked: the background, a class, or nothing.
 VALUES = np.isin(np.arange(256), [*range(limits.CLASSES + 1), UNLABELLED])
 # Held while an image is in memory at the size of what was uploaded: requests come at the same time.
-large = threading.Lock()
+large_image = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -111,7 +111,7 @@ class Session:
         name = pathlib.PurePosixPath(name.replace("\\", "/")).name[-200:] or "image"
         name = _printable(name)
         self._check_room()
-        with large:
+        with large_image:
             try:
                 check_pixels(upload, name)
                 image = as_image(upload, name)

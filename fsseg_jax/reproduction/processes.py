@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import pathlib
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fsseg_jax.command_line import LEVELS
 from fsseg_jax.progress import VARIABLE, on_terminal
 
 LAST = 4096  # bytes of a log that are searched for the reason of a failure
@@ -185,6 +187,9 @@ def run_program(
         Stopped: this process was asked to stop.
     """
     command = [sys.executable, "-m", f"fsseg_jax.{program}", f"--workdir={workdir}", *arguments]
+    level = logging.getLevelName(logging.getLogger("fsseg_jax").level).lower()
+    if level in LEVELS:
+        command.append(f"--log_level={level}")
     children.run(command, (log or workdir) / "log.txt", environment, **options)
 
 

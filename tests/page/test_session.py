@@ -140,17 +140,17 @@ def test_one_image_is_in_memory_at_the_size_of_its_upload(visitor, tmp_path, mon
     read = session.as_image
 
     def noted(*arguments):
-        held.append(session.large.locked())
+        held.append(session.large_image.locked())
         return read(*arguments)
 
     held = []
     monkeypatch.setattr(session, "as_image", noted)
     picture = add(visitor, tmp_path)
     assert held == [True]
-    assert not session.large.locked()
+    assert not session.large_image.locked()
     visitor.mark(picture.number, INSIDE.astype(np.uint8).tobytes(), rest=True, boxed=False)
     monkeypatch.setattr(
-        export, "enlarged", lambda mask, _: held.append(session.large.locked()) or mask
+        export, "enlarged", lambda mask, _: held.append(session.large_image.locked()) or mask
     )
     export.archive(visitor, None)
     assert held == [True, True]
