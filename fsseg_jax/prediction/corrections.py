@@ -66,22 +66,33 @@ def accept(folder: pathlib.Path, queries: Sequence[Query]) -> int:
             path = predictions.mask_file(query)
             label = load_mask(path, len(classes)).label
             written = predictions.recorded(query)
-            if written is not None and np.array_equal(written, label):
-                with replacing(path) as file:  # of an earlier version, or saved unchanged
-                    save_mask(label, file)
-                continue
-            _check(label, path, query, len(classes))
-            last = earlier.get(query.name)
-            if last and last.classes == classes and np.array_equal(last.label, label):
-                continue
-            number = last.number + 1 if last else 1
-            names = (f"{predictions.output(query)}{x}.png" for x in _suffixes(number))
-            file = next(x for x in (folder / ACCEPTED / name for name in names) if not x.exists())
-            text = {_IMAGE: query.name, _CLASSES: list(classes), _NUMBER: number}
-            with replacing(file) as kept:
-                save_mask(label, kept, **{name: json.dumps(x) for name, x in text.items()})
-            taken += 1
+            # One that is equal was saved unchanged, or is of an earlier version.
+            if written is None or not np.array_equal(written, label):
+                _check(label, path, query, len(classes))
+                taken += _keep(predictions, query, label, earlier.get(query.name))
+            with replacing(path) as file:  # sealed: it may now be written again
+                save_mask(label, file)
     return taken
+
+
+def _keep(
+    predictions: Predictions,
+    query: Query,
+    label: UInt8[np.ndarray, "height width"],
+    last: Correction | None,
+) -> bool:
+    """Copies a correction to a new file, unless it is the last one of its image, too."""
+    classes = (*predictions.made_by["classes"],)
+    if last and last.classes == classes and np.array_equal(last.label, label):
+        return False
+    number = last.number + 1 if last else 1
+    names = (f"{predictions.output(query)}{suffix}.png" for suffix in _suffixes(number))
+    places = (predictions.folder / ACCEPTED / name for name in names)
+    file = next(place for place in places if not place.exists())
+    text = {_IMAGE: query.name, _CLASSES: list(classes), _NUMBER: number}
+    with replacing(file) as kept:
+        save_mask(label, kept, **{name: json.dumps(x) for name, x in text.items()})
+    return True
 
 
 def _suffixes(number: int) -> itertools.chain[str]:
@@ -96,7 +107,7 @@ def _check(label: np.ndarray, path: pathlib.Path, query: Query, classes: int) ->
             f"{path} is {label.shape[1]} x {label.shape[0]} pixels, but its image is {shape[1]} x "
             f"{shape[0]}: correct it at its own size, or remove it to predict it again."
         )
-    # None is ignored, since a correction is a result, too.
+    # No pixel may be 255 (ignored): a correction is also a result.
     if other := np.setdiff1d(label, range(classes + 1)).tolist():
         there = "is 1 class" if classes == 1 else f"are {classes} classes"
         raise UserError(

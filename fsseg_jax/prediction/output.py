@@ -215,7 +215,7 @@ class Predictions:
         if not as_it_is:
             label = cleaned(label, facts.get(MIN_AREA, 0), facts.get(FILL_HOLES, False))
         if MASKS in self.save:
-            if self.painted(query) and not as_it_is:
+            if self.painted(query):  # since `accept`, which seals what it keeps
                 raise UserError(
                     f"{self.mask_file(query)} was corrected, but would be predicted again: add "
                     f"--accept ({ALONE}) to keep it, or remove it."

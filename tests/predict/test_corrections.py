@@ -1,6 +1,7 @@
 """Corrected masks become supports, whatever happens meanwhile; names, objects, the sheet."""
 
 import json
+import os
 import re
 import shutil
 
@@ -233,6 +234,38 @@ def test_a_painted_mask_is_never_lost_without_accept(run, folders):
     (folders / "query" / "b.jpeg").write_text("broken")
     assert run() == 1
     assert path.read_bytes() == painted
+
+
+def test_a_mask_that_is_painted_after_it_was_accepted_is_never_lost_either(run, folders):
+    run("--save=masks")
+    correct(folders, "a", truth(10))
+    run("--save=masks", "--accept")
+    path, photograph = folders / "out" / "masks" / "a.png", folders / "query" / "a.jpg"
+    correct(folders, "a", np.roll(truth(10), 3, axis=1))
+    painted, told = path.read_bytes(), f"{path} was corrected, but would be predicted again"
+    assert told in message_of(run)  # overlays are missing
+    changed = photograph.stat().st_mtime_ns
+    os.utime(photograph, ns=(changed, changed + 10**9))
+    assert told in message_of(run, "--save=masks")
+    assert path.read_bytes() == painted
+    os.utime(photograph, ns=(changed, changed))
+    assert run("--accept") == 0
+    assert accepted(folders) == {"a.png", "a.2.png"}
+    correct(folders, "a", truth(10))
+    painted = path.read_bytes()
+    (folders / "out" / "overlays" / "a.jpg").unlink()
+    assert told in message_of(run)
+    assert path.read_bytes() == painted
+
+
+def test_a_correction_is_kept_though_the_numbers_of_classes_change_with_it(run, folders):
+    run()
+    correct(folders, "a", truth(10), "white")
+    image, boxes = draw(50, "blue")
+    save(folders / "support" / "blue" / "x.png", image)
+    save(folders / "support" / "blue" / "x_mask.png", inside(boxes["blue"]))
+    assert run("--accept") == 0
+    np.testing.assert_array_equal(read(folders / "out" / "masks" / "a.png"), 2 * truth(10))
 
 
 @pytest.mark.parametrize("text", ["[1", '{"a": 1}', "[]", '{"classes": 3}', '{"classes": "red"}'])
