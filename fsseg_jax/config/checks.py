@@ -48,6 +48,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"data.augment.scale = ({low}, {high}): the first must not be above the second."
         )
+    _check_scales(config)
+    _check_evaluation(config)
+
+
+def _check_scales(config: ConfigDict) -> None:
+    """Raises UserError if there are no scales of a query, or useless ones."""
     scales = tuple(config.eval.scales)
     if not scales or min(scales) <= 0 or max(scales) > LARGEST_SCALE:
         raise UserError(
@@ -59,6 +65,10 @@ def check(config: ConfigDict) -> None:
             f"eval.scales = {scales}: of image_size = {config.image_size} the smallest leaves less "
             f"than {LEAST_SIDE} pixels; raise the scale."
         )
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    """Raises UserError if fields of the evaluation contradict each other."""
     if config.eval.setup == "metaseg" and config.eval.sampling != "classes":
         raise UserError(
             "eval.setup = metaseg draws queries from images that show two classes: set "

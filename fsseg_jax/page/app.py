@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import numpy as np
+from ml_collections import ConfigDict
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.convertors import IntegerConvertor, register_url_convertor
@@ -65,14 +66,6 @@ def build(segmenter: Segmenter) -> Starlette:
     segmenter = copy.copy(segmenter).fit([blank], masks=[np.eye(size, dtype=bool)])
     segmenter.predict(blank, batch_size=1)
     sessions = Sessions(folder.create())
-    about = {
-        "model": f"{config.method} on {config.backbone}, at {size} x {size} pixels",
-        "sentence": limits.SENTENCE,
-        "bytes": limits.BYTES,
-        "files": limits.FILES,
-        "name": limits.NAME,
-        "colours": WAY_COLOURS,
-    }
 
     def own(handler: Callable[[Session, Request], Any]) -> Callable[[Request], Any]:
         """A handler of requests about one visitor's own things."""
@@ -96,16 +89,15 @@ def build(segmenter: Segmenter) -> Starlette:
 
     async def search(session: Session, request: Request) -> Response:
         found = find(session, segmenter)
-        first = await run_in_threadpool(
-            next, found, None
-        )  # errors of the request have their status
+        # Before the response begins, so that an error of the request has its status.
+        first = await run_in_threadpool(next, found, None)
         return StreamingResponse(_lines(found, first), media_type="application/x-ndjson")
 
     at = "/sessions/{session}"
     image = f"{at}/images/{{number:number}}"
     routes = [
         Route("/", lambda request: FileResponse(STATIC / "index.html")),
-        Route("/about", lambda request: JSONResponse(about)),
+        Route("/about", lambda request: JSONResponse(_about(config))),
         Route("/sessions", start, methods=["POST"]),
         Route(at, own(_state)),
         Route(f"{at}/classes", own(_name), methods=["PUT"]),
@@ -120,6 +112,19 @@ def build(segmenter: Segmenter) -> Starlette:
     middleware = [Middleware(_Headers), Middleware(Guard, used=folder.used)]
     handlers: Any = {UserError: _told}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+def _about(config: ConfigDict) -> dict[str, Any]:
+    """What the page says of the model, and its limits."""
+    size = config.image_size
+    return {
+        "model": f"{config.method} on {config.backbone}, at {size} x {size} pixels",
+        "sentence": limits.SENTENCE,
+        "bytes": limits.BYTES,
+        "files": limits.FILES,
+        "name": limits.NAME,
+        "colours": WAY_COLOURS,
+    }
 
 
 class _Headers:

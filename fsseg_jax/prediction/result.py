@@ -1,5 +1,6 @@
 """What is predicted for an image, from the logits of its square."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -70,15 +71,11 @@ def at_own_size(
         planes = np.concatenate([part for _, part in parts], axis=1)
         refined = crf.refined(np.moveaxis(planes, 0, -1), small, config.eval.crf)
         logits, extents = [np.log(refined + 1e-7)], [shape]
+    try:
+        every = _room(shape, classes) if probabilities else None
+    except UserError as error:
+        return error
     mask = np.empty(shape, np.uint8)
-    every = None
-    if probabilities:
-        what = f"an image of {shape[1]} x {shape[0]} pixels has {classes} probabilities for each"
-        try:
-            check(4 * mask.size * classes, what, "make it smaller, or leave out probabilities")
-        except UserError as error:
-            return error
-        every = np.empty((classes, *shape), np.float32)
     # Sums of each class's probability where the mask has it and everywhere, and pixels of the mask.
     sums, totals, counts = np.zeros((3, classes))
     for rows, large in averaged(logits, shape, extents, align_corners):
@@ -94,6 +91,13 @@ def at_own_size(
         confidence = expected_iou(sums, totals, counts)
     every = None if every is None else np.moveaxis(every, 0, -1)
     return Result(mask, sums / np.maximum(counts, 1), confidence, every)
+
+
+def _room(shape: tuple[int, int], classes: int) -> Float[np.ndarray, "class height width"]:
+    """An array for the probabilities of an image; a UserError if they do not fit into memory."""
+    what = f"an image of {shape[1]} x {shape[0]} pixels has {classes} probabilities for each"
+    check(4 * math.prod(shape) * classes, what, "make it smaller, or leave out probabilities")
+    return np.empty((classes, *shape), np.float32)
 
 
 def expected_iou(

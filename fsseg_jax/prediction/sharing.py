@@ -8,12 +8,13 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
@@ -150,28 +151,7 @@ def read(folder: pathlib.Path, arguments: Sequence[str] = ()) -> Saved:
     model = create_model(config)
     initialise = functools.partial(init_variables, model, jax.random.key(0))
     like = flatten_dict(jax.eval_shape(lambda: initialise(saved.ways, saved.shots)), sep="/")
-    try:
-        if not os.path.isfile(folder / WEIGHTS):  # opening a pipe would wait for its other end
-            raise FileNotFoundError("there is no such file")
-        arrays = safetensors.numpy.load_file(folder / WEIGHTS)
-    except (OSError, safetensors.SafetensorError, *_DAMAGED) as error:
-        raise UserError(
-            f"{folder / WEIGHTS} cannot be read ({error}): save the model again."
-        ) from None
-    ours, theirs = ({name: x.shape for name, x in tree.items()} for tree in (like, arrays))
-    if ours != theirs:
-        name = min(name for name, _ in ours.items() ^ theirs.items())
-        raise UserError(
-            f"{folder / WEIGHTS} does not fit {path}: {name} is {theirs.get(name, 'missing')} in "
-            f"the file, and {ours.get(name, 'no array')} in the model; save the model again, or do "
-            "not change its settings."
-        )
-    for name, array in arrays.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(
-                f"{folder / WEIGHTS}: {name} holds {array.dtype}, not floating-point numbers; save "
-                "the model again."
-            )
+    arrays = _read_weights(folder, like)
     # The first version with checksums had none of the configuration.
     if isinstance(known, dict) and known.pop(CONFIG, own) != own:
         raise UserError(
@@ -181,6 +161,39 @@ def read(folder: pathlib.Path, arguments: Sequence[str] = ()) -> Saved:
     shown = None if facts is None else fitted.read(folder, facts, saved, config, CHANGED)
     trained = trained if isinstance(trained, bool) else None
     return Saved(config, model, unflatten_dict(arrays, sep="/"), trained, shown)
+
+
+def _read_weights(folder: pathlib.Path, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a saved model.
+
+    Args:
+        like: arrays or shapes by name, as the model has them.
+
+    Raises:
+        UserError: the file is missing or broken, or is of another model.
+    """
+    path = folder / WEIGHTS
+    try:
+        if not os.path.isfile(path):  # opening a pipe would wait for its other end
+            raise FileNotFoundError("there is no such file")
+        arrays = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError, *_DAMAGED) as error:
+        raise UserError(f"{path} cannot be read ({error}): save the model again.") from None
+    ours, theirs = ({name: x.shape for name, x in tree.items()} for tree in (like, arrays))
+    if ours != theirs:
+        name = min(name for name, _ in ours.items() ^ theirs.items())
+        raise UserError(
+            f"{path} does not fit {folder / CONFIG}: {name} is {theirs.get(name, 'missing')} in "
+            f"the file, and {ours.get(name, 'no array')} in the model; save the model again, or do "
+            "not change its settings."
+        )
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(
+                f"{path}: {name} holds {array.dtype}, not floating-point numbers; save the model "
+                "again."
+            )
+    return arrays
 
 
 def changed(saved: ConfigDict, arguments: Sequence[str]) -> ConfigDict:

@@ -173,9 +173,9 @@ def _kept(path: pathlib.Path, folder: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays | opened()
 
 
-def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Converts an annotation file to its ARRAYS."""
-    file_names, sizes, row_of, categories = [], [], {}, {}
+def _read_images(path: pathlib.Path) -> tuple[dict[int, int], list[str], list[list[int]]]:
+    """The rows of images by their ids, and their names and sizes by row."""
+    row_of, file_names, sizes = {}, [], []
     for where, entry in _section(path, "images"):
         row_of[_new_id(entry, row_of, where)] = len(row_of)
         file_names.append(_field(entry, "file_name", str, where))
@@ -187,12 +187,24 @@ def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
                 f"images have at most {MOST_PIXELS} pixels."
             )
         sizes.append(size)
+    return row_of, file_names, sizes
+
+
+def _read_categories(path: pathlib.Path) -> dict[int, str]:
+    """The names of categories by their ids."""
+    categories = {}
     for where, entry in _section(path, "categories"):
         name = _field(entry, "name", str, where)
         if len(name) > LONGEST_NAME or "\0" in name:
             raise UserError(f"{where}.name = {reprlib.repr(name)}: give the category a short name.")
         categories[_new_id(entry, categories, where)] = name
+    return categories
 
+
+def _convert(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Converts an annotation file to its ARRAYS."""
+    row_of, file_names, sizes = _read_images(path)
+    categories = _read_categories(path)
     image, category, area, crowd, length = (array.array("q") for _ in range(5))
     counts, invisible, outlines = bytearray(), [], collections.defaultdict(float)
     for where, entry in _section(path, "annotations"):
