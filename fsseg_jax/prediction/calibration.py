@@ -63,7 +63,7 @@ class CrossValidation(NamedTuple):
     """How well supports, or views of them, are predicted, in percent."""
 
     ious: tuple[float, ...]  # the mean over the classes of each support, or of each of its views
-    supports: tuple[int, ...]  # which supports these are, from 0
+    supports: tuple[int, ...]  # which these are of the supports that are used, from 0
     mean: float
     # Ends of the interval that holds the mean in 95 % of cases (Student's t); None for views of
     # supports that are predicted from themselves, which tell nothing of other images.

@@ -1,5 +1,6 @@
 """What a segmenter knows of its supports, in memory and in the folder of a saved model."""
 
+import logging
 import os
 import pathlib
 import warnings
@@ -21,6 +22,11 @@ from fsseg_jax.prediction.supports import class_names, square_support
 
 FILE = "supports.safetensors"
 SAVE_AGAIN = "save the model again"
+# Supports that are left out at most, and as many that show no class: the time grows by the square
+# of their number, and more than these change an estimate by little.
+MOST = 10
+
+logger = logging.getLogger(__name__)
 
 
 class Shown(NamedTuple):
@@ -96,6 +102,31 @@ def check_shown(shown: Shown) -> None:
             raise UserError(
                 f"No support shows the class {name}: add one that does, or leave it out."
             )
+
+
+def spread(numbers: Sequence[int]) -> list[int]:
+    """At most `MOST` of them, evenly."""
+    places = np.linspace(0, len(numbers) - 1, min(MOST, len(numbers))).astype(int)
+    return [numbers[place] for place in places.tolist()]
+
+
+def of_use(shown: Shown) -> Shown:
+    """Supports without those that show no class but for `MOST` of these: only as many are left out,
+    and for nothing else are they used."""
+    show, show_none = by_showing(shown)
+    used = spread(show_none)
+    if len(used) == len(show_none):
+        return shown
+    words = "supports that show no class: %d, of which %d are used"
+    logger.info(words, len(show_none), len(used))
+    rows = sorted(show + used)
+    return shown._replace(images=shown.images[rows], labels=shown.labels[rows])
+
+
+def by_showing(shown: Shown) -> tuple[list[int], list[int]]:
+    """The numbers of the supports that show a class, and of those that show none."""
+    shows = np.array([bool(classes_in(label)) for label in shown.labels])
+    return np.flatnonzero(shows).tolist(), np.flatnonzero(~shows).tolist()
 
 
 def as_file(shown: Shown) -> tuple[bytes, dict[str, Any]]:

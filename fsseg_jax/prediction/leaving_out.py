@@ -22,16 +22,13 @@ from fsseg_jax.prediction.calibration import (
     plain,
     that_show,
 )
-from fsseg_jax.prediction.fitted import Shown
+from fsseg_jax.prediction.fitted import Shown, by_showing, spread
 from fsseg_jax.prediction.forward import segment_encoded, summarise
 from fsseg_jax.prediction.pictures import classes_in
 from fsseg_jax.prediction.supports import episode_rows
 
 logger = logging.getLogger(__name__)
 
-# Supports that are left out at most, and as many that show no class: the time grows by the square
-# of their number, and more than these change an estimate by little.
-MOST = 10
 # Parts of the sides of the crops of a single support.
 CROPS = (0.75, 0.6)
 VIEWS = 1 + len(CROPS)
@@ -82,9 +79,9 @@ def leave_out(
         shots: how many supports each class has.
         align_corners: of the model.
     """
-    shows = np.array([bool(classes_in(label)) for label in shown.labels])
+    show, show_none = by_showing(shown)
     found = []
-    for i in sorted(_spread(np.flatnonzero(shows)) + _spread(np.flatnonzero(~shows))):
+    for i in sorted(spread(show) + spread(show_none)):
         rows = rows_without([*shown.labels], i, shots)
         if rows is None:
             continue
@@ -116,12 +113,6 @@ def filled(
     there = (label != IGNORE) | image.any(axis=-1)
     height, width = (np.flatnonzero(there.any(axis=axis))[-1] + 1 for axis in (1, 0))
     return int(height), int(width)
-
-
-def _spread(numbers: Int[np.ndarray, " _"]) -> list[int]:
-    """At most `MOST` of them, evenly."""
-    places = np.linspace(0, len(numbers) - 1, min(MOST, len(numbers))).astype(int)
-    return numbers[places].tolist()
 
 
 def calibrate(left_out: Sequence[LeftOut], ways: int, threshold: float) -> Calibration:

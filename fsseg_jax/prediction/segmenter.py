@@ -22,7 +22,7 @@ from fsseg_jax.errors import UserError, brief
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.calibration import CrossValidation
-from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown, check_shown
+from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown, check_shown, of_use
 from fsseg_jax.prediction.forward import forward, passes
 from fsseg_jax.prediction.leaving_out import calibrate, leave_out, validation, views_as, views_of
 from fsseg_jax.prediction.pictures import is_image, overlaid
@@ -127,7 +127,7 @@ class Segmenter:
 
         An image is a support of every class that it shows. Classes with fewer supports than others
         repeat theirs. An image whose mask is black shows none, and is an example of such images
-        (`calibration.presence`).
+        (`calibration.presence`); at most ten of these are used (`fitted.MOST`).
 
         Args:
             images: paths, PIL images, or uint8 arrays of (height, width, 3). A single image and its
@@ -165,6 +165,7 @@ class Segmenter:
             UserError: a class is shown by none of them, or there are too many for the model.
         """
         check_shown(shown)
+        shown = of_use(shown)
         rows = episode_rows([*shown.labels])
         passes(self.model, self.variables, *rows.shape)
         programs = self._programs

@@ -14,7 +14,7 @@ from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.sources.folder import Folder
 from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
-from fsseg_jax.prediction.fitted import Shown
+from fsseg_jax.prediction.fitted import Shown, spread
 from fsseg_jax.prediction.queries import check_folder
 
 logger = logging.getLogger(__name__)
@@ -44,17 +44,8 @@ def read_supports(folder: pathlib.Path) -> Supports:
             "least one image."
         )
     classes = tuple(source.class_names[number] for number in numbers.tolist())
-    empty = source.empty_masks()
-    if absent := [name for name in source.classes if name not in classes]:
-        if empty:
-            raise UserError(
-                f"--support = {folder}: no image shows {absent[0]}, but masks are black, such as "
-                f"{source.annotations[empty[0]]}: paint the class, or remove them."
-            )
-        logger.info("%s: no image shows %s", folder, ", ".join(absent))
-    if empty:
-        words = "%s: masks that are black, examples of images without the class: %d, such as %s"
-        logger.warning(words, folder, len(empty), source.annotations[empty[0]])
+    absent = [name for name in source.classes if name not in classes]
+    empty = _empty(folder, source, absent)
     own = np.zeros(max(IGNORE, numbers[-1]) + 1, np.uint8)
     own[numbers], own[IGNORE] = np.arange(1, len(numbers) + 1), IGNORE
     rows = sorted({*source.table.image.tolist(), *empty})
@@ -66,6 +57,29 @@ def read_supports(folder: pathlib.Path) -> Supports:
     for image, row in zip(images, rows, strict=True):  # by its file, before `fit` does
         warn_if_covering(image.label, str(source.annotations[row]))
     return Supports(images, classes, digest_of(images), frozenset(source.annotations))
+
+
+def _empty(folder: pathlib.Path, source: Folder, absent: Sequence[str]) -> list[int]:
+    """The images with black masks that are used; `absent` are classes that no image shows.
+
+    Raises:
+        UserError: a class has black masks alone.
+    """
+    empty = source.empty_masks()
+    for row, classes in empty.items():
+        if missing := sorted(classes & {*absent}):
+            raise UserError(
+                f"--support = {folder}: no image shows {missing[0]}, but masks are black, such as "
+                f"{source.annotations[row]}: paint the class, or remove them."
+            )
+    if absent:
+        logger.info("%s: no image shows %s", folder, ", ".join(absent))
+    used = spread([*empty])
+    if empty:
+        words = "%s: masks that are black, examples of images without the class: %d%s, such as %s"
+        some = f", of which {len(used)} are used" if len(used) < len(empty) else ""
+        logger.warning(words, folder, len(empty), some, source.annotations[used[0]])
+    return used
 
 
 def digest_of(images: Iterable[LabelledImage]) -> str:

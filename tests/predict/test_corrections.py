@@ -134,7 +134,12 @@ def test_a_class_of_black_masks_alone_is_told(run, folders):
     image = draw(30, "red")[0]
     save(folders / "support" / "blue" / "2.png", image)
     save(folders / "support" / "blue" / "2_mask.png", np.zeros(image.shape[:2], np.uint8))
-    assert "no image shows blue, but masks are black, such as" in message_of(run)
+    save(folders / "support" / "apple" / "2.png", image)
+    save(folders / "support" / "apple" / "2_mask.png", inside(draw(30, "red")[1]["red"]))
+    save(folders / "support" / "apple" / "3.png", image)
+    save(folders / "support" / "apple" / "3_mask.png", np.zeros(image.shape[:2], np.uint8))
+    path = folders / "support" / "blue" / "2_mask.png"
+    assert f"no image shows blue, but masks are black, such as {path}:" in message_of(run)
     (folders / "support" / "blue" / "2_mask.png").unlink()
     stroke = np.zeros((*image.shape[:2], 4), np.uint8)
     stroke[3:5, 4:20, 3] = 255  # black, on the background alone

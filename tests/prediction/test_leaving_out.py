@@ -7,7 +7,7 @@ from prediction.segmenters import draw_episode, make_segmenter
 from scipy import stats
 
 from fsseg_jax.prediction.calibration import LeftOut
-from fsseg_jax.prediction.fitted import Shown
+from fsseg_jax.prediction.fitted import Shown, of_use
 from fsseg_jax.prediction.leaving_out import (
     VIEWS,
     calibrate,
@@ -60,6 +60,29 @@ def test_a_border_of_a_letterboxed_support_is_no_part_of_it(shape):
     )
     assert (views.labels[0][height:] == 255).all()
     assert (views.labels[0][:, width:] == 255).all()
+
+
+def test_of_supports_that_show_no_class_ten_are_encoded_and_kept(monkeypatch):
+    segmenter = make_segmenter()
+    images, labels = supports(2)
+    black = np.repeat(labels[:1] * 0, 25, axis=0)
+    numbered = np.concatenate([images[:1], np.zeros((25, *images[0].shape), np.uint8), images[1:]])
+    numbered[1:-1, 0, 0, 0] = np.arange(25)
+    encode, encoded = segmenter._programs.encode, []
+
+    def noted(variables, image):
+        encoded.append(int(image[0, 0, 0, 0, 0]))
+        return encode(variables, image)
+
+    monkeypatch.setattr(segmenter._programs, "encode", noted)
+    segmenter.fit([*numbered], [labels[0], *black, labels[1]])
+    shown = segmenter.fitted.shown
+    assert len(encoded) == len(shown.images) == 12
+    assert shown.labels.any(axis=(1, 2)).tolist() == [True, *[False] * 10, True]
+    used = shown.images[1:-1, 0, 0, 0].tolist()
+    assert (used[0], used[-1]) == (0, 24)
+    assert {*np.diff(used).tolist()} <= {2, 3}
+    assert of_use(shown) is shown
 
 
 def test_a_support_that_alone_shows_a_class_stays():

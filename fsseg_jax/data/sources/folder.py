@@ -1,6 +1,7 @@
 """A folder of one's own images: class folders with masks, LabelMe files, or a COCO file."""
 
 import collections
+import itertools
 import logging
 import os
 import pathlib
@@ -164,11 +165,19 @@ class Folder(Source):
         image, annotation = self._annotated[self._rows[index]]
         return annotation.instances(image)
 
-    def empty_masks(self) -> list[int]:
-        """The images whose mask or label image is black, so that they show no class."""
-        others = np.setdiff1d(np.arange(len(self.ids)), self.table.image)
-        annotated = [(i, self._annotated[self._rows[i]][1]) for i in others.tolist()]
-        return [i for i, x in annotated if type(x) is Mask or isinstance(x, Numbered)]
+    def empty_masks(self) -> dict[int, set[str]]:
+        """The images whose mask or label image shows background only, and the classes of these."""
+        others = np.setdiff1d(np.arange(len(self.ids)), self.table.image).tolist()
+        annotated = {row: self._annotated[self._rows[row]][1] for row in others}
+        masks = [row for row, x in annotated.items() if type(x) is Mask or isinstance(x, Numbered)]
+
+        def known(row: int) -> bool:
+            return bool((self._label(self._rows[row]) == 0).any())
+
+        empty = [*itertools.compress(masks, parallel_map(known, masks, "masks"))]
+        if ignored := [str(annotated[row]) for row in masks if row not in empty]:
+            logger.warning("%s: they are 255 throughout, which is ignored.", left_out(ignored))
+        return {row: annotated[row].names() for row in empty}
 
     def unmarked(self, index: int) -> Bool[np.ndarray, "height width"] | None:
         """Where an image with scribbles is not marked; None for others."""

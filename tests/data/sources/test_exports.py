@@ -247,6 +247,19 @@ def test_255_of_label_images_is_ignored_whatever_else_they_show(tmp_path, mode):
         assert (label[:15, 10:] == 255).all()
 
 
+def test_of_supports_those_of_background_are_used_and_those_of_255_left_out(tmp_path, log):
+    write_voc(tmp_path)
+    for number in range(2, 16):
+        write_image(tmp_path / "JPEGImages" / f"{number}.jpg")
+        label = np.full(SIZE, 255 if number == 5 else 0, np.uint8)
+        Image.fromarray(label).save(tmp_path / "SegmentationClass" / f"{number}.png")
+    supports = read_supports(tmp_path)
+    assert len(supports.images) == 1 + 10
+    assert all((image.label == 0).any() for image in supports.images)
+    assert "5.png: they are 255 throughout" in log.text
+    assert "images without the class: 13, of which 10 are used, such as" in log.text
+
+
 @pytest.mark.parametrize("layout", ["VOC", "YOLO"])
 def test_other_names_of_classes_change_the_fingerprint(tmp_path, layout):
     if layout == "VOC":
