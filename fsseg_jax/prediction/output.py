@@ -26,7 +26,7 @@ from fsseg_jax.files import lock, remove_partial, replacing, write_bytes, write_
 from fsseg_jax.prediction.contact_sheet import SHEET
 from fsseg_jax.prediction.drawing import LONG_SIDE, load_mask, save_mask, small_overlay, thumbnail
 from fsseg_jax.prediction.instances import cleaned, objects_of
-from fsseg_jax.prediction.journal import FORGOTTEN, Journal, forget, open_journal
+from fsseg_jax.prediction.journal import FORGOTTEN, Journal, forget, has_runs, open_journal
 from fsseg_jax.prediction.result import DIGITS, Result
 from fsseg_jax.prediction.segmenter import Segmenter
 from fsseg_jax.prediction.table import PREDICTIONS, remove_parts
@@ -296,11 +296,13 @@ class Predictions:
                 file.unlink(missing_ok=True)
 
     def recorded(self, query: Query) -> UInt8[np.ndarray, "height width"] | None:
-        """The mask of an image that the journal tells, if it tells one."""
+        """The mask of an image that the journal tells, if it tells a good one."""
         entry = self._journal.entries.get(query.name)
         if entry is None or entry.size == FORGOTTEN:
             return None
         record = self._journal.record(query.name)
+        if not has_runs(record):
+            return None
         label = np.zeros((record["height"], record["width"]), np.uint8)
         runs: dict[int, list[Any]] = {}  # of each class, which may have thousands of objects
         for found in record["objects"]:

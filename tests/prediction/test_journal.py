@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mutations import mutated
 from pycocotools import mask as coco_mask
 
+from fsseg_jax.checksums import checksum_of
 from fsseg_jax.errors import UserError
 from fsseg_jax.prediction.journal import Journal
 from fsseg_jax.prediction.output import Predictions, Query
@@ -236,6 +237,13 @@ def test_a_journal_that_is_no_file_is_told_and_not_followed(tmp_path, kind, part
 def test_run_lengths_that_are_none_are_done_again(written, counts):
     """pycocotools hangs at some of them; lines of earlier versions have no checksum."""
     folder, lines, _ = written
+    forged = {key: x for key, x in copy.deepcopy(lines[0]).items() if key != "checksum"}
+    forged["objects"][0]["segmentation"]["counts"] = counts
+    forged["checksum"] = checksum_of(forged)
+    assert outcome(written, "journal.jsonl", json.dumps(forged).encode() + b"\n") is None
+    with Predictions(folder / "out", FACTS) as predictions:
+        assert predictions.recorded(queries(folder)[0]) is None
+        np.testing.assert_array_equal(predictions.recorded(queries(folder)[1]), LABEL)
     lines = copy.deepcopy(lines)
     for line in lines:
         del line["checksum"]
