@@ -20,6 +20,7 @@ from fsseg_jax.episode import IGNORE, UNLABELLED
 from fsseg_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", *HEIC)  # of images
+INSTANCES = "instances_"  # what the names of COCO's own files begin with, and of CVAT's
 
 
 class Annotation(abc.ABC):
@@ -264,7 +265,7 @@ def find_images(file: pathlib.Path, names: Iterable[str]) -> list[pathlib.Path]:
     above = file.parent.parent if file.parent.name == "annotations" else file.parent
     near = [file.parent, file.parent / "images", above, above / "images"]
     if above != file.parent:
-        split = file.stem.removeprefix("instances_")
+        split = file.stem.removeprefix(INSTANCES)
         near = [above / split, above / split / "images", above / "images" / split, *near]
     by_name: dict[str, list[pathlib.Path]] = {}  # which takes long, and is not often needed
     images = []

@@ -23,6 +23,7 @@ from fsseg_jax.data.listing import (
     read_lines,
 )
 from fsseg_jax.data.sources.annotated import (
+    INSTANCES,
     SUFFIXES,
     Annotation,
     Contents,
@@ -53,36 +54,51 @@ def log_once(message: str) -> None:
 
 def splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """The splits of a layout that has them elsewhere than in folders of `root`: YOLO's
-    `images/train`, VOC's lists, or COCO's files. Those of which none is for training or tests are
-    none."""
-    found = {}
+    `images/train`, VOC's lists, or COCO's files. They are called as in `SPLITS`, or as they are
+    if that says nothing of them; if it says nothing of any, there are no splits.
+
+    Raises:
+        UserError: two are one split by different names.
+    """
+    named: list[tuple[str, pathlib.Path]] = []
     if (root / "labels").is_dir() and (root / "images").is_dir():
         inside = list_folder(root / "images").folders
-        found = {x.name: x for x in inside if (root / "labels" / x.name).is_dir()}
+        named = [(x.name, x) for x in inside if (root / "labels" / x.name).is_dir()]
     elif _is_voc(root) and (root / VOC_LISTS).is_dir():
-        found = {x.stem: x for x in list_folder(root / VOC_LISTS).files if x.suffix == ".txt"}
+        named = [(x.stem, x) for x in list_folder(root / VOC_LISTS).files if x.suffix == ".txt"]
     elif (root / "annotations").is_dir():
-        found = _coco_splits(root)
-    return found if found.keys() & SPLIT_NAMES.keys() else {}
+        named = _coco_splits(root)
+    found: dict[str, pathlib.Path] = {}
+    for old, place in named:
+        name = SPLIT_NAMES.get(old.lower(), old)
+        if name in found:
+            raise UserError(f"{found[name]} and {place.name} are of one split: keep one of them.")
+        found[name] = place
+    return found if found.keys() & {*SPLITS} else {}
 
 
-def _coco_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
+def _coco_splits(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     """COCO files of splits: `annotations/instances_train2017.json`, or without year or beginning.
     A single one without a folder of the split's name, as of COCO's `val2017` alone, is for all
     images."""
-    files = [x for x in list_folder(root / "annotations").files if x.suffix.lower() == ".json"]
-    official = [x for x in files if x.stem.startswith("instances_")]  # beside captions
-    found: dict[str, pathlib.Path] = {}
-    for file in official or files:
-        split = file.stem.removeprefix("instances_")
-        name = re.sub(r"\d{4}$", "", split)
-        if name not in SPLIT_NAMES or not is_coco(file):
-            continue
-        if name in found:
-            raise UserError(f"{found[name]} and {file.name} are of one split: keep one of them.")
-        found[name] = file
-    alone = len(found) == 1 and not any((root / name).is_dir() for name in found)
-    return {} if alone else found
+    files = coco_files(list_folder(root / "annotations").files, lambda x: _split(x) in SPLIT_NAMES)
+    named = [(_split(file), file) for file in files]
+    folders = {folder.name.lower() for folder in list_folder(root).folders}
+    return [] if len(named) == 1 and named[0][0] not in folders else named
+
+
+def _split(file: pathlib.Path) -> str:
+    return re.sub(r"\d{4}$", "", file.stem.removeprefix(INSTANCES)).lower()
+
+
+def coco_files(
+    files: Iterable[pathlib.Path], wanted: Callable[[pathlib.Path], bool]
+) -> list[pathlib.Path]:
+    """Those that are COCO files: only those of instances if there are any, as COCO's own are beside
+    others of keypoints and of captions. `wanted`: whether to look into a file."""
+    found = [file for file in files if file.suffix.lower() == ".json" and wanted(file)]
+    official = [file for file in found if file.stem.startswith(INSTANCES)]
+    return [file for file in official or found if is_coco(file)]
 
 
 def find(place: pathlib.Path, root: pathlib.Path) -> Contents | None:

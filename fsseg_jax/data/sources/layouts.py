@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
 
 from fsseg_jax.data.formats.coco_annotations import is_coco
 from fsseg_jax.data.formats.labelme import read_labelme
@@ -25,6 +26,8 @@ from fsseg_jax.data.sources.exports import SPLIT_NAMES, SPLITS
 from fsseg_jax.errors import UserError
 
 SCRIBBLE = "_scribble"  # what the name of a picture of scribbles ends with
+
+Beside = dict[pathlib.Path, list[pathlib.Path]]  # images with the annotations beside them
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def splits_of(root: pathlib.Path, split: str | None, folds: int) -> dict[str, pa
             )
         return {split: root}
     if exported := exports.splits(root):  # beside them are images and labels
-        folders = {SPLIT_NAMES.get(name, name): place for name, place in exported.items()}
+        folders = exported
     if split not in folders:
         raise UserError(
             f"split = {split!r}: {root} has the splits {', '.join(folders)}; data.train_split "
@@ -108,51 +111,15 @@ def _by_folders(
         others += unknown
     stems = {image.stem for image in beside}
     below = (list_folder(x).files for x in listing.folders if x.name == "annotations")
-    coco_files = [
-        file
-        for file in (*listing.files, *itertools.chain(*below))
-        if file.suffix.lower() == ".json" and file.stem not in stems and is_coco(file)
-    ]
+    candidates = (*listing.files, *itertools.chain(*below))
+    coco_files = exports.coco_files(candidates, lambda file: file.stem not in stems)
     if len(coco_files) > 1:
         found = " and ".join(file.name for file in coco_files)
         raise UserError(f"{folder} has the COCO files {found}: keep one of them.")
     if coco_files:
-        annotated = [
-            image
-            for below, images in ({folder: beside} | class_folders).items()
-            for image, annotations in images.items()
-            if annotations and below.name not in ("images", "annotations")
-        ]
-        if annotated:
-            raise UserError(
-                f"{folder} has the COCO file {coco_files[0].name}, but {annotated[0]} has an "
-                "annotation of its own beside it: keep one of the two."
-            )
-        of_file = listed_in(coco_files[0])
-        listed = {image for image, _ in of_file}
-        found = [image for images in (beside, *class_folders.values()) for image in images]
-        if others := [image for image in found if image not in listed]:
-            exports.log_once(
-                f"{folder}: {left_out(others)}: {coco_files[0].name} does not list them."
-            )
-        return of_file
+        return _by_coco(coco_files[0], {folder: beside} | class_folders)
 
-    pairs = []
-    # Beside LabelMe files, an image without one shows nothing.
-    cut_outs = all(map(_is_mask, itertools.chain(*beside.values())))
-    for image, annotations in beside.items():
-        # In a split, masks without a class folder would name their class after the split.
-        found = [path for path in annotations if folder == root or not _is_mask(path)]
-        if not found and folder == root and cut_outs and _is_its_own_mask(image):
-            found = [image]
-        if found:
-            pairs.append((image, _only(image, found)))
-    if pairs and len(pairs) < len(beside):
-        skipped = sorted(beside.keys() - {image for image, _ in pairs})
-        exports.log_once(
-            f"{folder}: images without an annotation, which are skipped: {len(skipped)}, beginning "
-            f"with {skipped[0]}."
-        )
+    pairs = _annotated(folder, beside, folder == root)
     for below, images in class_folders.items():
         if not images:
             raise UserError(
@@ -172,6 +139,54 @@ def _by_folders(
             "annotations are read, there and in class folders."
         )
     return [(image, _annotation(image, path, root, marks)) for image, path in pairs]
+
+
+def _by_coco(
+    file: pathlib.Path, folders: Mapping[pathlib.Path, Beside]
+) -> list[tuple[pathlib.Path, Annotation]]:
+    """The images that a COCO file lists. `folders`: what is in its folder, which is the first, and
+    in those in this."""
+    folder = next(iter(folders))
+    annotated = [
+        image
+        for below, images in folders.items()
+        for image, annotations in images.items()
+        if annotations and below.name not in ("images", "annotations")
+    ]
+    if annotated:
+        raise UserError(
+            f"{folder} has the COCO file {file.name}, but {annotated[0]} has an annotation of its "
+            "own beside it: keep one of the two."
+        )
+    of_file = listed_in(file)
+    listed = {image for image, _ in of_file}
+    found = [image for images in folders.values() for image in images]
+    if others := [image for image in found if image not in listed]:
+        exports.log_once(f"{folder}: {left_out(others)}: {file.name} does not list them.")
+    return of_file
+
+
+def _annotated(
+    folder: pathlib.Path, beside: Beside, is_root: bool
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """The images that are in no class folder, with their annotations; others are skipped."""
+    pairs = []
+    # Beside LabelMe files, an image without one shows nothing.
+    cut_outs = all(map(_is_mask, itertools.chain(*beside.values())))
+    for image, annotations in beside.items():
+        # In a split, masks without a class folder would name their class after the split.
+        found = [path for path in annotations if is_root or not _is_mask(path)]
+        if not found and is_root and cut_outs and _is_its_own_mask(image):
+            found = [image]
+        if found:
+            pairs.append((image, _only(image, found)))
+    if pairs and len(pairs) < len(beside):
+        skipped = sorted(beside.keys() - {image for image, _ in pairs})
+        exports.log_once(
+            f"{folder}: images without an annotation, which are skipped: {len(skipped)}, beginning "
+            f"with {skipped[0]}."
+        )
+    return pairs
 
 
 def _is_its_own_mask(image: pathlib.Path) -> bool:
@@ -209,7 +224,7 @@ def _class_of(image: pathlib.Path, root: pathlib.Path) -> str:
 
 def _beside(
     listing: Listing,
-) -> tuple[dict[pathlib.Path, list[pathlib.Path]], list[pathlib.Path]]:
+) -> tuple[Beside, list[pathlib.Path]]:
     """The images in a folder, each with the masks and LabelMe files beside it, and other files.
 
     A picture is a mask if it is named after another image and `_mask` or `_scribble`, or is a PNG

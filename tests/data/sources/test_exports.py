@@ -180,6 +180,31 @@ def test_coco_files_in_one_folder_are_those_of_the_splits(tmp_path, layout, file
         assert "are of one split: keep one" in message_of(Folder, tmp_path, "", 1)
 
 
+@pytest.mark.parametrize("splits", [("train2017",), ("Train", "Validation")])
+def test_keypoints_beside_instances_are_left_out_and_cases_do_not_matter(tmp_path, splits):
+    for split in splits:
+        write_image(tmp_path / "images" / split / "1.jpg")
+        for kind, name in (("instances", "mug"), ("person_keypoints", "person")):
+            write_annotations(tmp_path / "annotations" / f"{kind}_{split}.json", {1: name})
+    for split in ("", "val"):
+        source = Folder(tmp_path, split, 1)
+        assert source.classes == ("mug",)
+        (photograph,) = source.photographs()
+        assert splits[-1 if split else 0] in photograph
+    assert len(read_supports(tmp_path).images) == 1
+
+
+@pytest.mark.parametrize("layout", ["COCO", "YOLO"])
+def test_two_names_of_one_split_are_told(tmp_path, layout):
+    for split in ("train", "val", "valid"):
+        if layout == "COCO":
+            write_image(tmp_path / split / "1.jpg")
+            write_annotations(tmp_path / "annotations" / f"{split}.json")
+        else:
+            write_yolo(tmp_path, polygon_line(1), f"images/{split}", f"labels/{split}")
+    assert "are of one split: keep one of them" in message_of(Folder, tmp_path, "val", 1)
+
+
 @pytest.mark.parametrize("folder", ["val2017", "images/val2017"])
 def test_a_coco_file_of_one_split_alone_is_for_all_images(tmp_path, folder):
     names = [f"{n}.jpg" for n in range(10)]
