@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import functools
 import io
 import logging
@@ -55,12 +56,12 @@ class PathAction(argparse.Action):
             raise UserError(f"{option_string} is empty (is a shell variable unset?): name a path.")
         path = pathlib.Path(os.path.expanduser(values))
         try:
-            path.exists()
-        except (OSError, ValueError) as error:  # a name that is too long, or has a byte 0
-            if not isinstance(error, PermissionError):
-                why = getattr(error, "strerror", None) or error
+            os.stat(path)
+        except (OSError, ValueError) as error:  # others are told where the path is used
+            if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+                why = getattr(error, "strerror", error)
                 raise UserError(
-                    f"{option_string} = {brief(values)}: it is no path ({why})."
+                    f"{option_string} = {brief(values)}: it cannot be a path ({why})."
                 ) from None
         setattr(namespace, self.dest, path)
 

@@ -46,7 +46,7 @@ if [ $# -eq 0 ]; then
     exit 2
 fi
 if [ -z "${SLURM_JOB_ID:-}" ]; then
-    echo "error: this is no SLURM job: start it by sbatch launch/slurm.sh $*" >&2
+    echo "error: this is not a SLURM job: start it by sbatch launch/slurm.sh $*" >&2
     exit 2
 fi
 

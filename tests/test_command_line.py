@@ -1,5 +1,6 @@
 """What all programs share: options that do not exist are told, with the one that is meant."""
 
+import errno
 import sys
 
 import pytest
@@ -48,8 +49,21 @@ def test_overrides_and_their_values_are_no_unknown_options():
     assert rest == ["--config.seed", "3", "--config.init=a b"]
     with pytest.raises(UserError, match="is empty"):
         parse("--workdir=")
-    with pytest.raises(UserError, match=r"--workdir = '?xxx.*it is no path \(.*too long"):
-        parse(f"--workdir={'x' * 300}")
+    for path, why in (("x" * 300, "too long"), ("a\0b", "null")):
+        with pytest.raises(
+            UserError, match=rf"--workdir = '?{path[0]}.*it cannot be a path.*{why}"
+        ):
+            parse(f"--workdir={path}")
+
+
+def test_a_path_that_cannot_be_looked_at_now_is_a_path(monkeypatch):
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command_line.os, "stat", stale)
+        arguments, _ = parse("--workdir=there")
+    assert str(arguments.workdir) == "there"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def create_backbone(
             f"backbone = {name} cannot be made ({error}): see CONTRIBUTING.md."
         ) from None
     if not isinstance(backbone, nn.Module) or not hasattr(backbone, "stage_numbers"):
-        raise UserError(f"backbone = {name} is no backbone: see CONTRIBUTING.md.")
+        raise UserError(f"backbone = {name} is not a backbone: see CONTRIBUTING.md.")
     if statistics == "batch":
         if not hasattr(backbone, "batch_statistics"):
             raise UserError(

@@ -131,7 +131,7 @@ def load_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."] | None:
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError("it is no regular file")  # a pipe would be waited for
+            raise OSError("it is not a regular file")  # a pipe would be waited for
         content = np.memmap(path, np.uint8, "r")
         if content.size > LARGE:
             logger.info("verifying %s, %.1f GiB", path, content.size / 2**30)

@@ -59,7 +59,7 @@ def open_picture(path: File) -> Iterator[Image.Image]:
     if isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(HEIC):
         _read_heic(path)
     if isinstance(path, str | os.PathLike) and os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path} cannot be read (it is no file): give an image.")
+        raise UserError(f"{path} cannot be read (it is not a file): give an image.")
     try:
         with Image.open(read_url(str(path)) if is_url(path) else path) as file:
             if file.format == "EPS":

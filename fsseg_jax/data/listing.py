@@ -111,13 +111,13 @@ def read_lines(path: pathlib.Path) -> list[str]:
     A file that is not UTF-8 names files as the system does (`os.fsdecode`).
 
     Raises:
-        UserError: the file cannot be read, or is no text.
+        UserError: the file cannot be read, or is not text.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None
     if b"\0" in content:
-        raise UserError(f"{path} cannot be read (it is no text): replace the file.")
+        raise UserError(f"{path} cannot be read (it is not text): replace the file.")
     text = content.decode("utf-8-sig", errors="surrogateescape")
     return [line.strip() for line in text.splitlines() if line.strip()]

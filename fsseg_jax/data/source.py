@@ -154,7 +154,7 @@ class Source(abc.ABC):
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"] | None:
         """The instances of the image number `index`, numbered from 1 in any order, or None if
-        unknown; 0 and 255 are no instances."""
+        unknown; 0 and 255 are not instances."""
         return None
 
     def photographs(self) -> Sequence[str]:
@@ -194,7 +194,7 @@ def count_classes(
     """Counts the pixels of each class in a label.
 
     Raises:
-        UserError: the label has a value that is no class of the source.
+        UserError: the label has a value that is not a class of the source.
     """
     count = len(source.classes)
     numbers = class_numbers(count)

@@ -64,7 +64,7 @@ def differing(folder: pathlib.Path, described: dict[str, Any]) -> list[str]:
     path = folder / "lists.json"
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         known = json.loads(path.read_text())
         hashes = known["lists"]
         if not isinstance(hashes, dict):

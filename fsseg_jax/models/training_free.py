@@ -111,7 +111,7 @@ def density(
 
     Args:
         query: unit vectors from which the centre is subtracted.
-        sharpness: kappa, at most 40: beyond, what is far would be no number.
+        sharpness: kappa, at most 40: beyond, what is far would not be a number.
     """
     y = unit(query)
 

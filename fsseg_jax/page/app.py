@@ -228,7 +228,7 @@ async def _archive(session: Session, request: Request) -> Response:
     except ValueError:
         good = False
     if not good:
-        raise UserError("The threshold is no number in 0..1: load the page again.")
+        raise UserError("The threshold is not a number in 0..1: load the page again.")
     path = await run_in_threadpool(export.archive, session, threshold)
     return _Passing(path, filename="masks.zip")
 

@@ -36,7 +36,7 @@ class Server:
                 timeout_graceful_shutdown=1,
             )
         )
-        # What ends with the page is no fault.
+        # What ends with the page is not a fault.
         logging.getLogger("uvicorn.error").addFilter(_is_fault)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, daemon=True

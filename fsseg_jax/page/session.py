@@ -14,6 +14,7 @@ import secrets
 import shutil
 import threading
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ class Session:
         """Adds an image from an uploaded file.
 
         Raises:
-            UserError: it is no image, it is too large, or there are too many.
+            UserError: it is not an image, it is too large, or there are too many.
         """
         name = pathlib.PurePosixPath(name.replace("\\", "/")).name[-200:] or "image"
         name = _printable(name)
@@ -264,8 +265,11 @@ class Session:
 
 
 def _printable(text: str) -> str:
-    """A text without control characters, and halves of characters, which no file could hold."""
-    return "".join(letter if letter.isprintable() else "_" for letter in text)
+    """A text without control characters, and halves of characters, which no file could hold.
+
+    Joiners stay, which Persian and families of emoji are written with.
+    """
+    return "".join("_" if unicodedata.category(x) in ("Cc", "Cs") else x for x in text)
 
 
 def write(file: pathlib.Path, content: bytes) -> None:

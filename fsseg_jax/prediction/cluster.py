@@ -67,7 +67,7 @@ class Worker:
     def prepare(self) -> None:
         """Takes the device and loads the model onto it.
 
-        It is no part of `__init__`, whose errors Ray turns into a death of unknown cause.
+        It is not a part of `__init__`, whose errors Ray turns into a death of unknown cause.
 
         Raises:
             UserError: this computer has another version of the code, or lacks something.

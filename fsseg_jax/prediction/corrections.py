@@ -137,7 +137,7 @@ def read(folder: pathlib.Path) -> dict[str, Correction]:
                 raise ValueError("it has numbers of no class")
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
             raise UserError(
-                f"{file} is no correction that --accept kept: remove it; masks are corrected in "
+                f"{file} is not a correction that --accept kept: remove it; masks are corrected in "
                 "the folder masks."
             ) from None
         if name not in last or last[name].number < correction.number:

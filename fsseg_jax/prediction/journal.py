@@ -178,7 +178,7 @@ def open_journal(folder: pathlib.Path, part: int = 0) -> io.BufferedRandom:
     """
     path = folder / (PARTS.replace("*", str(part)) if part else JOURNAL)
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{path} is no file: remove it, or choose another folder.")
+        raise UserError(f"{path} is not a file: remove it, or choose another folder.")
     with writing(folder):
         return path.open("w+b" if part else "a+b")
 
@@ -250,4 +250,4 @@ def _require(good: Any) -> None:
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a number of JSON")

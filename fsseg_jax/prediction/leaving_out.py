@@ -100,7 +100,7 @@ def of_square(
     support: int,
     align_corners: bool,
 ) -> LeftOut:
-    """What was predicted for a support, of whose square a border may be no part."""
+    """What was predicted for a support, of whose square a border may not be a part."""
     height, width = filled(image, label)
     return LeftOut(logits, label[:height, :width], support, align_corners, len(label))
 

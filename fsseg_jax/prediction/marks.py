@@ -65,7 +65,7 @@ def draw_points(
         name: what to call them in errors.
 
     Raises:
-        UserError: they are no points, or one is outside of the image.
+        UserError: they are not points, or one is outside of the image.
     """
     try:
         given = np.atleast_2d(np.asarray(points, np.float64))

@@ -90,7 +90,7 @@ def read_made_by(folder: pathlib.Path) -> dict[str, Any]:
         facts = dict(json.loads(file.read_bytes()))
         classes = facts["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes are no names")
+            raise ValueError("classes are not names")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{file} cannot be read ({error}): choose another --out, or remove {folder}."
@@ -312,7 +312,7 @@ class Predictions:
         return label
 
     def stale(self, queries: Iterable[Query]) -> list[str]:
-        """Names of images whose results are still here, but that are no queries any more."""
+        """Names of images whose results are still here, but that are not queries any more."""
         return sorted(self._journal.entries.keys() - {query.name for query in queries})
 
     def _check(self, made_by: Mapping[str, Any], spread: bool, renew: bool) -> bool:

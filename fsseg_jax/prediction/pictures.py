@@ -89,7 +89,7 @@ def as_labels(
         names: what to call them in errors.
 
     Raises:
-        UserError: one is none of these, its file cannot be read, or its numbers are no classes'.
+        UserError: one is none of these, its file cannot be read, or it has numbers of no class.
     """
     pairs = [*zip(pictures, names, strict=True)]
     found = [mask_numbers(picture, name) for picture, name in pairs]

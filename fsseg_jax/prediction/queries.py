@@ -106,7 +106,7 @@ def _in_url(url: str) -> list[Query]:
             queries.append(Query(file.url, name, file.size, file.version))
         else:
             others.append(name)
-    _tell(url, "their names are no images'", others)
+    _tell(url, "their names are not those of images", others)
     return queries
 
 
@@ -138,7 +138,7 @@ def _in_folder(folder: pathlib.Path, without: Collection[pathlib.Path]) -> list[
             queries.append(Query(path, name, status.st_size, status.st_mtime_ns))
         else:
             lost.append(name)
-    _tell(folder, "their names are no images'", others)
+    _tell(folder, "their names are not those of images", others)
     _tell(folder, "they are broken links, or no regular files", lost)
     return queries
 

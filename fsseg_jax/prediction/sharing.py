@@ -129,7 +129,7 @@ def read(folder: pathlib.Path, arguments: Sequence[str] = ()) -> Saved:
         fields = json.loads(path.read_text("utf-8"))
         version = fields.pop("fsseg_jax")
         if type(version) is not int or version < 1:
-            raise ValueError(f"fsseg_jax = {version!r} is no version of the format")
+            raise ValueError(f"fsseg_jax = {version!r} is not a version of the format")
         if version > VERSION:
             raise UserError(
                 f"it has version {version} of the format, but this fsseg_jax reads up to "

@@ -142,7 +142,7 @@ def join(parts: Sequence[Supports]) -> Supports:
         raise UserError(f"--support: {len(classes)} classes in all; there are at most {CLASSES}.")
     images = []
     for part in parts:
-        own = np.arange(256).astype(np.uint8)  # what is no class stays
+        own = np.arange(256).astype(np.uint8)  # what is not a class stays
         for number, name in enumerate(part.classes, 1):
             own[number] = classes.index(name) + 1
         images += [LabelledImage(image, own[label]) for image, label in part.images]

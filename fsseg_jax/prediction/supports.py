@@ -101,7 +101,7 @@ def class_names(classes: Any, numbers: Sequence[int], name: str) -> tuple[str, .
     """The names of the classes that have these numbers: those given, or the numbers.
 
     Raises:
-        UserError: they are no names, two are the same, or there are more or fewer of them.
+        UserError: they are not names, two are the same, or there are more or fewer of them.
     """
     names = () if classes is None else (*as_list(classes, "classes"),)
     ways = len(numbers)

@@ -45,7 +45,7 @@ class Truth:
         self._files: dict[str, dict[int, pathlib.Path]] = {}
         for image, name in names.items():
             places = {0: folder}
-            # A name of a class that is no name of a folder would lead elsewhere.
+            # A name of a class that is not the name of a folder would lead elsewhere.
             places |= {n: folder / x for n, x in enumerate(classes, 1) if is_part(x)}
             files = {number: place / f"{name}.png" for number, place in places.items()}
             found = {number: path for number, path in files.items() if os.path.isfile(path)}

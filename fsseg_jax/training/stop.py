@@ -20,7 +20,7 @@ NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 class Stopped(BaseException):
     """A signal was received while nothing needs to be finished.
 
-    Like KeyboardInterrupt, it is no Exception, which those take for a fault who write files.
+    Like KeyboardInterrupt, it is not an Exception, which those take for a fault who write files.
     """
 
 

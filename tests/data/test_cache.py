@@ -47,7 +47,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, log):
     os.mkfifo(tmp_path / "x.npy")
     found = kept_array(tmp_path / "x.npy", "it", lambda: np.arange(5))
     np.testing.assert_array_equal(found, np.arange(5))
-    assert "no regular file" in log.text
+    assert "not a regular file" in log.text
     assert (tmp_path / "x.npy").is_file()
 
 

@@ -144,7 +144,7 @@ def test_what_a_format_of_pillow_raises_is_told(tmp_path, monkeypatch):
 
 def test_pipes_and_postscript_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert "pipe.png cannot be read (it is no file)" in message_of(
+    assert "pipe.png cannot be read (it is not a file)" in message_of(
         read_image, tmp_path / "pipe.png"
     )
     Image.fromarray(UPRIGHT).save(tmp_path / "1.png", "eps")

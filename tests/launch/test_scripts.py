@@ -94,7 +94,7 @@ def test_tasks_and_gpus_of_a_node_are_as_many():
 
 def test_a_job_without_options_or_outside_slurm_is_told(run):
     assert_wrong_input(run("slurm.sh", SLURM_JOB_ID="77"), "there are no options")
-    assert_wrong_input(run("slurm.sh", *OPTIONS), "this is no SLURM job")
+    assert_wrong_input(run("slurm.sh", *OPTIONS), "this is not a SLURM job")
 
 
 # ---------------------------------------------------------------------------------------- tpu_vm.sh

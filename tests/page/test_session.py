@@ -47,6 +47,12 @@ def test_supports_are_what_is_marked(visitor, tmp_path):
     assert not visitor.supports()[2].label.any()
 
 
+def test_names_of_classes_are_as_they_are_typed_but_for_control_characters(visitor):
+    names = ["\u0645\u06cc\u200c\u062e", "👩\u200d🔬", "ein\u00a0Wort", "a\nb\x00\ud800"]
+    visitor.name_classes({str(n): name for n, name in enumerate(names, 1)})
+    assert [*visitor.classes.values()] == [*names[:3], "a_b__"]
+
+
 def test_marks_of_a_class_go_with_it(visitor, tmp_path):
     visitor.name_classes({"1": "a", "2": "b"})
     picture = add(visitor, tmp_path)

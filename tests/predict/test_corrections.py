@@ -176,7 +176,7 @@ def test_a_kept_correction_with_damaged_texts_is_told(tmp_path, name, text):
     (tmp_path / "accepted").mkdir()
     with (tmp_path / "accepted" / "a.png").open("wb") as file:
         save_mask(np.eye(4, dtype=np.uint8), file, **{**good, name: text})
-    assert "a.png is no correction that --accept kept" in message_of(corrections.read, tmp_path)
+    assert "a.png is not a correction that --accept kept" in message_of(corrections.read, tmp_path)
 
 
 def test_only_what_is_saved_is_written_of_a_correction(run, folders):
@@ -295,7 +295,7 @@ def test_wrong_corrections_are_told_and_nothing_is_changed(run, folders):
     assert "cannot be read" in message_of(run, "--accept")
     path.unlink()
     save(folders / "out" / "accepted" / "mine.png", np.ones((4, 5), np.uint8))
-    assert "is no correction that --accept kept" in message_of(run)
+    assert "is not a correction that --accept kept" in message_of(run)
     assert (folders / "out" / "made_by.json").read_bytes() == before
 
 

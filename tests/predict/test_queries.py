@@ -66,7 +66,7 @@ def test_what_is_no_image_is_counted_and_named(query, log):
     os.mkfifo(query / "pipe.png")
     assert names(query) == ["own/a.png"]
     assert log.messages == [
-        f"{query}: left out as their names are no images': 2, such as own/notes.txt",
+        f"{query}: left out as their names are not those of images: 2, such as own/notes.txt",
         f"{query}: left out as they are broken links, or no regular files: 3, such as broken.jpg",
     ]
 
@@ -132,7 +132,7 @@ def test_folders_and_lists_at_a_url(query, log):
         assert (first.size, second.size) == ((query / "own" / "a.png").stat().st_size, 6)
         np.testing.assert_array_equal(read_image(first.path), PIXELS)
         assert f"{second.path} cannot be read" in message_of(read_image, second.path)
-        assert "left out as their names are no images': 1, such as notes.md" in log.text
+        assert "left out as their names are not those of images: 1, such as notes.md" in log.text
         listed = find_queries("memory://bucket/list.txt")
         assert [q.name for q in listed] == ["bucket/x/a.png", "bucket/x/deep/b.png"]
         np.testing.assert_array_equal(read_image(listed[0].path), PIXELS)

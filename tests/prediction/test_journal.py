@@ -226,10 +226,10 @@ def test_a_journal_that_is_no_file_is_told_and_not_followed(tmp_path, kind, part
     else:
         journal.symlink_to(elsewhere)
     if part == "journal.jsonl":
-        assert f"{part} is no file: remove it" in message_of(write, tmp_path)
+        assert f"{part} is not a file: remove it" in message_of(write, tmp_path)
     else:
         write(tmp_path)  # alone
-        assert f"{part} is no file: remove it" in message_of(Journal, tmp_path / "out", 2, 1)
+        assert f"{part} is not a file: remove it" in message_of(Journal, tmp_path / "out", 2, 1)
     assert elsewhere.read_text() == "of somebody else"
 
 

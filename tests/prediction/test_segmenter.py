@@ -318,7 +318,7 @@ def test_what_is_no_file_is_told_without_waiting_for_it(fitted, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path):
         message = message_of(fitted.predict, path)
-        assert message == f"{path} cannot be read (it is no file): give an image."
+        assert message == f"{path} cannot be read (it is not a file): give an image."
         assert message_of(fitted.fit, [IMAGE], [path]) == message
 
 

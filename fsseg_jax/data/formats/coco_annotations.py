@@ -300,7 +300,7 @@ def is_coco(path: pathlib.Path) -> bool:
     formats has, as the file may be too large to read whole.
 
     Raises:
-        UserError: the file cannot be read, or is no JSON.
+        UserError: the file cannot be read, or is not JSON.
     """
     coco, labelme = {"images", "annotations", "categories"}, {"shapes", "imagePath", "imageData"}
     try:
@@ -312,4 +312,4 @@ def is_coco(path: pathlib.Path) -> bool:
         raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
     except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].strip()
-        raise UserError(f"{path} is no valid JSON ({reason}): replace the file.") from None
+        raise UserError(f"{path} is not valid JSON ({reason}): replace the file.") from None

@@ -82,7 +82,7 @@ def _compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                 raise ValueError("a polygon is the x and y of at least three corners")
             if not set(map(type, polygon)) <= NUMBERS:
-                raise ValueError("a corner is no number")
+                raise ValueError("a corner is not a number")
             if not (farthest := max(map(abs, polygon))) < FARTHEST:
                 raise ValueError("a corner is far outside")
             if 2 * farthest * len(polygon) > LONGEST_OUTLINE and _length(polygon) > LONGEST_OUTLINE:

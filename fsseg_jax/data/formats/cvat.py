@@ -62,7 +62,7 @@ def read_cvat(path: str | os.PathLike) -> list[Annotated]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None
     except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{path} is no valid XML ({error}): replace the file.") from None
+        raise UserError(f"{path} is not valid XML ({error}): replace the file.") from None
     if not images.found:
         raise UserError(f"{path} lists no images: export the task as CVAT for images 1.1.")
     return [*images.found.values()]
@@ -87,7 +87,9 @@ class _Images:
         """Begins an element."""
         self._depth += 1
         if self._depth == 1 and tag != "annotations":
-            raise UserError(f"{self._path} is no file of CVAT for images: it has no annotations.")
+            raise UserError(
+                f"{self._path} is not a file of CVAT for images: it has no annotations."
+            )
         if self._depth > DEEPEST:
             raise UserError(f"{self._path} nests more than {DEEPEST} elements: replace the file.")
         if fields and max(map(len, fields.values())) > LONGEST:
@@ -145,7 +147,7 @@ class _Images:
         try:
             shape = reader(fields, label)
         except (ValueError, OverflowError) as error:
-            raise UserError(f"{where}, is no {tag} ({error}): draw it again.") from None
+            raise UserError(f"{where}, is not a valid {tag} ({error}): draw it again.") from None
         check_near(shape.points, where)
         inside = (shape.points >= 0).all() and (shape.points < self._size[::-1]).all()
         if shape.kind == "mask" and not inside:

@@ -98,7 +98,7 @@ def read_labelme(path: str | os.PathLike, strokes: bool = False) -> LabelMe:
     """
     content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise UserError(f"{path} is no LabelMe file: it has no list of shapes.")
+        raise UserError(f"{path} is not a LabelMe file: it has no list of shapes.")
     size: Any = tuple(content.get(name) for name in ("imageHeight", "imageWidth"))
     fits = all(type(side) is int and side > 0 for side in size)
     if not fits or math.prod(size) > MOST_PIXELS:
@@ -212,7 +212,7 @@ def _read_json(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): replace the file.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid JSON ({error}): replace the file.") from None
+        raise UserError(f"{path} is not valid JSON ({error}): replace the file.") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

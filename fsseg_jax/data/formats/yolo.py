@@ -70,7 +70,7 @@ def class_names(path: str | os.PathLike) -> dict[int, str]:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace the file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no valid YAML ({reason}): replace the file.") from None
+        raise UserError(f"{path} is not valid YAML ({reason}): replace the file.") from None
     names = content.get("names") if isinstance(content, dict) else None
     pairs = names.items() if isinstance(names, dict) else enumerate(names or ())
     found = {}

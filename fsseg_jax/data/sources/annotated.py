@@ -42,7 +42,7 @@ class Annotation(abc.ABC):
     ) -> tuple[Integer[np.ndarray, "height width"], dict[int, str]]:
         """Numbers of the pixels, 0 where nothing is, and the class of each number.
 
-        255 is ignored if it is no number of a class, and so is 254, which is not marked.
+        255 is ignored if it is not the number of a class, and so is 254, which is not marked.
         """
 
     def unmarked(self, image: pathlib.Path) -> Bool[np.ndarray, "height width"] | None:

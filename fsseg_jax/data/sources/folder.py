@@ -70,7 +70,7 @@ class Folder(Source):
     Links are followed. Names that begin with a dot are ignored. Everything else that is left out is
     logged: other files, images that a COCO file does not list, links that lead nowhere, and
     outlines that cover no pixel. A category of number 0 without annotations, which Roboflow adds,
-    is no class.
+    is not a class.
 
     Args:
         split: a folder of `root`, if that has splits; empty for `train`. None for supports: the

@@ -133,7 +133,7 @@ def read_white(path: str | os.PathLike) -> Bool[np.ndarray, "height width"]:
 
 
 def _images(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """A class's images, in ascending order of their numbers, and what is no image and no mask."""
+    """A class's images, in ascending order of their numbers, and what is not one or a mask."""
     listing = list_folder(folder)
     found = [path for path in listing.files if path.suffix == ".jpg"]
     if not found:

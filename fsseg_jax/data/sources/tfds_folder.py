@@ -113,7 +113,9 @@ def _check_names(info: dict[str, Any], path: pathlib.Path) -> None:
     named += [("name", info.get("name")), *(("splits.name", split.get("name")) for split in splits)]
     for field, name in named:
         if name and not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise UserError(f"{path}: {field} = {str(name)[:80]!r} is no name: prepare it again.")
+            raise UserError(
+                f"{path}: {field} = {str(name)[:80]!r} is not a name: prepare it again."
+            )
     for split in splits:
         for field in _both("filepathTemplate"):
             template = split.get(field) or ""

@@ -197,7 +197,7 @@ async function save(number) {
 
 const saveAll = () => Promise.all([...unsaved.keys()].map(save));
 
-// A change that is no stroke.
+// A change that is not a stroke.
 function change(function_) {
   const marks = marked.get(current);
   if (!marks || editor.busy || running) return;

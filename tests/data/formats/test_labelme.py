@@ -96,12 +96,12 @@ def test_labelme_shapes_that_are_none_are_named(tmp_path, shape, expected):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "no valid JSON"),
-        ('{"shapes": [', "no valid JSON"),
-        ("\xff", "no valid JSON"),
-        ("[]", "no LabelMe file"),
-        ('{"images": []}', "no LabelMe file"),
-        ('{"shapes": {}}', "no LabelMe file"),
+        ("", "not valid JSON"),
+        ('{"shapes": [', "not valid JSON"),
+        ("\xff", "not valid JSON"),
+        ("[]", "not a LabelMe file"),
+        ('{"images": []}', "not a LabelMe file"),
+        ('{"shapes": {}}', "not a LabelMe file"),
         ('{"shapes": []}', "imageHeight None"),
         ('{"shapes": [], "imageHeight": 20, "imageWidth": "30"}', "imageWidth 30"),
         ('{"shapes": [7], "imageHeight": 20, "imageWidth": 30}', "shape 1"),

@@ -419,17 +419,17 @@ def test_lines_and_points_of_labelme_are_scribbles(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("<annotations><image", "no valid XML"),
+        ("<annotations><image", "not valid XML"),
         ("<annotations></annotations>", "lists no images"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', "declares a document type or entities: "),
         (cvat(name="../1.jpg"), "without '..'"),
         (cvat(size=(0, 5)), "height"),
         (cvat(size=(10**6, 10**6)), "height"),
-        (cvat(SHAPES["polygon"].replace("2.0,3.0", "2.0")), "shape 0, is no polygon"),
+        (cvat(SHAPES["polygon"].replace("2.0,3.0", "2.0")), "shape 0, is not a valid polygon"),
         (cvat(SHAPES["polygon"].replace("2.0,3.0", "nan,3.0")), "not coordinates"),
-        (cvat(SHAPES["box"].replace('xtl="2"', "")), "shape 0, is no box"),
-        (cvat(SHAPES["mask"].replace("60", "-60")), "is no mask"),
-        (cvat(SHAPES["mask"].replace('width="10"', 'width="100000000"')), "is no mask"),
+        (cvat(SHAPES["box"].replace('xtl="2"', "")), "shape 0, is not a valid box"),
+        (cvat(SHAPES["mask"].replace("60", "-60")), "is not a valid mask"),
+        (cvat(SHAPES["mask"].replace('width="10"', 'width="100000000"')), "is not a valid mask"),
         (cvat(SHAPES["mask"].replace("60", "6")), "do not fill its box"),  # digits are missing
         (cvat("<group>" * 200 + "</group>" * 200), "nests more than"),
         (cvat(SHAPES["mask"].replace("60", "60" + ",0" * 2**23)), "characters: draw it again"),
@@ -501,7 +501,7 @@ def test_masks_of_cvat_are_held_as_they_are_written(tmp_path):
         (polygon_line(0), "names: 5", "has no names"),
         (polygon_line(0), "nc: 5", "has no names"),
         (polygon_line(0), "names: [[1]]", "has no names"),
-        (polygon_line(0), "names: [", "no valid YAML"),
+        (polygon_line(0), "names: [", "not valid YAML"),
     ],
 )
 def test_broken_yolo_files_are_told(tmp_path, line, names, sentence):

@@ -352,8 +352,8 @@ def outline(path, size=SIZE):
         ("empty", pathlib.Path.mkdir, "{path} holds no images"),
         ("dog/b.PNG", empty_mask, "{path} is an empty mask"),
         ("dog/b.jpg", lambda path: path.write_text("no image"), "{path} cannot be read"),
-        ("export.json", lambda path: path.write_text("{export"), "{path} is no valid JSON"),
-        ("cat/3.json", lambda path: path.write_text("[]"), "{path} is no LabelMe file"),
+        ("export.json", lambda path: path.write_text("{export"), "{path} is not valid JSON"),
+        ("cat/3.json", lambda path: path.write_text("[]"), "{path} is not a LabelMe file"),
         (
             "dog/b.PNG",
             lambda path: write_mask(path, size=(20, 33)),
