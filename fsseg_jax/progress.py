@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
@@ -23,21 +23,6 @@ DELAY = 1.0  # seconds of work that has no bar
 VARIABLE = "FSSEG_JAX_PROGRESS"
 
 shown = True  # whether this process shows any; of several, only the first does
-
-
-class Progress(Protocol):
-    """What reports progress: a context, in which `update` is called."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> Any: ...
-    def update(self, n: int = 1) -> Any:
-        """Tells that `n` more are done."""
-
-    def set_postfix(self, **values: Any) -> Any:
-        """What to show behind the numbers."""
-
-    def set_description(self, desc: str, refresh: bool = True) -> Any:
-        """What to show before them."""
 
 
 class Lines:
@@ -85,14 +70,13 @@ class Lines:
         left = ""
         if self.total is not None and self.done < self.total and rate:
             left = f", {tqdm.format_interval((self.total - self.done) / rate)} left"
-        done, total, unit = str(self.done), "" if self.total is None else f" of {self.total}", ""
+        numbers = [self.done] if self.total is None else [self.done, self.total]
+        unit = self.unit if self.total == 1 else f"{self.unit}s"
+        counts = " of ".join(map(str, numbers))
         if self.unit == "B":
-            done, total = f"{self.done / 1e6:.1f}", total and f" of {self.total / 1e6:.1f}"
-            unit, rate = "MB", rate / 1e6
-        unit = unit or (self.unit if self.total == 1 else f"{self.unit}s")
-        logger.info(
-            "%s: %s%s %s, %.3g/s%s%s", self.description, done, total, unit, rate, left, self.postfix
-        )
+            counts, unit, rate = " of ".join(f"{n / 1e6:.1f}" for n in numbers), "MB", rate / 1e6
+        words = (self.description, counts, unit, rate, left, self.postfix)
+        logger.info("%s: %s %s, %.3g/s%s%s", *words)
 
 
 def on_terminal() -> bool:
@@ -110,7 +94,7 @@ def progress(
     initial: int = 0,
     nested: bool = False,
     quiet: bool = False,
-) -> Progress:
+) -> "Lines | tqdm[Any]":
     """A context in which progress is reported by its `update`.
 
     Args:
@@ -147,6 +131,6 @@ def tracked(
             counted.update()
 
 
-def tracked_file(file: Any, method: str, counted: Progress) -> Any:
+def tracked_file(file: Any, method: str, counted: "Lines | tqdm[Any]") -> Any:
     """The file; what its method `read` or `write` handles is counted."""
     return CallbackIOWrapper(counted.update, file, method)
