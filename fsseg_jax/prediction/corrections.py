@@ -47,6 +47,8 @@ class Correction(NamedTuple):
 def accept(folder: pathlib.Path, queries: Sequence[Query]) -> int:
     """Copies masks that were changed since `predict` wrote them; returns their number.
 
+    They are then sealed like predictions: only what is kept is ever written over.
+
     Raises:
         UserError: one cannot be read, has another size than its image or numbers of no class.
     """
