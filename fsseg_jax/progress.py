@@ -59,8 +59,10 @@ class Lines:
         self.postfix = "".join(f", {name} {value}" for name, value in values.items())
 
     def set_description(self, desc: str, refresh: bool = True) -> None:
-        """Sets what is shown before them."""
+        """Sets what is shown before them, and tells it now if `refresh`."""
         self.description = desc
+        if refresh:
+            logger.info("%s ...", desc)
 
     def log(self) -> None:
         """Logs a line: how many are done, how fast, and how long the others take."""

@@ -57,6 +57,13 @@ def test_the_rate_and_the_time_left_are_of_the_last_half_minute(clock, log):
     assert second == "images: 90 of 1000 images, 2/s, 07:35 left"
 
 
+def test_what_may_take_minutes_is_told_at_once(clock, log):
+    with progress.progress("training", 9, "episode") as counted:
+        counted.set_description("compiling")
+        counted.set_description("training", refresh=False)
+    assert [record.getMessage() for record in log.records] == ["compiling ..."]
+
+
 def test_short_work_has_no_line_and_a_failure_no_last_one(clock, log):
     assert list(progress.tracked("abc", "letters", 3, "letter")) == ["a", "b", "c"]
 
