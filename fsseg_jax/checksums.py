@@ -1,6 +1,5 @@
 """Checksums of arrays, by which damaged weights are told from good ones."""
 
-import concurrent.futures
 import json
 import pathlib
 from collections.abc import Mapping
@@ -16,10 +15,7 @@ from fsseg_jax.errors import UserError
 
 def checksums(tree: Any) -> dict[str, str]:
     """The XXH3 checksums of the arrays of a tree, by their names, as in params/backbone/kernel."""
-    named = _named(tree)
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # xxhash lets other threads run
-        sums = pool.map(lambda x: xxhash.xxh3_64_hexdigest(_bytes(x)), named.values())
-        return dict(zip(named, sums, strict=True))
+    return {name: xxhash.xxh3_64_hexdigest(_bytes(x)) for name, x in _named(tree).items()}
 
 
 def checksum_of(values: Mapping[str, Any]) -> str:
