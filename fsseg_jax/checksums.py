@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -32,6 +33,17 @@ def checksum_of_code() -> str:
     return sums.hexdigest()
 
 
+def examine(tree: Any) -> tuple[dict[str, str], str | None]:
+    """The checksums of the arrays of a tree, and the name of the first that is not finite, if any.
+
+    Both read all bytes, without Python's lock: they are computed at the same time.
+    """
+    with ThreadPoolExecutor(1) as other:
+        sums = other.submit(checksums, tree)
+        bad = not_finite(tree)
+        return sums.result(), bad
+
+
 def verify(tree: Any, known: Mapping[str, str] | None, place: str, remedy: str) -> None:
     """Checks arrays that were read.
 
@@ -43,16 +55,16 @@ def verify(tree: Any, known: Mapping[str, str] | None, place: str, remedy: str) 
     Raises:
         UserError: an array is not the one that was saved, or is not finite.
     """
+    found, bad = examine(tree)
     if known is not None:
         known = known if isinstance(known, Mapping) else {}  # it comes from a file
-        found = checksums(tree)
         if damaged := [name for name in found if found[name] != known.get(name)]:
             others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             raise UserError(
                 f"{place} is damaged or was changed, or devices disagreed when it was saved: the "
                 f"checksum of {damaged[0]}{others} is not the saved one; {remedy}."
             )
-    if bad := not_finite(tree):
+    if bad:
         raise UserError(f"{place} is useless: {bad} is not finite; {remedy}.")
 
 

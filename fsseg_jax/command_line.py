@@ -285,7 +285,8 @@ def run(main: Callable[[], int | None]) -> None:
             "continues from the last checkpoint.",
             file=sys.stderr,
         )
-        _exit(1)
+        # A signal that all processes received is why they have ended.
+        _exit(128 + interrupts.received if interrupts.received else 1)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         _exit(interrupts.STATUS)

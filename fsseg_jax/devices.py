@@ -4,6 +4,8 @@ import functools
 import json
 import logging
 import os
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +23,9 @@ from fsseg_jax.errors import UserError
 AXIS = "data"
 # Seconds without a heartbeat after which a process counts as dead and the others end.
 HEARTBEAT = 30
-CONNECTING = 300  # seconds to wait for the other processes, as nodes start minutes apart
+# Seconds to wait for the other processes: nodes start minutes apart, processes on one machine do
+# not.
+CONNECTING, CONNECTING_HERE = 300, 50
 COMPILED = 4 * 2**30  # bytes of compiled programs to keep; the oldest are deleted first
 
 logger = logging.getLogger(__name__)
@@ -63,13 +67,18 @@ def join_processes() -> None:
         UserError: the processes are not configured, or fail to connect.
     """
     numbers = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    host = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")[0]
+    seconds = CONNECTING_HERE if host in ("localhost", "127.0.0.1", "[::1]") else CONNECTING
+    giving_up = threading.Timer(seconds, _give_up, [seconds])
+    giving_up.daemon = True
     try:
         count, number = (None if text is None else int(text) for text in numbers)
-        logger.info("waiting for the other processes, for up to %d s", CONNECTING)
+        logger.info("waiting for the other processes, for up to %d s", seconds)
+        giving_up.start()
         jax.distributed.initialize(
             num_processes=count,
             process_id=number,
-            initialization_timeout=CONNECTING,
+            initialization_timeout=2 * seconds,  # then JAX would abort this process
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, RuntimeError) as error:
@@ -78,6 +87,19 @@ def join_processes() -> None:
             f"distributed = True, but the processes do not connect ({reason}): start them with "
             "launch/local.py, on SLURM or on Cloud TPU (launch/README.md)."
         ) from None
+    finally:
+        giving_up.cancel()
+
+
+def _give_up(seconds: int) -> None:
+    """Ends this process, whose main thread waits in compiled code."""
+    print(
+        f"error: the other processes have not started within {seconds} s: see what they say, and "
+        "that all have the same JAX_NUM_PROCESSES and JAX_COORDINATOR_ADDRESS.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def is_first_process() -> bool:

@@ -15,6 +15,8 @@ STATUS = 128 + signal.SIGINT
 PATIENCE = 1.0  # seconds after which a program that is still stopping says so
 TWICE = 0.5  # seconds in which a signal that comes again is the same request
 
+received = 0  # the number of the first signal that `_watch` was told of
+
 # What has to be done before a second signal ends the process at once.
 last_things: list[Callable[[], object]] = []
 
@@ -61,7 +63,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _watch(told: socket.socket, tell: socket.socket) -> None:
     """Reads the numbers of signals; `tell` is only kept open."""
-    _next_signal(told)
+    global received
+    received = _next_signal(told)
     time.sleep(TWICE)
     told.setblocking(False)
     with contextlib.suppress(BlockingIOError):

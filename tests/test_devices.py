@@ -1,6 +1,8 @@
 """Choosing devices, and computing row by row on several of them."""
 
+import os
 import platform
+import socket
 import sys
 
 import jax.numpy as jnp
@@ -105,3 +107,19 @@ print(os.environ.get("XLA_FLAGS") == flags)
 def test_sums_are_right_in_every_version_and_sound_ones_get_no_flag(users_environment):
     result = run(sys.executable, "-c", SUMS, env=users_environment)
     assert result.stdout.split() == [str(jaxlib.__version__ not in CORRUPTING)]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_whose_others_do_not_start_ends_with_one_sentence(number):
+    """The first one, which the others connect to, and another one: JAX would abort both."""
+    code = "from fsseg_jax import command_line, devices; devices.CONNECTING_HERE = 1\n"
+    code += "command_line.run(devices.join_processes)"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
+    variables |= {"JAX_COORDINATOR_ADDRESS": address}
+    done = run(sys.executable, "-c", code, status=2, env=os.environ | variables)
+    waiting, told = done.stderr.splitlines()
+    assert waiting == "waiting for the other processes, for up to 1 s"
+    assert told.startswith("error: the other processes have not started within 1 s: ")

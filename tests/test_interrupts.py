@@ -115,3 +115,16 @@ def test_training_says_how_to_go_on_and_ends_with_status_130(tmp_path, users_env
     assert "stopped by Ctrl-C at step" in errors
     assert "saved; the same command continues" in errors
     assert "Traceback" not in errors
+
+
+def test_the_status_is_that_of_ctrl_c_if_other_processes_have_ended_after_it(start):
+    """A signal to all of them may end another one first, which this one sees as an error of JAX."""
+    process = start(
+        "import jax\njax.distributed.is_initialized = lambda: True\ncommand_line.LAST_WORDS = 0\n"
+        "try:\n    begin()\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(0.2)\n"
+        "    raise jax.errors.JaxRuntimeError('INTERNAL: closed by peer') from None"
+    )
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
 from fsseg_jax import extensions
-from fsseg_jax.checksums import checksum_of, checksums, not_finite, verify
+from fsseg_jax.checksums import checksum_of, examine, verify
 from fsseg_jax.config import differences, from_saved
 from fsseg_jax.data import class_ids, test_split
 from fsseg_jax.data.source import Source
@@ -105,22 +105,22 @@ class Checkpoints:
         Raises:
             UserError: the state is not finite, or it cannot be written.
         """
-        step = int(state.step)
-        if bad := not_finite(state):
+        step, parts = int(state.step), {"variables": state.variables, "training": _rest(state)}
+        examined = {name: examine(part) for name, part in parts.items()}
+        if bad := next((bad for _, bad in examined.values() if bad), None):
             raise UserError(
                 f"{bad} is not finite after step {step}, which is not saved: lower "
                 f"train.learning_rate ({config.train.learning_rate}) or train in float32; "
                 f"{self.kept()}."
             )
-        sums = {"variables": checksums(state.variables), "training": checksums(_rest(state))}
+        sums = {name: sums for name, (sums, _) in examined.items()}
         known = {"step": step, "arrays": _shapes(state.variables), "checksums": sums}
         known["config_checksum"] = checksum_of(config.to_dict())
         known["modules"] = extensions.places((config.method, config.backbone, config.data.name))
         if self.trained_on:
             known |= {"trained_on": self.trained_on, "data": self.contents}
         args = ocp.args.Composite(
-            variables=ocp.args.StandardSave(state.variables),
-            training=ocp.args.StandardSave(_rest(state)),
+            **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
             config=ocp.args.JsonSave(config.to_dict()),
             info=ocp.args.JsonSave({**known, **info}),
         )

@@ -215,7 +215,7 @@ def test_what_is_not_finite_is_not_saved(trained, tmp_path):
     before = saved_state(config, workdir)
     state = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, before)
     told = message_of(checkpoints.save, LAST, state.replace(step=np.int32(3)), config)
-    assert "variables/params/backbone" in told
+    assert told.startswith("params/backbone")
     assert "is not finite after step 3, which is not saved: lower train.learning_rate" in told
     assert told.endswith("the same command goes on from the checkpoint of step 2.")
     assert Checkpoints(workdir).step(LAST) == 2
