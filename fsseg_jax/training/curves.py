@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from fsseg_jax.files import replacing
 
@@ -46,16 +47,19 @@ def read(workdir: pathlib.Path) -> dict[str, Curve]:
 
 
 def _events(content: bytes) -> Iterator[Event]:
-    """The complete events of a file; the last one may still be being written.
+    """The complete events of a file, without damaged ones; the last one may still be being written.
 
     tensorboardX only writes, and the reader of TensorBoard would be a large dependency.
     """
     while len(content) >= 12:  # a record is a length, its checksum, an event, and its checksum
-        (length,) = struct.unpack("<Q", content[:8])
-        if len(content) < 16 + length:
+        length, checksum = struct.unpack("<QI", content[:12])
+        # Where the next record begins is not known if the length is damaged.
+        if len(content) < 16 + length or checksum != masked_crc32c(content[:8]):
             return
-        with contextlib.suppress(DecodeError):  # it is damaged
-            yield Event.FromString(content[12 : 12 + length])
+        event, checksum = content[12 : 12 + length], content[12 + length : 16 + length]
+        if struct.unpack("<I", checksum)[0] == masked_crc32c(event):
+            with contextlib.suppress(DecodeError):  # another program wrote it
+                yield Event.FromString(event)
         content = content[16 + length :]
 
 

@@ -117,8 +117,11 @@ def test_damaged_events_are_left_out(tmp_path):
     write(tmp_path, {"train/loss": {1: 1.0, 2: 2.0, 3: 3.0}})
     (file,) = (tmp_path / "tensorboard").iterdir()
     whole = file.read_bytes()
-    for place in range(12, len(whole)):
-        file.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
-        curves.read(tmp_path)
+    written = {(1, 1.0), (2, 2.0), (3, 3.0)}
+    for place in range(len(whole)):
+        for flip in (1, 0x80):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            kept = set(values_of(tmp_path).get("train/loss", {}).items())
+            assert kept <= written, place
     file.write_bytes(whole[:-30] + b"\xff" * 10 + whole[-20:])
     assert set(curves.read(tmp_path)["train/loss"]) == {1, 2}
