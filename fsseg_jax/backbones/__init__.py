@@ -34,6 +34,12 @@ def create_backbone(
 
     Raises:
         UserError: the name or the dtype is unknown, or there is no batch normalisation.
+
+    Example:
+        >>> import jax
+        >>> backbone = create_backbone("resnet50", "float32")
+        >>> backbone.stage_numbers
+        (1, 2, 3, 4)
     """
     make = find(name, BACKBONES, "backbone")
     if dtype not in ("float32", "bfloat16"):

@@ -49,6 +49,11 @@ def load_config(path: str) -> ConfigDict:
 
     Raises:
         UserError: there is no such file or function, or its code fails.
+
+    Example:
+        >>> config = load_config("panet_vgg16")
+        >>> config.method, config.backbone, config.image_size
+        ('panet', 'vgg16', 417)
     """
     if not os.path.isfile(path):
         path, *argument = (config_file(path) or path).rsplit(":", 1)

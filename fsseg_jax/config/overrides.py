@@ -17,6 +17,12 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
     Raises:
         UserError: a field does not exist or a value is not of its type.
+
+    Example:
+        >>> from fsseg_jax.config import load_config
+        >>> config = override(load_config("panet_vgg16"), ["--config.train.steps=500"])
+        >>> config.train.steps
+        500
     """
     original = config
     arguments = joined(arguments)

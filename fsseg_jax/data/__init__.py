@@ -97,6 +97,16 @@ def open_source(data: ConfigDict, which: str) -> Source:
 
     Raises:
         UserError: the name or the fold is unknown, or the data are invalid.
+
+    Example:
+        >>> from fsseg_jax.config import load_config
+        >>> data = load_config("quickstart").data  # made images of shapes
+        >>> source = open_source(data, "test")
+        >>> len(source.class_names), len(source.folds)
+        (24, 4)
+        >>> image, label = source.read(0)
+        >>> image.shape, label.shape
+        ((80, 80, 3), (80, 80))
     """
     split = data.train_split if which == "train" else test_split(data)
     source = find(data.name, SOURCES, "data.name")(data, split)

@@ -30,6 +30,13 @@ def pixel_counts(
         ways: number of classes without the background, N.
         counted: the pixels that count; by default those whose label is not 255. Counted pixels of
             label 255 are background.
+
+    Example:
+        >>> import numpy as np
+        >>> prediction = np.array([[0, 1, 1], [0, 1, 0]])
+        >>> label = np.array([[0, 1, 1], [1, 0, 255]], np.uint8)
+        >>> pixel_counts(prediction, label, ways=1).tolist()  # of the background, and of the class
+        [[1, 1, 1], [2, 1, 1]]
     """
     classes = jnp.arange(ways + 1)[:, None, None]
     valid = label != IGNORE if counted is None else counted
@@ -54,7 +61,12 @@ def label_counts(
 
 
 def iou(counts: Int[AnyArray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
-    """TP / (TP + FP + FN) in percent; NaN for a class without true or predicted pixels."""
+    """TP / (TP + FP + FN) in percent; NaN for a class without true or predicted pixels.
+
+    Example:
+        >>> iou(np.array([[1, 1, 1], [2, 1, 1]])).round(1).tolist()
+        [33.3, 50.0]
+    """
     counts = np.asarray(counts, np.float64)
     union = counts.sum(-1)
     return np.divide(100 * counts[..., 0], union, out=np.full_like(union, np.nan), where=union > 0)
@@ -93,6 +105,15 @@ def run_metrics(
 
     Raises:
         UserError: no query shows any of its classes.
+
+    Example:
+        >>> # Two episodes of one way: the background, and the class.
+        >>> counts = np.array([[[90, 5, 2], [10, 2, 5]], [[70, 0, 10], [30, 10, 0]]])
+        >>> figures = run_metrics(counts, np.array([[1], [2]]), {1: "cat", 2: "dog"})
+        >>> {name: round(value, 1) for name, value in figures["per_class"].items()}
+        {'cat': 58.8, 'dog': 75.0}
+        >>> round(figures["mean_iou"], 1), round(figures["binary_iou"], 1)
+        (66.9, 80.3)
     """
     per_class, per_class_star = {}, {}
     shown = _shown(counts)

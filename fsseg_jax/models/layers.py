@@ -34,6 +34,12 @@ def masked_average_pool(
         masks: values in 0..1, at any resolution.
         epsilon: added to the area of a mask in pixels, so that an empty mask gives zeros.
         align_corners: corner convention of the up-sampling.
+
+    Example:
+        >>> features = jnp.arange(8.0).reshape(2, 2, 2)  # 2 x 2 positions, 2 channels
+        >>> left = jnp.array([[[1.0, 0.0], [1.0, 0.0]]])
+        >>> masked_average_pool(features, left, 0.0, align_corners=False).tolist()
+        [[2.0, 3.0]]
     """
     weights = pull_back(masks, features.shape[-3:-1], align_corners)
     total = jnp.einsum(
@@ -63,6 +69,11 @@ def cosine_similarity(
 
     Squared norms are clamped inside the root, so that the gradient of zero vectors is finite
     (1e-16 is the square of the epsilon of PyTorch's `F.cosine_similarity`).
+
+    Example:
+        >>> features = jnp.array([[[3.0, 4.0], [0.0, 2.0]]])
+        >>> cosine_similarity(features, jnp.array([[0.0, 2.0], [3.0, 4.0]])).shape
+        (1, 2, 2)
     """
 
     def inverse_norm(x: Float[AnyArray, "*batch channel"]) -> Float[Array, "*batch"]:

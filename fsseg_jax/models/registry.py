@@ -38,6 +38,12 @@ def create_model(config: ConfigDict) -> Method:
     Raises:
         UserError: a name or a choice is unknown, an option is out of its range, or the backbone
             lacks a stage.
+
+    Example:
+        >>> from fsseg_jax.config import load_config
+        >>> model = create_model(load_config("quickstart"))
+        >>> type(model).__name__, model.similarity_scale
+        ('PANet', 20.0)
     """
     method = find(config.method, METHODS, "method")
     options = options_of(method)
@@ -94,6 +100,13 @@ def init_variables(
 
     Raises:
         UserError: the weights cannot be loaded or do not fit.
+
+    Example:
+        >>> from fsseg_jax.config import load_config
+        >>> model = create_model(load_config("quickstart"))
+        >>> variables = init_variables(model, jax.random.key(0), ways=1, shots=1)
+        >>> sorted(variables["params"])  # PANet has no parameters but those of its backbone
+        ['backbone']
     """
     # A fully convolutional network has the same variables at any image size: compile for a small
     # one.

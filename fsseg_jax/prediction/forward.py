@@ -47,6 +47,19 @@ def forward(
     Raises:
         UserError: arrays do not fit each other or have wrong values, or the variables are for
             numbers of ways or shots into which the episode cannot be divided.
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> from fsseg_jax.config import load_config
+        >>> from fsseg_jax.models import create_model, init_variables
+        >>> model = create_model(load_config("quickstart"))
+        >>> variables = init_variables(model, jax.random.key(0), ways=1, shots=2)
+        >>> images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+        >>> labels = np.zeros((2, 32, 32), np.uint8)
+        >>> labels[:, 8:20, 8:20] = 1
+        >>> forward(model, variables, images[None, :2], labels[None], images[2:]).shape
+        (1, 32, 32, 2)
     """
     if not isinstance(model, Method):
         raise UserError(f"model is of type {type(model).__name__}: give a method.")
