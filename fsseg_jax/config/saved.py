@@ -35,8 +35,11 @@ def from_saved(saved: dict[str, Any]) -> ConfigDict:
 
 
 def _renewed(method: str, model: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a method in a checkpoint of version 0.1, with current names and values."""
+    """The fields of a method in a checkpoint of an earlier version, with current names and values,
+    so that it predicts what it did."""
     model = {**model}
+    if method == "panet" and model.get("prototypes") == "positions":
+        model = {"matching_weight": 0.0, **model}
     if method == "ltafnet" and isinstance(model.get("adaption"), bool):
         model["adaption"] = "concatenation" if model["adaption"] else "none"
         model |= {"before_aspp": "plain", "dropout": 0.0}

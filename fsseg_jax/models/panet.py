@@ -75,6 +75,12 @@ class PANet(Method):
         above=0,
         most=40,
     )
+    matching_weight: float = option(
+        10.0,
+        "Factor of the similarity to prototypes that are half of the query's own positions, which "
+        "match those of the supports forward and backward; 0 leaves them out.",
+        least=0,
+    )
     ridge: float = option(
         3.0,
         "Regularises the discriminant: this times the mean variance is added to the diagonal of "
@@ -154,8 +160,10 @@ class PANet(Method):
         """
         if isinstance(support_features, training_free.Bank):  # `summarise` has made it
             enough = support_label.shape[1] >= self.discriminant_from
-            bank, weight = support_features, self.discriminant_weight if enough else 0.0
-            return Output(training_free.logits(bank, query_features, self.sharpness, weight), None)
+            weights = self.matching_weight, self.discriminant_weight if enough else 0.0
+            bank = support_features
+            logits = training_free.logits(bank, query_features, self.sharpness, *weights)
+            return Output(logits, None)
         prototypes = self._prototypes(support_features, support_label)
         logits = self._similarity(query_features, prototypes)
         if not train or self.alignment_weight == 0:

@@ -1,11 +1,16 @@
 """Segmentation by features of a pretrained backbone, without training: many vectors a class.
 
 A class is described by all positions of its supports (blocks of 2 x 2 of them). What they say about
-a query is read in two ways, whose logits are added:
+a query is read in three ways, whose logits are added:
 
 - **Density**: the share of the class's area that is near, by a von Mises-Fisher kernel on the unit
   sphere. With one position a class, it is PANet's cosine similarity (its eq. 3) of centred
   features, with kappa for alpha, up to a constant.
+- **Matching**: PANet's cosine similarity to prototypes that are half of the query's own positions:
+  those that match the supports' forward and backward. A position of a support finds the most
+  similar one of the query; that counts for the class if it finds a position of the same class among
+  all supports in turn. With few supports, the thing in the query looks like itself more than like
+  them.
 - **Discriminant**: a linear classifier, which weighs channels by how well they separate the
   classes: linear discriminant analysis whose covariance is regularised by a multiple of the
   identity (after Friedman, 1989; it is not normalised, so that a larger multiple makes these logits
@@ -20,7 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fsseg_jax.episode import AnyArray
 
@@ -39,6 +44,7 @@ class Bank(NamedTuple):
     unit vector, after the centre is subtracted."""
 
     centre: Float[Array, " channel"]  # the mean of the classes' means
+    means: Float[Array, "class channel"]  # after the centre is subtracted
     positions: Float[Array, "image position channel"]
     weights: Float[Array, "image position class"]  # sum to 1 in each class that is shown
     directions: Float[Array, "class channel"]  # of the discriminant
@@ -85,48 +91,98 @@ def fit(
     regularised = covariance + ridge * variance * jnp.eye(len(covariance))
     directions = jax.scipy.linalg.solve(regularised, means.T, assume_a="pos").T
     offsets = -jnp.sum(directions * means, axis=-1) / 2
-    return Bank(centre, unit(x), weights, directions, offsets)
+    return Bank(centre, means, unit(x), weights, directions, offsets)
+
+
+class Compared(NamedTuple):
+    """A query's positions beside those of all supports; indices count through all of them."""
+
+    density: Float[Array, "h w class"]
+    nearest_support: Int[Array, "h w"]  # the support's position that is most similar to each
+    nearest_query: Int[Array, "image position"]  # and the query's that is to each of the supports'
 
 
 def logits(
     bank: Bank,
     features: Float[AnyArray, "h w channel"],
     sharpness: float,
+    matching_weight: float,
     discriminant_weight: float,
 ) -> Float[Array, "h w class"]:
-    """Logits of a query: its log-density, and `discriminant_weight` times the discriminant."""
+    """Logits of a query: its log-density, and the weighted ones of matching and discriminant."""
     y = unit(features) - bank.centre
-    found = density(bank, y, sharpness)
-    if not discriminant_weight:
-        return found
-    linear = product("hwc,kc->hwk", y, bank.directions) + bank.offsets
-    return found + discriminant_weight * linear
+    compared = compare(bank, y, sharpness)
+    found = compared.density
+    if matching_weight:
+        found += matching_weight * matching(bank, y, compared)
+    if discriminant_weight:
+        linear = product("hwc,kc->hwk", y, bank.directions) + bank.offsets
+        found += discriminant_weight * linear
+    return found
 
 
-def density(
-    bank: Bank, query: Float[AnyArray, "h w channel"], sharpness: float
-) -> Float[Array, "h w class"]:
-    r"""The logarithm of each class's density, $\log \sum_i w_i e^{\kappa (\cos_i - 1)}$; `ABSENT`
-    for a class without positions.
+def compare(bank: Bank, query: Float[AnyArray, "h w channel"], sharpness: float) -> Compared:
+    r"""The logarithm of each class's density, $\log \sum_i w_i e^{\kappa (\cos_i - 1)}$, which is
+    `ABSENT` for a class without positions; and which positions are most similar.
 
     Args:
         query: unit vectors from which the centre is subtracted.
         sharpness: kappa, at most 40: beyond, what is far would not be a number.
     """
     y = unit(query)
+    per_image = bank.positions.shape[1]
 
-    def add(total: Float[Array, "h w class"], image: tuple[Array, Array]) -> tuple[Array, None]:
-        positions, weights = image
-        exponents = sharpness * (product("hwc,pc->hwp", y, positions) - 1)
+    def add(
+        total: tuple[Array, Array, Array], image: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], Array]:
+        density, largest_yet, nearest = total
+        positions, weights, first = image
+        cosines = product("hwc,pc->hwp", y, positions)
+        exponents = sharpness * (cosines - 1)
         largest = exponents.max(axis=-1, keepdims=True)
         sums = product("hwp,pk->hwk", jnp.exp(exponents - largest), weights)
         logs = jnp.log(jnp.where(sums > 0, sums, 1.0)) + largest  # 0 has no logarithm, nor gradient
-        return jnp.logaddexp(total, jnp.where(sums > 0, logs, ABSENT)), None
+        density = jnp.logaddexp(density, jnp.where(sums > 0, logs, ABSENT))
+        # Positions without an area are of nothing.
+        cosines = jnp.where(weights.sum(axis=-1) > 0, cosines, -jnp.inf)
+        largest = cosines.max(axis=-1)
+        here = first + cosines.argmax(axis=-1)
+        nearest = jnp.where(largest > largest_yet, here, nearest)
+        largest_yet = jnp.maximum(largest, largest_yet)
+        return (density, largest_yet, nearest), cosines.reshape(-1, per_image).argmax(axis=0)
 
     # Image by image: the similarities to many supports would not fit into memory.
-    nothing = jnp.full((*y.shape[:2], bank.weights.shape[-1]), ABSENT)
-    total, _ = jax.lax.scan(add, nothing, (bank.positions, bank.weights))
-    return total
+    size = y.shape[:2]
+    nothing = jnp.full((*size, bank.weights.shape[-1]), ABSENT)
+    start = nothing, jnp.full(size, -jnp.inf), jnp.zeros(size, int)
+    firsts = per_image * jnp.arange(len(bank.positions))
+    parts = bank.positions, bank.weights, firsts
+    (density, _, nearest_support), nearest_query = jax.lax.scan(add, start, parts)
+    return Compared(density, nearest_support, nearest_query)
+
+
+def matching(
+    bank: Bank, query: Float[AnyArray, "h w channel"], compared: Compared
+) -> Float[Array, "h w class"]:
+    """Cosine similarities to prototypes that are half of the query's own positions; see the module.
+
+    A support's position is of the class that it is the greatest part of, and counts once for the
+    query's position that it finds. A class that finds none has the supports' mean alone. The mean
+    of the prototypes is subtracted, as that of the supports' means is from all else.
+    """
+    y = query.reshape(-1, query.shape[-1])
+    weights = bank.weights.reshape(-1, bank.weights.shape[-1])
+    own, goes_to = weights.argmax(axis=-1), compared.nearest_query.ravel()
+    comes_back_to = compared.nearest_support.ravel()[goes_to]
+    counts = (weights.sum(axis=-1) > 0) & (own == own[comes_back_to])
+    found = jnp.zeros((len(y), weights.shape[-1])).at[goes_to, own].add(counts)
+    totals = found.sum(axis=0)[:, None]
+    means = product("nk,nc->kc", found, y) / jnp.maximum(totals, 1)
+    prototypes = jnp.where(totals > 0, (bank.means + means) / 2, bank.means)
+    is_shown = weights.sum(axis=0)[:, None] > 0
+    centre = jnp.mean(prototypes, axis=0, where=is_shown)
+    prototypes = jnp.where(is_shown, unit(prototypes - centre), 0.0)
+    return product("hwc,kc->hwk", unit(query - centre), prototypes)
 
 
 def _block_means(

@@ -40,13 +40,31 @@ def blocks_of(features, areas):
             for j in range(0, image.shape[1], 2):
                 part = area[i : i + 2, j : j + 2].reshape(-1, area.shape[-1])
                 vectors = image[i : i + 2, j : j + 2].reshape(-1, CHANNELS)
+                if not part.any():
+                    continue  # it is of nothing
                 positions.append(np.average(vectors, axis=0, weights=part.sum(axis=1)))
                 weights.append(part.sum(axis=0))
     weights = np.array(weights)
     return np.array(positions), weights / weights.sum(axis=0)
 
 
-def expected_logits(features, areas, query, sharpness, ridge, weight):
+def matched_prototypes(x, w, y):
+    """Half of each class's mean is of the positions of a query that match its own both ways."""
+    own = w.argmax(axis=1)
+    similarity = unit(x - w.T.dot(x).mean(axis=0)) @ unit(y).T
+    similarity[w.sum(axis=1) == 0] = -np.inf
+    found = {k: [] for k in range(w.shape[1])}
+    for i in np.flatnonzero(w.sum(axis=1)):
+        j = similarity[i].argmax()
+        if own[similarity[:, j].argmax()] == own[i]:
+            found[own[i]].append(y[j])
+    means = w.T @ x - w.T.dot(x).mean(axis=0)
+    return np.array(
+        [(m + np.mean(found[k], axis=0)) / 2 if found[k] else m for k, m in enumerate(means)]
+    )
+
+
+def expected_logits(features, areas, query, sharpness, ridge, weights):
     """Class by class, from the definitions."""
     x, w = blocks_of(features, areas)
     means = w.T @ x
@@ -54,20 +72,41 @@ def expected_logits(features, areas, query, sharpness, ridge, weight):
     within = np.mean([np.cov(x.T, aweights=w[:, k], ddof=0) for k in range(w.shape[1])], axis=0)
     inverse = np.linalg.inv(within + ridge * np.diag(within).mean() * np.eye(CHANNELS))
     y = unit(query.astype(float)) - centre
+    prototypes = matched_prototypes(x, w, y.reshape(-1, CHANNELS))
+    between = prototypes.mean(axis=0)
     logits = []
     for k, mean in enumerate(means - centre):
         kernel = np.exp(sharpness * (unit(y) @ unit(x - centre).T - 1))
         linear = y @ inverse @ mean - mean @ inverse @ mean / 2
-        logits.append(np.log(kernel @ w[:, k]) + weight * linear)
+        matched = unit(y - between) @ unit(prototypes[k] - between)
+        logits.append(np.log(kernel @ w[:, k]) + weights[0] * matched + weights[1] * linear)
     return np.stack(logits, axis=-1)
 
 
-@pytest.mark.parametrize("side", [6, 7])
-def test_logits_are_a_kernel_density_and_a_linear_discriminant(side):
+@pytest.mark.parametrize(("side", "unmarked"), [(6, 0), (7, 4)])
+def test_logits_are_a_kernel_density_matched_prototypes_and_a_linear_discriminant(side, unmarked):
     features, areas = draw(side=side)
+    areas[1, :unmarked] = 0  # whole blocks of nothing, which match nothing
     query = draw(seed=1)[0][0]
-    result = training_free.logits(fit(features, areas, 0.3), query, 4.0, 0.7)
-    assert_close(result, expected_logits(features, areas, query, 4.0, 0.3, 0.7), 1e-4)
+    result = training_free.logits(fit(features, areas, 0.3), query, 4.0, 2.0, 0.7)
+    assert_close(result, expected_logits(features, areas, query, 4.0, 0.3, (2.0, 0.7)), 1e-4)
+
+
+def test_matching_finds_what_resembles_the_query_itself_more_than_the_supports():
+    """One half of the thing looks like the support's; the other half only like the first one."""
+    features = np.zeros((1, 8, 8, 4), np.float32)
+    features[..., 0] = 1
+    features[0, 2:6, 2:6] = (0, 1, 0, 0)
+    areas = np.zeros((1, 8, 8, 2), np.float32)
+    areas[..., 0] = 1
+    areas[0, 2:6, 2:6] = (0, 1)
+    query = np.tile(np.float32([1, 0, 0, 0]), (8, 8, 1))
+    query[2:6, :4], query[2:6, 4:] = (0, 1, 0, 1), (0.5, 0.35, 0, 0.8)
+    bank, truth = fit(features, areas, 1.0), np.zeros((8, 8), bool)
+    truth[2:6] = True
+    alone, both = (training_free.logits(bank, query, 10.0, x, 0.0) for x in (0.0, 20.0))
+    np.testing.assert_array_equal(np.asarray(alone)[2:6].argmax(axis=-1), [[1] * 4 + [0] * 4] * 4)
+    np.testing.assert_array_equal(np.asarray(both).argmax(axis=-1), truth)
 
 
 def test_density_of_one_position_a_class_is_cosine_similarity():
@@ -77,7 +116,7 @@ def test_density_of_one_position_a_class_is_cosine_similarity():
     areas[0, 0, 0, 0] = areas[0, 1, 3, 1] = 9
     bank = fit(features, areas, 1.0)
     query = draw(seed=1)[0][0]
-    logits = np.asarray(training_free.logits(bank, query, 3.0, 0.0))
+    logits = np.asarray(training_free.logits(bank, query, 3.0, 0.0, 0.0))
     prototypes = unit(features[0, [0, 1], [0, 3]])
     centre = prototypes.mean(axis=0)
     cosines = unit(unit(query) - centre) @ unit(prototypes - centre).T
@@ -87,7 +126,7 @@ def test_density_of_one_position_a_class_is_cosine_similarity():
 def test_class_without_positions_is_finite_and_never_predicted():
     features, areas = draw()
     areas[..., 2] = 0
-    logits = np.asarray(training_free.logits(fit(features, areas, 1.0), features[0], 5.0, 1.0))
+    logits = np.asarray(training_free.logits(fit(features, areas, 1.0), features[0], 5.0, 2.0, 1.0))
     assert np.isfinite(logits).all()
     assert not (logits.argmax(axis=-1) == 2).any()
 
@@ -99,7 +138,7 @@ def test_the_narrowest_kernel_has_no_floor_and_has_gradients():
     areas *= areas == areas.max(axis=-1, keepdims=True)
     bank, query = fit(features, areas, 1.0), features[0]
     most = 40.0
-    sharp = jax.jit(lambda x: training_free.density(bank, x, most))
+    sharp = jax.jit(lambda x: training_free.compare(bank, x, most).density)
     cosines = unit(query) @ np.asarray(bank.positions).reshape(-1, CHANNELS).T
     exponents = most * (cosines - 1.0)
     assert exponents.min() < -70
@@ -114,7 +153,9 @@ def test_positions_that_are_all_alike_have_finite_logits_of_the_right_sign():
     features[0, :, :2, 0] = features[0, :, 2:, 1] = 1
     areas = np.zeros((1, 2, 4, 2), np.float32)
     areas[0, :, :2, 0] = areas[0, :, 2:, 1] = 1
-    logits = np.asarray(training_free.logits(fit(features, areas, 3.0), features[0], 10.0, 0.5))
+    logits = np.asarray(
+        training_free.logits(fit(features, areas, 3.0), features[0], 10.0, 10.0, 0.5)
+    )
     assert np.isfinite(logits).all()
     np.testing.assert_array_equal(logits.argmax(axis=-1), [[0, 0, 1, 1]] * 2)
 
