@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from ml_collections import ConfigDict
@@ -38,6 +38,14 @@ LAST_WORDS = 2
 LEVELS = ("debug", "info", "warning", "error")  # of messages
 # Fields that determine the devices.
 MACHINE = ("platform", "devices", "distributed", "compilation_cache")
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are UserErrors, in one sentence like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message}; --help lists all options.")
 
 
 class PathAction(argparse.Action):
@@ -153,7 +161,7 @@ def parse(
     Raises:
         UserError: a path is empty, or there is no such option.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -238,6 +246,7 @@ def check_processes(config: ConfigDict, **folders: pathlib.Path | None) -> None:
     devices.check_agreement(
         {f"--{option}": os.path.abspath(folder) for option, folder in folders.items() if folder}
         | fields
+        | {"JAX_NUM_PROCESSES": os.environ.get("JAX_NUM_PROCESSES")}
         | {"jax": jax.__version__, "the code of fsseg_jax": checksum_of_code()}
     )
 
@@ -277,6 +286,13 @@ def run(main: Callable[[], int | None]) -> None:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # JAX also raises ValueError, which begins with a status then, as in UNKNOWN: Gloo ...
         of_jax = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+        if of_jax and str(error).startswith("RESOURCE_EXHAUSTED"):
+            print(
+                f"error: the devices have too little memory ({str(error).splitlines()[0]}): lower "
+                "train.batch_size, eval.batch_size or image_size, or raise train.accumulate.",
+                file=sys.stderr,
+            )
+            _exit(2)
         if not (of_jax and jax.distributed.is_initialized()):
             raise
         print(

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
+from fsseg_jax import interrupts
 from fsseg_jax.cpu.memory import keep_memory
 from fsseg_jax.errors import UserError
 
@@ -66,12 +68,16 @@ def join_processes() -> None:
     Raises:
         UserError: the processes are not configured, or fail to connect.
     """
-    numbers = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-    host = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")[0]
+    numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    host = address.rpartition(":")[0]
     seconds = CONNECTING_HERE if host in ("localhost", "127.0.0.1", "[::1]") else CONNECTING
     giving_up = threading.Timer(seconds, _give_up, [seconds])
     giving_up.daemon = True
+    if numbers[1] == "0":
+        _check_free(address)
     try:
+        interrupts.at_once = True
         count, number = (None if text is None else int(text) for text in numbers)
         logger.info("waiting for the other processes, for up to %d s", seconds)
         giving_up.start()
@@ -89,6 +95,25 @@ def join_processes() -> None:
         ) from None
     finally:
         giving_up.cancel()
+        interrupts.at_once = False
+
+
+def _check_free(address: str) -> None:
+    """Raises UserError if another process has the place where others are to find this one; JAX
+    would abort."""
+    port = address.rpartition(":")[2]
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        return  # JAX says so
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # only those that listen count
+        try:
+            place.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS = {address}: this process, number 0, cannot wait for the "
+                f"others there ({error.strerror}): choose another port, and give each process its "
+                "own JAX_PROCESS_ID."
+            ) from None
 
 
 def _give_up(seconds: int) -> None:

@@ -28,6 +28,8 @@ def replacing(path: pathlib.Path) -> Iterator[io.BufferedWriter]:
         UserError: the file cannot be written.
     """
     # The temporary name is always the same, so that a file left by a killed process is overwritten.
+    if not path.name or os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name a file.")
     with writing(path), _whole(path, f"{zlib.crc32(os.fsencode(path.name)):08x}") as file:
         yield file
 

@@ -16,6 +16,9 @@ PATIENCE = 1.0  # seconds after which a program that is still stopping says so
 TWICE = 0.5  # seconds in which a signal that comes again is the same request
 
 received = 0  # the number of the first signal that `_watch` was told of
+# Whether the first one ends the process: there is nothing to finish, and the main thread may wait
+# in compiled code for long.
+at_once = False
 
 # What has to be done before a second signal ends the process at once.
 last_things: list[Callable[[], object]] = []
@@ -65,6 +68,9 @@ def _watch(told: socket.socket, tell: socket.socket) -> None:
     """Reads the numbers of signals; `tell` is only kept open."""
     global received
     received = _next_signal(told)
+    if at_once:
+        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        os._exit(128 + received)
     time.sleep(TWICE)
     told.setblocking(False)
     with contextlib.suppress(BlockingIOError):

@@ -314,7 +314,7 @@ def _colour_map() -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog="python -m fsseg_jax.data.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,6 +1,7 @@
 """What all programs share: options that do not exist are told, with the one that is meant."""
 
 import errno
+import re
 import sys
 
 import pytest
@@ -64,6 +65,28 @@ def test_a_path_that_cannot_be_looked_at_now_is_a_path(monkeypatch):
         patch.setattr(command_line.os, "stat", stale)
         arguments, _ = parse("--workdir=there")
     assert str(arguments.workdir) == "there"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--threshold=x"], "argument --threshold: invalid float value: 'x'; --help lists all"),
+        ([], "the following arguments are required: --threshold; --help lists all options."),
+        (["--threshold"], "argument --threshold: expected one argument; --help lists all options."),
+    ],
+)
+def test_wrong_values_are_told_in_one_sentence(given, told):
+    threshold = {"type": float, "required": True, "help": "a number"}
+    with pytest.raises(UserError, match=re.escape(told)):
+        command_line.parse("", given, workdir=False, threshold=threshold)
+
+
+def test_too_little_memory_is_told_in_one_sentence():
+    code = "import jax; from fsseg_jax import command_line\n"
+    code += "def main():\n    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes')\n"
+    done = run(sys.executable, "-c", f"{code}command_line.run(main)", status=2)
+    (told,) = done.stderr.splitlines()
+    assert told.startswith("error: the devices have too little memory (RESOURCE_EXHAUSTED: 9 byte")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import os
 import platform
+import signal
 import socket
+import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import jaxlib
@@ -109,17 +112,49 @@ def test_sums_are_right_in_every_version_and_sound_ones_get_no_flag(users_enviro
     assert result.stdout.split() == [str(jaxlib.__version__ not in CORRUPTING)]
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_process_whose_others_do_not_start_ends_with_one_sentence(number):
-    """The first one, which the others connect to, and another one: JAX would abort both."""
-    code = "from fsseg_jax import command_line, devices; devices.CONNECTING_HERE = 1\n"
-    code += "command_line.run(devices.join_processes)"
+@pytest.fixture
+def one_of_two():
+    """A function that gives the environment of one of two processes, by its number."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    variables = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
-    variables |= {"JAX_COORDINATOR_ADDRESS": address}
-    done = run(sys.executable, "-c", code, status=2, env=os.environ | variables)
+
+    def environment(number):
+        variables = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
+        return os.environ | variables | {"JAX_COORDINATOR_ADDRESS": address}
+
+    return environment
+
+
+JOIN = "from fsseg_jax import command_line, devices; devices.CONNECTING_HERE = {}\n"
+JOIN += "command_line.run(devices.join_processes)"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_whose_others_do_not_start_ends_with_one_sentence(number, one_of_two):
+    """The first one, which the others connect to, and another one: JAX would abort both."""
+    done = run(sys.executable, "-c", JOIN.format(1), status=2, env=one_of_two(number))
     waiting, told = done.stderr.splitlines()
     assert waiting == "waiting for the other processes, for up to 1 s"
     assert told.startswith("error: the other processes have not started within 1 s: ")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_ctrl_c_ends_a_process_that_waits_for_others(number, one_of_two):
+    pipe = {"stderr": subprocess.PIPE, "text": True, "env": one_of_two(number)}
+    process = subprocess.Popen([sys.executable, "-c", JOIN.format(60)], **pipe)
+    assert process.stderr.readline().startswith("waiting for the other processes")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert told == "stopped by Ctrl-C\n"
+
+
+def test_two_processes_of_number_0_are_told(one_of_two):
+    environment = one_of_two(0)
+    address = environment["JAX_COORDINATOR_ADDRESS"]
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        done = run(sys.executable, "-c", JOIN.format(60), status=2, env=environment)
+    assert f"error: JAX_COORDINATOR_ADDRESS = {address}: this process, number 0" in done.stderr
+    assert "give each process its own JAX_PROCESS_ID" in done.stderr

@@ -120,6 +120,8 @@ def test_platforms_and_shapes_are_those_asked_for(exported):
     ("options", "sentence"),
     [
         (["--out={model}/config.json/below"], "cannot be written"),
+        (["--out={model}"], "is a folder: name a file."),
+        (["--out=."], ". is a folder: name a file."),
         (["--ways=0"], "ways = 0: it must be an integer of at least 1"),
         (["--shots=-2"], "shots = -2: it must be an integer of at least 1"),
         ([f"--shots={10**30}"], f"shots = {10**30}: it must be at most 1000000"),

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fsseg_jax.config.checks import flatten
 from fsseg_jax.config.fields import default_config
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _update(config: ConfigDict, saved: dict[str, Any]) -> None:
         group = isinstance(config.get(name), ConfigDict)
         if group != isinstance(value, dict):
             raise UserError(
-                f"the saved configuration has {name} = {str(value)[:80]}, which is damaged or of "
+                f"the saved configuration has {name} = {brief(value)}, which is damaged or of "
                 "another version: save the model again, or install a newer version."
             )
         if group:

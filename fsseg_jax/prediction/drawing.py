@@ -3,6 +3,7 @@
 import functools
 import io
 import itertools
+import os
 import pathlib
 import zlib
 from collections.abc import Sequence
@@ -103,6 +104,19 @@ def thumbnail(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return file.getvalue()
 
 
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a picture's file is there, complete and, if it is a PNG, undamaged."""
+    try:
+        with Image.open(path) as picture:
+            kind = picture.format
+            picture.verify()  # the checksums of a PNG; of a JPEG it looks at nothing
+        with path.open("rb") as file:
+            file.seek(-2, os.SEEK_END)
+            return kind != "JPEG" or file.read() == b"\xff\xd9"  # the mark of its end
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
 def _with_legend(
     picture: UInt8[np.ndarray, "height width 3"], names: dict[int, str]
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -110,7 +124,9 @@ def _with_legend(
     a third of its width or height."""
     size = max(11, max(picture.shape) // 50)
     font, gap = _font(size), size // 2
-    shown = {n: name if len(name) <= 40 else f"{name[:39]}…" for n, name in names.items()}
+    # Line breaks and the like cannot be drawn.
+    plain = {n: "".join(c if c.isprintable() else " " for c in x) for n, x in names.items()}
+    shown = {n: name if len(name) <= 40 else f"{name[:39]}…" for n, name in plain.items()}
     wide = max(round(font.getlength(name)) for name in shown.values()) + size + 3 * gap
     high = len(shown) * (size + gap) + gap
     if 3 * high > picture.shape[0] or 3 * wide > picture.shape[1]:

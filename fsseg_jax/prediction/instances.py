@@ -30,8 +30,9 @@ def cleaned(
         if min_area > 1:
             parts, _ = ndimage.label(mask == number, EIGHT)
             sizes = np.bincount(parts.ravel())
-            sizes[0] = min_area  # what is of no part is left as it is
-            result[sizes[parts] < min_area] = 0
+            small = sizes < min_area
+            small[0] = False  # what is of no part is left as it is
+            result[small[parts]] = 0
     return _filled(result) if fill_holes else result
 
 

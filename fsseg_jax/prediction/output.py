@@ -24,7 +24,14 @@ from pycocotools import mask as coco_mask
 from fsseg_jax.errors import UserError, brief
 from fsseg_jax.files import lock, remove_partial, replacing, write_bytes, write_text, writing
 from fsseg_jax.prediction.contact_sheet import SHEET
-from fsseg_jax.prediction.drawing import LONG_SIDE, load_mask, save_mask, small_overlay, thumbnail
+from fsseg_jax.prediction.drawing import (
+    LONG_SIDE,
+    is_whole,
+    load_mask,
+    save_mask,
+    small_overlay,
+    thumbnail,
+)
 from fsseg_jax.prediction.instances import cleaned, objects_of
 from fsseg_jax.prediction.journal import FORGOTTEN, Journal, forget, has_runs, open_journal
 from fsseg_jax.prediction.result import DIGITS, Result
@@ -186,8 +193,8 @@ class Predictions:
 
     def _files(self, query: Query) -> list[pathlib.Path]:
         """What is saved of an image besides its line in the journal."""
-        files = {MASKS: self.mask_file, OVERLAYS: self.overlay_file}
-        return [files[kind](query) for kind in self.save]
+        files = {MASKS: [self.mask_file], OVERLAYS: [self.overlay_file, self.thumbnail_file]}
+        return [path(query) for kind in self.save for path in files[kind]]
 
     def noted(self, query: Query) -> bool:
         """Whether the journal has an image, and it has not changed since."""
@@ -195,8 +202,8 @@ class Predictions:
         return entry is not None and (entry.size, entry.changed) == (query.size, query.changed)
 
     def done(self, query: Query) -> bool:
-        """Whether an image is noted, and what is saved of it is there."""
-        return self.noted(query) and all(path.is_file() for path in self._files(query))
+        """Whether an image is noted, and what is saved of it is there and whole."""
+        return self.noted(query) and all(map(is_whole, self._files(query)))
 
     def write(
         self,

@@ -35,7 +35,7 @@ CHECKSUMS = "checksums"  # of the weights, in the configuration
 # There, too: whether the model was trained, and what is in the file of its supports.
 TRAINED, SUPPORTS = "trained", "supports"
 CHANGED = f"copy it again, or remove {CHECKSUMS} from {CONFIG} if the change is intended"
-VERSION = 2  # of the format; 1 had no checksums
+VERSION = 3  # of the format; 1 had no checksums, and 2 none of TRAINED and SUPPORTS
 # What looking into a file of anything may raise.
 _DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 # What huggingface_hub raises: errors of HTTP (whose library depends on the version), connections,
@@ -80,13 +80,13 @@ def save(
     """
     folder = pathlib.Path(os.path.expanduser(folder))
     arrays = flatten_dict(jax.device_get(variables), sep="/")
-    sums = {CONFIG: checksum_of(config.to_dict()), **checksums(arrays)}
-    fields = {"fsseg_jax": VERSION, **config.to_dict(), CHECKSUMS: sums}
+    fields = {"fsseg_jax": VERSION, **config.to_dict()}
     contents = {WEIGHTS: safetensors.numpy.save(arrays)}
     if trained is not None:
         fields[TRAINED] = trained
     if shown is not None:
         contents[fitted.FILE], fields[SUPPORTS] = fitted.as_file(shown)
+    fields[CHECKSUMS] = {CONFIG: checksum_of(fields), **checksums(arrays)}
     card = _card(config, arrays, name, about, licence, trained, shown)
     contents |= {
         CONFIG: json.dumps(fields, indent=2).encode(),
@@ -136,8 +136,9 @@ def read(folder: pathlib.Path, arguments: Sequence[str] = ()) -> Saved:
                 f"{VERSION}: install a newer one."
             )
         known = fields.pop(CHECKSUMS, None)
+        whole = checksum_of({"fsseg_jax": version, **fields})
         trained, facts = fields.pop(TRAINED, None), fields.pop(SUPPORTS, None)
-        own = checksum_of(fields)
+        own = whole if version >= 3 else checksum_of(fields)
         saved = from_saved(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -37,6 +37,13 @@ REMEDY = "take it from a backup, use another checkpoint, or train again"
 # Fields that choose other images or labels.
 CHOOSE_DATA = ("data.name", "data.split", "data.train_split", "data.shapes.", "data.coco.")
 CHOOSE_DATA += ("data.tfds.name", "data.tfds.image", "data.tfds.label", "data.folds")
+INFO_CHECKSUM = "checksum"  # of the information in a checkpoint, which it is a part of
+# Names in the information of checkpoints that were saved without it.
+EARLIER_INFO = {
+    *("step", "arrays", "checksums", "config_checksum", "modules", "trained_on", "data"),
+    *("epoch", "batch_size", "devices", "seconds"),
+    *("mean_iou", "selected_on", "classes", "episodes_hash"),
+}
 SET_ASIDE = "set_aside"  # folder of best checkpoints that are not the run's any more
 
 logger = logging.getLogger(__name__)
@@ -119,10 +126,11 @@ class Checkpoints:
         known["modules"] = extensions.places((config.method, config.backbone, config.data.name))
         if self.trained_on:
             known |= {"trained_on": self.trained_on, "data": self.contents}
+        known |= info
         args = ocp.args.Composite(
             **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
             config=ocp.args.JsonSave(config.to_dict()),
-            info=ocp.args.JsonSave({**known, **info}),
+            info=ocp.args.JsonSave({**known, INFO_CHECKSUM: checksum_of(known)}),
         )
         try:
             check_room(self.folder, state)
@@ -167,6 +175,10 @@ class Checkpoints:
         try:
             restored = self._manager(which).restore(self.step(which), args=args)
             config, info = restored["config"], dict(restored["info"])
+            saved = info.pop(INFO_CHECKSUM, None)
+            # Earlier versions saved without; then all the names are theirs.
+            if checksum_of(info) != saved if saved else info.keys() - EARLIER_INFO:
+                raise ValueError("the checksum of its information is not the saved one")
             if info.get("config_checksum", checksum_of(config)) != checksum_of(config):
                 raise ValueError("the checksum of its configuration is not the saved one")
             extensions.note(info.get("modules"))

@@ -37,6 +37,23 @@ def test_a_second_run_computes_nothing_but_what_is_new_changed_or_lost(run, fold
     assert read(folders / "out" / "masks" / "b.png").shape == (50, 40)
 
 
+def test_files_that_were_lost_or_damaged_since_are_made_again(run, folders):
+    run("--save=masks,overlays")
+    out = folders / "out"
+    pictures = [path for path in out.rglob("*") if path.suffix in (".png", ".jpg")]
+    before = {path: path.read_bytes() for path in pictures}
+    masks, overlays, thumbnails = (
+        sorted((out / kind).rglob("*.*")) for kind in ("masks", "overlays", "thumbnails")
+    )
+    masks[0].write_bytes(before[masks[0]][:60])
+    overlays[1].write_bytes(before[overlays[1]][:-10])
+    thumbnails[2].unlink()
+    run.segmented.clear()
+    assert run("--save=masks,overlays") == 0
+    assert len(run.segmented) == 3
+    assert {path: path.read_bytes() for path in pictures} == before
+
+
 SCORE = re.compile(rb'(?<="score": )[^,}]+|(?<="confidence": )[^,}]+')
 CHECKSUM = re.compile(rb'"checksum": "[0-9a-f]*"')
 

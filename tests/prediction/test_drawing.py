@@ -5,7 +5,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fsseg_jax.evaluation.report import overlay
-from fsseg_jax.prediction.drawing import PALETTE, load_mask, save_mask, small_overlay, thumbnail
+from fsseg_jax.prediction.drawing import (
+    PALETTE,
+    is_whole,
+    load_mask,
+    save_mask,
+    small_overlay,
+    thumbnail,
+)
 
 COLOURS = np.frombuffer(PALETTE, np.uint8).reshape(-1, 3)
 
@@ -71,6 +78,29 @@ def test_large_overlays_name_the_classes_that_they_show_and_small_ones_hide_noth
     small = small_overlay(image, label, 60, names)
     np.testing.assert_array_equal(small, small_overlay(image, label, 60))
     np.testing.assert_array_equal(small_overlay(image, label, 800), plain)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x85b", "a\0b", "a\u2028b", "a\tb"])
+def test_what_cannot_be_drawn_of_a_name_is_drawn_as_a_space(name):
+    image, label = np.zeros((600, 800, 3), np.uint8), np.ones((600, 800), np.uint8)
+    expected = small_overlay(image, label, 800, ("a b",))
+    np.testing.assert_array_equal(small_overlay(image, label, 800, (name,)), expected)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_pictures_that_are_cut_off_or_damaged_are_not_whole(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    assert not is_whole(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 3, (40, 50), np.uint8)).save(path)
+    assert is_whole(path)
+    content = path.read_bytes()
+    for size in (0, 1, 60, len(content) // 2, len(content) - 20):
+        path.write_bytes(content[:size])
+        assert not is_whole(path)
+    if kind == "png":  # a JPEG has no checksums
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+        assert not is_whole(path)
 
 
 def test_thumbnails_are_small():

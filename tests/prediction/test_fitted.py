@@ -17,6 +17,7 @@ from small_models import make_config, random_variables
 
 import fsseg_jax
 from fsseg_jax import Segmenter
+from fsseg_jax.checksums import checksum_of
 from fsseg_jax.devices import make_mesh
 from fsseg_jax.models import create_model
 from fsseg_jax.prediction import fitted as saved_supports
@@ -142,6 +143,8 @@ def changed(folder, tmp_path, arrays=None, **facts):
         safetensors.numpy.save_file(arrays, again / saved_supports.FILE)
         fields["supports"]["checksums"] = saved_supports.checksums(arrays)
     fields["supports"] |= facts
+    rest = {name: value for name, value in fields.items() if name != "checksums"}
+    fields["checksums"]["config.json"] = checksum_of(rest)
     (again / "config.json").write_text(json.dumps(fields))
     return again
 

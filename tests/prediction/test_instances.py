@@ -47,7 +47,9 @@ def mask(request):
     return rng.choice(np.array([0, 1, 2], np.uint8), (23, 31), p=(0.3, 0.5, 0.2))
 
 
-@pytest.mark.parametrize(("min_area", "fill_holes"), [(0, True), (4, False), (4, True), (1, False)])
+@pytest.mark.parametrize(
+    ("min_area", "fill_holes"), [(0, True), (4, False), (4, True), (1, False), (10**30, False)]
+)
 def test_masks_are_cleaned_as_by_hand(mask, min_area, fill_holes):
     before = mask.copy()
     result = cleaned(mask, min_area, fill_holes)

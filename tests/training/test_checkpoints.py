@@ -1,5 +1,7 @@
 """The checkpoints of a run: which are kept, which are evaluated, and which are refused."""
 
+import contextlib
+import json
 import pathlib
 import shutil
 
@@ -324,6 +326,30 @@ def test_a_damaged_checkpoint_is_told_or_has_lost_nothing(trained, tmp_path, fil
             told.append(str(error))
     assert told
     assert all(f"{tmp_path}/" in sentence and "is damaged or" in sentence for sentence in told)
+
+
+def test_any_flipped_bit_of_a_checkpoints_information_is_told(trained, tmp_path):
+    """Figures and names: the step, the score, and whatever is looked up in it; earlier versions
+    saved it without a checksum."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    checkpoints = Checkpoints(workdir)
+    (path,) = (workdir / "checkpoints" / LAST).glob("*/info/metadata")
+    whole = path.read_bytes()
+    known = checkpoints.describe(LAST)[1]
+    rng, same = np.random.default_rng(0), 0
+    for place in rng.choice(len(whole), 120, replace=False):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):
+            # Some bits say the same: those of spaces, say.
+            assert checkpoints.describe(LAST)[1] == known
+            same += 1
+    assert same < 20
+    fields = json.loads(whole)
+    earlier = {name: value for name, value in fields.items() if name != "checksum"}
+    path.write_text(json.dumps(earlier))
+    assert checkpoints.describe(LAST)[1] == known
+    path.write_text(json.dumps({**earlier, "checksun": fields["checksum"]}))
+    assert "is damaged or of another model" in message_of(checkpoints.describe, LAST)
 
 
 def test_classes_that_a_run_was_trained_on_are_never_tested(trained, monkeypatch, log):
