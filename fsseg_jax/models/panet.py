@@ -77,8 +77,9 @@ class PANet(Method):
     )
     matching_weight: float = option(
         10.0,
-        "Factor of the similarity to prototypes that are half of the query's own positions, which "
-        "match those of the supports forward and backward; 0 leaves them out.",
+        "Factor of the similarity to prototypes that follow the query as far as its positions "
+        "match those of the supports forward and backward; 0 leaves it out. On VOC it gains 5 "
+        "points with one shot and 0.7 with five (docs/figures.md).",
         least=0,
     )
     ridge: float = option(

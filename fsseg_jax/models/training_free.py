@@ -6,11 +6,11 @@ a query is read in three ways, whose logits are added:
 - **Density**: the share of the class's area that is near, by a von Mises-Fisher kernel on the unit
   sphere. With one position a class, it is PANet's cosine similarity (its eq. 3) of centred
   features, with kappa for alpha, up to a constant.
-- **Matching**: PANet's cosine similarity to prototypes that are half of the query's own positions:
-  those that match the supports' forward and backward. A position of a support finds the most
-  similar one of the query; that counts for the class if it finds a position of the same class among
-  all supports in turn. With few supports, the thing in the query looks like itself more than like
-  them.
+- **Matching**: PANet's cosine similarity to prototypes in which positions of the supports are
+  replaced by those of the query that match them forward and backward. A position of a support finds
+  the most similar one of the query; that takes its place if it finds a position of the same class
+  among all supports in turn. The thing in the query looks like itself more than like a few
+  supports; and where little matches, the supports' mean remains.
 - **Discriminant**: a linear classifier, which weighs channels by how well they separate the
   classes: linear discriminant analysis whose covariance is regularised by a multiple of the
   identity (after Friedman, 1989; it is not normalised, so that a larger multiple makes these logits
@@ -164,21 +164,24 @@ def compare(bank: Bank, query: Float[AnyArray, "h w channel"], sharpness: float)
 def matching(
     bank: Bank, query: Float[AnyArray, "h w channel"], compared: Compared
 ) -> Float[Array, "h w class"]:
-    """Cosine similarities to prototypes that are half of the query's own positions; see the module.
+    r"""Cosine similarities to prototypes that follow the query as far as it matches.
 
-    A support's position is of the class that it is the greatest part of, and counts once for the
-    query's position that it finds. A class that finds none has the supports' mean alone. The mean
-    of the prototypes is subtracted, as that of the supports' means is from all else.
+    A support's position $i$ is of the class $k$ that it is the greatest part of, and has the weight
+    $w_i$ in it. It finds the query's position $f(i)$. The set $R_k$ are those of the class whose
+    $f(i)$ finds a position of the same class in turn. With the mean $m_k$ of the supports, the
+    prototype is
+
+    $$\Big(1 - \sum_{i \in R_k} w_i\Big) m_k + \sum_{i \in R_k} w_i\, y_{f(i)}.$$
+
+    The mean of the prototypes is subtracted, as that of the supports' means is from all else.
     """
     y = query.reshape(-1, query.shape[-1])
     weights = bank.weights.reshape(-1, bank.weights.shape[-1])
-    own, goes_to = weights.argmax(axis=-1), compared.nearest_query.ravel()
-    comes_back_to = compared.nearest_support.ravel()[goes_to]
-    counts = (weights.sum(axis=-1) > 0) & (own == own[comes_back_to])
-    found = jnp.zeros((len(y), weights.shape[-1])).at[goes_to, own].add(counts)
-    totals = found.sum(axis=0)[:, None]
-    means = product("nk,nc->kc", found, y) / jnp.maximum(totals, 1)
-    prototypes = jnp.where(totals > 0, (bank.means + means) / 2, bank.means)
+    own, finds = weights.argmax(axis=-1), compared.nearest_query.ravel()
+    returns = own == own[compared.nearest_support.ravel()[finds]]
+    shares = jax.nn.one_hot(own, weights.shape[-1]) * weights * returns[:, None]
+    prototypes = (1 - shares.sum(axis=0)[:, None]) * bank.means
+    prototypes += product("pk,pc->kc", shares, y[finds])
     is_shown = weights.sum(axis=0)[:, None] > 0
     centre = jnp.mean(prototypes, axis=0, where=is_shown)
     prototypes = jnp.where(is_shown, unit(prototypes - centre), 0.0)

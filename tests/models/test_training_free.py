@@ -49,19 +49,16 @@ def blocks_of(features, areas):
 
 
 def matched_prototypes(x, w, y):
-    """Half of each class's mean is of the positions of a query that match its own both ways."""
-    own = w.argmax(axis=1)
-    similarity = unit(x - w.T.dot(x).mean(axis=0)) @ unit(y).T
-    similarity[w.sum(axis=1) == 0] = -np.inf
-    found = {k: [] for k in range(w.shape[1])}
-    for i in np.flatnonzero(w.sum(axis=1)):
+    """Means in which positions that match a query's both ways are replaced by them."""
+    centre, own = w.T.dot(x).mean(axis=0), w.argmax(axis=1)
+    similarity = unit(x - centre) @ unit(y).T
+    prototypes = w.T @ x - centre
+    means = prototypes.copy()
+    for i in range(len(x)):
         j = similarity[i].argmax()
         if own[similarity[:, j].argmax()] == own[i]:
-            found[own[i]].append(y[j])
-    means = w.T @ x - w.T.dot(x).mean(axis=0)
-    return np.array(
-        [(m + np.mean(found[k], axis=0)) / 2 if found[k] else m for k, m in enumerate(means)]
-    )
+            prototypes[own[i]] += w[i, own[i]] * (y[j] - means[own[i]])
+    return prototypes
 
 
 def expected_logits(features, areas, query, sharpness, ridge, weights):
