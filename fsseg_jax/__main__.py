@@ -4,6 +4,7 @@ fsseg                     the programs, the configurations and the devices of th
 fsseg --help              the programs
 fsseg train --help        the options of one
 fsseg train --config=...  runs it, as python -m fsseg_jax.train --config=... does
+fsseg completion          prints what makes bash or zsh complete all of this
 """
 
 import ast
@@ -28,6 +29,10 @@ def main() -> int:
         print(f"fsseg_jax {fsseg_jax.__version__}")
     elif name in ("-h", "--help"):
         print(_programs())
+    elif name == "completion":
+        from fsseg_jax import completion
+
+        print(completion.script(PROGRAMS), end="")
     elif name in PROGRAMS:
         sys.argv = [f"fsseg {name}", *rest]  # which is what `--help` calls the program
         _run(PROGRAMS[name])
@@ -63,7 +68,9 @@ def _programs() -> str:
     """The version, and a line for each program."""
     lines = [f"fsseg_jax {fsseg_jax.__version__}: few-shot segmentation in JAX", ""]
     lines += [f"  {f'fsseg {name}':<18}{_summary(module)}" for name, module in PROGRAMS.items()]
-    return "\n".join([*lines, "", "Each has --help."])
+    return "\n".join(
+        [*lines, "", "Each has --help. `fsseg completion` prints what makes Tab complete them."]
+    )
 
 
 def _summary(module: str) -> str:
