@@ -28,6 +28,10 @@ PART = 0.05
 # How far from the class, as a part of a side, the background of a support stands for an image
 # without the class: as far as features mix neighbouring pixels noticeably.
 MARGIN = 0.06
+# Where the border between images with and without the class is, from the score of backgrounds (0)
+# to that of images with it (1): other images score higher than the backgrounds of the supports. Of
+# 0.5 to 0.9, 0.8 is best where three of eight images do not show the class (docs/figures.md).
+BORDER = 0.8
 SHARPNESS = np.geomspace(0.1, 100, 121)  # factors of logits that are tried
 
 
@@ -197,11 +201,11 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
 
     Scores of images with and without the class are taken for normal with one variance (linear
     discriminant analysis with equal priors): the border is half-way between their means. Without
-    the class are supports that do not show it, and the background of those that do. The higher
-    border of the two counts, so that examples of images without the class never make more of them
-    show it; but theirs is at most a standard deviation below the mean of images with it, as some
-    may look just like these. (-inf, 0) if nothing is known of images without the class, or only
-    backgrounds are, which score higher.
+    the class are supports that do not show it. The background of those that do stands for such
+    images, too, with a border at `BORDER`. The higher border of the two counts, so that examples of
+    images without the class never make more of them show it; but theirs is at most a standard
+    deviation below the mean of images with it, as some may look just like these. (-inf, 0) if
+    nothing is known of images without the class, or only backgrounds are, which score higher.
     """
     with_it, without, backgrounds = [], [], []
     for one in left_out:
@@ -217,7 +221,7 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
         return -np.inf, 0.0
     mean, borders = np.mean(with_it), []
     if backgrounds and np.mean(backgrounds) < mean:
-        borders.append((np.mean(backgrounds) + mean) / 2)
+        borders.append((1 - BORDER) * np.mean(backgrounds) + BORDER * mean)
     if without:
         spread = np.std(with_it, ddof=1) if len(with_it) > 1 else 0.0
         borders.append(min((np.mean(without) + mean) / 2, mean - spread))

@@ -6,6 +6,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 from scipy.stats import norm
 
 from fsseg_jax.config import default_config
+from fsseg_jax.episode import UNLABELLED
 from fsseg_jax.prediction import calibration
 from fsseg_jax.prediction.calibration import (
     MARGIN,
@@ -83,7 +84,7 @@ def test_the_border_of_absence_is_between_images_with_and_without_the_class():
     larger = [enlarged(drawn(seed)) for seed in range(4)]
     border, slope = presence(larger, 1)
     with_it = [scores(one.logits)[0] for one in larger]
-    assert -np.inf < border < min(with_it)
+    assert -np.inf < border < np.mean(with_it)
     assert slope > 0
     without = np.broadcast_to([0, border - 1], (SIZE, SIZE, 2))
     assert scores(without)[0] < border
@@ -96,13 +97,18 @@ def test_the_border_of_absence_is_between_images_with_and_without_the_class():
             if abs(near - (y, x)).max(axis=1).min() > round(MARGIN * 4 * SIZE)
         ]
         backgrounds.append(scores(one.logits[*np.transpose(far)][:, None])[0])
-    means = np.mean(backgrounds), np.mean(with_it)
-    assert border == pytest.approx(np.mean(means), rel=1e-4)
+    # Four fifths of the way, as other images score higher than backgrounds.
+    assert border == pytest.approx(
+        np.average([*map(np.mean, (backgrounds, with_it))], weights=[1, 4])
+    )
 
 
 @pytest.mark.parametrize("others", [1, 3])
 def test_images_without_the_class_say_where_it_is_absent(others):
-    several = [*map(drawn, range(4))]  # too small to have backgrounds far from the class
+    several = [*map(drawn, range(4))]
+    several = [  # without backgrounds
+        one._replace(label=np.where(one.label == 0, UNLABELLED, one.label)) for one in several
+    ]
     nothing = np.zeros((SIZE, SIZE), np.uint8)
     without = [drawn(9 + i, offset=-2.0)._replace(label=nothing) for i in range(others)]
     border, slope = presence(several + without, 1)
