@@ -25,7 +25,6 @@ from fsseg_jax.evaluation.run import evaluate, setting_folder
 from fsseg_jax.evaluation.summary import comparisons, summary
 from fsseg_jax.evaluation.tables.cells import choose, named
 from fsseg_jax.evaluation.tables.fill import fill
-from fsseg_jax.files import writing
 from fsseg_jax.models import create_model
 from fsseg_jax.training.checkpoints import LAST, Checkpoints, available, load_variables
 
@@ -82,8 +81,6 @@ def main() -> None:
     described = protocol(config, source, model, loaded.config, loaded.checkpoint)
     own = setting_folder(loaded.config, config, described["hash"])
     folder = arguments.out or workdir / "evaluation" / own
-    with writing(folder):  # before all is computed
-        folder.mkdir(parents=True, exist_ok=True)
     logger.info("evaluating %s: %s", config.method, loaded.words)
     results = evaluate(config, model, loaded, source, mesh, folder)
     if not is_first_process():

@@ -142,7 +142,10 @@ def test_a_process_whose_others_do_not_start_ends_with_one_sentence(number, one_
 @pytest.mark.parametrize("number", [0, 1])
 def test_ctrl_c_ends_a_process_that_waits_for_others(number, one_of_two):
     pipe = {"stderr": subprocess.PIPE, "text": True, "env": one_of_two(number)}
+    # A background job of a shell would inherit that Ctrl-C is ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([sys.executable, "-c", JOIN.format(60)], **pipe)
+    signal.signal(signal.SIGINT, inherited)
     assert process.stderr.readline().startswith("waiting for the other processes")
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

@@ -28,7 +28,7 @@ from fsseg_jax.evaluation.report import write_report
 from fsseg_jax.evaluation.scorer import THRESHOLDS
 from fsseg_jax.evaluation.scoring import Scoring
 from fsseg_jax.evaluation.summary import mean_of_known, means_of, summarise
-from fsseg_jax.files import write_text
+from fsseg_jax.files import write_text, writing
 from fsseg_jax.models import Method
 from fsseg_jax.training.checkpoints import Loaded
 
@@ -66,6 +66,8 @@ def evaluate(
         the contents of `results.json`; IoUs are in percent.
     """
     started = time.perf_counter()
+    with writing(folder):  # before all is computed
+        folder.mkdir(parents=True, exist_ok=True)
     by_seed = protocol_episodes(config, source)
     described = protocol(config, source, model, loaded.config, loaded.checkpoint)
     tell_difference(folder / "results.json", described)
@@ -93,7 +95,6 @@ def evaluate(
     ious = episode_iou(scoring.counts[""].borders[config.eval.border])
     gallery = scoring.gallery(ious)
     if is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
         runs, shown = scoring.run_of.tolist(), [f"{value:.2f}" for value in ious]
         listing = episodes_to_csv(episodes, source.ids, run=runs, iou=shown)
         write_text(folder / "episodes.csv", listing)

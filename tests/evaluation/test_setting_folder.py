@@ -1,7 +1,9 @@
 """Results of different settings are in different folders."""
 
-from fsseg_jax.config import default_config, override
-from fsseg_jax.evaluation.run import setting_folder
+from helpers import message_of
+
+from fsseg_jax.config import default_config, load_config, override
+from fsseg_jax.evaluation.run import evaluate, setting_folder
 
 
 def folder(*fields, protocol="c1ac3204", trained=True):
@@ -45,3 +47,9 @@ def test_other_settings_have_folders_of_their_own():
     ]
     assert len({*names}) == len(names)
     assert folder("model.refinements=2", "devices=1") == names[3]
+
+
+def test_a_place_where_results_cannot_be_written_is_told_before_all_is_computed(tmp_path):
+    (tmp_path / "file").touch()
+    told = message_of(evaluate, load_config("quickstart"), *[None] * 4, tmp_path / "file")
+    assert "file cannot be written (File exists)" in told

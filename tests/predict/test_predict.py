@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 OUTPUTS = {"a", "a.png", "b", "sub/a", "sub/deep/c"}
 
 
+@pytest.mark.usefixtures("always_shown")
 def test_all_images_are_segmented_as_by_the_segmenter(run, folders, segmenter, capsys):
     assert run() == 0
     out = folders / "out"
@@ -53,6 +54,7 @@ def test_all_images_are_segmented_as_by_the_segmenter(run, folders, segmenter, c
         np.testing.assert_allclose(image["confidence"], result.confidence, 2e-4)
 
 
+@pytest.mark.usefixtures("always_shown")
 def test_pycocotools_reads_the_predictions(run, folders):
     run()
     coco = pycocotools.coco.COCO(str(folders / "out" / "predictions.json"))
@@ -97,6 +99,7 @@ def test_queries_of_any_kind_have_masks_of_their_upright_size(run, folders):
         assert shown == ((800, 1600, 3) if name == "large" else (*size, 3))
 
 
+@pytest.mark.usefixtures("always_shown")
 def test_overlays_colour_the_mask(run, folders):
     run()
     image, shown = read(folders / "query" / "a.png"), read(folders / "out/overlays/a.png.jpg")
