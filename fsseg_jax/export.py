@@ -143,7 +143,7 @@ def _of_queries(
     # Constants of the program, on no device in particular.
     known = jax.device_get((segmenter.variables, fitted.summary, fitted.labels))
     variables, summary, labels = jax.tree.map(jnp.asarray, known)
-    logits = segment(segmenter.model, variables, summary, labels, queries)
+    logits = segment(segmenter.model, variables, summary, labels, queries).logits
     logits = resize(logits, queries.shape[1:3], segmenter.model.align_corners)
     return logits + fitted.calibration.shifts
 

@@ -32,6 +32,7 @@ class VGG16(nn.Module):
     rematerialise: bool = False  # each stage; see `rematerialisable`
 
     stage_numbers: ClassVar = (1, 2, 3, 4, 5)
+    ends_before_relu: ClassVar = True
 
     @nn.compact
     def __call__(

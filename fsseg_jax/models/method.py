@@ -100,6 +100,24 @@ class Method(nn.Module, abc.ABC):
             train: whether to apply dropout and compute `Output.aux`.
         """
 
+    def likeness(
+        self,
+        support_features: Any,
+        query_features: Any,
+        logits: Float[AnyArray, "h w class"],
+        among: Bool[AnyArray, "h w"] | None = None,
+    ) -> Float[Array, " way"] | None:
+        """How much what was found of each class is like the supports, in -1..1; None if the method
+        does not know. Prediction uses it to tell whether an image shows a class.
+
+        Args:
+            support_features: output of `summarise`.
+            query_features: output of `encode` for the query.
+            logits: of the query, from `segment`.
+            among: positions that count; by default all.
+        """
+        return None
+
     @abc.abstractmethod
     def loss(
         self, output: Output, episode: Episode, key: PRNGKeyArray, epoch: Float[AnyArray, ""]

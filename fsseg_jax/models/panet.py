@@ -7,6 +7,7 @@ roles are then swapped: the query, with its predicted mask, segments the support
 Without training, `prototypes = positions` segments better with the same features (`training_free`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -144,7 +145,8 @@ class PANet(Method):
         label = support_label.reshape(-1, 1, *support_label.shape[2:])
         masks = jnp.concatenate([self._is_background(label), label == classes], axis=1)
         areas = pull_back(masks.astype(jnp.float32), shape[:2], self.align_corners)
-        return training_free.fit(features, jnp.moveaxis(areas, 1, -1), self.ridge)
+        areas = jnp.moveaxis(areas, 1, -1)
+        return training_free.fit(features, areas, self.ridge, self._activation)
 
     def segment(
         self,
@@ -184,6 +186,24 @@ class PANet(Method):
         ways = jnp.arange(1, support_label.shape[0] + 1)
         support_logits = jax.vmap(over_shots)(support_features, ways)
         return Output(logits, Reverse(support_logits, masks[1:].any(axis=(1, 2))))
+
+    def likeness(
+        self,
+        support_features: Float[AnyArray, "way shot h w channel"] | training_free.Bank,
+        query_features: Float[AnyArray, "query_h query_w channel"],
+        logits: Float[AnyArray, "query_h query_w class"],
+        among: Bool[AnyArray, "query_h query_w"] | None = None,
+    ) -> Float[Array, " way"] | None:
+        """See `Method.likeness`; of positions only (`training_free.likeness`)."""
+        if not isinstance(support_features, training_free.Bank):
+            return None
+        found = query_features, logits, among
+        return training_free.likeness(support_features, *found, self._activation)
+
+    @property
+    def _activation(self) -> Callable[[Array], Array]:
+        """What follows the features in the network that the weights are of."""
+        return jax.nn.relu if getattr(self.backbone, "ends_before_relu", False) else lambda x: x
 
     def measure(
         self,

@@ -18,14 +18,18 @@ a query is read in three ways, whose logits are added:
 
 Features have a large part in common, which would make all cosines similar: the mean of the classes'
 means is subtracted first. Classes count the same however much area their masks have.
+
+Whether an image shows a class at all is another question, since what is most like the class in it
+need not be much like it. `likeness` answers it by one vector for all that was found.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fsseg_jax.episode import AnyArray
 
@@ -33,6 +37,8 @@ TINY = 1e-9  # added to areas, so that a class without positions has means of 0
 # The least variance of a channel: positions that are all alike have none. Those of unit vectors
 # have about 1 / channels.
 LEAST_VARIANCE = 1e-6
+Activation = Callable[[Array], Array]
+
 ABSENT = -1e4  # log-density of a class without positions: it is finite, and never predicted
 
 # Differences of similar vectors: they would be lost in the accelerators' faster products.
@@ -49,6 +55,7 @@ class Bank(NamedTuple):
     weights: Float[Array, "image position class"]  # sum to 1 in each class that is shown
     directions: Float[Array, "class channel"]  # of the discriminant
     offsets: Float[Array, " class"]  # of the discriminant
+    descriptors: Float[Array, "class channel"]  # unit vectors of features as they are
 
 
 def unit(x: Float[AnyArray, "*batch channel"]) -> Float[Array, "*batch channel"]:
@@ -62,6 +69,7 @@ def fit(
     features: Float[AnyArray, "image h w channel"],
     areas: Float[AnyArray, "image h w class"],
     ridge: float,
+    activation: Activation = lambda x: x,
 ) -> Bank:
     r"""The bank of supports; most of the work is the covariance, channel x channel a position.
 
@@ -75,7 +83,9 @@ def fit(
         areas: how much of each position a class has, in pixels, say; positions whose areas are 0
             count for nothing.
         ridge: times the mean variance, it is added to the diagonal of the covariance.
+        activation: of the features, where the backbone has left it out; for `likeness` only.
     """
+    sums = product("ihwk,ihwc->ikc", areas, activation(jnp.asarray(features)))
     x, areas = _block_means(unit(features), areas)
     weights = areas / (areas.sum(axis=(0, 1)) + TINY)
     means = product("ipk,ipc->kc", weights, x)
@@ -91,7 +101,8 @@ def fit(
     regularised = covariance + ridge * variance * jnp.eye(len(covariance))
     directions = jax.scipy.linalg.solve(regularised, means.T, assume_a="pos").T
     offsets = -jnp.sum(directions * means, axis=-1) / 2
-    return Bank(centre, means, unit(x), weights, directions, offsets)
+    descriptors = unit(unit(sums).sum(axis=0))
+    return Bank(centre, means, unit(x), weights, directions, offsets, descriptors)
 
 
 class Compared(NamedTuple):
@@ -186,6 +197,42 @@ def matching(
     centre = jnp.mean(prototypes, axis=0, where=is_shown)
     prototypes = jnp.where(is_shown, unit(prototypes - centre), 0.0)
     return product("hwc,kc->hwk", unit(query - centre), prototypes)
+
+
+def likeness(
+    bank: Bank,
+    features: Float[AnyArray, "h w channel"],
+    logits: Float[AnyArray, "h w class"],
+    among: Bool[AnyArray, "h w"] | None = None,
+    activation: Activation = lambda x: x,
+) -> Float[Array, " way"]:
+    r"""How much what was found of each class is like the supports: a cosine.
+
+    With the sum $F_i$ of the features of support i over the class, and that of the query over what
+    was found, $F_q$,
+
+    $$\cos\Big(F_q, \sum_i \frac{F_i}{|F_i|}\Big).$$
+
+    Unlike logits, it does not depend on what else the images show. No common part is subtracted:
+    on VOC, that would tell images with the class from others less well, as would features without
+    the activation (docs/figures.md).
+
+    Args:
+        features, logits: of the query. Found is where a class is the most probable, or where it is
+            the nearest to being so.
+        among: positions that count; by default all.
+        activation: as in `fit`.
+    """
+    scores = jnp.moveaxis(logits, -1, 0)
+    # The greatest of the others, without a comparison of each with each: it is the greatest of all,
+    # or, for that one, the second.
+    first, second = jnp.sort(scores, axis=0)[:-3:-1]
+    margins = jnp.where(scores == first, first - second, scores - first)[1:]
+    if among is not None:
+        margins = jnp.where(among, margins, -jnp.inf)
+    found = margins >= jnp.minimum(margins.max(axis=(1, 2), keepdims=True), 0)
+    sums = product("khw,hwc->kc", found.astype(jnp.float32), activation(jnp.asarray(features)))
+    return jnp.sum(unit(sums) * bank.descriptors[1:], axis=-1)
 
 
 def _block_means(

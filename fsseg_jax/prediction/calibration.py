@@ -24,7 +24,11 @@ THRESHOLDS = np.arange(1, 100) / 100
 ERRORS = 2
 # The part of an image by whose most probable positions its score goes. Smaller parts see single
 # positions, larger ones miss small objects.
-PART = 0.05
+PART = 0.01
+# Log-odds that a likeness of 1 is worth in a score. On VOC, 30 to 100 are alike.
+LIKENESS = 50.0
+# The least part of a support that its background must be to stand for an image without the class.
+LEAST_BACKGROUND = 0.1
 # How far from the class, as a part of a side, the background of a support stands for an image
 # without the class: as far as features mix neighbouring pixels noticeably.
 MARGIN = 0.06
@@ -44,6 +48,10 @@ class LeftOut(NamedTuple):
     support: int  # its place among the supports
     align_corners: bool  # how the model's logits are resized
     size: int  # side of the square, in pixels of the label
+    # Of each class: see `Method.likeness`, 0 where it is not known; and of what is found far from
+    # the class alone.
+    likeness: Float[np.ndarray, " way"]
+    backgrounds: Float[np.ndarray, " way"]
 
     @property
     def logits(self) -> Float[np.ndarray, "h w class"]:
@@ -98,11 +106,16 @@ class Calibration(NamedTuple):
     slopes: Float[np.ndarray, " way"]  # of the log-odds of presence by score
     sharpness: float = 1.0
 
-    def weights(self, logits: Float[np.ndarray, "h w class"]) -> Float[np.ndarray, " class"]:
-        """Factors of an image's probabilities before the largest wins, from its logits."""
+    def weights(
+        self,
+        logits: Float[np.ndarray, "h w class"],
+        likeness: Float[np.ndarray, " way"] | None = None,
+    ) -> Float[np.ndarray, " class"]:
+        """Factors of an image's probabilities before the largest wins, from its logits, and from
+        its likeness if the model gives any."""
         weights = np.exp(self.shifts)
         if np.isfinite(self.absence).any():
-            weights[1:] *= scores(logits) >= self.absence
+            weights[1:] *= scores(logits, likeness) >= self.absence
         return weights
 
     @property
@@ -115,24 +128,28 @@ class Calibration(NamedTuple):
         """Whether something is known of images without some class."""
         return bool(np.isfinite(self.absence).any())
 
-    def confidence(self, logits: Float[np.ndarray, "h w class"]) -> float:
-        """An estimate of the IoU of an image's mask, in 0..1, from the image's logits.
+    def confidence(
+        self,
+        logits: Float[np.ndarray, "h w class"],
+        likeness: Float[np.ndarray, " way"] | None = None,
+    ) -> float:
+        """An estimate of the IoU of an image's mask, in 0..1; see `weights`.
 
         The mean over the classes that the mask shows of their expected IoU (`expected_ious`) times
         the probability that the image shows them; or, if it shows none, how probable that is. The
-        probability is left out for classes whose scores tell nothing of it.
+        probability of a class whose scores tell nothing of it is left out, or a half.
         """
-        weights = self.weights(logits)
+        weights = self.weights(logits, likeness)
         with np.errstate(divide="ignore"):
             shifted = log_softmax(logits, axis=-1) + np.log(weights)
         ious = expected_ious(self.sharpness * shifted)
         shown = np.flatnonzero(np.isfinite(ious[1:]))
-        known = np.isfinite(self.absence) & (self.slopes > 0)
+        known = np.isfinite(self.absence)
         present = np.ones(len(self.absence))
-        distance = scores(logits)[known] - self.absence[known]
+        distance = scores(logits, likeness)[known] - self.absence[known]
         present[known] = expit(self.slopes[known] * distance)
         if len(shown):
-            return float(np.mean(ious[1:][shown] * present[shown]))
+            return float(np.mean(ious[1:][shown] * np.where(self.slopes > 0, present, 1)[shown]))
         return float((1 - present).min()) if known.all() else float(ious[0])
 
 
@@ -211,12 +228,12 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
     for one in left_out:
         inside = one.label == number
         if inside.any():
-            with_it.append(scores(one.logits)[number - 1])
-            background = _background(one, number)
-            if background.mean() > 2 * PART:
-                backgrounds.append(scores(one.logits, background)[number - 1])
+            with_it.append(scores(one.logits, one.likeness)[number - 1])
+            far = background(one, number)
+            if far.mean() > LEAST_BACKGROUND:
+                backgrounds.append(scores(one.logits, one.backgrounds, far)[number - 1])
         elif not (one.label == UNLABELLED).any():
-            without.append(scores(one.logits)[number - 1])
+            without.append(scores(one.logits, one.likeness)[number - 1])
     if not with_it:
         return -np.inf, 0.0
     mean, borders = np.mean(with_it), []
@@ -236,7 +253,7 @@ def presence(left_out: Sequence[LeftOut], number: int) -> tuple[float, float]:
     return float(max(borders)), float(apart / variance) if apart else 0.0
 
 
-def _background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:
+def background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:
     """Positions far from the class and from what is not marked."""
     h, w, _ = one.logits.shape
     near = (one.label == number) | (one.label == UNLABELLED) | (one.label == IGNORE)
@@ -249,10 +266,13 @@ def _background(one: LeftOut, number: int) -> Bool[np.ndarray, "h w"]:
 
 
 def scores(
-    logits: Float[np.ndarray, "h w class"], among: Bool[np.ndarray, "h w"] | None = None
+    logits: Float[np.ndarray, "h w class"],
+    likeness: Float[np.ndarray, " way"] | None = None,
+    among: Bool[np.ndarray, "h w"] | None = None,
 ) -> Float[np.ndarray, " way"]:
     """How much an image, or a part of it, looks as if it showed each class: the mean log-odds of
-    the class at the `PART` of its positions where they are greatest."""
+    the class at the `PART` of its positions where they are greatest, and `LIKENESS` times how like
+    the supports all is that was found of it (0 if the model does not tell)."""
     flat = logits.reshape(-1, logits.shape[-1]) if among is None else logits[among]
     most = max(1, int(PART * len(flat)))
 
@@ -260,7 +280,8 @@ def scores(
         odds = flat[:, number] - logsumexp(np.delete(flat, number, axis=1), axis=1)
         return float(np.partition(odds, -most)[-most:].mean())
 
-    return np.array([score(number) for number in range(1, flat.shape[-1])])
+    odds = np.array([score(number) for number in range(1, flat.shape[-1])])
+    return odds if likeness is None else odds + LIKENESS * likeness
 
 
 def expected_ious(logits: Float[np.ndarray, "h w class"]) -> Float[np.ndarray, " class"]:
@@ -281,8 +302,9 @@ def _sharpness(left_out: Sequence[LeftOut], calibration: Calibration) -> float:
     """The factor of logits with which the mean confidence in left-out supports is their IoU."""
     left_out = that_show(left_out)
     true = np.mean([iou_of(one, calibration) for one in left_out])
+    known = [(one.logits, one.likeness) for one in left_out]
     found = [
-        np.mean([calibration._replace(sharpness=x).confidence(one.logits) for one in left_out])
+        np.mean([calibration._replace(sharpness=x).confidence(*one) for one in known])
         for x in SHARPNESS
     ]
     return float(SHARPNESS[np.argmin(np.abs(np.array(found) - true))])
@@ -290,7 +312,7 @@ def _sharpness(left_out: Sequence[LeftOut], calibration: Calibration) -> float:
 
 def iou_of(one: LeftOut, calibration: Calibration) -> float:
     """The IoU, in 0..1, of a support's mask: the mean over the classes that it shows."""
-    weights = calibration.weights(one.logits)
+    weights = calibration.weights(one.logits, one.likeness)
     with np.errstate(divide="ignore"):
         mask = (resized(one) + np.log(weights)).argmax(axis=-1)
     known = (one.label != IGNORE) & (one.label != UNLABELLED)

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,14 @@ from fsseg_jax.models import Method, init_variables
 from fsseg_jax.models.method import join_ways
 from fsseg_jax.models.resize import resize
 from fsseg_jax.prediction.arrays import check_arrays, is_array
+
+
+class Segmented(NamedTuple):
+    """A query's logits at the model's resolution, and how much what was found of each class is
+    like the supports (`Method.likeness`). There may be axes in front."""
+
+    logits: Float[AnyArray, "*query h w class"]
+    likeness: Float[AnyArray, "*query way"] | None
 
 
 def forward(
@@ -81,7 +89,7 @@ def _forward(
     features = encode_supports(model, variables, support_images)
     labels = support_labels.astype(jnp.uint8)
     summary = summarise(model, variables, features, labels)
-    logits = segment(model, variables, summary, labels, query_images)
+    logits = segment(model, variables, summary, labels, query_images).logits
     return resize(logits, query_images.shape[1:3], model.align_corners)
 
 
@@ -117,8 +125,8 @@ def segment(
     summary: Any,
     labels: UInt8[Array, "way shot height width"],
     queries: Num[Array, "query query_height query_width 3"],
-) -> Float[Array, "query h w class"]:
-    """Logits of queries at the model's own resolution.
+) -> Segmented:
+    """Logits of queries at the model's own resolution, and likenesses if the model gives any.
 
     Args:
         summary: output of `summarise` with the same labels.
@@ -135,7 +143,7 @@ def segment_encoded(
     labels: UInt8[Array, "way shot height width"],
     query_features: Any,
     images: Float[AnyArray, "query query_height query_width 3"],
-) -> Float[Array, "query h w class"]:
+) -> Segmented:
     """`segment` of normalised queries whose features are known."""
     shots = labels.shape[1]
     one_way, one_shot = passes(model, variables, *labels.shape[:2])
@@ -156,7 +164,15 @@ def segment_encoded(
             return by_shots(supports, query)
         return join_ways(_each(lambda single: by_shots(single, query), supports))
 
-    return _each(by_ways, (query_features, images))
+    def whole(query: tuple[Any, Array]) -> Segmented:
+        logits = by_ways(query)
+        if one_way or one_shot:  # each of the passes has found something else
+            return Segmented(logits, None)
+        given = summary, query[0], logits
+        likeness: Any = model.apply(variables, *given, method="likeness")
+        return Segmented(logits, likeness)
+
+    return _each(whole, (query_features, images))
 
 
 def _divided(
@@ -177,7 +193,7 @@ def _divided(
     return supports
 
 
-def _each(function: Callable[[Any], Array], rows: Any) -> Array:
+def _each(function: Callable[[Any], Any], rows: Any) -> Any:
     """Applies `function` to each row: to all at once, but on CPUs to one after another.
 
     A CPU gains nothing from batching. Besides, with `jax.vmap` over ways, shots and queries arrays

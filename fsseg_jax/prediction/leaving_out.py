@@ -7,24 +7,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 from scipy import stats
 
-from fsseg_jax.episode import IGNORE, normalise
-from fsseg_jax.models import Method
+from fsseg_jax.devices import put, replicated
+from fsseg_jax.episode import IGNORE
 from fsseg_jax.prediction.calibration import (
     Calibration,
     CrossValidation,
     LeftOut,
+    background,
     calibrated,
     iou_of,
     plain,
     that_show,
 )
 from fsseg_jax.prediction.fitted import Shown, by_showing, spread
-from fsseg_jax.prediction.forward import segment_encoded, summarise
+from fsseg_jax.prediction.forward import Segmented
 from fsseg_jax.prediction.pictures import classes_in
+from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.supports import episode_rows
 
 logger = logging.getLogger(__name__)
@@ -32,21 +34,6 @@ logger = logging.getLogger(__name__)
 # Parts of the sides of the crops of a single support.
 CROPS = (0.75, 0.6)
 VIEWS = 1 + len(CROPS)
-
-
-def predict_encoded(
-    model: Method,
-    variables: Any,
-    features: Any,
-    labels: UInt8[Array, "way shot height width"],
-    query: Any,
-    image: UInt8[Array, "height width 3"],
-) -> Float[Array, "h w class"]:
-    """Logits of an encoded query, from encoded supports."""
-    summary = summarise(model, variables, features, labels)
-    queries = jax.tree.map(lambda x: x[None], query)
-    images = normalise(image[None])
-    return segment_encoded(model, variables, summary, labels, queries, images)[0]
 
 
 def rows_without(
@@ -64,7 +51,7 @@ def rows_without(
 
 
 def leave_out(
-    predict: Callable[..., Array],
+    programs: Programs,
     variables: Any,
     shown: Shown,
     encoded: Sequence[Any],
@@ -74,7 +61,7 @@ def leave_out(
     """Each support, predicted from the others; none if there are no others.
 
     Args:
-        predict: `predict_encoded` of the model, compiled.
+        programs: of the model.
         encoded: features of each support, with two leading axes of one.
         shots: how many supports each class has.
         align_corners: of the model.
@@ -86,15 +73,42 @@ def leave_out(
         if rows is None:
             continue
         features = jax.tree.map(lambda *x, rows=rows: jnp.concatenate(x, axis=1)[0][rows], *encoded)
+        features, labels = put((features, shown.labels[rows]), replicated(programs.mesh))
+        summary = programs.summarise(variables, features, labels)
         query = jax.tree.map(lambda x: x[0, 0], encoded[i])
-        logits = predict(variables, features, shown.labels[rows], query, shown.images[i])
-        given = shown.images[i], shown.labels[i], i, align_corners
-        found.append(of_square(np.asarray(logits), *given))
+        segmented = programs.segment_encoded(variables, summary, labels, query, shown.images[i])
+        one = of_square(segmented, shown.images[i], shown.labels[i], i, align_corners)
+        if segmented.likeness is None:
+            found.append(one)
+            continue
+
+        def likeness(among: np.ndarray, known: Any = (summary, query, segmented.logits)) -> Any:
+            return programs.likeness(variables, *known, among)
+
+        found.append(_with_backgrounds(one, likeness))
     return found
 
 
+def _with_backgrounds(
+    one: LeftOut, likeness: Callable[[Bool[np.ndarray, "h w"]], Float[Array, " way"]]
+) -> LeftOut:
+    """A support, and how like each class its background is: what is found there alone.
+
+    Args:
+        likeness: a function of the positions of the square that count.
+    """
+    backgrounds = np.full(len(one.likeness), np.nan)
+    for number in classes_in(one.label):
+        far = background(one, number)
+        among = np.zeros(one.square.shape[:2], bool)
+        among[: far.shape[0], : far.shape[1]] = far
+        if among.any():
+            backgrounds[number - 1] = likeness(among)[number - 1]
+    return one._replace(backgrounds=backgrounds)
+
+
 def of_square(
-    logits: Float[np.ndarray, "h w class"],
+    segmented: Segmented,
     image: UInt8[np.ndarray, "size size 3"],
     label: UInt8[np.ndarray, "size size"],
     support: int,
@@ -102,7 +116,11 @@ def of_square(
 ) -> LeftOut:
     """What was predicted for a support, of whose square a border may not be a part."""
     height, width = filled(image, label)
-    return LeftOut(logits, label[:height, :width], support, align_corners, len(label))
+    logits, likeness = jax.device_get(segmented)
+    unknown = np.zeros(logits.shape[-1] - 1)
+    likeness = unknown if likeness is None else likeness
+    given = label[:height, :width], support, align_corners, len(label)
+    return LeftOut(logits, *given, likeness, unknown)
 
 
 def filled(
@@ -175,11 +193,11 @@ def views_of(shown: Shown) -> Shown:
 def views_as(
     shown: Shown,
     views: Shown,
-    logits: Sequence[Float[np.ndarray, "h w class"]],
+    segmented: Sequence[Segmented],
     align_corners: bool,
 ) -> list[LeftOut]:
     """What was predicted for `views_of` supports, by the numbers of these."""
     showing = [number for number, label in enumerate(shown.labels) if classes_in(label)]
     numbers = np.repeat(showing, VIEWS).tolist()
-    parts = zip(logits, views.images, views.labels, numbers, strict=True)
+    parts = zip(segmented, views.images, views.labels, numbers, strict=True)
     return [of_square(*part, align_corners) for part in parts]

@@ -7,12 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, UInt8
 
 from fsseg_jax.devices import map_over_devices, put, split
+from fsseg_jax.episode import normalise
 from fsseg_jax.models import Method
-from fsseg_jax.prediction.forward import encode_supports, segment, summarise
-from fsseg_jax.prediction.leaving_out import predict_encoded
+from fsseg_jax.prediction.forward import (
+    Segmented,
+    encode_supports,
+    segment,
+    segment_encoded,
+    summarise,
+)
 from fsseg_jax.prediction.memory import on_devices
 
 
@@ -28,36 +34,53 @@ class Programs:
         self.mesh, self._size, self._model = mesh, image_size, model
         self.encode = jax.jit(functools.partial(encode_supports, model))
         self.summarise = jax.jit(functools.partial(summarise, model))
-        self.predict_encoded = jax.jit(functools.partial(predict_encoded, model))
+        self.segment_encoded = jax.jit(functools.partial(_segment_one, model))
+        self.likeness = jax.jit(functools.partial(model.apply, method="likeness"))
         # Programs for several devices must reach all of them in the same order.
         self._one_by_one = threading.Lock()
 
-    def logits_at_once(
+    def segment_at_once(
         self,
         variables: Any,
         summary: Any,
         labels: UInt8[Array, "way shot size size"],
         pixels: UInt8[np.ndarray, "query side side 3"],
         room: int,
-    ) -> Float[np.ndarray, "room _ _ class"]:
-        """Logits of squares; the batch is filled up to `room` by repeating some."""
+    ) -> Segmented:
+        """Logits and likenesses of squares; the batch is filled up to `room` by repeating some."""
         what = f"{room} images at once, of {self._size} pixels a side,"
         with on_devices(what, "lower batch_size, or image_size"):
             placed = put(pixels[np.arange(room) % len(pixels)], split(self.mesh))
             with self._one_by_one:
-                logits = self.logits(variables, summary, labels, placed)
-            return np.asarray(logits)
+                segmented = self.segment(variables, summary, labels, placed)
+            return jax.device_get(segmented)
 
     @functools.cached_property
-    def logits(self) -> Any:
-        """Logits of a batch of squares, split over the devices."""
+    def segment(self) -> Any:
+        """Logits and likenesses of a batch of squares, split over the devices."""
 
-        def one(variables: Any, summary: Any, labels: Array, query: Array) -> Array:
-            return segment(self._model, variables, summary, labels, query[None])[0]
+        def one(variables: Any, summary: Any, labels: Array, query: Array) -> Segmented:
+            batch = segment(self._model, variables, summary, labels, query[None])
+            return jax.tree.map(lambda x: x[0], batch)
 
-        def all_of(variables: Any, summary: Any, labels: Array, queries: Array) -> Array:
+        def all_of(variables: Any, summary: Any, labels: Array, queries: Array) -> Segmented:
             together = len(queries) // self.mesh.size
             mapped = map_over_devices(one, self.mesh, 1, together, gathered=False)
             return mapped(variables, summary, labels, queries)
 
         return jax.jit(all_of)
+
+
+def _segment_one(
+    model: Method,
+    variables: Any,
+    summary: Any,
+    labels: UInt8[Array, "way shot height width"],
+    query: Any,
+    image: UInt8[Array, "height width 3"],
+) -> Segmented:
+    """What `segment_encoded` gives for a single query."""
+    queries = jax.tree.map(lambda x: x[None], query)
+    images = normalise(image[None])
+    batch = segment_encoded(model, variables, summary, labels, queries, images)
+    return jax.tree.map(lambda x: x[0], batch)

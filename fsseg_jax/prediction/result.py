@@ -42,6 +42,7 @@ def at_own_size(
     small: UInt8[np.ndarray, "small_height small_width 3"] | None = None,
     calibration: Calibration | None = None,
     sides: Sequence[int] = (),
+    likenesses: Sequence[Float[np.ndarray, " way"] | None] = (),
 ) -> Result | UserError:
     """The result for an image, with or without probabilities; or the error that these do not fit
     into memory.
@@ -53,17 +54,18 @@ def at_own_size(
         small: the image at the size at which DenseCRF refines the probabilities; None for none.
         calibration: thresholds and the like; None for the most probable class.
         sides: of the square of each scale; `config.image_size` by default.
+        likenesses: of each of `logits`, for the calibration; see `calibration.scores`.
     """
     classes = logits[0].shape[-1]
     sides = np.repeat(sides or config.image_size, len(logits) // max(1, len(sides))).tolist()
     extents = [square_extent(shape, side, config.eval.fit) for side in sides]
     own = [inside(view, shape, extent) for view, extent in zip(logits, extents, strict=True)]
-    weights = np.ones(classes, np.float32)
+    weights, confidence = np.ones(classes, np.float32), None
     if calibration is not None:
-        weights = np.mean([calibration.weights(view) for view in own], axis=0)
-    confidence = None
-    if calibration is not None and calibration.knows_absence:
-        confidence = float(np.mean([calibration.confidence(view) for view in own]))
+        known = list(zip(own, likenesses or [None] * len(own), strict=True))
+        weights = np.mean([calibration.weights(*view) for view in known], axis=0)
+        if calibration.knows_absence:
+            confidence = float(np.mean([calibration.confidence(*view) for view in known]))
     if small is not None:
         size = small.shape[:2]
         small_extents = [square_extent(size, side, config.eval.fit) for side in sides]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -23,7 +23,7 @@ from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.calibration import CrossValidation
 from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown, check_shown, of_use
-from fsseg_jax.prediction.forward import forward, passes
+from fsseg_jax.prediction.forward import Segmented, forward, passes
 from fsseg_jax.prediction.leaving_out import calibrate, leave_out, validation, views_as, views_of
 from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.programs import Programs
@@ -174,7 +174,7 @@ class Segmenter:
         features, labels = put((features, shown.labels[rows]), replicated(self.mesh))
         summary = programs.summarise(self.variables, features, labels)
         given = self.variables, shown, encoded, rows.shape[1], self.model.align_corners
-        left_out = leave_out(programs.predict_encoded, *given)
+        left_out = leave_out(programs, *given)
         calibration = calibrate(left_out, len(rows), self.config.predict.threshold)
         validated = validation(left_out, calibration)
         self.fitted = Fitted(shown, summary, labels, calibration, validated)
@@ -193,8 +193,9 @@ class Segmenter:
         if fitted.validation is not None:
             return fitted.validation
         views = views_of(fitted.shown)
-        logits = [self._logits(fitted, x[None], self.mesh.size)[0] for x in views.images]
-        seen = views_as(fitted.shown, views, logits, self.model.align_corners)
+        batches = [self._segment(fitted, x[None], self.mesh.size) for x in views.images]
+        first = [jax.tree.map(lambda x: x[0], batch) for batch in batches]
+        seen = views_as(fitted.shown, views, first, self.model.align_corners)
         found = validation(seen, fitted.calibration, of_views=True)
         assert found is not None  # there are views
         logger.info("cross-validation: %s", found)
@@ -287,12 +288,14 @@ class Segmenter:
             images,
             read=lambda number, image: read_query(number, image, config, self.model.patch),
             compute=lambda queries, room: of_views(
-                queries, config.predict.flip, lambda x: self._logits(fitted, x, room)
+                queries, config.predict.flip, lambda x: self._segment(fitted, x, room)
             ),
-            finish=lambda logits, query: at_own_size(
-                *(logits, query.shape, config, align_corners, return_probabilities, query.small),
+            finish=lambda views, query: at_own_size(
+                [view.logits for view in views],
+                *(query.shape, config, align_corners, return_probabilities, query.small),
                 calibration=fitted.calibration,
                 sides=[len(view) for view in query.views],
+                likenesses=[view.likeness for view in views],
             ),
             result_bytes=lambda shape: math.prod(shape) * (1 + 4 * classes * return_probabilities),
             batch_size=-(-min(batch_size, most) // self.mesh.size) * self.mesh.size,
@@ -368,11 +371,11 @@ class Segmenter:
             self._save(folder, repository, supports)
             return sharing.upload(folder, repository, private)
 
-    def _logits(
+    def _segment(
         self, fitted: Fitted, pixels: UInt8[np.ndarray, "query side side 3"], room: int
-    ) -> Float[np.ndarray, "room _ _ class"]:
+    ) -> Segmented:
         given = self.variables, fitted.summary, fitted.labels
-        return self._programs.logits_at_once(*given, pixels, room)
+        return self._programs.segment_at_once(*given, pixels, room)
 
     def _save(self, folder: str | os.PathLike, name: str, supports: bool) -> None:
         shown = self.fitted.shown if supports and self.fitted else None

@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -18,6 +19,7 @@ from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
 from fsseg_jax.errors import UserError
 from fsseg_jax.evaluation.parts import scaled_side
+from fsseg_jax.prediction.forward import Segmented
 from fsseg_jax.prediction.pictures import as_image
 from fsseg_jax.prediction.result import CRF_SIDE
 
@@ -51,8 +53,8 @@ def in_batches(
     Args:
         images: images in any form that `read` accepts.
         read: a function of the position of an image and the image.
-        compute: a function of queries, and of how many to compute at once, which returns logits.
-        finish: a function of the logits of an image and the query, which returns the result.
+        compute: a function of queries, and of how many to compute at once, which segments them.
+        finish: a function of what `compute` gave for an image and the query: the result.
         result_bytes: a function of the shape of an image, which returns the size of its result.
         batch_size, least: the largest and the smallest number of images to compute at once.
     """
@@ -73,11 +75,11 @@ def in_batches(
             # last batch is as large as the others.
             while room < len(good):
                 room = min(2 * room, batch_size)
-            logits = compute(good, room) if good else iter(())
+            segmented = compute(good, room) if good else iter(())
             for query in queries:
                 if isinstance(query, Query):
                     size = result_bytes(query.shape)
-                    results.add(size, functools.partial(finish, next(logits), query))
+                    results.add(size, functools.partial(finish, next(segmented), query))
                 else:
                     results.add(0, functools.partial(lambda error: error, query))
             yield from (results.take() for _ in range(unfinished))
@@ -152,14 +154,16 @@ def read_query(number: int, image: Any, config: ConfigDict, patch: int = 1) -> Q
 def of_views(
     queries: Sequence[Query],
     flip: bool,
-    compute: Callable[[UInt8[np.ndarray, "query side side 3"]], np.ndarray],
-) -> Iterator[list[Float[np.ndarray, "_ _ class"]]]:
-    """The logits of each query at each scale, and, with `flip`, those of its mirror images,
-    mirrored back. `compute` gives the logits of squares."""
+    compute: Callable[[UInt8[np.ndarray, "query side side 3"]], Segmented],
+) -> Iterator[list[Segmented]]:
+    """What `compute` gives for each query at each scale, and, with `flip`, for its mirror images,
+    with logits that are mirrored back."""
     views = []
     for squares in zip(*(query.views for query in queries), strict=True):
         pixels = np.stack(squares)
         views.append(compute(pixels))
         if flip:
-            views.append(compute(pixels[:, :, ::-1])[:, :, ::-1])
-    return map(list, zip(*views, strict=True))
+            mirrored = compute(pixels[:, :, ::-1])
+            views.append(mirrored._replace(logits=mirrored.logits[:, :, ::-1]))
+    each = [jax.tree.map(lambda x, i=i: x[i], views) for i in range(len(queries))]
+    return iter(each)

@@ -30,11 +30,11 @@ def test_a_support_is_predicted_as_if_the_others_had_been_shown(method):
     segmenter.fit([*images], [*labels])
     programs, shown = segmenter._programs, segmenter.fitted.shown
     encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
-    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 3, False)
+    found = leave_out(programs, segmenter.variables, shown, encoded, 3, False)
     assert [one.support for one in found] == [0, 1, 2]
     others = [0, 1, 0]  # as many as there are shots, by repeating
     segmenter.fit([images[i] for i in others], [labels[i] for i in others])
-    expected = segmenter._logits(segmenter.fitted, shown.images[2:], 1)[0]
+    expected = segmenter._segment(segmenter.fitted, shown.images[2:], 1).logits[0]
     np.testing.assert_allclose(found[2].logits, expected, atol=1e-4)
     np.testing.assert_array_equal(found[2].label, shown.labels[2])
 
@@ -50,7 +50,7 @@ def test_a_border_of_a_letterboxed_support_is_no_part_of_it(shape):
     shown = segmenter.fitted.shown
     programs = segmenter._programs
     encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
-    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 1, False)
+    found = leave_out(programs, segmenter.variables, shown, encoded, 1, False)
     assert [one.label.shape for one in found] == [(height, width)] * 2
     assert found[0].square.shape[:2] == (8, 8)  # at stride 4
     assert found[0].logits.shape[:2] == (height // 4, width // 4)
@@ -101,13 +101,13 @@ def test_an_image_that_shows_nothing_is_known_as_one_and_changes_nothing_else():
     segmenter.fit([*images, other], masks)
     programs, shown = segmenter._programs, segmenter.fitted.shown
     encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
-    found = leave_out(programs.predict_encoded, segmenter.variables, shown, encoded, 3, False)
+    found = leave_out(programs, segmenter.variables, shown, encoded, 3, False)
     assert [one.support for one in found] == [0, 1, 2, 3]
     again, logits = segmenter.cross_validate(), segmenter.predict([other], True)[0][1]
     segmenter.fit([*images], [*labels])
     assert again == segmenter.cross_validate()
     np.testing.assert_allclose(segmenter.predict([other], True)[0][1], logits, atol=1e-6)
-    expected = segmenter._logits(segmenter.fitted, other[None], 1)[0]
+    expected = segmenter._segment(segmenter.fitted, other[None], 1).logits[0]
     np.testing.assert_allclose(found[3].logits, expected, atol=1e-4)
 
 
@@ -176,7 +176,10 @@ def test_a_given_threshold_is_the_calibration():
 def test_images_without_the_class_that_have_no_effect_are_reported(log, shown, threshold, why):
     rng = np.random.default_rng(0)
     labels = [np.eye(8, dtype=np.uint8)] * shown + [np.zeros((8, 8), np.uint8)]
-    left_out = [LeftOut(rng.normal(size=(8, 8, 2)), x, i, False, 8) for i, x in enumerate(labels)]
+    left_out = [
+        LeftOut(rng.normal(size=(8, 8, 2)), x, i, False, 8, *np.zeros((2, 1)))
+        for i, x in enumerate(labels)
+    ]
     calibrate(left_out, 1, threshold)
     told = [record.getMessage() for record in log.records]
     assert told == ([f"images that do not show the class have no effect, as {why}"] if why else [])

@@ -35,7 +35,7 @@ def at_scale(shown, image, side):
     """Probabilities of one scale, computed as if images of this size were all that is."""
     segmenter = make_segmenter().fit(*shown)
     pixels = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
-    logits = np.asarray(segmenter._logits(segmenter.fitted, pixels[None], 1))[0]
+    logits = segmenter._segment(segmenter.fitted, pixels[None], 1).logits[0]
     done = result.at_own_size(
         [logits], image.shape[:2], segmenter.config, segmenter.model.align_corners, True
     )
@@ -43,13 +43,13 @@ def at_scale(shown, image, side):
 
 
 def test_sides_at_scales_are_whole_patches(shown, images, monkeypatch):
-    sides, logits = [], Segmenter._logits
+    sides, segment = [], Segmenter._segment
 
     def noted(self, fitted, pixels, room):
         sides.append(pixels.shape[1])
-        return logits(self, fitted, pixels, room)
+        return segment(self, fitted, pixels, room)
 
-    monkeypatch.setattr(Segmenter, "_logits", noted)
+    monkeypatch.setattr(Segmenter, "_segment", noted)
     monkeypatch.setattr(Method, "patch", 10)
     with_settings(shown, eval__scales=(1.5,)).predict(images[0])
     assert sides == [50]
