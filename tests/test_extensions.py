@@ -8,9 +8,11 @@ import re
 import sys
 
 import commands
+import numpy as np
 import pytest
 from commands import run_program
 
+from fsseg_jax.episode import Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.extensions import find
 
@@ -60,6 +62,23 @@ def test_they_are_trained_and_evaluated_by_the_ordinary_commands(trained, folder
     assert results["method"] == "mymethods.ratio:Ratio"
     assert list(results["per_class"]) == ["white"]
     assert results["mean_iou"] > 60  # a threshold on grey levels; all foreground has 17
+
+
+def test_a_method_is_the_function_that_the_page_shows():
+    (code,) = re.findall(r"```python\n(import jax\n.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    code = code.replace('create_backbone("vgg16"', 'create_backbone("small"')
+    names = {}
+    exec(code.replace('init="timm/vgg16.tv_in1k"', 'init=""'), names)
+    shape = 1, 1, 32, 48
+    episode = Episode(
+        support_image=np.zeros((*shape, 3), np.uint8),
+        support_label=np.ones(shape, np.uint8),
+        query_image=np.zeros((32, 48, 3), np.uint8),
+        query_label=np.zeros((32, 48), np.uint8),
+        class_id=np.array([1]),
+        query_index=np.array(0),
+    )
+    assert names["segment"](episode).shape == (32, 48)
 
 
 LOAD = """

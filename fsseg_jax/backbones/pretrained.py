@@ -102,7 +102,7 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
 def _check_fit(init: str, missing: list[str], misshapen: list[str], of: int) -> None:
     """Raises UserError if arrays are missing or have another shape."""
     stages = {name.split(".")[0] for name in missing}
-    if len(stages) == 1 and not misshapen and re.match(r"layer\d", *stages):
+    if len(stages) == 1 and not misshapen and re.match(r"layer\d", min(stages)):
         raise UserError(
             f"init = {init} has no {stages.pop()}: set model.stages to earlier stages, or choose "
             "weights that have it."
