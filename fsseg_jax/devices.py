@@ -187,6 +187,11 @@ def make_mesh(devices: int = 0, local: bool = False) -> Mesh:
 
     Raises:
         UserError: there are fewer devices, or several processes would not use all of theirs.
+
+    Examples:
+        >>> mesh = make_mesh(devices=1)
+        >>> mesh.size, mesh.axis_names == (AXIS,)
+        (1, True)
     """
     available = jax.local_devices() if local else jax.devices()
     if devices and jax.process_count() > 1 and not local and devices != len(available):

@@ -46,7 +46,7 @@ class Episode:
     Images are uint8 RGB until the compiled function normalises them (`normalise`), which moves a
     quarter of the bytes to the device.
 
-    Example:
+    Examples:
         >>> image, label = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
         >>> label[8:16, 8:16] = 1  # the class of the only way
         >>> episode = Episode(
@@ -92,14 +92,26 @@ def empty_episode(ways: int, shots: int, size: int) -> Episode:
 
 
 def normalise(image: Num[AnyArray, "*batch 3"]) -> Float[AnyArray, "*batch 3"]:
-    """Normalises RGB in 0..255 by ImageNet's mean and standard deviation."""
+    """Normalises RGB in 0..255 by ImageNet's mean and standard deviation.
+
+    Examples:
+        >>> grey = np.full((4, 4, 3), 128, np.uint8)
+        >>> bool((abs(normalise(grey)) < 0.5).all())  # near ImageNet's mean
+        True
+    """
     return (image.astype("float32") / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
 
 
 def episode_label(
     label: Integer[AnyArray, "*shape"], class_ids: Integer[AnyArray, " way"]
 ) -> UInt8[Array, "*shape"]:
-    """Converts class ids to episode numbering (0, 1..N); 255 stays ignored."""
+    """Converts class ids to episode numbering (0, 1..N); 255 stays ignored.
+
+    Examples:
+        >>> label = np.array([[0, 7], [9, 255]], np.uint8)
+        >>> episode_label(label, np.array([9, 7])).tolist()  # class 9 is way 0
+        [[0, 2], [1, 255]]
+    """
     result = jnp.where(label == IGNORE, IGNORE, 0)
     for way in range(class_ids.shape[0]):
         result = jnp.where(label == class_ids[way], way + 1, result)
@@ -111,7 +123,18 @@ def episode_label(
 
 @struct.dataclass
 class EpisodeIds:
-    """Which classes and images make up each of B episodes; images are rows of the source."""
+    """Which classes and images make up each of B episodes; images are rows of the source.
+
+    Examples:
+        >>> ids = EpisodeIds(  # two episodes of one way and two shots, of images by their rows
+        ...     classes=np.array([[3], [7]]),
+        ...     supports=np.array([[[10, 11]], [[20, 21]]]),
+        ...     query=np.array([12, 22]),
+        ...     query_index=np.array([0, 1]),
+        ... )
+        >>> len(ids), ids.take(slice(1)).images.tolist()
+        (2, [[10, 11, 12]])
+    """
 
     classes: Integer[AnyArray, "*batch way"]
     supports: Integer[AnyArray, "*batch way shot"]
@@ -152,6 +175,12 @@ def episodes_to_csv(
     `columns` follow. Of a name, characters that separate others or control, and those at its
     beginning that make a formula in a spreadsheet (`=`, `+`, `-`, `@`), are written as in URLs
     (`%3B` for `;`), and so is `%` where it would be read as such a code.
+
+    Examples:
+        >>> one = np.array([[3]]), np.array([[[0, 1]]]), np.array([2]), np.array([0])
+        >>> print(episodes_to_csv(EpisodeIds(*one), ["a", "b", "c"], run=[0]), end="")
+        classes,supports,query,run
+        3,a;b,c,0
     """
     written = [_ESCAPED.sub(_escape, name) for name in image_ids]
     text = io.StringIO()
@@ -186,6 +215,16 @@ def read_episodes(
     Raises:
         UserError: the file or a column is missing, an image or a class is unknown, episodes
             differ in ways or shots, a class is in two ways, or a query is among its supports.
+
+    Examples:
+        >>> import tempfile
+        >>> lines = "classes,supports,query", "3,a;b,c"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "episodes.csv")
+        ...     _ = path.write_text(os.linesep.join(lines))
+        ...     ids = read_episodes(path, image_ids=["a", "b", "c"], class_ids=[3])
+        >>> ids.supports.tolist(), ids.query.tolist()
+        ([[[0, 1]]], [2])
     """
     path = pathlib.Path(os.path.expanduser(path))
     if not os.path.isfile(path):

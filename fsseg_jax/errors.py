@@ -8,6 +8,14 @@ class UserError(ValueError):
     """Wrong input, described by one sentence that names the cause and the remedy.
 
     Command-line programs print only this sentence and exit with status 2.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config, override
+        >>> try:
+        ...     override(load_config("quickstart"), ["--config.train.step=500"])
+        ... except UserError as error:
+        ...     print(error)
+        --config.train.step: there is no such config key; did you mean --config.train.steps?
     """
 
 

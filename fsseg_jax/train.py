@@ -99,6 +99,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest | None = 
 
     Raises:
         UserError: the configuration or the data are wrong, or the loss became infinite or NaN.
+
+    Examples:
+        >>> import tempfile
+        >>> small = ["image_size=32", "devices=1", "data.shapes.train=96", "data.shapes.val=96"]
+        >>> small += ["data.train_min_pixels=1", "data.min_pixels=1", "train.batch_size=2"]
+        >>> small += ["train.steps=2", "train.warmup=0", "train.eval_episodes=2"]
+        >>> small += ["train.test_before_and_after=False"]
+        >>> config = override(load_config("quickstart"), [f"--config.{field}" for field in small])
+        >>> with tempfile.TemporaryDirectory() as workdir:
+        ...     complete = train(config, pathlib.Path(workdir))
+        ...     Checkpoints(pathlib.Path(workdir)).names()
+        ['best', 'last']
+        >>> complete
+        True
     """
     mesh = make_mesh(config.devices)
     logger.info(describe(mesh))

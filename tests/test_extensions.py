@@ -8,73 +8,25 @@ import re
 import sys
 
 import commands
+import numpy as np
 import pytest
 from commands import run_program
 
+from fsseg_jax.episode import Episode
 from fsseg_jax.errors import UserError
 from fsseg_jax.extensions import find
 
-PAGE = pathlib.Path(__file__).parent.parent / "CONTRIBUTING.md"
-
-NETWORK = """
-from typing import Any, ClassVar
-
-import flax.linen as nn
-import jax.numpy as jnp
-
-
-class Network(nn.Module):
-    dtype: Any = jnp.float32
-    rematerialise: bool = False
-    stage_numbers: ClassVar = (1, 2)
-
-    @nn.compact
-    def __call__(self, image, stages=(), train=False):
-        first = nn.relu(nn.Conv(16, (5, 5), 4)(image))
-        features = {1: first, 2: nn.Conv(16, (3, 3))(first)}
-        return tuple(features[stage] for stage in stages or (2,))
-"""
-
-PICTURES = """
-import numpy as np
-
-from fsseg_jax.data.source import ClassTable, LabelledImage, Source
-
-
-class Pictures(Source):
-    '''Grey images with a square whose grey level is that of its class.'''
-
-    name = "pictures"
-    classes = ("dark", "grey", "light", "white")
-    folds = ((4,), (1,))
-
-    def __init__(self, data, split):
-        rng = np.random.default_rng(len(split))
-        self.ids = tuple(f"{split}{i}" for i in range(24))
-        self.pictures = [self._draw(1 + i % 4, rng) for i in range(24)]
-        self.table = ClassTable.from_counts(
-            [np.bincount(label.ravel(), minlength=5)[1:] for _, label in self.pictures]
-        )
-
-    def _draw(self, number, rng):
-        label = np.zeros((48, 48), np.uint8)
-        row, column = rng.integers(4, 20, 2)
-        label[row : row + 20, column : column + 20] = number
-        image = np.where(label > 0, 55 * label, rng.integers(0, 40, label.shape))
-        return LabelledImage(np.stack([image] * 3, -1).astype(np.uint8), label)
-
-    def read(self, index):
-        return self.pictures[index]
-"""
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "extend.md"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the page's method and configuration, a backbone and a source."""
+    """A folder with the page's method and its configuration, backbone and source."""
     folder = tmp_path_factory.mktemp("mine")
     written = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert [name for name, _ in written] == ["mymethods/ratio.py", "mymethods/config.py"]
-    for name, code in [*written, ("network.py", NETWORK), ("pictures.py", PICTURES)]:
+    names = [f"mymethods/{name}.py" for name in ("ratio", "config", "network", "pictures")]
+    assert [name for name, _ in written] == names
+    for name, code in written:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(code)
     return folder
@@ -84,7 +36,7 @@ def folder(tmp_path_factory):
 def run(folder):
     """A function that runs a program there."""
 
-    path = os.pathsep.join([str(PAGE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(PAGE.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
     return functools.partial(run_program, cwd=folder, env=environment)
 
@@ -93,8 +45,9 @@ def run(folder):
 def trained(folder, run):
     """A run there, of the method, the backbone and the source."""
     small = [
-        *("--config.image_size=48", "--config.data.min_pixels=1", "--config.model.width=8"),
-        *("--config.data.name=pictures:Pictures", "--config.backbone=network:Network"),
+        *("--config.image_size=48", "--config.data.min_pixels=1"),
+        "--config.backbone=mymethods.network:Network",
+        *("--config.data.name=mymethods.pictures:Pictures", "--config.model.width=8"),
         *("--config.train.steps=40", "--config.train.eval_episodes=8", "--config.eval.episodes=20"),
         *("--config.eval.runs=1", "--config.eval.gallery=1", "--config.data.train_min_pixels=1"),
         *("--config.train.log_every=20", "--config.devices=1"),
@@ -103,12 +56,29 @@ def trained(folder, run):
 
 
 def test_they_are_trained_and_evaluated_by_the_ordinary_commands(trained, folder, run):
-    assert "mymethods.ratio:Ratio on network:Network" in trained.stderr
+    assert "mymethods.ratio:Ratio on mymethods.network:Network" in trained.stderr
     run("evaluate", "--workdir=run")
     results = json.loads((folder / "run" / "evaluation" / "results.json").read_text())
     assert results["method"] == "mymethods.ratio:Ratio"
     assert list(results["per_class"]) == ["white"]
     assert results["mean_iou"] > 60  # a threshold on grey levels; all foreground has 17
+
+
+def test_a_method_is_the_function_that_the_page_shows():
+    (code,) = re.findall(r"```python\n(import jax\n.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    code = code.replace('create_backbone("vgg16"', 'create_backbone("small"')
+    names = {}
+    exec(code.replace('init="timm/vgg16.tv_in1k"', 'init=""'), names)
+    shape = 1, 1, 32, 48
+    episode = Episode(
+        support_image=np.zeros((*shape, 3), np.uint8),
+        support_label=np.ones(shape, np.uint8),
+        query_image=np.zeros((32, 48, 3), np.uint8),
+        query_label=np.zeros((32, 48), np.uint8),
+        class_id=np.array([1]),
+        query_index=np.array(0),
+    )
+    assert names["segment"](episode).shape == (32, 48)
 
 
 LOAD = """

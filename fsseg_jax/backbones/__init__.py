@@ -35,7 +35,7 @@ def create_backbone(
     Raises:
         UserError: the name or the dtype is unknown, or there is no batch normalisation.
 
-    Example:
+    Examples:
         >>> import jax
         >>> backbone = create_backbone("resnet50", "float32")
         >>> backbone.stage_numbers
@@ -48,10 +48,10 @@ def create_backbone(
         backbone = make(dtype=jnp.dtype(dtype), rematerialise=rematerialise)
     except TypeError as error:
         raise UserError(
-            f"backbone = {name} cannot be made ({error}): see CONTRIBUTING.md."
+            f"backbone = {name} cannot be made ({error}): see docs/extend.md."
         ) from None
     if not isinstance(backbone, nn.Module) or not hasattr(backbone, "stage_numbers"):
-        raise UserError(f"backbone = {name} is not a backbone: see CONTRIBUTING.md.")
+        raise UserError(f"backbone = {name} is not a backbone: see docs/extend.md.")
     if statistics == "batch":
         if not hasattr(backbone, "batch_statistics"):
             raise UserError(

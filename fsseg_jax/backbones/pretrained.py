@@ -58,6 +58,16 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the weights cannot be loaded or do not fit; it then tells how many arrays are
             missing or have another shape, and names the first ones.
+
+    Examples:
+        >>> import tempfile
+        >>> variables = {"params": {"features_0": {"kernel": np.zeros((3, 3, 8, 16))}}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/weights.npz"  # or timm/vgg16.tv_in1k
+        ...     np.savez(path, **{"features.0.weight": np.ones((16, 8, 3, 3))})
+        ...     loaded = load_pretrained(path, variables)
+        >>> loaded["params"]["features_0"]["kernel"].shape
+        (3, 3, 8, 16)
     """
     weights = read_weights(init)
     params = variables.get("params", {})
@@ -83,22 +93,27 @@ def load_pretrained(init: str, variables: dict[str, Any]) -> dict[str, Any]:
         if array.shape != value.shape:
             misshapen.append(f"{name} {array.shape} instead of {value.shape}")
         loaded[path] = array
+    _check_fit(init, missing, misshapen, len(flat))
+    if transformer:
+        name_licence(init, "DINOv2" if "positions" in params else "DINOv3")
+    return unflatten_dict(loaded)
+
+
+def _check_fit(init: str, missing: list[str], misshapen: list[str], of: int) -> None:
+    """Raises UserError if arrays are missing or have another shape."""
     stages = {name.split(".")[0] for name in missing}
-    if len(stages) == 1 and not misshapen and re.match(r"layer\d", *stages):
+    if len(stages) == 1 and not misshapen and re.match(r"layer\d", min(stages)):
         raise UserError(
             f"init = {init} has no {stages.pop()}: set model.stages to earlier stages, or choose "
             "weights that have it."
         )
     if missing or misshapen:
-        reasons = [f"it lacks {_first(missing, len(flat))}"] if missing else []
-        reasons += [f"it has {_first(misshapen, len(flat))}"] if misshapen else []
+        reasons = [f"it lacks {_first(missing, of)}"] if missing else []
+        reasons += [f"it has {_first(misshapen, of)}"] if misshapen else []
         raise UserError(
             f"init = {init} does not fit the backbone ({'; '.join(reasons)}): choose weights of "
             "this architecture or another backbone."
         )
-    if transformer:
-        name_licence(init, "DINOv2" if "positions" in params else "DINOv3")
-    return unflatten_dict(loaded)
 
 
 def torch_name(path: Sequence[str]) -> str:

@@ -17,6 +17,13 @@ class Small(nn.Module):
 
     Group normalisation keeps images independent of each other: there are no batch statistics. There
     is no ReLU at the end: cosine similarity needs both signs.
+
+    Examples:
+        >>> import jax
+        >>> backbone, image = Small(width=16), jnp.zeros((32, 32, 3))
+        >>> variables = jax.jit(backbone.init)(jax.random.key(0), image)
+        >>> [x.shape for x in backbone.apply(variables, image, stages=(2, 4))]
+        [(8, 8, 16), (8, 8, 16)]
     """
 
     width: int = 64

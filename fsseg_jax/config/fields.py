@@ -1,5 +1,6 @@
 """All fields of the configuration except those of `model`, which depend on the method."""
 
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from fsseg_jax.data import annotations
@@ -384,14 +385,11 @@ def default_config(method: str = "panet") -> ConfigDict:
 
     Raises:
         UserError: there is no such method.
+
+    Examples:
+        >>> default_config("canet").model.refinements
+        4
     """
-    config = ConfigDict({"method": method, "model": default_options(method)})
-    for name, field in FIELDS.items():
-        *parents, last = name.split(".")
-        part = config
-        for parent in parents:
-            if parent not in part:
-                part[parent] = ConfigDict()
-            part = part[parent]
-        part[last] = field.default
+    fields = unflatten_dict({name: field.default for name, field in FIELDS.items()}, sep=".")
+    config = ConfigDict({"method": method, "model": default_options(method), **fields})
     return config.lock()  # a config file that sets an unknown field fails

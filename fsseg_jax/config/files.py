@@ -26,6 +26,12 @@ def config_file(name: str) -> str | None:
     """The file of a configuration, given as a file or by its name in `configs/`; None if neither.
 
     An argument after a colon is kept: see `load_config`.
+
+    Examples:
+        >>> pathlib.Path(config_file("shapes:canet")).name
+        'shapes.py:canet'
+        >>> config_file("mine/config.py"), config_file("no_such_name")
+        ('mine/config.py', None)
     """
     if pathlib.Path(name.rsplit(":", 1)[0]).suffix == ".py":
         return name
@@ -50,7 +56,7 @@ def load_config(path: str) -> ConfigDict:
     Raises:
         UserError: there is no such file or function, or its code fails.
 
-    Example:
+    Examples:
         >>> config = load_config("panet_vgg16")
         >>> config.method, config.backbone, config.image_size
         ('panet', 'vgg16', 417)

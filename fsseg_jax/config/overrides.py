@@ -18,7 +18,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     Raises:
         UserError: a field does not exist or a value is not of its type.
 
-    Example:
+    Examples:
         >>> from fsseg_jax.config import load_config
         >>> config = override(load_config("panet_vgg16"), ["--config.train.steps=500"])
         >>> config.train.steps

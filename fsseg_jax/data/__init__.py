@@ -98,12 +98,13 @@ def open_source(data: ConfigDict, which: str) -> Source:
     Raises:
         UserError: the name or the fold is unknown, or the data are invalid.
 
-    Example:
+    Examples:
         >>> from fsseg_jax.config import load_config
         >>> data = load_config("quickstart").data  # made images of shapes
+        >>> data.shapes.val = 96
         >>> source = open_source(data, "test")
-        >>> len(source.class_names), len(source.folds)
-        (24, 4)
+        >>> len(source), len(source.class_names), len(source.folds)
+        (96, 24, 4)
         >>> image, label = source.read(0)
         >>> image.shape, label.shape
         ((80, 80, 3), (80, 80))
@@ -131,6 +132,14 @@ def training_items(data: ConfigDict, source: Source) -> Items:
 
     Raises:
         UserError: all classes are held out.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config
+        >>> data = load_config("quickstart").data
+        >>> data.shapes.train = 96
+        >>> items = training_items(data, open_source(data, "train"))
+        >>> items.class_id.tolist()  # fold 0 holds out classes 1 to 6
+        [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24]
     """
     base = class_ids(source, data.fold, "base")
     if not base:
@@ -172,6 +181,18 @@ def training_pipeline(
     Raises:
         UserError: a class has too few images, a file is broken, TensorFlow is not installed
             ("tfdata"), or the images do not fit into memory ("device").
+
+    Examples:
+        >>> from fsseg_jax.config import load_config, override
+        >>> from fsseg_jax.devices import make_mesh
+        >>> small = ["--config.data.shapes.train=96", "--config.data.train_min_pixels=1"]
+        >>> config = override(load_config("quickstart"), [*small, "--config.image_size=32"])
+        >>> source = open_source(config.data, "train")
+        >>> items = training_items(config.data, source)
+        >>> pipeline = training_pipeline(config, source, items, make_mesh(devices=1))
+        >>> fed = pipeline.feed(1)  # for one step, of which none is done: step 0
+        >>> jax.jit(pipeline.draw)(fed, 0, 0).query_image.shape
+        (8, 32, 32, 3)
     """
     check_items(items, source.class_names, config.ways, config.shots, "data.train_min_pixels")
     recipe = Recipe.from_config(config)

@@ -231,6 +231,12 @@ def sample(
             that differs between epochs, so that classes count as often as they occur.
             "photographs": likewise every image is the query once per epoch, for a class drawn
             uniformly among those it shows. The other classes and all supports are uniform.
+
+    Examples:
+        >>> items = Items.from_images([3, 7], [np.arange(0, 4), np.arange(4, 8)])  # two classes
+        >>> episodes = sample(items, seed=0, index=range(100), ways=1, shots=2)
+        >>> episodes.supports.shape, np.unique(episodes.classes).tolist()
+        ((100, 1, 2), [3, 7])
     """
     numbers = xp.asarray(index)
     draws = iter(range(1 + ways * (1 + shots) + 1))

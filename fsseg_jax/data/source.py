@@ -18,7 +18,14 @@ from fsseg_jax.errors import UserError
 
 
 class LabelledImage(NamedTuple):
-    """A labelled image at its own size."""
+    """A labelled image at its own size.
+
+    Examples:
+        >>> image = LabelledImage(np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8))
+        >>> image.label[10:30, 20:50] = 1  # shows class 1
+        >>> np.unique(image.label).tolist()
+        [0, 1]
+    """
 
     image: UInt8[np.ndarray, "height width 3"]  # RGB
     # Class ids, 0 background, 255 ignored; uint16 if there are too many classes for uint8.
@@ -50,7 +57,13 @@ def deal_folds(
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """How many pixels of each class an image shows: one row per (image, class) that occurs."""
+    """How many pixels of each class an image shows: one row per (image, class) that occurs.
+
+    Examples:
+        >>> table = ClassTable.from_counts([[0, 50], [30, 2], [40, 0]])  # 3 images, 2 classes
+        >>> table.items([1, 2], min_pixels=10).image.tolist()  # of class 1, then of class 2
+        [1, 2, 0]
+    """
 
     image: Int[np.ndarray, " rows"]  # row of the source
     class_id: Int[np.ndarray, " rows"]
@@ -134,6 +147,24 @@ class Source(abc.ABC):
         fingerprint: changes whenever a file of the source does, as a key for `cache_folder`; None
             if there are no files.
         sizes: changes whenever a file's size does, but not in a copy; None if there are no files.
+
+    Examples:
+        >>> class Squares(Source):
+        ...     name, classes, folds = "squares", ("dark", "light"), ((2,), (1,))
+        ...
+        ...     def __init__(self, data, split):
+        ...         self.ids = tuple(f"{split}{number}" for number in range(8))
+        ...         self.table = ClassTable.from_counts([[100, 0], [0, 100]] * 4)
+        ...
+        ...     def read(self, index):
+        ...         label = np.zeros((32, 32), np.uint8)
+        ...         label[8:18, 8:18] = 1 + index % 2
+        ...         return LabelledImage(np.stack([100 * label] * 3, axis=-1), label)
+        >>> source = Squares(None, "train")
+        >>> len(source), source.class_names
+        (8, {1: 'dark', 2: 'light'})
+        >>> count_classes(source.read(3).label, source.ids[3], source).tolist()
+        [0, 100]
     """
 
     name: str

@@ -16,6 +16,13 @@ def square(whole: LabelledImage, size: int, fit: str = "stretch") -> LabelledIma
         size: side of the square.
         fit: "stretch", or "letterbox" to keep the aspect ratio: the image is placed in the upper
             left corner (see `fitted`), and the rest is black and ignored.
+
+    Examples:
+        >>> whole = LabelledImage(np.zeros((60, 80, 3), np.uint8), np.ones((60, 80), np.uint8))
+        >>> square(whole, 32).label.shape
+        (32, 32)
+        >>> np.unique(square(whole, 32, "letterbox").label).tolist()  # 24 rows, and a border below
+        [1, 255]
     """
     height, width = shape = fitted(whole.label.shape, size, fit)
     image = Image.fromarray(whole.image).resize((width, height), Image.Resampling.BILINEAR)

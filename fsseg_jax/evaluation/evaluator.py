@@ -39,6 +39,23 @@ class Evaluator:
             `eval.seed`.
         room: minimum numbers of images and queries to allocate memory for; evaluators with the same
             room share compiled functions, except for queries at their own size.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config, override
+        >>> from fsseg_jax.data import open_source
+        >>> from fsseg_jax.devices import make_mesh
+        >>> from fsseg_jax.evaluation.protocol import draw_episodes
+        >>> from fsseg_jax.models import create_model, init_variables
+        >>> small = ["image_size=32", "data.shapes.val=96", "data.min_pixels=1"]
+        >>> config = override(load_config("quickstart"), [f"--config.{field}" for field in small])
+        >>> source, model = open_source(config.data, "test"), create_model(config)
+        >>> episodes = draw_episodes(config, source, "novel", seed=0, count=4)
+        >>> mesh = make_mesh(devices=1)
+        >>> variables = put(init_variables(model, jax.random.key(0), 1, 1), replicated(mesh))
+        >>> evaluator = Evaluator(model, source, episodes, mesh, config)
+        >>> counts = evaluator.score(variables, evaluator.encode(variables))
+        >>> counts.borders["ignored"].shape  # see `pixel_counts`
+        (4, 2, 3)
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def pixel_counts(
         counted: the pixels that count; by default those whose label is not 255. Counted pixels of
             label 255 are background.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> prediction = np.array([[0, 1, 1], [0, 1, 0]])
         >>> label = np.array([[0, 1, 1], [1, 0, 255]], np.uint8)
@@ -63,7 +63,7 @@ def label_counts(
 def iou(counts: Int[AnyArray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
     """TP / (TP + FP + FN) in percent; NaN for a class without true or predicted pixels.
 
-    Example:
+    Examples:
         >>> iou(np.array([[1, 1, 1], [2, 1, 1]])).round(1).tolist()
         [33.3, 50.0]
     """
@@ -106,7 +106,7 @@ def run_metrics(
     Raises:
         UserError: no query shows any of its classes.
 
-    Example:
+    Examples:
         >>> # Two episodes of one way: the background, and the class.
         >>> counts = np.array([[[90, 5, 2], [10, 2, 5]], [[70, 0, 10], [30, 10, 0]]])
         >>> figures = run_metrics(counts, np.array([[1], [2]]), {1: "cat", 2: "dog"})

@@ -84,6 +84,16 @@ def draw_episodes(
 
     Raises:
         UserError: there are too few classes or images.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config
+        >>> from fsseg_jax.data import open_source
+        >>> config = load_config("quickstart")
+        >>> config.data.shapes.val, config.data.min_pixels = 96, 1
+        >>> source = open_source(config.data, "test")
+        >>> episodes = draw_episodes(config, source, "novel", seed=0, count=100)
+        >>> np.unique(episodes.classes).tolist()  # those that fold 0 holds out
+        [1, 2, 3, 4, 5, 6]
     """
     classes = class_ids(source, config.data.fold, which)
     if not classes:
@@ -168,6 +178,17 @@ def protocol(
     Args:
         trained: the configuration of the training, or None for a model that was not trained.
         checkpoint: the checkpoint that was loaded; `eval.checkpoint` by default.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config
+        >>> from fsseg_jax.data import open_source
+        >>> from fsseg_jax.models import create_model
+        >>> config = load_config("quickstart")
+        >>> config.data.shapes.val = 96
+        >>> source = open_source(config.data, "test")
+        >>> described = protocol(config, source, create_model(config), trained=None)
+        >>> described["border of queries"], len(described["hash"])
+        ('label 255 counts for nothing', 8)
     """
     rule = config.eval.checkpoint
     if trained:

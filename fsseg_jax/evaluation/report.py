@@ -69,6 +69,13 @@ def overlay(
     A way is tinted in its colour of `WAY_COLOURS` and outlined on its inner side, ignored pixels
     are hatched in grey, and the background is unchanged. If some pixels are not labelled, those are
     unchanged, and the background is darkened.
+
+    Examples:
+        >>> image, label = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
+        >>> label[10:30, 20:50] = 1
+        >>> picture = overlay(image, label)
+        >>> picture.shape, picture[0, 0].tolist(), (picture[20, 30] > 0).any().item()
+        ((40, 60, 3), [0, 0, 0], True)
     """
     partial = bool((label == UNLABELLED).any())
     line = max(1, round(max(label.shape) / 110))  # wide enough for the gallery's small images

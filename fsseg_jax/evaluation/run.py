@@ -41,6 +41,8 @@ SAME = (
 )
 # Fields of a model that protocols leave out; of a trained one, only its own options may change.
 MODEL = ("method", "backbone", "init", "seed", "model.")
+# What the seconds of an evaluation are spent on, besides all else.
+PARTS = ("seconds_reading", "seconds_encoding", "seconds_scoring")
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,22 @@ def evaluate(
 
     Returns:
         the contents of `results.json`; IoUs are in percent.
+
+    Examples:
+        >>> import tempfile
+        >>> from fsseg_jax.config import load_config
+        >>> from fsseg_jax.data import open_source
+        >>> from fsseg_jax.devices import make_mesh
+        >>> from fsseg_jax.models import create_model
+        >>> from fsseg_jax.training.checkpoints import load_variables
+        >>> config, mesh = load_config("quickstart"), make_mesh(devices=1)
+        >>> config.image_size, config.data.shapes.val, config.eval.episodes = 32, 500, 4
+        >>> model, source = create_model(config), open_source(config.data, "test")
+        >>> loaded = load_variables(config, model, pathlib.Path("no_run"), mesh, source)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results = evaluate(config, model, loaded, source, mesh, pathlib.Path(folder))
+        >>> results["checkpoint"], 0 <= results["mean_iou"] <= 100
+        ('freshly initialised, random weights', True)
     """
     started = time.perf_counter()
     with writing(folder):  # before all is computed
@@ -83,24 +101,24 @@ def evaluate(
         "shots": episodes.supports.shape[2],
         "checkpoint": loaded.words,
         **_figures(scoring, thresholds),
-        "episodes": len(episodes) // len(by_seed),  # in a run
-        "episodes_hash": episodes_hash(episodes, source.ids),
         "protocol": described,
-        "photographs": len(np.unique(episodes.images)),
         "seconds": time.perf_counter() - started,
-        "seconds_reading": scoring.seconds[0],
-        "seconds_encoding": scoring.seconds[1],
-        "seconds_scoring": scoring.seconds[2],
+        **dict(zip(PARTS, scoring.seconds, strict=True)),
     }
-    ious = episode_iou(scoring.counts[""].borders[config.eval.border])
+    _write(scoring, results, folder)
+    return results
+
+
+def _write(scoring: Scoring, results: dict[str, Any], folder: pathlib.Path) -> None:
+    """Writes the files of an evaluation; see `evaluate`."""
+    ious = episode_iou(scoring.counts[""].borders[scoring.config.eval.border])
     gallery = scoring.gallery(ious)
     if is_first_process():
         runs, shown = scoring.run_of.tolist(), [f"{value:.2f}" for value in ious]
-        listing = episodes_to_csv(episodes, source.ids, run=runs, iou=shown)
+        listing = episodes_to_csv(scoring.episodes, scoring.source.ids, run=runs, iou=shown)
         write_text(folder / "episodes.csv", listing)
         write_report(folder / "report.html", results, gallery)
         write_text(folder / "results.json", json.dumps(results, indent=1))
-    return results
 
 
 def setting_folder(trained: ConfigDict | None, config: ConfigDict, protocol_hash: str) -> str:
@@ -128,6 +146,7 @@ def _figures(scoring: Scoring, thresholds: dict[str, float]) -> dict[str, Any]:
     """The scores of an evaluation, for `results.json`; `thresholds` as `_choose_thresholds` gives
     them."""
     source, by_seed, counts = scoring.source, scoring.by_seed, scoring.counts[""]
+    episodes = scoring.episodes
     summaries = {
         border: summarise(values, by_seed, source.class_names)
         for border, values in counts.borders.items()
@@ -143,6 +162,9 @@ def _figures(scoring: Scoring, thresholds: dict[str, float]) -> dict[str, Any]:
         "measured": {
             name: mean_of_known(values.tolist()) for name, values in counts.measured.items()
         },
+        "episodes": len(episodes) // len(by_seed),  # in a run
+        "episodes_hash": episodes_hash(episodes, source.ids),
+        "photographs": len(np.unique(episodes.images)),
     }
 
 

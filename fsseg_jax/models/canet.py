@@ -51,7 +51,7 @@ class CANet(BinaryMethod):
     Where the paper leaves a choice open, this follows the published code of the one-shot network.
     Shots are fused at the resolution of the features, before logits are resized to the image.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from fsseg_jax.backbones import create_backbone
         >>> from fsseg_jax.episode import empty_episode

@@ -35,7 +35,7 @@ def masked_average_pool(
         epsilon: added to the area of a mask in pixels, so that an empty mask gives zeros.
         align_corners: corner convention of the up-sampling.
 
-    Example:
+    Examples:
         >>> features = jnp.arange(8.0).reshape(2, 2, 2)  # 2 x 2 positions, 2 channels
         >>> left = jnp.array([[[1.0, 0.0], [1.0, 0.0]]])
         >>> masked_average_pool(features, left, 0.0, align_corners=False).tolist()
@@ -57,6 +57,12 @@ def pool(
     """Mean of features over a mask that is first resized to them (CANet sec. 4.1).
 
     Arguments are those of `masked_average_pool`, with one mask per feature map.
+
+    Examples:
+        >>> features = jnp.arange(8.0).reshape(2, 2, 2)
+        >>> mask = jnp.zeros((4, 4)).at[:, :2].set(1.0)  # at another resolution
+        >>> pool(features, mask, 0.0, align_corners=False).tolist()
+        [2.0, 3.0]
     """
     small = resize_masks(mask, features.shape[-3:-1], align_corners)[..., None, :, :]
     return masked_average_pool(features, small, epsilon, align_corners)[..., 0, :]
@@ -70,7 +76,7 @@ def cosine_similarity(
     Squared norms are clamped inside the root, so that the gradient of zero vectors is finite
     (1e-16 is the square of the epsilon of PyTorch's `F.cosine_similarity`).
 
-    Example:
+    Examples:
         >>> features = jnp.array([[[3.0, 4.0], [0.0, 2.0]]])
         >>> cosine_similarity(features, jnp.array([[0.0, 2.0], [3.0, 4.0]])).shape
         (1, 2, 2)
@@ -92,7 +98,13 @@ TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def convolution(
     width: int, size: int = 3, dilation: int = 1, stride: int = 1, **options: Any
 ) -> nn.Conv:
-    """A convolution that keeps the resolution (or divides it by `stride`), padded as in PyTorch."""
+    """A convolution that keeps the resolution (or divides it by `stride`), padded as in PyTorch.
+
+    Examples:
+        >>> layer = convolution(16, dilation=2)
+        >>> layer.init_with_output(jax.random.key(0), jnp.zeros((8, 8, 4)))[0].shape
+        (8, 8, 16)
+    """
     padding = dilation * (size - 1) // 2
     return Conv(
         width,
@@ -105,7 +117,13 @@ def convolution(
 
 
 def classifier(classes: int, dtype: DTypeLike) -> nn.Conv:
-    """The last 1 x 1 convolution; its weights are small, so that training starts at even odds."""
+    """The last 1 x 1 convolution; its weights are small, so that training starts at even odds.
+
+    Examples:
+        >>> layer = classifier(2, jnp.float32)
+        >>> layer.init_with_output(jax.random.key(0), jnp.zeros((8, 8, 4)))[0].shape
+        (8, 8, 2)
+    """
     return convolution(classes, 1, kernel_init=nn.initializers.normal(0.01), dtype=dtype)
 
 
@@ -127,6 +145,13 @@ class JoinedConvolution(nn.Module):
     convolved once. A vector is constant over positions, and so is its convolution except near the
     borders: a few positions are enough. Parameters are those of one convolution of all channels,
     in the order of the arguments.
+
+    Examples:
+        >>> features, vectors = jnp.zeros((8, 8, 4)), jnp.zeros((3, 6))  # a query, three ways
+        >>> layer = JoinedConvolution(16)
+        >>> result, _ = layer.init_with_output(jax.random.key(0), features[None], vector=vectors)
+        >>> result.shape
+        (3, 8, 8, 16)
     """
 
     width: int
@@ -197,7 +222,14 @@ def representatives(length: int, reach: int) -> np.ndarray:
 
 
 class ResidualBlock(nn.Module):
-    """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet eq. 1)."""
+    """`x + F([x, extra])` with F = ReLU, 3 x 3, ReLU, 3 x 3 (CANet eq. 1).
+
+    Examples:
+        >>> block = ResidualBlock({"dtype": jnp.float32})
+        >>> features, previous = jnp.zeros((8, 8, 4)), jnp.zeros((8, 8, 2))
+        >>> block.init_with_output(jax.random.key(0), features, previous)[0].shape
+        (8, 8, 4)
+    """
 
     options: Mapping[str, Any]  # arguments of the convolutions
     rematerialise: bool = False
@@ -222,6 +254,11 @@ class ASPP(nn.Module):
     The image's average, a 1 x 1 and three dilated 3 x 3 convolutions, concatenated, and a 1 x 1
     convolution of the result. The branches are those of CANet's published code; its sec. 4.2
     counts four.
+
+    Examples:
+        >>> layer = ASPP({"dtype": jnp.float32}, width=8)
+        >>> jax.jit(layer.init_with_output)(jax.random.key(0), jnp.zeros((8, 8, 4)))[0].shape
+        (8, 8, 8)
     """
 
     options: Mapping[str, Any]  # arguments of the convolutions

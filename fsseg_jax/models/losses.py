@@ -18,6 +18,12 @@ def cross_entropy(
     """Mean cross-entropy over pixels whose label is not 255, of logits resized to the label.
 
     It is 0 if there are no such pixels.
+
+    Examples:
+        >>> label = jnp.array([[0, 1, 255], [0, 1, 255]])
+        >>> loss = cross_entropy(jnp.zeros((2, 3, 2)), label, align_corners=True)
+        >>> round(loss.item(), 3)  # even odds: log 2
+        0.693
     """
     counted = label != IGNORE
     logits = resize(logits, label.shape[-2:], align_corners)
@@ -45,6 +51,14 @@ def focal_loss(
         logits: logits at the label's resolution.
         label: class indices or 255.
         gamma: the exponent.
+
+    Examples:
+        >>> label = jnp.array([[0, 0, 0, 1]], jnp.uint8)
+        >>> sure = jax.nn.one_hot(label, 2) * 10
+        >>> round(float(focal_loss(sure, label, gamma=2.0)), 3)
+        0.0
+        >>> bool(focal_loss(sure, 1 - label, gamma=2.0) > 1)
+        True
     """
     counted = label != IGNORE
     truth = jax.nn.one_hot(jnp.where(counted, label, 0), logits.shape[-1]) * counted[..., None]
@@ -84,6 +98,13 @@ def metric_loss(
             the farthest embedding, and the nearest as the negative.
         anchors: number of anchors.
         margin: the margin alpha.
+
+    Examples:
+        >>> logits, label = jax.nn.one_hot(jnp.uint8([[1, 0, 1, 0]]), 2), jnp.uint8([[1, 1, 0, 0]])
+        >>> embedding = jnp.array([[[0.0], [3.0], [1.0], [0.0]]])  # right, missed, wrong, right
+        >>> options = {"positives": "spatial", "anchors": 4, "margin": 0.5}
+        >>> metric_loss(logits, embedding, label, jax.random.key(0), **options).item()  # 9 - 1 + .5
+        8.5
     """
     columns = label.shape[1]
     label, embedding = label.ravel(), embedding.reshape(-1, embedding.shape[-1])
@@ -105,16 +126,21 @@ def metric_loss(
         positive = jnp.argmax(jnp.where(missed, every, -jnp.inf), axis=1)
         negative = jnp.argmin(jnp.where(wrong, every, jnp.inf), axis=1)
     else:
-        weight = jnp.log(missed)  # of a boolean: 0 or minus infinity
-        if positives == "spatial":
-            position = jnp.arange(label.size)
-            down = position // columns - (anchor // columns)[:, None]
-            across = position % columns - (anchor % columns)[:, None]
-            weight -= jnp.log1p(jnp.sqrt(down**2 + across**2))
-        positive = draw(positive_key, weight)
+        far = jnp.log1p(_distances(anchor, label.size, columns)) if positives == "spatial" else 0
+        positive = draw(positive_key, jnp.log(missed) - far)  # minus infinity where none is missed
         negative = draw(negative_key, jnp.log(wrong))
     losses = nn.relu(squared_distance(positive) - squared_distance(negative) + margin)
     return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
+
+
+def _distances(
+    anchor: Int[AnyArray, " anchor"], count: int, columns: int
+) -> Float[Array, "anchor position"]:
+    """Distances of anchors to all positions of a map of so many columns, in positions."""
+    position = jnp.arange(count)
+    down = position // columns - (anchor // columns)[:, None]
+    across = position % columns - (anchor % columns)[:, None]
+    return jnp.sqrt(down**2 + across**2)
 
 
 def draw(key: PRNGKeyArray, log_weight: Float[AnyArray, "row n"]) -> Int[Array, " row"]:

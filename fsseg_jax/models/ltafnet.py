@@ -70,7 +70,7 @@ class LTAFNet(BinaryMethod):
     only); losses are means of weight 1; the coarse mask has a loss too; embeddings have ReLU and
     dropout as CANet's.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from fsseg_jax.backbones import create_backbone
         >>> from fsseg_jax.episode import empty_episode

@@ -22,6 +22,29 @@ class Method(nn.Module, abc.ABC):
 
     A subclass implements `encode`, `segment` and `loss`. The fields that it declares with `option`
     are the fields of `config.model`; the others come from the rest of the configuration.
+
+    Examples:
+        >>> from fsseg_jax.backbones import create_backbone
+        >>> from fsseg_jax.episode import empty_episode
+        >>> from fsseg_jax.models.layers import cosine_similarity, masked_average_pool
+        >>> class Similar(Method):  # cosine similarity to the class's mean; the background has 0
+        ...     def encode(self, image, train=False):
+        ...         return self.extract(image, train)
+        ...
+        ...     def segment(self, supports, label, query, image, previous=None, train=False):
+        ...         masks = support_masks(label)[:, :, None].astype(jnp.float32)
+        ...         means = masked_average_pool(supports, masks, 1e-3, self.align_corners)
+        ...         logits = cosine_similarity(query, means[:, :, 0].mean(axis=1))
+        ...         return Output(jnp.pad(logits, [(0, 0), (0, 0), (1, 0)]), None)
+        ...
+        ...     def loss(self, output, episode, key, epoch):
+        ...         loss = cross_entropy(output.logits, episode.query_label, self.align_corners)
+        ...         return loss, {"segmentation": loss}
+        >>> model = Similar(create_backbone("small", "float32"))
+        >>> episode = empty_episode(ways=2, shots=1, size=32)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), episode)
+        >>> jax.jit(model.apply)(variables, episode).logits.shape
+        (8, 8, 3)
     """
 
     backbone: nn.Module
@@ -225,6 +248,24 @@ class BinaryMethod(Method):
 
     Every array has a leading way axis; the ways share only the encoded query. `join_ways` joins
     the binary predictions, and the loss is the mean of N binary losses.
+
+    Examples:
+        >>> from fsseg_jax.backbones import create_backbone
+        >>> from fsseg_jax.episode import empty_episode
+        >>> class Likely(BinaryMethod):  # how likely any object is, whatever the supports show
+        ...     @nn.compact
+        ...     def encode(self, image, train=False):
+        ...         return nn.Dense(2)(self.extract(image, train))
+        ...
+        ...     def segment(self, supports, label, query, image, previous=None, train=False):
+        ...         binary = jnp.broadcast_to(query, (len(label), *query.shape))  # way by way
+        ...         return Output(join_ways(binary), Binary(binary))
+        >>> model = Likely(create_backbone("small", "float32"))
+        >>> episode = empty_episode(ways=2, shots=1, size=32)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), episode)
+        >>> output = jax.jit(model.apply)(variables, episode)
+        >>> output.logits.shape, output.aux.binary_logits.shape
+        ((8, 8, 3), (2, 8, 8, 2))
     """
 
     def loss(
@@ -244,6 +285,11 @@ def join_ways(logits: Float[AnyArray, "way h w 2"]) -> Float[Array, "h w class"]
 
     The logits are $z_0 = \max_n \log p_n(\text{background})$ and
     $z_n = \log p_n(\text{foreground})$.
+
+    Examples:
+        >>> logits = jnp.log(jnp.array([[0.6, 0.4], [0.2, 0.8]]))  # of two ways at one position
+        >>> join_ways(logits[:, None, None])[0, 0].argmax().item()  # way 1: 0.8 is more than 0.6
+        2
     """
     logits = jax.nn.log_softmax(logits.astype(jnp.float32))
     background = logits[..., 0].max(axis=0)
@@ -262,7 +308,13 @@ def query_labels(
 def support_masks(
     label: UInt8[AnyArray, "way shot height width"],
 ) -> Bool[Array, "way shot height width"]:
-    """Where each support image shows its own way."""
+    """Where each support image shows its own way.
+
+    Examples:
+        >>> label = jnp.zeros((2, 1, 4, 4), jnp.uint8).at[:, 0, 0, :2].set(1).at[1, 0, 3].set(2)
+        >>> support_masks(label).sum(axis=(2, 3)).tolist()  # pixels of each support's own way
+        [[2], [4]]
+    """
     return label == jnp.arange(1, label.shape[0] + 1)[:, None, None, None]
 
 

@@ -57,7 +57,7 @@ class MFNet(Method):
     with ReLU, as CANet's; masks are resized to the features before pooling; the metric loss is a
     mean over triplets, whose anchors are of the foreground.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from fsseg_jax.backbones import create_backbone
         >>> from fsseg_jax.episode import empty_episode

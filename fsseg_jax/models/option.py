@@ -80,7 +80,19 @@ def _kind(value: Any) -> str:
 
 
 def option(default: Any, doc: str, **limits: Any) -> Any:
-    """A dataclass field of a method that is an option; `limits` are attributes of `Field`."""
+    """A dataclass field of a method that is an option; `limits` are attributes of `Field`.
+
+    Examples:
+        >>> @dataclasses.dataclass
+        ... class Options:  # as the fields of a method
+        ...     width: int = option(32, "Channels of the embedding.", least=1)
+        >>> Options().width, options_of(Options)["width"].doc
+        (32, 'Channels of the embedding.')
+        >>> options_of(Options)["width"].check("model.width", 0)
+        Traceback (most recent call last):
+            ...
+        fsseg_jax.errors.UserError: model.width = 0: it must be at least 1.
+    """
     return dataclasses.field(default=default, metadata={"option": Field(default, doc, **limits)})
 
 

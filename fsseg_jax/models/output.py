@@ -20,6 +20,12 @@ class Output(Generic[Aux]):
             `previous` the next time that the item is the query; None if nothing.
         measured: named scalars that need no label (see `Method.measure` for others); an evaluation
             reports their means.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> output = Output(jnp.zeros((8, 8, 2)), aux=None, measured={"shift": jnp.ones(())})
+        >>> output.logits.argmax(axis=-1).shape, float(output.measured["shift"])
+        ((8, 8), 1.0)
     """
 
     logits: Float[Array, "h w class"]

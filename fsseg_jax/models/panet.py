@@ -45,7 +45,7 @@ class PANet(Method):
     the supports of all classes (eq. 2). Features are up-sampled to the masks, as in the published
     code.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from fsseg_jax.backbones import create_backbone
         >>> from fsseg_jax.episode import empty_episode

@@ -39,7 +39,7 @@ def create_model(config: ConfigDict) -> Method:
         UserError: a name or a choice is unknown, an option is out of its range, or the backbone
             lacks a stage.
 
-    Example:
+    Examples:
         >>> from fsseg_jax.config import load_config
         >>> model = create_model(load_config("quickstart"))
         >>> type(model).__name__, model.similarity_scale
@@ -101,7 +101,7 @@ def init_variables(
     Raises:
         UserError: the weights cannot be loaded or do not fit.
 
-    Example:
+    Examples:
         >>> from fsseg_jax.config import load_config
         >>> model = create_model(load_config("quickstart"))
         >>> variables = init_variables(model, jax.random.key(0), ways=1, shots=1)

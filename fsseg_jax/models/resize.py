@@ -56,6 +56,11 @@ def resize(
     """Resizes the last two spatial axes to `shape`, as `F.interpolate(mode="bilinear")` does.
 
     Within an `extent`, the image's part of x becomes the image's part of the result.
+
+    Examples:
+        >>> x = jnp.array([[0.0, 1.0]])[..., None]
+        >>> resize(x, (1, 3), align_corners=True)[..., 0].tolist()
+        [[0.0, 0.5, 1.0]]
     """
     source, target = inside(x), true_shape(shape)
     if not (isinstance(source, tuple) and isinstance(target, tuple)):
@@ -111,6 +116,11 @@ def resize_masks(
 
     A mask so thin or small that it falls between the sampled positions (a scribble, a point, a
     distant bird) would vanish. Such a mask is given by `pull_back` instead.
+
+    Examples:
+        >>> mask = jnp.zeros((9, 9)).at[1, 1].set(1.0)  # one pixel, which sampling would miss
+        >>> bool((resize_masks(mask, (3, 3), align_corners=True) > 0).any())
+        True
     """
     masks = masks.astype(jnp.float32)
     resized = resize(masks[..., None], shape, align_corners)[..., 0]
@@ -126,6 +136,13 @@ def pull_back(
     """The transpose of `resize` from `shape` to the mask's size: weights at feature resolution.
 
     For every feature map F of size `shape`: sum(resize(F) * mask) == sum(F * pull_back(mask)).
+
+    Examples:
+        >>> features, mask = jnp.arange(4.0).reshape(2, 2), jnp.zeros((6, 6)).at[:, :3].set(1.0)
+        >>> large = resize(features[..., None], (6, 6), align_corners=True)[..., 0]
+        >>> small = pull_back(mask, (2, 2), align_corners=True)
+        >>> round(float((large * mask).sum()), 3), round(float((features * small).sum()), 3)
+        (21.6, 21.6)
     """
     rows = interpolation_matrix(shape[0], mask.shape[-2], align_corners)
     columns = interpolation_matrix(shape[1], mask.shape[-1], align_corners)

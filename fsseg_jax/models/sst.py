@@ -45,7 +45,7 @@ class SST(BinaryMethod):
     3 x 3 convolution with ReLU, the relation two of them on features concatenated with the tiled
     prototype, and the decoder a residual block, ASPP and a 1 x 1 convolution.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from fsseg_jax.backbones import create_backbone
         >>> from fsseg_jax.episode import empty_episode

@@ -84,6 +84,13 @@ def fit(
             count for nothing.
         ridge: times the mean variance, it is added to the diagonal of the covariance.
         activation: of the features, where the backbone has left it out; for `likeness` only.
+
+    Examples:
+        >>> features = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))  # of two supports
+        >>> areas = jnp.zeros((2, 8, 8, 2)).at[:, :, :4, 0].set(1.0).at[:, :, 4:, 1].set(1.0)
+        >>> bank = fit(features, areas, ridge=3.0)
+        >>> bank.means.shape, bank.positions.shape  # blocks of 2 x 2 positions
+        ((2, 16), (2, 16, 16))
     """
     sums = product("ihwk,ihwc->ikc", areas, activation(jnp.asarray(features)))
     x, areas = _block_means(unit(features), areas)
@@ -120,7 +127,16 @@ def logits(
     matching_weight: float,
     discriminant_weight: float,
 ) -> Float[Array, "h w class"]:
-    """Logits of a query: its log-density, and the weighted ones of matching and discriminant."""
+    """Logits of a query: its log-density, and the weighted ones of matching and discriminant.
+
+    Examples:
+        >>> left = jax.nn.one_hot(jnp.arange(8) // 4, 2)[None, None]  # two kinds of positions
+        >>> features = jnp.tile(left, (1, 8, 1, 1))
+        >>> bank = fit(features, areas=features, ridge=3.0)
+        >>> found = logits(bank, features[0, :, ::-1], 10.0, 10.0, 0.5)  # mirrored
+        >>> found.argmax(axis=-1)[0].tolist()
+        [1, 1, 1, 1, 0, 0, 0, 0]
+    """
     y = unit(features) - bank.centre
     compared = compare(bank, y, sharpness)
     found = compared.density

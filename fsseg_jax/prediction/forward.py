@@ -56,7 +56,7 @@ def forward(
         UserError: arrays do not fit each other or have wrong values, or the variables are for
             numbers of ways or shots into which the episode cannot be divided.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import numpy as np
         >>> from fsseg_jax.config import load_config

@@ -193,11 +193,13 @@ def views_of(shown: Shown) -> Shown:
 def views_as(
     shown: Shown,
     views: Shown,
-    segmented: Sequence[Segmented],
+    batches: Sequence[Segmented],
     align_corners: bool,
 ) -> list[LeftOut]:
-    """What was predicted for `views_of` supports, by the numbers of these."""
+    """What was predicted for `views_of` supports, by the numbers of these. The first of each batch
+    counts."""
     showing = [number for number, label in enumerate(shown.labels) if classes_in(label)]
     numbers = np.repeat(showing, VIEWS).tolist()
+    segmented = [jax.tree.map(lambda x: x[0], batch) for batch in batches]
     parts = zip(segmented, views.images, views.labels, numbers, strict=True)
     return [of_square(*part, align_corners) for part in parts]

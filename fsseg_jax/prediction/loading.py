@@ -46,7 +46,7 @@ def load(model: str | os.PathLike, checkpoint: str = "best", **settings: Any) ->
     Raises:
         UserError: there is no such model, a setting does not exist, or weights cannot be loaded.
 
-    Example:
+    Examples:
         >>> segmenter = load("quickstart", image_size=32, devices=1)  # warns: it is not trained
         >>> segmenter.config.method
         'panet'

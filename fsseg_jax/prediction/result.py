@@ -24,7 +24,19 @@ DIGITS = 4  # of scores in files; further ones depend on how many threads and pr
 
 
 class Result(NamedTuple):
-    """The prediction for an image, at its own size."""
+    """The prediction for an image, at its own size.
+
+    Examples:
+        >>> from fsseg_jax import load
+        >>> images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), np.uint8)
+        >>> segmenter = load("quickstart", image_size=32, devices=1)
+        >>> segmenter = segmenter.fit(images[0], boxes=(10, 10, 40, 40))
+        >>> (result,) = segmenter.results(images[1:])
+        >>> result.mask.shape, result.scores.shape, result.probabilities
+        ((60, 80), (2,), None)
+        >>> 0 <= result.confidence <= 1
+        True
+    """
 
     mask: UInt8[np.ndarray, "height width"]  # 0 for the background, n for class n
     # The mean probability of each class over the pixels that the mask gives it; 0 without any.

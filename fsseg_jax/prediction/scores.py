@@ -14,7 +14,15 @@ from fsseg_jax.prediction.pictures import mask_numbers
 
 
 class Scores(NamedTuple):
-    """The agreement of predicted masks with true ones, in percent."""
+    """The agreement of predicted masks with true ones, in percent.
+
+    Examples:
+        >>> predicted = np.array([[0, 1, 1], [0, 1, 0]], np.uint8)
+        >>> true = np.array([[0, 1, 1], [1, 0, 255]], np.uint8)  # 255 is not counted
+        >>> scores = compare([predicted], [true], classes=["mug"], numbers=[1])
+        >>> scores.mean_iou, scores.per_class, scores.per_image
+        (50.0, {'mug': 50.0}, [50.0])
+    """
 
     mean_iou: float  # over the classes that true masks show, of pixels summed over all images
     per_class: dict[str, float | None]  # None for a class that no true mask shows

@@ -10,32 +10,27 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsseg_jax.devices import make_mesh, put, replicated
-from fsseg_jax.errors import UserError, brief
+from fsseg_jax.devices import put, replicated
+from fsseg_jax.errors import UserError
 from fsseg_jax.models import Method
 from fsseg_jax.prediction import sharing
 from fsseg_jax.prediction.calibration import CrossValidation
-from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown, check_shown, of_use
-from fsseg_jax.prediction.forward import Segmented, forward, passes
-from fsseg_jax.prediction.leaving_out import calibrate, leave_out, validation, views_as, views_of
+from fsseg_jax.prediction.fitted import Fitted, Shown, as_shown
+from fsseg_jax.prediction.fitting import again, fitted_to
+from fsseg_jax.prediction.forward import Segmented, forward
+from fsseg_jax.prediction.leaving_out import validation, views_as, views_of
 from fsseg_jax.prediction.pictures import is_image, overlaid
 from fsseg_jax.prediction.programs import Programs
 from fsseg_jax.prediction.result import Result, at_own_size
 from fsseg_jax.prediction.scores import Scores, compare
-from fsseg_jax.prediction.stream import in_batches, mapped, of_views, read_query
-from fsseg_jax.prediction.supports import (
-    as_list,
-    class_names,
-    episode_rows,
-    read_supports,
-)
+from fsseg_jax.prediction.stream import check_images, in_batches, mapped, of_views, read_query
+from fsseg_jax.prediction.supports import as_list, class_names, read_supports
 
 BATCH = 2**28  # bytes of the squares of the largest batch
 
@@ -61,7 +56,7 @@ class Segmenter:
     A segmenter can be pickled and copied with its supports; it then uses as many devices as before,
     or all that there are.
 
-    Example:
+    Examples:
         >>> from fsseg_jax import load
         >>> segmenter = load("quickstart", image_size=32, devices=1)
         >>> images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), np.uint8)
@@ -112,7 +107,7 @@ class Segmenter:
         devices = 0 if self.mesh.size == jax.local_device_count() else self.mesh.size
         variables, fitted = jax.device_get((self.variables, self.fitted))
         config = self.config.to_dict()
-        return _again, (type(self), config, self.model, variables, devices, self.trained, fitted)
+        return again, (type(self), config, self.model, variables, devices, self.trained, fitted)
 
     def fit(
         self,
@@ -151,6 +146,12 @@ class Segmenter:
         Raises:
             UserError: there are no images, none shows a class, a mask is missing or of another size
                 than its image, or the model does not support so many classes.
+
+        Examples:
+            >>> mask = np.zeros((60, 80), np.uint8)
+            >>> mask[10:40, 10:40] = 1
+            >>> segmenter.fit(images[0], mask, classes=["mug"]).classes
+            ('mug',)
         """
         supports, numbers = read_supports(images, masks, boxes, scribbles, points)
         kinds = {"masks": masks, "boxes": boxes, "scribbles": scribbles, "points": points}
@@ -164,22 +165,8 @@ class Segmenter:
         Raises:
             UserError: a class is shown by none of them, or there are too many for the model.
         """
-        check_shown(shown)
-        shown = of_use(shown)
-        rows = episode_rows([*shown.labels])
-        passes(self.model, self.variables, *rows.shape)
-        programs = self._programs
-        encoded = [programs.encode(self.variables, image[None, None]) for image in shown.images]
-        features = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1)[0][rows], *encoded)
-        features, labels = put((features, shown.labels[rows]), replicated(self.mesh))
-        summary = programs.summarise(self.variables, features, labels)
-        given = self.variables, shown, encoded, rows.shape[1], self.model.align_corners
-        left_out = leave_out(programs, *given)
-        calibration = calibrate(left_out, len(rows), self.config.predict.threshold)
-        validated = validation(left_out, calibration)
-        self.fitted = Fitted(shown, summary, labels, calibration, validated)
-        if validated is not None:
-            logger.info("cross-validation: %s", validated)
+        given = self.model, self._programs, self.variables, self.mesh
+        self.fitted = fitted_to(shown, *given, self.config.predict.threshold)
         return self
 
     def cross_validate(self) -> CrossValidation:
@@ -188,14 +175,17 @@ class Segmenter:
 
         Raises:
             UserError: `fit` has not been called.
+
+        Examples:
+            >>> print(segmenter.cross_validate())  # doctest: +ELLIPSIS
+            mean IoU ... of mirror images and crops of the supports, ...
         """
         fitted = self._fitted()
         if fitted.validation is not None:
             return fitted.validation
         views = views_of(fitted.shown)
         batches = [self._segment(fitted, x[None], self.mesh.size) for x in views.images]
-        first = [jax.tree.map(lambda x: x[0], batch) for batch in batches]
-        seen = views_as(fitted.shown, views, first, self.model.align_corners)
+        seen = views_as(fitted.shown, views, batches, self.model.align_corners)
         found = validation(seen, fitted.calibration, of_views=True)
         assert found is not None  # there are views
         logger.info("cross-validation: %s", found)
@@ -223,6 +213,11 @@ class Segmenter:
 
         Raises:
             UserError: `fit` has not been called, or an image cannot be read.
+
+        Examples:
+            >>> mask, probabilities = segmenter.predict(images[1], return_probabilities=True)
+            >>> mask.shape, probabilities.shape
+            ((60, 80), (60, 80, 2))
         """
         single = is_image(images)
         stream = self.stream([images] if single else images, return_probabilities, batch_size)
@@ -251,6 +246,12 @@ class Segmenter:
 
         Raises:
             UserError: `fit` has not been called, or, later, an image cannot be read.
+
+        Examples:
+            >>> for mask, scores in segmenter.stream(iter(images), return_scores=True):
+            ...     print(mask.shape, scores.shape)
+            (60, 80) (2,)
+            (60, 80) (2,)
         """
         probabilities, scores = bool(return_probabilities), bool(return_scores)
 
@@ -271,16 +272,13 @@ class Segmenter:
 
         Raises:
             UserError: `fit` has not been called, or `images` are none.
+
+        Examples:
+            >>> all(0 <= result.confidence <= 1 for result in segmenter.results(iter(images)))
+            True
         """
         fitted = self._fitted()
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise UserError(
-                f"batch_size = {brief(batch_size)}: it must be an integer of at least 1."
-            )
-        one = is_image(images) or getattr(images, "ndim", None) == 0
-        if one or not isinstance(images, Iterable):
-            kind = type(images).__name__
-            raise UserError(f"images is of type {kind}: give an iterable of images.")
+        check_images(images, batch_size)
         config, align_corners = self.config, self.model.align_corners
         classes = len(fitted.labels) + 1
         most = max(8, BATCH // (3 * config.image_size**2))
@@ -303,7 +301,12 @@ class Segmenter:
         )
 
     def score(self, images: Any, masks: Any) -> float:
-        """The mean IoU of the predicted masks and true ones, in percent; see `compare`."""
+        """The mean IoU of the predicted masks and true ones, in percent; see `compare`.
+
+        Examples:
+            >>> 0 <= segmenter.score(images[1], np.eye(60, 80, dtype=np.uint8)) <= 100
+            True
+        """
         return self.compare(images, masks).mean_iou
 
     def compare(self, images: Any, masks: Any) -> Scores:
@@ -319,6 +322,11 @@ class Segmenter:
         Raises:
             UserError: `fit` has not been called, an image or a mask cannot be read, or they do not
                 fit each other.
+
+        Examples:
+            >>> scores = segmenter.compare([images[1]], [np.eye(60, 80, dtype=np.uint8)])
+            >>> list(scores.per_class), len(scores.per_image)
+            (['mug'], 1)
         """
         if is_image(images):
             images, masks = [images], [masks]
@@ -337,6 +345,10 @@ class Segmenter:
 
         Raises:
             UserError: the image cannot be read, or the mask is none, or of another size.
+
+        Examples:
+            >>> segmenter.overlay(images[1], segmenter.predict(images[1])).size
+            (80, 60)
         """
         return overlaid(image, mask)
 
@@ -350,6 +362,12 @@ class Segmenter:
 
         Raises:
             UserError: the folder cannot be written to.
+
+        Examples:
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     segmenter.save_pretrained(folder)
+            ...     load(folder, devices=1).predict(images[1]).shape
+            (60, 80)
         """
         path = sharing.check_name(folder, "folder", "where to write the model")
         name = pathlib.Path(os.path.expanduser(path)).resolve().name
@@ -380,21 +398,3 @@ class Segmenter:
     def _save(self, folder: str | os.PathLike, name: str, supports: bool) -> None:
         shown = self.fitted.shown if supports and self.fitted else None
         sharing.save(folder, self.config, self.variables, name, trained=self.trained, shown=shown)
-
-
-def _again(
-    kind: type[Segmenter],
-    config: dict[str, Any],
-    model: Method,
-    variables: Any,
-    devices: int,
-    trained: bool | None,
-    fitted: Fitted | None,
-) -> Segmenter:
-    """A segmenter from its pickle, on the devices that there are."""
-    mesh = make_mesh(min(devices, jax.local_device_count()), local=True)
-    segmenter = kind(ConfigDict(config).lock(), model, variables, mesh, trained)
-    if fitted is not None:
-        arrays = put((fitted.summary, fitted.labels), replicated(mesh))
-        segmenter.fitted = fitted._replace(summary=arrays[0], labels=arrays[1])
-    return segmenter

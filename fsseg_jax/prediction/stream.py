@@ -17,10 +17,10 @@ from PIL import Image
 from fsseg_jax.data.parallel import cores
 from fsseg_jax.data.source import LabelledImage
 from fsseg_jax.data.squares import square
-from fsseg_jax.errors import UserError
+from fsseg_jax.errors import UserError, brief
 from fsseg_jax.evaluation.parts import scaled_side
 from fsseg_jax.prediction.forward import Segmented
-from fsseg_jax.prediction.pictures import as_image
+from fsseg_jax.prediction.pictures import as_image, is_image
 from fsseg_jax.prediction.result import CRF_SIDE
 
 # Bytes of results that are ready or in work before they are taken; one may have more.
@@ -34,6 +34,16 @@ class Query(NamedTuple):
     views: tuple[UInt8[np.ndarray, "size size 3"], ...]
     shape: tuple[int, int]  # height and width of the image itself
     small: UInt8[np.ndarray, "height width 3"] | None = None  # for DenseCRF, if it is asked for
+
+
+def check_images(images: Any, batch_size: Any) -> None:
+    """Raises UserError unless `images` is an iterable of images, and `batch_size` a size."""
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise UserError(f"batch_size = {brief(batch_size)}: it must be an integer of at least 1.")
+    one = is_image(images) or getattr(images, "ndim", None) == 0
+    if one or not isinstance(images, Iterable):
+        kind = type(images).__name__
+        raise UserError(f"images is of type {kind}: give an iterable of images.")
 
 
 def in_batches(

@@ -329,6 +329,17 @@ def load_variables(
     Raises:
         UserError: the checkpoint is of another model, or was trained on classes that `config`
             tests.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config
+        >>> from fsseg_jax.data import open_source
+        >>> from fsseg_jax.devices import make_mesh
+        >>> from fsseg_jax.models import create_model
+        >>> config, mesh, run = load_config("quickstart"), make_mesh(1), pathlib.Path("no_run")
+        >>> config.data.shapes.val = 96
+        >>> model, source = create_model(config), open_source(config.data, "test")
+        >>> load_variables(config, model, run, mesh, source).words
+        'freshly initialised, random weights'
     """
     checkpoints = Checkpoints(workdir)
     which = available(checkpoints, config.eval.checkpoint)

@@ -32,6 +32,15 @@ def read(workdir: pathlib.Path) -> dict[str, Curve]:
 
     A run that was stopped and resumed has several files; each states the step from which on it
     replaces the earlier ones.
+
+    Examples:
+        >>> import tempfile
+        >>> from fsseg_jax.training.summaries import Summaries
+        >>> with tempfile.TemporaryDirectory() as workdir:  # of a run
+        ...     Summaries(pathlib.Path(workdir, "tensorboard"), 1).add({"train/loss": 0.5}, 20)
+        ...     curves = read(pathlib.Path(workdir))
+        >>> {step: point.value for step, point in curves["train/loss"].items()}
+        {20: 0.5}
     """
     curves: dict[str, Curve] = {}
     for file in sorted(workdir.glob("tensorboard/events*")):
@@ -67,6 +76,16 @@ def draw(runs: Mapping[str, pathlib.Path], path: pathlib.Path) -> bool:
     """Draws mean-IoU on base and held-out classes, and losses, of runs as one PNG file.
 
     Runs, which are folders by title, are left out if they have no curves; returns whether any has.
+
+    Examples:
+        >>> import tempfile
+        >>> from fsseg_jax.training.summaries import Summaries
+        >>> with tempfile.TemporaryDirectory() as workdir:
+        ...     run = pathlib.Path(workdir)
+        ...     Summaries(run / "tensorboard", 1).add({"train/loss": 0.5}, 20)
+        ...     drawn = draw({"PANet": run}, run / "curves.png")
+        >>> drawn
+        True
     """
     curves = {title: read(folder) for title, folder in runs.items()}
     curves = {title: own for title, own in curves.items() if own}

@@ -72,7 +72,16 @@ def learning_rate(train: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum, and weight decay that is added to the gradient, as in PyTorch."""
+    """SGD with momentum, and weight decay that is added to the gradient, as in PyTorch.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config
+        >>> optimizer = make_optimizer(load_config("quickstart").train)
+        >>> params = {"backbone": jnp.ones(3)}
+        >>> updates, _ = optimizer.update({"backbone": jnp.ones(3)}, optimizer.init(params), params)
+        >>> updates["backbone"].shape
+        (3,)
+    """
     steps = [
         optax.add_decayed_weights(train.weight_decay),
         optax.sgd(learning_rate(train), momentum=train.momentum),
@@ -96,6 +105,14 @@ def initial_state(model: Method, config: ConfigDict, init: str, items: int) -> T
     """The state before the first step, with a row for each of `items` (class, image) items.
 
     Weights are those of `init`, which is as `config.init`.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config
+        >>> from fsseg_jax.models import create_model
+        >>> config = load_config("quickstart")
+        >>> state = initial_state(create_model(config), config, init="", items=100)
+        >>> int(state.step), list(state.variables), state.rows
+        (0, ['params'], None)
     """
     key = jax.random.key(config.seed)
     variables = init_variables(model, key, config.ways, config.shots, init)
@@ -139,6 +156,18 @@ def make_step(
     Returns:
         a function of the state and a batch, which returns the next state and the metrics: the loss
         and its named parts, averaged over the batch, and the norm of the gradient.
+
+    Examples:
+        >>> from fsseg_jax.config import load_config
+        >>> from fsseg_jax.models import create_model
+        >>> config = load_config("quickstart")
+        >>> model, optimizer = create_model(config), make_optimizer(config.train)
+        >>> state = initial_state(model, config, init="", items=100)
+        >>> step = make_step(model, optimizer, seed=0, items=100, batch_size=2)
+        >>> batch = jax.tree.map(lambda x: jnp.stack([x, x]), empty_episode(1, 1, size=32))
+        >>> state, metrics = jax.jit(step)(state, batch)
+        >>> int(state.step), sorted(metrics)
+        (1, ['alignment', 'gradient_norm', 'loss', 'segmentation'])
     """
 
     def step(state: TrainState, batch: Episode) -> tuple[TrainState, dict[str, Array]]:
@@ -146,17 +175,7 @@ def make_step(
         epoch = state.step * batch_size / items
         trained, frozen = split_frozen(model, state.variables["params"])
         previous = None if state.rows is None else state.rows[batch.query_index]
-
-        def part(statistics: Any, drawn: tuple[Episode, Any, Array]) -> tuple[Any, Any]:
-            def loss(trained: Any) -> tuple[Array, tuple[Any, ...]]:
-                variables = {**state.variables, **statistics, "params": {**frozen, **trained}}
-                return batch_loss(model, variables, epoch, *drawn)
-
-            (value, (parts, rows, updated)), gradient = jax.value_and_grad(loss, has_aux=True)(
-                trained
-            )
-            return {**statistics, **updated}, (gradient, {"loss": value, **parts}, rows)
-
+        part = functools.partial(gradient_of_part, model, state.variables, epoch)
         run = part if accumulate == 1 else functools.partial(in_parts, part, parts=accumulate)
         statistics = {k: v for k, v in state.variables.items() if k == "batch_stats"}
         statistics, (gradient, metrics, rows) = run(statistics, (batch, previous, keys))
@@ -172,6 +191,25 @@ def make_step(
         return state, {**metrics, "gradient_norm": optax.tree.norm(gradient)}
 
     return step
+
+
+def gradient_of_part(
+    model: Method,
+    variables: Any,
+    epoch: Float[Array, ""],
+    statistics: Any,
+    drawn: tuple[Episode, Any, Array],
+) -> tuple[Any, tuple[Any, dict[str, Array], Any]]:
+    """The next statistics, and the gradient of `batch_loss` with respect to the trained parameters,
+    with the loss and its parts, and the rows to store."""
+    trained, frozen = split_frozen(model, variables["params"])
+
+    def loss(trained: Any) -> tuple[Array, tuple[Any, ...]]:
+        given = {**variables, **statistics, "params": {**frozen, **trained}}
+        return batch_loss(model, given, epoch, *drawn)
+
+    (value, (parts, rows, updated)), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+    return {**statistics, **updated}, (gradient, {"loss": value, **parts}, rows)
 
 
 def batch_loss(

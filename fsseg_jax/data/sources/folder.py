@@ -84,6 +84,19 @@ class Folder(Source):
         UserError: the folder, the split or an annotation is missing, an annotation is broken,
             empty, ambiguous or of another size than its image, or there are more folds than
             classes.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("mug", "plate"):
+        ...         pathlib.Path(root, name).mkdir()
+        ...         Image.new("RGB", (60, 40)).save(f"{root}/{name}/1.jpg")
+        ...         Image.new("L", (60, 40), 255).save(f"{root}/{name}/1.png")  # all of it
+        ...     source = Folder(root, split="", folds=1)
+        ...     image, label = source.read(1)
+        >>> source.classes, label.shape, np.unique(label).tolist()
+        (('mug', 'plate'), (40, 60), [2])
     """
 
     name = "folder"

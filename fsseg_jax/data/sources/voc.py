@@ -40,6 +40,19 @@ class VOC(Source):
     Raises:
         UserError: parts are missing, the list names an image twice or outside of the folder, a
             label has an unknown class, or a label and its image differ in size.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        ...         pathlib.Path(root, name).mkdir(parents=True)
+        ...     Image.new("RGB", (60, 40)).save(f"{root}/JPEGImages/2007_000001.jpg")
+        ...     Image.new("L", (60, 40), 15).save(f"{root}/SegmentationClass/2007_000001.png")
+        ...     _ = pathlib.Path(root, "ImageSets/Segmentation/val.txt").write_text("2007_000001")
+        ...     source = VOC(root, "val")
+        >>> len(source), source.class_names[int(source.table.class_id[0])]
+        (1, 'person')
     """
 
     name = "voc"
