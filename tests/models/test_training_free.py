@@ -10,6 +10,7 @@ from helpers import assert_close
 from scipy.special import logsumexp
 from tiny_models import EveryFourth, draw_episode
 
+from fsseg_jax.backbones import create_backbone
 from fsseg_jax.episode import UNLABELLED
 from fsseg_jax.models import training_free
 from fsseg_jax.models.panet import PANet
@@ -249,3 +250,51 @@ def test_episodes_compose_with_jit_vmap_and_grad():
     moved = (loss(image + step * direction) - loss(image - step * direction)) / (2 * step)
     assert slope == pytest.approx(float(moved), rel=0.02)
     assert slope != 0
+
+
+def test_likeness_is_the_cosine_of_what_was_found_to_the_supports():
+    features, areas = draw()
+    query = draw(1, seed=1)[0][0]
+    logits = np.random.default_rng(2).normal(size=(6, 6, 3)).astype(np.float32)
+    logits[..., 2] -= 50  # nothing is found of the last class but where it is the nearest
+    logits[4, 1, 2] += 10
+    among = np.ones((6, 6), bool)
+    among[:, 5] = False
+    bank = training_free.fit(features, areas, 3.0, jax.nn.relu)
+    found = training_free.likeness(bank, query, logits, among, jax.nn.relu)
+    positive = np.maximum(features, 0), np.maximum(query, 0)
+    for number in (1, 2):
+        supports = sum(
+            unit(np.tensordot(area[..., number], image, 2))
+            for image, area in zip(positive[0], areas, strict=True)
+        )
+        places = (logits.argmax(axis=-1) == number) & among
+        if number == 2:
+            assert not places.any()
+            places[4, 1] = True
+        expected = unit(supports) @ unit(positive[1][places].sum(axis=0))
+        np.testing.assert_allclose(found[number - 1], expected, atol=1e-5)
+    everywhere = training_free.likeness(bank, query, logits, None, jax.nn.relu)
+    assert abs(everywhere[0] - found[0]) > 1e-3
+    for_all = training_free.likeness(bank, query, logits, np.ones((6, 6), bool), jax.nn.relu)
+    np.testing.assert_array_equal(everywhere, for_all)
+
+
+def test_a_backbone_without_its_last_relu_gets_it_for_the_likeness_alone():
+    features = np.random.default_rng(3).normal(size=(1, 2, 6, 6, CHANNELS)).astype(np.float32)
+    label = np.zeros((1, 2, 6, 6), np.uint8)
+    label[..., 2:5, 1:4] = 1
+    query = np.random.default_rng(4).normal(size=(6, 6, CHANNELS)).astype(np.float32)
+    logits = np.random.default_rng(5).normal(size=(6, 6, 2)).astype(np.float32)
+
+    def likeness(backbone, features, query):
+        model = PANet(backbone=backbone, prototypes="positions")
+        bank = model.apply({}, features, label, method="summarise")
+        return model.apply({}, bank, query, logits, method="likeness")
+
+    vgg = create_backbone("vgg16", "float32")
+    rectified = np.maximum(features, 0), np.maximum(query, 0)
+    expected = likeness(None, *rectified)
+    np.testing.assert_allclose(likeness(vgg, features, query), expected, atol=1e-6)
+    assert abs(likeness(None, features, query) - expected) > 1e-3
+    assert MEAN.apply({}, features, query, logits, method="likeness") is None

@@ -9,6 +9,8 @@ from fsseg_jax.config import default_config
 from fsseg_jax.episode import UNLABELLED
 from fsseg_jax.prediction import calibration
 from fsseg_jax.prediction.calibration import (
+    BORDER,
+    LIKENESS,
     MARGIN,
     THRESHOLDS,
     Calibration,
@@ -98,10 +100,27 @@ def test_the_border_of_absence_is_between_images_with_and_without_the_class():
             if abs(near - (y, x)).max(axis=1).min() > round(MARGIN * 4 * SIZE)
         ]
         backgrounds.append(scores(one.logits[*np.transpose(far)][:, None])[0])
-    # Four fifths of the way, as other images score higher than backgrounds.
-    assert border == pytest.approx(
-        np.average([*map(np.mean, (backgrounds, with_it))], weights=[1, 4])
+    # Most of the way, as other images score higher than backgrounds.
+    means = np.mean(backgrounds), np.mean(with_it)
+    assert border == pytest.approx(np.average(means, weights=[1 - BORDER, BORDER]))
+
+
+def test_likeness_moves_images_and_the_border_alike():
+    several = [*map(enlarged, map(drawn, range(4)))]
+    border, slope = presence(several, 1)
+    by_likeness = [
+        one._replace(likeness=np.array([0.8]), backgrounds=np.array([0.2])) for one in several
+    ]
+    moved, steeper = presence(by_likeness, 1)
+    assert moved == pytest.approx(
+        border + LIKENESS * np.average([0.2, 0.8], weights=[1 - BORDER, BORDER])
     )
+    assert steeper != slope
+    known = plain(1)._replace(absence=np.array([moved]), slopes=np.array([1.0]))
+    logits = several[0].logits
+    assert known.weights(logits, np.array([0.8]))[1] > 0
+    assert known.weights(logits, np.array([0.2]))[1] == 0
+    assert known.confidence(logits, np.array([0.8])) > 1 - known.confidence(logits, np.array([0.2]))
 
 
 @pytest.mark.parametrize("others", [1, 3])
