@@ -371,6 +371,9 @@ class Loop:
         self.stop.at_once = False
         known = {f"selection/{name}": x for name, x in scores.items() if x is not None}
         self.summaries.add(known, step)
+        for s in self.selections:
+            pictures = {f"{s.which}_classes/{n}": x for n, x in enumerate(s.pictures)}
+            self.summaries.add_pictures(pictures, step)
         paused = time.perf_counter() - paused  # not counted as training time
         self.log_time, self.began = self.log_time + paused, self.began + paused
 

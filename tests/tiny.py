@@ -47,5 +47,6 @@ def get_config():
         save_every=2,
         eval_every=3,
         eval_episodes=6,
+        eval_pictures=0,
     )
     return config

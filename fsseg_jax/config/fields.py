@@ -240,6 +240,9 @@ FIELDS: dict[str, Field] = {
         1000, "Steps between evaluations that select the best checkpoint.", least=1
     ),
     "train.eval_episodes": Field(500, "Episodes of each of these evaluations.", least=1),
+    "train.eval_pictures": Field(
+        4, "Of these, how many are drawn for TensorBoard with their predictions.", least=0
+    ),
     "train.select_on": Field(
         "base",
         "Classes that select the best checkpoint: base (validation images of training classes), "

@@ -1,8 +1,11 @@
 """Selection of the best checkpoints of a training."""
 
+import functools
 import logging
 
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from fsseg_jax.data.source import Source
@@ -11,6 +14,7 @@ from fsseg_jax.evaluation.evaluator import Evaluator
 from fsseg_jax.evaluation.metrics import best_threshold, run_metrics
 from fsseg_jax.evaluation.protocol import draw_episodes
 from fsseg_jax.evaluation.scorer import THRESHOLDS
+from fsseg_jax.evaluation.strips import strip
 from fsseg_jax.models import Method
 from fsseg_jax.training.checkpoints import Checkpoints, selected
 from fsseg_jax.training.state import TrainState
@@ -53,6 +57,7 @@ class Selection:
         self.best = -1.0
         # Mean-IoU of the last state, for the learning curve.
         self.at_best_threshold: float | None = None
+        self.pictures: list[UInt8[np.ndarray, "height width 3"]] = []  # of some of its episodes
         if checkpoints.step(name) is not None:
             _, info = checkpoints.describe(name)
             if info["episodes_hash"] != self.episodes_hash:
@@ -70,6 +75,9 @@ class Selection:
         classes = self.evaluator.episodes.classes
         metrics = run_metrics(counts.borders[border], classes, self.names)
         mean_iou, beside = metrics["mean_iou"], ""
+        drawn = min(self.config.train.eval_pictures, len(classes))
+        evaluate = functools.partial(self.evaluator.example, state.variables, caches)
+        self.pictures = [strip(evaluate(row, title="", iou=np.nan)) for row in range(drawn)]
         if counts.thresholds is not None:
             threshold = best_threshold(counts.thresholds, classes, THRESHOLDS)
             column = counts.thresholds[:, THRESHOLDS.index(threshold)]

@@ -50,6 +50,8 @@ def read(workdir: pathlib.Path) -> dict[str, Curve]:
                     for step in [step for step in curve if step >= event.step]:
                         del curve[step]
             for value in event.summary.value:
+                if not value.HasField("simple_value"):  # a picture
+                    continue
                 point = Point(value.simple_value, event.wall_time)
                 curves.setdefault(value.tag, {})[event.step] = point
     return curves

@@ -7,15 +7,17 @@ import socket
 import time
 from collections.abc import Mapping
 
+import numpy as np
+from jaxtyping import UInt8
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar
+from tensorboardX.summary import image, scalar
 
 logger = logging.getLogger(__name__)
 
 
 class Summaries:
-    """A file of curves, which is written at once.
+    """A file of curves and pictures, which is written at once.
 
     tensorboardX's own `SummaryWriter` writes in a thread, and waits for that forever once it has
     failed, as it does when the disk is full. Here a failure is a warning, and training goes on
@@ -45,6 +47,13 @@ class Summaries:
         self._write(
             *(Event(step=step, summary=scalar(name, value)) for name, value in values.items())
         )
+
+    def add_pictures(
+        self, pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]], step: int
+    ) -> None:
+        """Writes pictures by name."""
+        parts = (image(name, picture, dataformats="HWC") for name, picture in pictures.items())
+        self._write(*(Event(step=step, summary=part) for part in parts))
 
     def _write(self, *events: Event) -> None:
         if self._file is None:
