@@ -9,6 +9,7 @@ leads to the page of the site that the file has become, or to the file in the re
 import pathlib
 import posixpath
 import re
+import tomllib
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
@@ -42,6 +43,13 @@ def index(pages: list[Page]) -> str:
             first = re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
             lines.append(f"| [`{name}`]({place}#{name}) | {first} |")
     return "\n".join([*lines, ""])
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Says where the repository is."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    config.repo_url, config.repo_name = project["urls"]["Repository"], "GitHub"
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from fsseg_jax.prediction.loading import load
     from fsseg_jax.prediction.segmenter import Segmenter
 
-__version__ = "0.2.0"
+    __version__: str
+
 __all__ = ["Episode", "Segmenter", "forward", "load"]
 
 # Imported when they are used, since JAX, Flax and all else take seconds, and `fsseg --help` and
@@ -29,6 +30,8 @@ avoid_corruption()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     try:
@@ -40,4 +43,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    """What was installed: the tag in git, or 0.0.0 where there is none and nothing is installed."""
+    from importlib import metadata  # takes as long as all else here
+
+    try:
+        return metadata.version(__name__)
+    except metadata.PackageNotFoundError:
+        return "0.0.0"

@@ -96,7 +96,7 @@ def progress(
     initial: int = 0,
     nested: bool = False,
     quiet: bool = False,
-) -> "Lines | tqdm[Any]":
+) -> "Lines | tqdm":
     """A context in which progress is reported by its `update`.
 
     Args:
@@ -133,6 +133,6 @@ def tracked(
             counted.update()
 
 
-def tracked_file(file: Any, method: str, counted: "Lines | tqdm[Any]") -> Any:
+def tracked_file(file: Any, method: str, counted: "Lines | tqdm") -> Any:
     """The file; what its method `read` or `write` handles is counted."""
     return CallbackIOWrapper(counted.update, file, method)

@@ -3,17 +3,28 @@
 import pathlib
 import re
 
+import pytest
 import yaml
-
-import fsseg_jax
+from commands import run
 
 CLONE = pathlib.Path(__file__).parent.parent
 
 
-def test_the_version_has_notes_and_is_the_one_to_cite():
+def released():
+    """The versions and dates of the notes, the newest first."""
     notes = (CLONE / "CHANGELOG.md").read_text("utf-8")
-    released = re.findall(r"^## ([\d.]+) \((\d{4}-\d\d-\d\d)\)$", notes, re.MULTILINE)
-    assert released == sorted(released, reverse=True)
+    return re.findall(r"^## ([\d.]+) \((\d{4}-\d\d-\d\d)\)$", notes, re.MULTILINE)
+
+
+def test_the_version_to_cite_is_the_newest_that_has_notes():
+    versions = [[int(part) for part in version.split(".")] for version, _ in released()]
+    assert versions == sorted(versions, reverse=True)
     cited = yaml.safe_load((CLONE / "CITATION.cff").read_text("utf-8"))
-    newest = (cited["version"], str(cited["date-released"]))
-    assert newest == released[0] == (fsseg_jax.__version__, released[0][1])
+    assert (cited["version"], str(cited["date-released"])) == released()[0]
+
+
+def test_every_tag_has_notes():
+    if not (CLONE / ".git").exists():
+        pytest.skip("tags are git's")
+    tags = set(run("git", "-C", CLONE, "tag", "--list", "v*").stdout.split())
+    assert tags <= {f"v{version}" for version, _ in released()}

@@ -11,13 +11,14 @@ import pytest
 from fsseg_jax.evaluation.published import TABLES
 
 CLONE = pathlib.Path(__file__).parent.parent
-PARTS = ("fsseg_jax", "configs", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("fsseg_jax", "configs", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 BUILD = "import setuptools.build_meta as m, sys; m.build_wheel(sys.argv[1])"
 
 
 def test_an_installed_wheel_shows_a_table_with_what_is_missing(tmp_path):
     """In a folder outside any clone."""
     pytest.importorskip("setuptools", minversion="77")
+    pytest.importorskip("setuptools_scm")
     pytest.importorskip("pip")
     source, elsewhere, venv = tmp_path / "source", tmp_path / "elsewhere", tmp_path / "venv"
     elsewhere.mkdir()

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -144,10 +145,26 @@ def test_all_notebooks_are_tested():
     assert {path.stem for path in NOTEBOOKS} == NAMES
 
 
+@pytest.mark.parametrize("extra", ["", "[tpu]"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_without_the_package_the_address_is_asked_for(path, monkeypatch):
+def test_the_published_package_is_installed_only_where_there_is_none(path, extra, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
-    install = next(cell.source for cell in notebook.cells if "REPOSITORY = " in cell.source)
+    cell = next(cell.source for cell in notebook.cells if "EXTRA = " in cell.source)
+    assert 'EXTRA = ""' in cell
+    code = TransformerManager().transform_cell(cell.replace('EXTRA = ""', f"EXTRA = {extra!r}"))
+    called = []
+
+    def install():
+        """Runs the cell where IPython notes its commands; returns what they were."""
+        called.clear()
+        names = {"get_ipython": lambda: SimpleNamespace(run_line_magic=note)}
+
+        def note(command, line):
+            called.append((command, line.format(**names)))
+
+        exec(code, names)
+        return called
+
+    assert install() == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="put its address into REPOSITORY"):
-        exec(TransformerManager().transform_cell(install), {})
+    assert install() == [("pip", f'install --quiet "fsseg_jax{extra}"')]
