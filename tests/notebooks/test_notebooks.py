@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = {"anatomy", "own_photos", "panet_table1"}
+PICTURES = {"anatomy": 5, "own_photos": 7, "panet_table1": 2}  # that each shows
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_own_photos_trains_segments_and_saves(execute, tmp_path):
     assert (folder / "run" / "evaluation" / "report.html").is_file()
     for file in ("config.json", "model.safetensors", "README.md"):
         assert (folder / "model" / file).is_file()
-    assert pictures == 7
+    assert pictures == PICTURES["own_photos"]
 
 
 def test_table_is_printed_with_what_is_missing(execute, tmp_path):
@@ -99,7 +99,7 @@ def test_table_is_printed_with_what_is_missing(execute, tmp_path):
     text = (tmp_path / "runs" / "tables" / "panet-1" / "table.txt").read_text()
     # The star says that its training or its images are not those of the paper.
     assert re.search(rf"{trained['0']:.1f}\* +missing +missing +missing +-", text)
-    assert pictures == 2
+    assert pictures == PICTURES["panet_table1"]
 
 
 def test_anatomy_measures_both_methods(execute):
@@ -124,25 +124,31 @@ def test_anatomy_measures_both_methods(execute):
     assert ious.shape == (8, 5)
     assert ((ious >= 0) & (ious <= 100)).all()
     assert len(found["changed"]) == 4
-    assert pictures == 5
+    assert pictures == PICTURES["anatomy"]
 
 
 # ----------------------------------------------------------------------------- the files
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_notebooks_are_valid_and_hold_no_outputs(path):
+def test_committed_notebooks_are_valid_and_show_what_they_do(path):
+    """Their outputs are those of one run from top to bottom, by `.ci/notebooks.py`."""
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert notebook.nbformat == 4
     assert notebook.metadata.kernelspec.name == "python3"
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.outputs for cell in cells] == [[]] * len(cells)
-    assert {cell.execution_count for cell in cells} == {None}
+    assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data"}
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == PICTURES[path.stem]
+    shown = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert not re.search(r"Traceback|/tmp/|/home/|/root/", shown)
+    assert path.stat().st_size < 3 * 2**20
 
 
 def test_all_notebooks_are_tested():
-    assert {path.stem for path in NOTEBOOKS} == NAMES
+    assert {path.stem for path in NOTEBOOKS} == {*PICTURES}
 
 
 @pytest.mark.parametrize("extra", ["", "[tpu]"])
