@@ -34,7 +34,8 @@ LEAST_BACKGROUND = 0.1
 MARGIN = 0.06
 # Where the border between images with and without the class is, from the score of backgrounds (0)
 # to that of images with it (1): other images score higher than the backgrounds of the supports. Of
-# 0.5 to 0.9, 0.8 is best where three of eight images do not show the class (docs/figures.md).
+# 0.5 to 0.9, 0.6 to 0.8 are as good where three of eight images do not show the class, and 0.8
+# marks the fewest of these (docs/figures.md).
 BORDER = 0.8
 SHARPNESS = np.geomspace(0.1, 100, 121)  # factors of logits that are tried
 
