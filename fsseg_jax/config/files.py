@@ -67,6 +67,8 @@ def load_config(path: str) -> ConfigDict:
         argument = []
     if not os.path.isfile(path):
         hint = "." if path.endswith(".py") else f"; choose one of {', '.join(config_names())}."
+        if (stem := pathlib.Path(path).stem) in config_names():  # without a clone, say
+            hint = f"; the library's own is --config={stem}."
         raise UserError(f"--config = {path}: there is no such file{hint}")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:

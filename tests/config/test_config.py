@@ -372,5 +372,7 @@ def test_a_configuration_is_loaded_by_its_name(tmp_path, monkeypatch):
     for name in ("panet_vgg16", "shapes:canet"):
         assert load_config(name).to_dict() == load_config(config_file(name)).to_dict()
     assert "there is no such file; choose one of canet" in message_of(load_config, "panet")
+    own = message_of(load_config, "elsewhere/panet_vgg16.py")
+    assert own.endswith("there is no such file; the library's own is --config=panet_vgg16.")
     (tmp_path / "panet_vgg16").write_text("no Python")  # a file comes first
     assert "must be a Python file" in message_of(load_config, "panet_vgg16")
