@@ -174,3 +174,30 @@ def test_the_published_package_is_installed_only_where_there_is_none(path, extra
     assert install() == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert install() == [("pip", f'install --quiet "fsseg_jax{extra}"')]
+
+
+# ----------------------------------------------------------------------------- the comparison
+
+
+def shown(text="", pictures=0):
+    """A notebook of one cell that shows this."""
+    v4 = nbformat.v4
+    outputs = [v4.new_output("display_data", {"image/png": ""}) for _ in range(pictures)]
+    outputs.append(v4.new_output("stream", name="stdout", text=text))
+    return v4.new_notebook(cells=[v4.new_code_cell("", outputs=outputs)])
+
+
+def test_ci_tells_figures_and_pictures_that_are_others():
+    spec = importlib.util.spec_from_file_location("ci_notebooks", ROOT / ".ci" / "notebooks.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    before = shown("mean-IoU 50.0 on base classes, in 3 s\nquery iou 20.5", pictures=2)
+    same = shown("mean-IoU 57.5 on base classes, in 9 s\nquery iou 12.0", pictures=2)
+    assert program.differences(before, same, 10.0) == []
+    for other in (
+        shown("mean-IoU 62.0\nquery iou 20.5", 2),
+        shown("mean-IoU 50.0", 2),
+        shown("mean-IoU 50.0\nquery iou 20.5", 1),
+    ):
+        assert len(program.differences(before, other, 10.0)) == 1
+    assert {*program.SETTINGS} == {*PICTURES}
