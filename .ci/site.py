@@ -26,7 +26,11 @@ MOVED = {
     "configs/README.md": "configs.md",
     "launch/README.md": "launch.md",
 }
-LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
+# A link, or a block of code, in which there is none.
+LINK = re.compile(
+    r"^(?P<fence>`{3,}).*?^(?P=fence)$|(?P<before>!?\[[^\]]*\]\()(?P<target>[^)\s]+)(?P<after>\))",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def index(pages: list[Page]) -> str:
@@ -68,9 +72,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = {new: old for old, new in MOVED.items()}.get(place, f"docs/{place}")
 
     def led(match: re.Match[str]) -> str:
-        before, target, after = match.groups()
-        path, hash_, anchor = target.partition("#")
-        if "://" in target or not path:
+        before, target, after = match.group("before", "target", "after")
+        path, hash_, anchor = (target or "").partition("#")
+        if not path or "://" in target:
             return match.group()
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
         if (ROOT / path / "README.md").is_file() and f"{path}/README.md" in MOVED:

@@ -13,7 +13,8 @@ its reason, and the others continue.
     --dry_run                 lists what would be done, and how long it takes
     --minutes=N               shortens all trainings so that everything fits into this time
     --episodes=N              shortens all trainings to so many episodes each
-    --checkpoints=DIR         writes the trained models, with model cards, as save_pretrained does
+    --checkpoints=DIR         writes the trained models, as save_pretrained does, with model cards
+                              and an overview of all models in DIR, DIR/README.md
     --weights=vgg16=FILE,...  reads pretrained weights from files instead of from the hub
     --at_once=N               number of simultaneous trainings; by default one on each GPU
 

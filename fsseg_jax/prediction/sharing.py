@@ -301,12 +301,9 @@ segmenter = fsseg_jax.load("hf://{address}")  # or a folder
 def _training(config: ConfigDict, trained: bool | None) -> str:
     """Sentences about how a model was trained."""
     if trained is not False:
-        data = config.data.tfds.name if config.data.name == "tfds" else config.data.name
-        own_folds = config.data.name not in ("folder", "tfds")
-        held_out = f"fold {config.data.fold} of {data} was"
-        if not own_folds and config.data.folds == 0:
-            held_out = f"no class of {data} was"
-        return f"It was trained for {config.ways}-way {config.shots}-shot; {held_out} held out."
+        data, fold = held_out(config)
+        what = f"no class of {data}" if fold is None else f"fold {fold} of {data}"
+        return f"It was trained for {config.ways}-way {config.shots}-shot; {what} was held out."
     weights = "random weights"
     if config.init:
         weights = f"the pretrained weights of {pathlib.PurePath(config.init).name}"
@@ -314,3 +311,11 @@ def _training(config: ConfigDict, trained: bool | None) -> str:
     if config.model.get("prototypes", "mean") == "mean":
         return told
     return f"{told} All positions of the supports stand for their class, not only their mean."
+
+
+def held_out(config: ConfigDict) -> tuple[str, int | None]:
+    """The name of the data that a model was trained on, and the fold whose classes were held out;
+    None if it was trained on all classes."""
+    data = config.data
+    whole = data.name in ("folder", "tfds") and data.folds == 0
+    return data.tfds.name if data.name == "tfds" else data.name, None if whole else data.fold

@@ -9,24 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fsseg_jax.errors import UserError
-from fsseg_jax.evaluation.published import Table
 from fsseg_jax.evaluation.summary import summary
 from fsseg_jax.evaluation.tables.cells import Cell, Place, Run, config_path, find_runs, forget, keep
-from fsseg_jax.evaluation.tables.report import (
-    CURVES,
-    collect,
-    training_facts,
-    training_words,
-    write,
-)
-from fsseg_jax.prediction import sharing
+from fsseg_jax.evaluation.tables.report import CURVES, collect, write
 from fsseg_jax.prediction.loading import load
+from fsseg_jax.reproduction import zoo
 from fsseg_jax.reproduction.agenda import Agenda
 from fsseg_jax.reproduction.plan import DONE, Training
 from fsseg_jax.reproduction.processes import Failure, Stopped, run_program
 from fsseg_jax.training import curves
-
-LICENCE = "apache-2.0"  # of this library and of the models
 
 logger = logging.getLogger("fsseg_jax.reproduce")
 
@@ -189,7 +180,7 @@ class Reproduction:
             return Cell(place, self.agenda.runs.get(place), failure=why)
 
     def _export(self, run: Run, models: pathlib.Path) -> None:
-        """Writes a trained model with a model card."""
+        """Writes a trained model into the folder of models."""
         agenda = self.agenda
         with self._lock:
             own = [place for place, other in agenda.runs.items() if other == run]
@@ -201,48 +192,5 @@ class Reproduction:
             model = load(run.folder, checkpoint=which, platform="cpu")
             model.config.platform = ""  # the model may be used on another platform
             name = agenda.planner.name(own[0])
-            about = card(tested, agenda.table)
-            sharing.save(
-                models / name, model.config, model.variables, name, about, LICENCE, model.trained
-            )
+            zoo.add(models, name, model, tested, agenda.table)
             logger.info("model: %s", models / name)
-
-
-def card(cells: Sequence[Cell], table: Table) -> str:
-    """Sections of a model card: training, figures with their protocols, and terms.
-
-    Args:
-        cells: cells of one run, with results.
-    """
-    run, first = cells[0].run, cells[0].results
-    assert run is not None
-    assert first is not None
-    config = run.config
-    head = ("test", "mean-IoU, %", "the paper's", "weights", "episodes", "protocol")
-    rows = [head, ["---"] * len(head)]
-    for cell in cells:
-        results, (row, setting, fold) = cell.results or {}, cell.place
-        paper = row.published.get((setting, fold, "mean_iou"))
-        figures = [f"{results['mean_iou']:.1f}", "" if paper is None else str(paper)]
-        listed = f"{len(results['runs'])} x {results['episodes']}, {results['episodes_hash']}"
-        known = [results["checkpoint"], listed, results["protocol"]["hash"]]
-        rows.append([str(cell.place), *figures, *known])
-    weights = pathlib.Path(config.init).name if "." in config.init else config.init
-    of = f" and pretrained weights ({weights})" if weights else ""
-    figures = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"""## Training
-
-For "{table.title}", row {cells[0].place.row.label}: {training_words(training_facts(cells[0]))}.
-These are the weights of {first["checkpoint"]}.
-
-## Figures
-
-On classes that training did not see:
-
-{figures}
-
-## Terms
-
-The library and these files are licensed under Apache-2.0. They are derived from images of
-{config.data.name}{of}, which have their own terms.
-"""
