@@ -240,10 +240,8 @@ def likeness(
         activation: as in `fit`.
     """
     scores = jnp.moveaxis(logits, -1, 0)
-    # The greatest of the others, without a comparison of each with each: it is the greatest of all,
-    # or, for that one, the second.
-    first, second = jnp.sort(scores, axis=0)[:-3:-1]
-    margins = jnp.where(scores == first, first - second, scores - first)[1:]
+    own = jnp.eye(len(scores), dtype=bool)[:, :, None, None]
+    margins = (scores - jnp.where(own, -jnp.inf, scores).max(axis=1))[1:]
     if among is not None:
         margins = jnp.where(among, margins, -jnp.inf)
     found = margins >= jnp.minimum(margins.max(axis=(1, 2), keepdims=True), 0)

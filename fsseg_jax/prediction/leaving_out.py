@@ -1,5 +1,6 @@
 """Predicts each support from the others: how good predictions are, before there are any."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,14 +79,10 @@ def leave_out(
         query = jax.tree.map(lambda x: x[0, 0], encoded[i])
         segmented = programs.segment_encoded(variables, summary, labels, query, shown.images[i])
         one = of_square(segmented, shown.images[i], shown.labels[i], i, align_corners)
-        if segmented.likeness is None:
-            found.append(one)
-            continue
-
-        def likeness(among: np.ndarray, known: Any = (summary, query, segmented.logits)) -> Any:
-            return programs.likeness(variables, *known, among)
-
-        found.append(_with_backgrounds(one, likeness))
+        if segmented.likeness is not None:
+            known = variables, summary, query, segmented.logits
+            one = _with_backgrounds(one, functools.partial(programs.likeness, *known))
+        found.append(one)
     return found
 
 

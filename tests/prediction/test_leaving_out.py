@@ -6,7 +6,8 @@ from helpers import message_of
 from prediction.segmenters import draw_episode, make_segmenter
 from scipy import stats
 
-from fsseg_jax.prediction.calibration import LeftOut
+from fsseg_jax.episode import normalise
+from fsseg_jax.prediction.calibration import LeftOut, background
 from fsseg_jax.prediction.fitted import Shown, of_use
 from fsseg_jax.prediction.leaving_out import (
     VIEWS,
@@ -37,6 +38,31 @@ def test_a_support_is_predicted_as_if_the_others_had_been_shown(method):
     expected = segmenter._segment(segmenter.fitted, shown.images[2:], 1).logits[0]
     np.testing.assert_allclose(found[2].logits, expected, atol=1e-4)
     np.testing.assert_array_equal(found[2].label, shown.labels[2])
+
+
+def test_likenesses_are_those_of_the_whole_support_and_of_what_is_far_from_the_class():
+    segmenter = make_segmenter(prototypes="positions")
+    images, labels = supports(3)
+    labels[:] = 0
+    labels[:, 4:10, 6:12] = 1  # the rest of the image is far away
+    segmenter.fit([*images], [*labels])
+    programs, shown = segmenter._programs, segmenter.fitted.shown
+    encoded = [programs.encode(segmenter.variables, x[None, None]) for x in shown.images]
+    found = leave_out(programs, segmenter.variables, shown, encoded, 3, False)[2]
+    others = [0, 1, 0]
+    segmenter.fit([images[i] for i in others], [labels[i] for i in others])
+    whole = segmenter._segment(segmenter.fitted, shown.images[2:], 1)
+    assert found.likeness == pytest.approx(whole.likeness[0], abs=1e-5)
+    far = np.ones((8, 8), bool)  # at stride 4, where the margin is no position wide
+    far[1:3, 1:3] = False
+    np.testing.assert_array_equal(background(found, 1), far)
+    query = segmenter.model.apply(
+        segmenter.variables, normalise(shown.images[2].astype(np.float32)), method="encode"
+    )
+    given = segmenter.fitted.summary, query, whole.logits[0], far
+    alone = segmenter.model.apply(segmenter.variables, *given, method="likeness")
+    assert found.backgrounds == pytest.approx(np.asarray(alone), abs=1e-5)
+    assert abs(found.backgrounds - found.likeness) > 1e-4
 
 
 @pytest.mark.parametrize("shape", [(20, 32), (32, 20)])
