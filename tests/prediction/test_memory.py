@@ -115,6 +115,6 @@ def test_a_device_whose_memory_is_full_is_told(shown, images, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     segmenter = make_segmenter(fit="letterbox").fit(*shown)
-    monkeypatch.setitem(vars(segmenter._programs), "logits", full)
+    monkeypatch.setitem(vars(segmenter._programs), "segment", full)
     message = message_of(segmenter.predict, images[:3], batch_size=4)
     assert "4 images at once, of 32 pixels a side, need more memory than the devices" in message
