@@ -37,7 +37,7 @@ TRAINED, SUPPORTS = "trained", "supports"
 CHANGED = f"copy it again, or remove {CHECKSUMS} from {CONFIG} if the change is intended"
 VERSION = 3  # of the format; 1 had no checksums, and 2 none of TRAINED and SUPPORTS
 # What looking into a file of anything may raise.
-_DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
+_DAMAGED = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 # What huggingface_hub raises: errors of HTTP (whose library depends on the version), connections,
 # files, names and uploads.
 _HUB_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)

@@ -232,6 +232,13 @@ def test_a_changed_field_is_told_unless_it_is_meant(tiny, tmp_path):
     assert config.seed == 3
 
 
+def test_a_number_too_large_for_its_field_is_told(tiny):
+    fields = json.loads(tiny[1]["config.json"])
+    fields["train"]["learning_rate"] = 10**400  # JSON has integers of any length
+    fields["checksums"].pop("config.json")
+    read_changed(tiny, "config.json", json.dumps(fields).encode())
+
+
 @FUZZ
 @given(data=st.data())
 def test_any_configuration_is_read_or_told(tiny, data):
