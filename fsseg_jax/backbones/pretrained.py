@@ -184,7 +184,7 @@ def first_sentence(error: Exception) -> str:
 
 def _read_pytorch(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             f"init = {path}: PyTorch's format needs PyTorch: pip install torch, or give a "

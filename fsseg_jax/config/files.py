@@ -106,7 +106,7 @@ def _reason(error: BaseException, path: str | None) -> str:
     first, *others = str(next(iter(error.args), "")).splitlines() or [""]
     # The lines between the two are ml_collections's copy of the whole config.
     words = " ".join([first.split(" Other fields present")[0], *others[-1:]]).rstrip(".")
-    telling = words and isinstance(error, AttributeError | KeyError)
+    telling = " " in words and isinstance(error, AttributeError | KeyError)
     reason = words if telling else f"{type(error).__name__}: {words}".rstrip(": ")
     return f"line {line}: {reason}" if line else reason
 

@@ -321,6 +321,12 @@ def support_masks(
 def support_labels(
     label: UInt8[AnyArray, "way shot height width"],
 ) -> UInt8[Array, "way shot height width"]:
-    """One binary label per support: 1 for its own way, 0 elsewhere, 255 ignored or unmarked."""
+    """One binary label per support: 1 for its own way, 0 elsewhere, 255 ignored or unmarked.
+
+    Examples:
+        >>> label = jnp.array([[[[0, 1, 2, 255, 254]]]], jnp.uint8)  # of way 0, whose class is 1
+        >>> support_labels(label).tolist()
+        [[[[0, 1, 0, 255, 255]]]]
+    """
     unknown = (label == IGNORE) | (label == UNLABELLED)
     return jnp.where(unknown, IGNORE, support_masks(label)).astype(jnp.uint8)

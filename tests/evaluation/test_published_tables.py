@@ -43,7 +43,7 @@ def test_every_table_of_such_figures_is_there():
     assert list(PUBLISHED) == [
         f"{method}-{number}" for method, count in tables.items() for number in range(1, count + 1)
     ]
-    assert {table.paper.method for table in PUBLISHED.values()} == set(METHODS)
+    assert {table.paper.method for table in PUBLISHED.values()} == set(tables) <= set(METHODS)
 
 
 @EACH_TABLE

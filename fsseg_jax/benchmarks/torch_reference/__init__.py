@@ -64,7 +64,7 @@ def build(
         raise UserError(f"dtype = {dtype!r}: choose float32 or bfloat16.")
     if not tuned and (dtype != "float32" or compile):
         raise UserError("the straightforward form is float32 and not compiled: set tuned = True.")
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     from fsseg_jax.benchmarks.torch_reference import canet, panet
 

@@ -1,5 +1,8 @@
 """VGG-16 as PANet changes it, and ResNet-50 at stride 8, under torchvision's names."""
 
+# pyright: reportMissingImports=false
+# (PyTorch is no dependency.)
+
 import itertools
 from typing import Any
 

@@ -1,5 +1,8 @@
 """CANet in both forms."""
 
+# pyright: reportMissingImports=false
+# (PyTorch is no dependency.)
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -1,5 +1,8 @@
 """PANet in both forms."""
 
+# pyright: reportMissingImports=false
+# (PyTorch is no dependency.)
+
 import dataclasses
 from collections.abc import Iterable
 from typing import Any

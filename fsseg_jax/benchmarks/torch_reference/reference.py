@@ -1,5 +1,8 @@
 """What the methods and forms share: weights, episodes as tensors, prediction, training steps."""
 
+# pyright: reportMissingImports=false
+# (PyTorch is no dependency.)
+
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
